@@ -1,0 +1,506 @@
+"""The only code that writes or trusts files.
+
+A saved thing is a folder with a manifest, `kerasim.json`, that names each of its files with
+size and SHA-256. It is written beside its place, synced to disk and swapped in whole, so that
+a crash leaves the old one or the new one; it is checked against its manifest before anything
+in it is used.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kerasim import __version__
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+
+SCHEMA = 1
+MANIFEST = "kerasim.json"
+_MANIFEST_BYTES = 16 * 2**20
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an artefact says of itself.
+
+    Attributes:
+        kind: What was saved, such as "neighbor_index".
+        files: Name to `{"size": bytes, "sha256": hex}` for each file of the folder.
+        info: What the saved thing needs beside its files; JSON values.
+        fingerprint: That of the embedder whose vectors it holds, or None.
+        versions: Of kerasim, Keras, NumPy and Python when it was written.
+        schema: Layout of the folder.
+    """
+
+    kind: str
+    files: dict
+    info: dict
+    fingerprint: str | None
+    versions: dict
+    schema: int = SCHEMA
+
+
+def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprint=None) -> Path:
+    """Writes an artefact whole or not at all.
+
+    Args:
+        path: Folder to write. One of the same kind is replaced; any other folder is refused.
+        kind: What is saved.
+        fill: Called with an empty folder, beside `path`, in which it puts the files.
+        info: JSON values kept in the manifest.
+        fingerprint: That of the embedder whose vectors are saved.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ArtifactError: If the folder holds something else, or cannot be written. What stood
+            there before is unchanged.
+    """
+    path = check_path("path", path)
+    aside = _aside(path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and aside.exists():
+            os.rename(aside, path)
+        _refuse_to_replace(path, kind)
+        _sweep(path)
+        temporary.mkdir()
+        fill(temporary)
+        files = {name: _describe(temporary / name) for name in _names(temporary)}
+        manifest = Manifest(kind, files, info or {}, fingerprint, _versions())
+        (temporary / MANIFEST).write_bytes(_encode(manifest))
+        for folder, _, names in os.walk(temporary, topdown=False):
+            for name in (*names, "."):
+                _sync(os.path.join(folder, name))
+        _swap(temporary, path, aside)
+        _sync(path.parent)
+    except OSError as error:
+        raise _write_error(path, temporary, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def write_file(path, content: bytes) -> Path:
+    """Writes a single file whole or not at all: a table, a page, a figure."""
+    path = check_path("path", path)
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        temporary.write_bytes(content)
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _write_error(path, temporary, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def read(path, kind: str, load: Callable[[Path, Manifest], object], fingerprint=None):
+    """Checks an artefact against its manifest, then loads it.
+
+    Args:
+        path: Folder that `write` made.
+        kind: What it must hold.
+        load: Called with the folder and its manifest once every file has been checked.
+        fingerprint: If given, that of the embedder that the artefact must belong to.
+
+    Returns:
+        What `load` returns. A folder replaced meanwhile is read again, never half and half.
+
+    Raises:
+        ArtifactError: If it is missing, damaged, of another kind, version or embedder.
+    """
+    path = check_path("path", path)
+    for _ in range(20):
+        folder = path if path.exists() or not _aside(path).exists() else _aside(path)
+        before = _manifest_bytes(folder, kind)
+        try:
+            manifest = _check(folder, kind, before, fingerprint)
+            result = load(folder, manifest)
+            if _manifest_bytes(folder, kind) == before:
+                return result
+        except Exception as error:
+            with contextlib.suppress(ArtifactError):
+                if _manifest_bytes(path, kind) != before:
+                    continue
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(
+                f"{path} matches its manifest but cannot be loaded as {kind}: {error}. It was "
+                f"written by {_versions_of(manifest)}: use those versions or save it again."
+            ) from error
+    raise ArtifactError(
+        f"{path} was replaced 20 times while it was read: stop the writer and retry."
+    )
+
+
+def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
+    """Reads arrays from an `.npz` file, each wanted one at once and never unpickled.
+
+    Args:
+        path: The file.
+        keys: Names of the arrays, or None for all.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged, a key is missing or holds objects,
+            or the file claims over 256 MB at more than 100 times its own size.
+    """
+    path = check_file(path)
+    key = None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+        if claimed > max(256e6, 100 * path.stat().st_size):
+            raise ArtifactError(
+                f"{path} of {path.stat().st_size} bytes claims to hold {claimed} bytes: refused as "
+                "a decompression bomb. Save it again without compression if you trust it."
+            )
+        arrays = {}
+        with np.load(path, allow_pickle=False) as stored:
+            for key in stored.files if keys is None else keys:
+                arrays[key] = stored[key]
+        return arrays
+    except ArtifactError:
+        raise
+    except KeyError as error:
+        raise ArtifactError(
+            f"{path} has no array {key!r}: expected {list(keys or [])}. Check that it is the right file."
+        ) from error
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on damaged files
+        at = f", array {key!r}," if key else ""
+        raise ArtifactError(
+            f"{path}{at} is damaged or holds objects ({type(error).__name__}: {error}): fetch or "
+            "save it again as plain arrays."
+        ) from error
+
+
+def fingerprint(model) -> str:
+    """Returns a digest of a model's layers, settings and weights.
+
+    Two models with the same fingerprint give the same embeddings; preprocessing counts, for
+    it happens inside. It survives saving and loading.
+    """
+    digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())
+    for weight in model.weights:
+        digest.update(f"{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def architecture(model) -> dict:
+    """Returns a model's config with its layers' names replaced by their order.
+
+    Keras counts unnamed layers up through a process: `dense_4` may be `dense` in the next.
+    """
+    config = json.loads(model.to_json())["config"]
+    names: dict[str, str] = {}
+
+    def collect(node):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key == "name" and isinstance(value, str):
+                names.setdefault(value, f"#{len(names)}")
+            elif isinstance(value, (dict, list)):
+                collect(value)
+
+    def replace(node):
+        if isinstance(node, dict):
+            return {key: replace(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [replace(value) for value in node]
+        return names.get(node, node) if isinstance(node, str) else node
+
+    collect(config)
+    return replace(config)
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Holds the file `path` as a lock while the block runs; the system frees a dead holder's.
+
+    Raises:
+        ArtifactError: If another process, named in the message, holds it.
+    """
+    path = check_path("path", path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _write_error(path, path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
+            raise ArtifactError(
+                f"{path.parent} is in use by process {holder}: wait for it, stop it, or choose "
+                "another folder."
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_path(name: str, path) -> Path:
+    """Returns `path` absolute, else raises in the name of `name`."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentTypeError(
+            f"{name} must be a path. Received {path!r} of type {type(path).__name__}: pass a "
+            "string or pathlib.Path."
+        )
+    if not os.fspath(path) or "\0" in str(path):
+        raise ArgumentError(f"{name}={path!r} is not a path: pass the name of a file or folder.")
+    return Path(os.path.abspath(path))
+
+
+def check_file(path) -> Path:
+    """Returns `path` absolute if it is a regular file that can be opened."""
+    path = check_path("path", path)
+    shown = ascii(str(path))
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            with open(path, "rb"):
+                return path
+    except FileNotFoundError as error:
+        raise ArtifactError(f"There is no file {shown}: check the path.") from error
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot open {shown}: {error.strerror}. Check its permissions and those of its folder."
+        ) from error
+    what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    raise ArtifactError(f"{shown} is {what}: pass the path of a file.")
+
+
+def _check(folder: Path, kind: str, raw: bytes, fingerprint: str | None) -> Manifest:
+    manifest = _decode(folder, raw)
+    if manifest.kind != kind:
+        raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}: check the path.")
+    if fingerprint is not None and manifest.fingerprint != fingerprint:
+        raise ArtifactError(
+            f"{folder} was made with another embedder (fingerprint "
+            f"{str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}): embed the images "
+            "again with this embedder, or pass the one it was made with."
+        )
+    extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
+    if extra:
+        raise ArtifactError(
+            f"{folder} holds files that its manifest does not name: {extra[:5]}. Remove them."
+        )
+    for name, expected in manifest.files.items():
+        found = _describe(folder / name, expected["size"])
+        if found["size"] != expected["size"]:
+            raise ArtifactError(
+                f"{folder / name} is damaged: expected {expected['size']} bytes, found "
+                f"{found['size']}. Restore it from a copy or save it again."
+            )
+        if found != expected:
+            raise ArtifactError(
+                f"{folder / name} is damaged: its SHA-256 is not the manifest's. Restore it from "
+                "a copy or save it again."
+            )
+    return manifest
+
+
+def _manifest_bytes(folder: Path, kind: str) -> bytes:
+    try:
+        if not folder.exists():
+            raise ArtifactError(
+                f"There is no {kind} at {folder}: check the path or save one there."
+            )
+        if not folder.is_dir():
+            raise ArtifactError(
+                f"{folder} is not a folder: a saved {kind} is a folder with {MANIFEST}."
+            )
+        manifest = folder / MANIFEST
+        if not manifest.exists():
+            raise ArtifactError(
+                f"{folder} has no {MANIFEST}: kerasim did not write it, and will not trust it as a {kind}."
+            )
+        with open(check_file(manifest), "rb") as file:
+            return file.read(_MANIFEST_BYTES + 1)
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot read {folder}: {error.strerror}. Check its permissions."
+        ) from error
+
+
+def _encode(manifest: Manifest) -> bytes:
+    body = dataclasses.asdict(manifest)
+    return json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1).encode()
+
+
+def _decode(folder: Path, raw: bytes) -> Manifest:
+    damaged = f"{folder / MANIFEST} is damaged: restore the folder from a copy or save it again."
+    if len(raw) > _MANIFEST_BYTES:
+        raise ArtifactError(f"{folder / MANIFEST} is larger than {_MANIFEST_BYTES} bytes: refused.")
+    try:
+        body = json.loads(raw)
+        digest = body.pop("manifest_sha256")
+        newer = isinstance(body["schema"], int) and body["schema"] > SCHEMA
+        if digest == _digest(body) and newer:
+            raise ArtifactError(
+                f"{folder} has schema {body['schema']}, written by kerasim "
+                f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}: upgrade kerasim."
+            )
+        manifest = Manifest(**body)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ArtifactError(damaged) from error
+    if digest != _digest(body):
+        raise ArtifactError(damaged)
+    for name in manifest.files:
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise ArtifactError(f"{folder / MANIFEST} names {name!r}, outside its folder: refused.")
+    return manifest
+
+
+def _digest(body: dict) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _describe(path: Path, size: int | None = None) -> dict:
+    """Returns size and SHA-256 of a file; no SHA-256 if it is not `size` long."""
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise ArtifactError(f"{path} is not a regular file: refused.")
+        if size not in (None, found.st_size):
+            return {"size": found.st_size}
+        with open(path, "rb") as file:
+            return {
+                "size": found.st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{path} is missing: restore it from a copy or save it again."
+        ) from error
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: importlib.metadata.version(name) for name in ("keras", "numpy")}
+    return {"kerasim": __version__, **libraries, "python": platform.python_version()}
+
+
+def _versions_of(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes of this machine that died in mid-write left beside `path`."""
+    stray = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
+    for name in os.listdir(path.parent):
+        found = stray.fullmatch(name)
+        if found is None:
+            continue
+        try:
+            os.kill(int(found[1]), 0)
+        except ProcessLookupError:
+            left = path.parent / name
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        except (PermissionError, OverflowError):
+            pass  # alive, under another user
+
+
+def _refuse_to_replace(path: Path, kind: str) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    manifest = _decode(path, _manifest_bytes(path, kind))
+    if manifest.kind != kind:
+        raise ArtifactError(
+            f"{path} holds a {manifest.kind}: remove it or save the {kind} elsewhere."
+        )
+    extra = set(_names(path)) - set(manifest.files) - {MANIFEST}
+    if extra:
+        raise ArtifactError(
+            f"{path} holds files that kerasim did not write: {sorted(extra)[:5]}. Move them, or save elsewhere."
+        )
+
+
+def _sync(path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, path: Path, aside: Path) -> None:
+    """Puts the folder `new` at `path`; what stood there is then at `new`, or gone."""
+    if not path.exists():
+        os.rename(new, path)
+    elif not _exchange(new, path):
+        # Between these two calls readers find the old folder under its other name.
+        os.rename(path, aside)
+        os.rename(new, path)
+        shutil.rmtree(aside)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two names in one step; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if sys.platform == "darwin":
+        failed = libc.renamex_np(*names, 2)  # RENAME_SWAP
+    elif hasattr(libc, "renameat2"):
+        failed = libc.renameat2(-100, names[0], -100, names[1], 2)  # AT_FDCWD, RENAME_EXCHANGE
+    else:
+        return False
+    code = ctypes.get_errno()
+    if failed and code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise OSError(code, os.strerror(code), str(other))
+    return not failed
+
+
+def _write_error(path: Path, temporary: Path, error: OSError) -> ArtifactError:
+    if isinstance(error, ArtifactError):
+        return error
+    written = sum(
+        file.stat().st_size for file in (temporary, *temporary.rglob("*")) if file.is_file()
+    )
+    return ArtifactError(
+        f"Cannot write {path}: {error.strerror or error} ({written} bytes written so far). What "
+        "stood there before is unchanged: free space, check permissions or choose another folder."
+    )

@@ -1,0 +1,109 @@
+"""What goes wrong, said so that it can be mended: argument, what came, what was expected."""
+
+import math
+import numbers
+import operator
+
+import numpy as np
+
+
+class KerasimError(Exception):
+    """Base of all that kerasim raises on purpose."""
+
+
+class ArgumentError(KerasimError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class ArgumentTypeError(KerasimError, TypeError):
+    """An argument is of a kind that cannot be used."""
+
+
+class ArtifactError(KerasimError, OSError):
+    """A file or folder is missing, damaged, foreign, in use or cannot be written."""
+
+
+class ImageError(KerasimError, OSError):
+    """An image file cannot be decoded."""
+
+
+class DependencyError(KerasimError, OSError):
+    """An optional library is not installed."""
+
+
+class TrainingError(KerasimError, ValueError):
+    """A training run cannot go on: its loss or weights are not finite."""
+
+
+def check_integer(name: str, value, low: int = 1, high: int | None = None) -> int:
+    """Returns `value` as an `int` in `[low, high]`, else raises in the name of `name`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(
+            f"{name} must be an integer. Received {value!r} of type "
+            f"{type(value).__name__}: pass a whole number{_range(low, high)}."
+        )
+    if value < low or (high is not None and value > high):
+        raise ArgumentError(
+            f"{name}={value} is out of range: pass a whole number{_range(low, high)}."
+        )
+    return operator.index(value)
+
+
+def check_number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
+    """Returns `value` as a finite `float` in `[low, high]`, else raises in the name of `name`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(
+            f"{name} must be a number. Received {value!r} of type "
+            f"{type(value).__name__}: pass a number{_range(low, high)}."
+        )
+    if not (math.isfinite(value) and low <= value <= high):
+        raise ArgumentError(f"{name}={value} is out of range: pass a number{_range(low, high)}.")
+    return float(value)
+
+
+def check_choice(name: str, value, choices) -> None:
+    """Raises in the name of `name` unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(
+            f"{name}={value!r} is not known: pass one of {', '.join(map(repr, choices))}."
+        )
+
+
+def _range(low, high) -> str:
+    if high in (None, math.inf):
+        return "" if low == -math.inf else f", {low} or more"
+    return f" from {low} to {high}"
+
+
+def check_vectors(name: str, x, width: int | None = None, rows: int = 0) -> np.ndarray:
+    """Returns `x` as a finite real array `(n, dim)`, else raises in the name of `name`.
+
+    Args:
+        name: Argument that the message names.
+        x: What came.
+        width: Required `dim`.
+        rows: Least `n`.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "fiu":
+        raise ArgumentTypeError(
+            f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."
+        )
+    if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
+        raise ArgumentError(
+            f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. Received shape "
+            f"{x.shape}: pass one row per image, embedded by the same model."
+        )
+    if x.dtype.kind == "f":
+        check_rows(name, ~np.isfinite(x).all(axis=1), "NaN or infinity")
+    return x
+
+
+def check_rows(name: str, bad: np.ndarray, what: str) -> None:
+    """Raises in the name of `name` if any of its rows is marked `bad` for holding `what`."""
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        raise ArgumentError(
+            f"{name} holds {what} in {len(rows)} of {len(bad)} rows: {shown}. Remove or mend those rows."
+        )

@@ -1,0 +1,181 @@
+"""Autoencoders: images to a short code and back, and images to cleaner images."""
+
+import math
+
+import keras
+from keras import layers
+
+from kerasim.errors import ArgumentError, check_integer
+from kerasim.models.blocks import check_image_shape, check_widths, conv_norm, residual_block
+
+
+def conv_autoencoder(
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    latent_dim: int = 10,
+    widths: tuple[int, ...] = (32, 64, 128),
+    dense_widths: tuple[int, ...] = (512, 1024, 2048),
+    activation: str = "relu",
+    name: str = "conv_autoencoder",
+) -> keras.Model:
+    """Builds a convolutional encoder and a dense decoder round a code of `latent_dim` numbers.
+
+    The encoder is a 3 x 3 convolution without padding for each entry of `widths`, with 2 x 2
+    max-pooling between them, then a linear layer; the decoder is dense, with a sigmoid.
+
+    Args:
+        image_shape: `(height, width, channels)`; any size that survives the encoder.
+        latent_dim: Length of the code.
+        widths: Filters of each convolution, from the image inwards.
+        dense_widths: Units of each layer of the decoder, from the code outwards.
+        activation: Of every layer but the code (linear) and the image (sigmoid).
+        name: Name of the model.
+
+    Returns:
+        Model from images `(batch, *image_shape)` in [0, 1] to images of the same shape and
+        range; `get_layer("encoder")` maps images to codes `(batch, latent_dim)`,
+        `get_layer("decoder")` codes to images.
+
+    Raises:
+        ArgumentError: If the image is too small for that many stages.
+
+    Reference:
+        Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647
+    """
+    image_shape = check_image_shape(image_shape)
+    latent_dim = check_integer("latent_dim", latent_dim)
+    widths = check_widths("widths", widths)
+    dense_widths = check_widths("dense_widths", dense_widths)
+    least = 3
+    for _ in widths[1:]:
+        least = 2 * least + 2
+    if min(image_shape[:2]) < least:
+        raise ArgumentError(
+            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each of "
+            f"widths={widths}: height and width must be {least} or more. Resize the images or pass "
+            "fewer widths."
+        )
+
+    images = keras.Input(image_shape, name="images")
+    x = images
+    for n, filters in enumerate(widths, start=1):
+        if n > 1:
+            x = layers.MaxPooling2D(name=f"pool{n - 1}")(x)
+        x = layers.Conv2D(filters, 3, activation=activation, name=f"conv{n}")(x)
+    codes = layers.Dense(latent_dim, name="codes")(layers.Flatten(name="flatten")(x))
+    encoder = keras.Model(images, codes, name="encoder")
+
+    return _autoencoder(encoder, image_shape, dense_widths, activation, name)
+
+
+def residual_autoencoder(
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    latent_dim: int = 10,
+    widths: tuple[int, ...] = (48, 96, 192),
+    blocks: int = 1,
+    dense_widths: tuple[int, ...] = (512, 1024, 2048),
+    name: str = "residual_autoencoder",
+) -> keras.Model:
+    """Builds a stronger encoder of residual blocks before the same dense decoder.
+
+    Args:
+        image_shape: `(height, width, channels)`; height and width are multiples of
+            `2 ** len(widths)`.
+        latent_dim: Length of the code.
+        widths: Filters of each stage, from the image inwards; each stage halves the image.
+        blocks: Residual blocks of each stage after the first.
+        dense_widths: Units of each layer of the decoder, from the code outwards.
+        name: Name of the model.
+
+    Returns:
+        Model as `conv_autoencoder` returns it, with "encoder" and "decoder".
+
+    Raises:
+        ArgumentError: If the image cannot be halved that often; the message names the nearest
+            sizes.
+
+    Reference:
+        He et al., 2016. https://arxiv.org/abs/1512.03385
+    """
+    widths = check_widths("widths", widths)
+    image_shape = check_image_shape(image_shape, 2 ** len(widths))
+    latent_dim = check_integer("latent_dim", latent_dim)
+    dense_widths = check_widths("dense_widths", dense_widths)
+    check_integer("blocks", blocks, 0)
+
+    images = keras.Input(image_shape, name="images")
+    x = images
+    for n, filters in enumerate(widths, start=1):
+        x = conv_norm(x, filters, f"down{n}", strides=2)
+        for block in range(1, blocks * (n > 1) + 1):
+            x = residual_block(x, filters, f"stage{n}_block{block}")
+    codes = layers.Dense(latent_dim, name="codes")(layers.Flatten(name="flatten")(x))
+    encoder = keras.Model(images, codes, name="encoder")
+    return _autoencoder(encoder, image_shape, dense_widths, "relu", name)
+
+
+def _autoencoder(encoder, image_shape, dense_widths, activation, name) -> keras.Model:
+    """Puts a dense decoder behind an encoder."""
+    codes = keras.Input(encoder.output_shape[1:], name="codes")
+    x = codes
+    for n, units in enumerate(dense_widths, start=1):
+        x = layers.Dense(units, activation=activation, name=f"dense{n}")(x)
+    x = layers.Dense(math.prod(image_shape), activation="sigmoid", name="pixels")(x)
+    decoder = keras.Model(codes, layers.Reshape(image_shape, name="image")(x), name="decoder")
+
+    images = keras.Input(image_shape, name="images")
+    return keras.Model(images, decoder(encoder(images)), name=name)
+
+
+def denoising_autoencoder(
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    widths: tuple[int, ...] = (64, 128),
+    blocks: int = 1,
+    name: str = "denoising_autoencoder",
+) -> keras.Model:
+    """Builds a network that cleans images: skip connections at each stage, and no bottleneck.
+
+    It predicts what to add to its input, and cuts the sum to [0, 1].
+
+    Args:
+        image_shape: `(height, width, channels)`; height and width are multiples of
+            `2 ** len(widths)`.
+        widths: Filters of each stage, from the image inwards; each stage halves the image.
+        blocks: Residual blocks of each stage, on the way in and on the way out.
+        name: Name of the model.
+
+    Returns:
+        Model from noisy images `(batch, *image_shape)` in [0, 1] to clean ones.
+
+    Raises:
+        ArgumentError: If the image cannot be halved that often; the message names the nearest
+            sizes.
+
+    Reference:
+        Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; the residual: Zhang et al.,
+        2017. https://arxiv.org/abs/1608.03981
+    """
+    widths = check_widths("widths", widths)
+    image_shape = check_image_shape(image_shape, 2 ** len(widths))
+    check_integer("blocks", blocks, 0)
+
+    images = keras.Input(image_shape, name="images")
+    x, skips = images, []
+    for n, filters in enumerate(widths, start=1):
+        skips.append(x)
+        x = layers.Conv2D(
+            filters, 4, strides=2, padding="same", activation="relu", name=f"down{n}"
+        )(x)
+        for block in range(1, blocks + 1):
+            x = residual_block(x, filters, f"in{n}_block{block}", norm=False)
+    for n in range(len(widths), 0, -1):
+        for block in range(1, blocks + 1):
+            x = residual_block(x, widths[n - 1], f"out{n}_block{block}", norm=False)
+        filters = skips[n - 1].shape[-1]
+        # The last one starts at zero: before training the network returns its input.
+        start = "zeros" if n == 1 else "glorot_uniform"
+        x = layers.Conv2DTranspose(
+            filters, 4, strides=2, padding="same", kernel_initializer=start, name=f"up{n}"
+        )(x)
+        x = layers.Add(name=f"skip{n}")([x, skips[n - 1]])
+    clean = layers.ReLU(max_value=1.0, name="clean")(x)
+    return keras.Model(images, clean, name=name)

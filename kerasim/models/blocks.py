@@ -1,0 +1,62 @@
+"""What several model families share."""
+
+from keras import layers
+
+from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer
+
+
+def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
+    """Returns `image_shape` if its height and width are multiples of `factor`.
+
+    Raises:
+        ArgumentError: If not; the message names the nearest sizes.
+    """
+    try:
+        shape = tuple(image_shape)
+    except TypeError:
+        shape = ()
+    if len(shape) != 3:
+        raise ArgumentTypeError(
+            f"image_shape must be (height, width, channels). Received {image_shape!r}: pass such as (32, 32, 3)."
+        )
+    names = ("height", "width", "channels")
+    for name, n in zip(names, shape, strict=True):
+        check_integer(f"{name} of image_shape={shape}", n)
+    if any(n % factor for n in shape[:2]):
+        nearest = [
+            sorted({max(factor, n // factor * factor), -(-n // factor) * factor}) for n in shape[:2]
+        ]
+        raise ArgumentError(
+            f"image_shape={shape} cannot be halved to the last stage: height and width must be "
+            f"multiples of {factor}. The nearest heights are {nearest[0]}, the nearest widths "
+            f"{nearest[1]}: resize the images, or build fewer stages."
+        )
+    return shape
+
+
+def check_widths(name: str, widths) -> tuple[int, ...]:
+    """Returns `widths` as a tuple of positive integers, one for each stage."""
+    if isinstance(widths, (str, bytes)) or not hasattr(widths, "__iter__"):
+        raise ArgumentTypeError(
+            f"{name} must be a tuple of integers. Received {widths!r}: pass such as (32, 64)."
+        )
+    widths = tuple(check_integer(f"each of {name}", width) for width in widths)
+    if not widths:
+        raise ArgumentError(f"{name}=() is empty: pass one number or more, such as (32, 64).")
+    return widths
+
+
+def conv_norm(x, filters: int, name: str, strides: int = 1, norm: bool = True, relu: bool = True):
+    """A 3 x 3 convolution (4 x 4 where it halves the image), batch norm and ReLU."""
+    size = 3 if strides == 1 else 2 * strides
+    x = layers.Conv2D(filters, size, strides, "same", use_bias=not norm, name=name)(x)
+    if norm:
+        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def residual_block(x, filters: int, name: str, norm: bool = True):
+    """Two convolutions round a shortcut (He et al., 2016. https://arxiv.org/abs/1512.03385)."""
+    y = conv_norm(x, filters, f"{name}_conv1", norm=norm)
+    y = conv_norm(y, filters, f"{name}_conv2", norm=norm, relu=False)
+    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))

@@ -1,0 +1,282 @@
+"""Fits what it is handed: progress, history, and a resume that is exact."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from kerasim import artifacts
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArtifactError,
+    TrainingError,
+    check_integer,
+)
+
+_KIND = "training_state"
+
+
+def fit(
+    model,
+    batches,
+    epochs: int,
+    run_dir,
+    validation=None,
+    callbacks=(),
+    resume: bool = True,
+    verbose="auto",
+) -> pd.DataFrame:
+    """Fits a compiled model with plain `model.fit`, and goes on where an earlier call stopped.
+
+    After each epoch the whole state (weights, optimizer, generators of Dropout and of sampling
+    layers, callbacks, history) is saved in `run_dir`. A run that was killed, however hard, and
+    started again ends on a CPU with the weights, to the bit, of a run never killed.
+
+    Args:
+        model: Compiled `keras.Model`. It ends with the weights of the last epoch.
+        batches: `keras.utils.PyDataset`. Its `epoch` is set before each epoch, so that what it
+            draws can depend on it.
+        epochs: Epochs in all, those of earlier calls included.
+        run_dir: Folder of the run: `state` (an artefact), `best` (with `validation`: the
+            weights of the epoch of least `val_loss`) and `history.csv`.
+        validation: `keras.utils.PyDataset`, or None.
+        callbacks: Keras callbacks; their numbers (patience, best value) are saved and restored.
+        resume: False starts afresh and overwrites what `run_dir` holds.
+        verbose: As for `keras.Model.fit`: 1 a live bar, 2 a line an epoch, 0 silence.
+
+    Returns:
+        The history, as in `history.csv`: a row for each epoch with `epoch` (from 1), what Keras
+        logs, and `seconds`.
+
+    Raises:
+        ArgumentError: If `run_dir` holds a run of other data, batches or settings; the message
+            lists the differences.
+        TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
+        ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
+    """
+    epochs = check_integer("epochs", epochs)
+    for name, value in (("batches", batches), ("validation", validation)):
+        if not isinstance(value, keras.utils.PyDataset) and not (
+            name == "validation" and value is None
+        ):
+            raise ArgumentTypeError(
+                f"{name} must be a keras.utils.PyDataset. Received {type(value).__name__}: wrap "
+                "arrays in kerasim.data.ImageBatches."
+            )
+    if not getattr(model, "compiled", False):
+        raise ArgumentError(
+            f"model {model.name!r} is not compiled: call model.compile(optimizer, loss) first."
+        )
+    run_dir = artifacts.check_path("run_dir", run_dir)
+    with artifacts.lock(run_dir / ".lock"):
+        model.optimizer.build(model.trainable_variables)
+        run = _Run(model, batches, run_dir, list(callbacks), _settings(model, batches, validation))
+        if resume and (run_dir / "state").exists():
+            run.restore()
+        done = len(run.history)
+        if done >= epochs or run.stopped:
+            print(
+                f"{run_dir.name}: already at epoch {done}{', stopped early' if run.stopped else ''}."
+            )
+        else:
+            run.check_first_batch()
+            if done:
+                print(f"{run_dir.name}: going on after epoch {done} of {epochs}.")
+            try:
+                model.fit(
+                    batches,
+                    epochs=epochs,
+                    initial_epoch=done,
+                    validation_data=validation,
+                    callbacks=[*callbacks, run],
+                    shuffle=False,  # True draws the order from a generator that no state holds
+                    verbose=verbose,
+                )
+            except KeyboardInterrupt:
+                print(
+                    f"{run_dir.name}: stopped after epoch {len(run.history)}; the same call goes on from there."
+                )
+                raise
+        history = pd.DataFrame(run.history)
+        artifacts.write_file(run_dir / "history.csv", history.to_csv(index=False).encode())
+        return history
+
+
+def restore_best(model, run_dir) -> None:
+    """Gives `model` the weights of the epoch of least `val_loss` of the run in `run_dir`."""
+    path = Path(run_dir) / "best"
+    arrays = artifacts.read(
+        path, "weights", lambda folder, _: artifacts.read_arrays(folder / "arrays.npz")
+    )
+    _assign(path, [("model", model.variables)], arrays)
+
+
+class _Run(keras.callbacks.Callback):
+    """The state of a run: saved after each epoch, restored before the first."""
+
+    def __init__(self, model, batches, run_dir, callbacks, settings):
+        super().__init__()
+        self.of, self.batches, self.run_dir = model, batches, run_dir
+        self.callbacks, self.settings = callbacks, settings
+        self.history: list[dict] = []
+        self.stopped = False
+        self.saved_callbacks: list[dict] = []
+
+    @property
+    def groups(self):
+        return [("model", self.of.variables), ("optimizer", self.of.optimizer.variables)]
+
+    def check_first_batch(self):
+        """Refuses data that is not finite before the first step."""
+        self.batches.epoch = len(self.history)
+        for n, leaf in enumerate(keras.tree.flatten(self.batches[0])):
+            if not np.isfinite(keras.ops.convert_to_numpy(leaf)).all():
+                raise ArgumentError(
+                    f"batches holds NaN or infinity in array {n} of batch 0: remove or mend those images."
+                )
+
+    def restore(self):
+        path = self.run_dir / "state"
+
+        def load(folder, manifest):
+            return artifacts.read_arrays(folder / "arrays.npz"), manifest.info
+
+        arrays, info = artifacts.read(path, _KIND, load)
+        differences = list(_differences(info["settings"], self.settings))
+        if differences:
+            raise ArgumentError(
+                f"run_dir={str(self.run_dir)!r} holds a run with other settings:\n  "
+                + "\n  ".join(differences)
+                + "\nChoose another run_dir, or pass resume=False to start afresh and overwrite it."
+            )
+        _assign(path, self.groups, arrays)
+        self.history, self.stopped = info["history"], info["stopped"]
+        self.saved_callbacks = info["callbacks"]
+
+    def on_train_begin(self, logs=None):
+        for callback, values in zip(self.callbacks, self.saved_callbacks, strict=False):
+            vars(callback).update(values)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = (logs or {}).get("loss", 0.0)
+        if not np.isfinite(loss):
+            self._fail(f"The loss became {loss} in batch {batch} of epoch {len(self.history) + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self.started
+        arrays = _arrays(self.groups)
+        bad = [
+            key
+            for key, array in arrays.items()
+            if array.dtype.kind == "f" and not np.isfinite(array).all()
+        ]
+        if bad:
+            self._fail(f"{len(bad)} weights became NaN or infinite in epoch {epoch + 1}")
+        row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
+        history = [*self.history, {**row, "seconds": round(seconds, 2)}]
+        losses = [row["val_loss"] for row in history if "val_loss" in row]
+        if losses and losses[-1] == min(losses) and losses.count(losses[-1]) == 1:
+            weights = {key: array for key, array in arrays.items() if key.startswith("model/")}
+            artifacts.write(self.run_dir / "best", "weights", _save(weights))
+        info = {
+            "settings": self.settings,
+            "history": history,
+            "stopped": bool(self.of.stop_training),
+            "callbacks": [_numbers(callback) for callback in self.callbacks],
+        }
+        artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
+        self.history = history
+        artifacts.write_file(
+            self.run_dir / "history.csv", pd.DataFrame(history).to_csv(index=False).encode()
+        )
+
+    def _fail(self, what):
+        kept = (
+            f"{self.run_dir / 'state'} keeps epoch {len(self.history)}"
+            if self.history
+            else "No epoch was finished"
+        )
+        raise TrainingError(
+            f"{what}. {kept}: lower the learning rate or look for a loss that divides by zero, "
+            "then train in another run_dir."
+        )
+
+
+def _arrays(groups) -> dict[str, np.ndarray]:
+    return {
+        f"{group}/{n}": keras.ops.convert_to_numpy(variable)
+        for group, variables in groups
+        for n, variable in enumerate(variables)
+    }
+
+
+def _assign(path, groups, arrays):
+    """Assigns saved arrays to variables: all, or none if one does not fit."""
+    variables = {f"{group}/{n}": v for group, all_of in groups for n, v in enumerate(all_of)}
+    wrong = [
+        f"{key} ({v.path}): {tuple(v.shape)}, saved {arrays[key].shape if key in arrays else 'nothing'}"
+        for key, v in variables.items()
+        if key not in arrays or arrays[key].shape != tuple(v.shape)
+    ]
+    wrong += [
+        f"{key}: no variable, saved {arrays[key].shape}" for key in arrays if key not in variables
+    ]
+    if wrong:
+        raise ArtifactError(
+            f"{path} was saved from another architecture; {len(wrong)} arrays differ, such as "
+            f"{'; '.join(wrong[:3])}. Build the model as it was, or choose another run_dir."
+        )
+    for key, variable in variables.items():
+        variable.assign(arrays[key])
+
+
+def _save(arrays):
+    return lambda folder: np.savez(folder / "arrays.npz", **arrays)
+
+
+def _numbers(callback) -> dict:
+    plain = (bool, int, float, str)
+    return {
+        k: v for k, v in vars(callback).items() if isinstance(v, plain) and not k.startswith("__")
+    }
+
+
+def _settings(model, batches, validation) -> dict:
+    optimizer = keras.optimizers.serialize(model.optimizer)
+    del optimizer["config"]["name"]  # Keras counts these up through a process
+    loss = model.loss if isinstance(model.loss, str) else keras.losses.serialize(model.loss)
+    described = {
+        "backend": keras.backend.backend(),
+        "model": artifacts.architecture(model),
+        "optimizer": optimizer,
+        "loss": loss,
+        "batches": _describe(batches),
+        "validation": None if validation is None else _describe(validation),
+    }
+    return json.loads(json.dumps(described, default=str))
+
+
+def _describe(batches) -> dict:
+    with contextlib.suppress(AttributeError):
+        return batches.settings()
+    return {"class": type(batches).__name__, "batches": len(batches)}
+
+
+def _differences(saved, now, at=""):
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted({*saved, *now}):
+            yield from _differences(saved.get(key), now.get(key), f"{at}.{key}" if at else key)
+    elif isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        for n, (one, other) in enumerate(zip(saved, now, strict=True)):
+            yield from _differences(one, other, f"{at}[{n}]")
+    elif saved != now:
+        yield f"{at}: saved {str(saved)[:80]}, now {str(now)[:80]}"
