@@ -24,11 +24,12 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kerasim import __version__
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
 
 SCHEMA = 1
 MANIFEST = "kerasim.json"
@@ -74,14 +75,12 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
         ArtifactError: If the folder holds something else, or cannot be written. What stood
             there before is unchanged.
     """
-    path = check_path("path", path)
-    aside = _aside(path)
+    path = _place(path)
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() and aside.exists():
-            os.rename(aside, path)
-        _refuse_to_replace(path, kind)
+        _recover(path, kind)
+        check_replaceable(path, kind)
         _sweep(path)
         temporary.mkdir()
         fill(temporary)
@@ -91,8 +90,8 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
         for folder, _, names in os.walk(temporary, topdown=False):
             for name in (*names, "."):
                 _sync(os.path.join(folder, name))
-        _swap(temporary, path, aside)
-        _sync(path.parent)
+        _swap(temporary, path)
+        _settle(path)
     except OSError as error:
         raise _write_error(path, temporary, error) from error
     finally:
@@ -102,7 +101,7 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
 
 def write_file(path, content: bytes) -> Path:
     """Writes a single file whole or not at all: a table, a page, a figure."""
-    path = check_path("path", path)
+    path = _place(path)
     temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,15 +109,16 @@ def write_file(path, content: bytes) -> Path:
         temporary.write_bytes(content)
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _settle(path)
     except OSError as error:
         raise _write_error(path, temporary, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
-def read(path, kind: str, load: Callable[[Path, Manifest], object], fingerprint=None):
+def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=None) -> Any:
     """Checks an artefact against its manifest, then loads it.
 
     Args:
@@ -133,21 +133,24 @@ def read(path, kind: str, load: Callable[[Path, Manifest], object], fingerprint=
     Raises:
         ArtifactError: If it is missing, damaged, of another kind, version or embedder.
     """
-    path = check_path("path", path)
+    path = _place(path)
     for _ in range(20):
-        folder = path if path.exists() or not _aside(path).exists() else _aside(path)
-        before = _manifest_bytes(folder, kind)
+        before, manifest = _standing(path), None
         try:
-            manifest = _check(folder, kind, before, fingerprint)
+            folder = _find(path)
+            manifest = _check(folder, kind, _manifest_bytes(folder, kind), fingerprint)
             result = load(folder, manifest)
-            if _manifest_bytes(folder, kind) == before:
+            if _standing(path) == before:
                 return result
         except Exception as error:
-            with contextlib.suppress(ArtifactError):
-                if _manifest_bytes(path, kind) != before:
-                    continue
+            if _standing(path) != before:
+                continue
             if isinstance(error, ArtifactError):
                 raise
+            if manifest is None:
+                raise ArtifactError(
+                    f"Cannot read {path}: {error}. Check its permissions and its disk."
+                ) from error
             raise ArtifactError(
                 f"{path} matches its manifest but cannot be loaded as {kind}: {error}. It was "
                 f"written by {_versions_of(manifest)}: use those versions or save it again."
@@ -155,6 +158,11 @@ def read(path, kind: str, load: Callable[[Path, Manifest], object], fingerprint=
     raise ArtifactError(
         f"{path} was replaced 20 times while it was read: stop the writer and retry."
     )
+
+
+def exists(path) -> bool:
+    """Says whether something is saved at `path`, or was set aside by a writer that died there."""
+    return _find(_place(path)).exists()
 
 
 def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
@@ -182,12 +190,15 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             for key in stored.files if keys is None else keys:
                 arrays[key] = stored[key]
+                if not isinstance(arrays[key], np.ndarray):  # NumPy hands out other members raw
+                    raise ValueError("no array")
         return arrays
     except ArtifactError:
         raise
     except KeyError as error:
         raise ArtifactError(
-            f"{path} has no array {key!r}: expected {list(keys or [])}. Check that it is the right file."
+            f"{path} has no array {key!r}: expected {list(keys or [])}. Check that it is the right "
+            "file."
         ) from error
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on damaged files
         at = f", array {key!r}," if key else ""
@@ -225,7 +236,7 @@ def architecture(model) -> dict:
             elif isinstance(value, (dict, list)):
                 collect(value)
 
-    def replace(node):
+    def replace(node) -> Any:
         if isinstance(node, dict):
             return {key: replace(value) for key, value in node.items()}
         if isinstance(node, list):
@@ -327,37 +338,43 @@ def _check(folder: Path, kind: str, raw: bytes, fingerprint: str | None) -> Mani
 
 
 def _manifest_bytes(folder: Path, kind: str) -> bytes:
-    try:
-        if not folder.exists():
-            raise ArtifactError(
-                f"There is no {kind} at {folder}: check the path or save one there."
-            )
-        if not folder.is_dir():
-            raise ArtifactError(
-                f"{folder} is not a folder: a saved {kind} is a folder with {MANIFEST}."
-            )
-        manifest = folder / MANIFEST
-        if not manifest.exists():
-            raise ArtifactError(
-                f"{folder} has no {MANIFEST}: kerasim did not write it, and will not trust it as a {kind}."
-            )
-        with open(check_file(manifest), "rb") as file:
-            return file.read(_MANIFEST_BYTES + 1)
-    except ArtifactError:
-        raise
-    except OSError as error:
+    if not folder.exists():
+        raise ArtifactError(f"There is no {kind} at {folder}: check the path or save one there.")
+    if not folder.is_dir():
         raise ArtifactError(
-            f"Cannot read {folder}: {error.strerror}. Check its permissions."
-        ) from error
+            f"{folder} is not a folder: a saved {kind} is a folder with {MANIFEST}."
+        )
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        raise ArtifactError(
+            f"{folder} has no {MANIFEST}: kerasim did not write it, and will not trust it as a "
+            f"{kind}."
+        )
+    with open(check_file(manifest), "rb") as file:
+        return file.read(_MANIFEST_BYTES + 1)
 
 
 def _encode(manifest: Manifest) -> bytes:
-    body = dataclasses.asdict(manifest)
-    return json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1).encode()
+    try:  # there and back, for the digest must be that of what a reader will see
+        body = json.loads(json.dumps(dataclasses.asdict(manifest)))
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(
+            f"info must hold JSON values ({error}): turn arrays and NumPy numbers into plain ones."
+        ) from error
+    raw = json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1).encode()
+    if len(raw) > _MANIFEST_BYTES:
+        raise ArgumentError(
+            f"info and file names make a manifest of {len(raw)} bytes, over {_MANIFEST_BYTES}: "
+            "keep large values in a file."
+        )
+    return raw
 
 
 def _decode(folder: Path, raw: bytes) -> Manifest:
-    damaged = f"{folder / MANIFEST} is damaged: restore the folder from a copy or save it again."
+    damaged = (
+        f"{folder / MANIFEST} is damaged: restore the folder from a copy, or remove it and save "
+        "again."
+    )
     if len(raw) > _MANIFEST_BYTES:
         raise ArtifactError(f"{folder / MANIFEST} is larger than {_MANIFEST_BYTES} bytes: refused.")
     try:
@@ -367,17 +384,33 @@ def _decode(folder: Path, raw: bytes) -> Manifest:
         if digest == _digest(body) and newer:
             raise ArtifactError(
                 f"{folder} has schema {body['schema']}, written by kerasim "
-                f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}: upgrade kerasim."
+                f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}: "
+                "upgrade kerasim."
             )
         manifest = Manifest(**body)
+        sound = digest == _digest(body) and _is_sound(manifest)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArtifactError(damaged) from error
-    if digest != _digest(body):
+    if not sound:
         raise ArtifactError(damaged)
     for name in manifest.files:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ArtifactError(f"{folder / MANIFEST} names {name!r}, outside its folder: refused.")
     return manifest
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    return (
+        isinstance(manifest.kind, str)
+        and isinstance(manifest.info, dict)
+        and isinstance(manifest.versions, dict)
+        and isinstance(manifest.fingerprint, (str, type(None)))
+        and manifest.schema == SCHEMA
+        and all(
+            set(entry) == {"size", "sha256"} and "\0" not in name
+            for name, entry in manifest.files.items()
+        )
+    )
 
 
 def _digest(body: dict) -> str:
@@ -397,7 +430,7 @@ def _describe(path: Path, size: int | None = None) -> dict:
                 "size": found.st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{path} is missing: restore it from a copy or save it again."
         ) from error
@@ -420,12 +453,32 @@ def _versions_of(manifest: Manifest) -> str:
     return ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
+def _place(path) -> Path:
+    """Returns where `path` is written: absolute, and behind a link the place it points to."""
+    path = check_path("path", path)
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path
+
+
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    return path.parent / f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.old")
+    return path.parent / f".{path.name}.old"
+
+
+def _find(path: Path) -> Path:
+    return path if path.exists() or not _aside(path).exists() else _aside(path)
+
+
+def _standing(path: Path) -> list:
+    """Returns what tells the folders at `path` and aside from any that replace them."""
+    found = []
+    for place in (path, _aside(path)):
+        with contextlib.suppress(OSError):
+            status = os.stat(place)
+            found.append((place, status.st_ino, status.st_ctime_ns))
+    return found
 
 
 def _sweep(path: Path) -> None:
@@ -439,12 +492,29 @@ def _sweep(path: Path) -> None:
             os.kill(int(found[1]), 0)
         except ProcessLookupError:
             left = path.parent / name
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)  # another writer may be sweeping, too
+            else:
+                left.unlink(missing_ok=True)
         except (PermissionError, OverflowError):
             pass  # alive, under another user
 
 
-def _refuse_to_replace(path: Path, kind: str) -> None:
+def _recover(path: Path, kind: str) -> None:
+    """Puts back, or removes, what a writer that died in `_swap` had set aside."""
+    aside = _aside(path)
+    with contextlib.suppress(ArtifactError):  # not ours: let it stand
+        check_replaceable(aside, kind)
+        if aside.exists() and not path.exists():
+            os.rename(aside, path)
+        elif aside.exists():
+            stale = _temporary(path)
+            os.rename(aside, stale)
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def check_replaceable(path: Path, kind: str) -> None:
+    """Raises unless `write` may put a `kind` at `path`: nothing there, or one of its own."""
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     manifest = _decode(path, _manifest_bytes(path, kind))
@@ -455,7 +525,8 @@ def _refuse_to_replace(path: Path, kind: str) -> None:
     extra = set(_names(path)) - set(manifest.files) - {MANIFEST}
     if extra:
         raise ArtifactError(
-            f"{path} holds files that kerasim did not write: {sorted(extra)[:5]}. Move them, or save elsewhere."
+            f"{path} holds files that kerasim did not write: {sorted(extra)[:5]}. Move them, or "
+            "save elsewhere."
         )
 
 
@@ -467,15 +538,33 @@ def _sync(path) -> None:
         os.close(descriptor)
 
 
-def _swap(new: Path, path: Path, aside: Path) -> None:
-    """Puts the folder `new` at `path`; what stood there is then at `new`, or gone."""
+def _settle(path: Path) -> None:
+    """Lets the new name at `path` outlive a power cut."""
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} was written, but its folder cannot be synced to disk: {error.strerror}. A "
+            "power cut may bring back what stood there before: check the disk and save it again."
+        ) from error
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Puts the folder `new` at `path`; what stood there is then at `new`."""
     if not path.exists():
         os.rename(new, path)
     elif not _exchange(new, path):
         # Between these two calls readers find the old folder under its other name.
+        aside = _aside(path)
         os.rename(path, aside)
-        os.rename(new, path)
-        shutil.rmtree(aside)
+        try:
+            os.rename(new, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.rename(aside, path)
+            raise
+        with contextlib.suppress(OSError):  # if it stays, the next save removes it
+            os.rename(aside, new)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -494,8 +583,8 @@ def _exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
-def _write_error(path: Path, temporary: Path, error: OSError) -> ArtifactError:
-    if isinstance(error, ArtifactError):
+def _write_error(path: Path, temporary: Path, error: OSError) -> OSError:
+    if isinstance(error, KerasimError):
         return error
     written = sum(
         file.stat().st_size for file in (temporary, *temporary.rglob("*")) if file.is_file()

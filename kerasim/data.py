@@ -6,6 +6,7 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ from kerasim.errors import (
     check_number,
     check_rows,
 )
-from kerasim.images import SUFFIXES, check_size, read_image
+from kerasim.images import SUFFIXES, check_channels, check_size, decode
 
 _CLASS_NAMES = {
     "digits": "0 1 2 3 4 5 6 7 8 9".split(),
@@ -49,7 +50,7 @@ def data_dir() -> Path:
 
 def choose(name: str | None, wanted: str) -> str:
     """Returns `name`; without one, `wanted` if `data_dir()` has it, else the embedded "digits"."""
-    return name or (wanted if (data_dir() / f"{wanted}.npz").exists() else "digits")
+    return name or (wanted if os.path.exists(data_dir() / f"{wanted}.npz") else "digits")
 
 
 def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Dataset:
@@ -88,7 +89,7 @@ def _digits():
 def _load_npz(name):
     path = data_dir() / f"{name}.npz"
     keys = ("x_train", "y_train", "x_test", "y_test")
-    if path.exists():
+    if os.path.exists(path):
         arrays = artifacts.read_arrays(path, keys)
         parts = tuple(arrays[key] for key in keys)
     else:
@@ -110,8 +111,15 @@ def _load_npz(name):
         )
         if not fits:
             raise ArtifactError(
-                f"{path}: {key} has shape {part.shape} and dtype {part.dtype}; expected uint8 images "
-                f"(n, {', '.join(map(str, shape))}) and integer labels. Fetch the file again."
+                f"{path}: {key} has shape {part.shape} and dtype {part.dtype}; expected uint8 "
+                f"images (n, {', '.join(map(str, shape))}) and integer labels. Fetch the file "
+                "again."
+            )
+    for images, labels in (parts[:2], parts[2:]):
+        if not (len(images) == labels.size > 0 and labels.min() >= 0 and labels.max() <= 9):
+            raise ArtifactError(
+                f"{path} has {labels.size} labels for {len(images)} images, or labels outside 0 to "
+                "9; expected one for each image. Fetch the file again."
             )
     return parts
 
@@ -155,7 +163,7 @@ class ImageFolder:
         """Decodes one image (an integer) or several (a slice or an array of positions)."""
         height, width, channels = self.shape[1:]
         if isinstance(rows, (int, np.integer)):
-            return read_image(self.files[rows], (height, width), channels)
+            return as_float(decode(self.files[rows], (height, width), channels)[0])
         rows = np.arange(len(self))[rows]
         if not len(rows):
             return np.empty((0, *self.shape[1:]), dtype="float32")
@@ -169,7 +177,8 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
 
     Hidden files and the droppings of file managers are left out in silence; other files that
     are no images are listed in `.skipped` with one warning. Links are followed, each real
-    file is taken once, and the order does not depend on the locale.
+    file is taken once, and the order does not depend on the locale. Of an animation the first
+    frame is taken.
 
     Args:
         path: Folder of images, or of one subfolder for each class, searched to the bottom.
@@ -177,8 +186,8 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
         channels: 3 for RGB, 1 for grey.
         on_error: What to do with images that cannot be decoded: "raise" one error that lists
             them, or "skip" them, with a warning, into `.skipped`.
-        check: Decode every image once now, so that a damaged one is found before training.
-            False finds it only when it is asked for.
+        check: Decode every image once now, so that a damaged one is found before training, and
+            warn once of animations. False finds a damaged one only when it is asked for.
 
     Returns:
         `ImageFolder`: float32 images in [0, 1] by position, slice or array of positions.
@@ -188,6 +197,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
         ArtifactError: If the folder is missing or holds no image.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
+    channels = check_channels(channels)
     size = check_size(image_size)
     if size is None:
         raise ArgumentError(
@@ -199,7 +209,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     files, skipped = _find_images(root)
     if check:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            reasons = list(pool.map(_fault, files))
+            reasons, animated = zip(*pool.map(_examine, files), strict=True) if files else ((), ())
         bad = [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
         if bad and on_error == "raise":
             listed = "\n".join(reason for _, reason in bad[:20])
@@ -207,14 +217,23 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
                 f"{len(bad)} of {len(files)} images in {ascii(str(root))} cannot be used; mend or "
                 f'remove them, or pass on_error="skip":\n{listed}'
             )
+        if any(animated):
+            names = _first_names(file for file, more in zip(files, animated, strict=True) if more)
+            warnings.warn(
+                f"{sum(animated)} files in {ascii(str(root))} have several frames, the first is "
+                f"used: {names}.",
+                stacklevel=2,
+            )
         files = [file for file, reason in zip(files, reasons, strict=True) if not reason]
         skipped += bad
     if not files:
+        listed = "".join(f"\n{ascii(str(file))}: {reason}" for file, reason in skipped[:20])
         raise ArtifactError(
-            f"No usable image in {ascii(str(root))}: expected files in {', '.join(SUFFIXES)}."
+            f"No usable image in {ascii(str(root))}: expected files in {', '.join(SUFFIXES)}. "
+            f"{len(skipped)} files are left out{':' if skipped else '.'}{listed}"
         )
     if skipped:
-        names = ", ".join(ascii(file.name) for file, _ in skipped[:5])
+        names = _first_names(file for file, _ in skipped)
         warnings.warn(
             f"{len(skipped)} files in {ascii(str(root))} are left out: {names}.", stacklevel=2
         )
@@ -229,7 +248,11 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
 
 def _find_images(root: Path):
     files, skipped, seen = [], [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+
+    def list_unreadable(error):
+        skipped.append((Path(error.filename), f"cannot be listed: {error.strerror}"))
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=list_unreadable):
         real = os.path.realpath(folder)
         if real in seen:  # a link back up
             folders.clear()
@@ -251,14 +274,15 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _fault(file) -> str | None:
+def _first_names(files) -> str:
+    return ", ".join(ascii(file.name) for file in list(files)[:5])
+
+
+def _examine(file) -> tuple[str | None, bool]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read_image(file, dtype="uint8")
+        return None, decode(file)[1]
     except ImageError as error:
-        return str(error)
-    return None
+        return str(error), False
 
 
 def check_shape(name: str, images, shape=(None, None, None)):
@@ -270,9 +294,14 @@ def check_shape(name: str, images, shape=(None, None, None)):
         shape: `(height, width, channels)` that a network takes; None for any.
     """
     if not isinstance(images, ImageFolder):
-        images = np.asarray(images)
+        try:
+            images = np.asarray(images)
+        except ValueError as error:  # a list of several sizes
+            raise ArgumentError(
+                f"{name} cannot be made one array ({error}): resize the images to one size."
+            ) from error
     fits = len(images.shape) == 4 and all(
-        want in (None, got) for want, got in zip(shape, images.shape[1:], strict=True)
+        want in (None, got) and got for want, got in zip(shape, images.shape[1:], strict=True)
     )
     if not fits:
         shown = ", ".join("any" if n is None else str(n) for n in shape)
@@ -306,7 +335,7 @@ def check_images(name: str, images):
     for start in range(0, len(images), 1024):
         rows = slice(start, start + 1024)
         low, high = images[rows].min(axis=(1, 2, 3)), images[rows].max(axis=(1, 2, 3))
-        bad[rows] = ~np.isfinite(low + high)
+        bad[rows] = ~(np.isfinite(low) & np.isfinite(high))
         outside[rows] = (low < 0) | (high > 1)
     check_rows(name, bad, "NaN or infinity")
     if outside.any():
@@ -332,7 +361,8 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
     """
     check_number("sigma", sigma, 0)
     images = check_images("images", images)
-    noisy = _add_noise(as_float(images[:]), sigma, np.random.default_rng(seed))
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    noisy = _add_noise(as_float(images[:]), sigma, rng)
     return np.clip(noisy, 0, 1, out=noisy) if clip else noisy
 
 
@@ -361,7 +391,7 @@ class ImageBatches(keras.utils.PyDataset):
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         sigma: Noise added to the inputs, never to the targets, clipped to [0, 1].
-        flip: Mirror half of the images, left to right, targets along with them.
+        flip: Mirror half of the images, left to right; targets too where these are the images.
         shuffle: False keeps the order of `images`.
 
     Raises:
@@ -386,8 +416,12 @@ class ImageBatches(keras.utils.PyDataset):
             raise ArgumentError("images is empty: pass one image or more.")
         if self.targets is not None and len(self.targets) != len(self.images):
             raise ArgumentError(
-                f"targets has {len(self.targets)} rows, images has {len(self.images)}: pass one target per image."
+                f"targets has {len(self.targets)} rows, images has {len(self.images)}: pass one "
+                "target per image."
             )
+        if self.targets is not None and self.targets.dtype.kind == "f":
+            rows = self.targets.reshape(len(self.targets), -1)
+            check_rows("targets", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
         self.batch_size = check_integer("batch_size", batch_size)
         self.seed = check_integer("seed", seed, 0)
         self.sigma = check_number("sigma", sigma, 0)
@@ -439,7 +473,7 @@ def digest(images) -> str:
         ]
         content = repr((images.shape, rows)).encode()
     else:
-        content = np.ascontiguousarray(images)
+        content = np.ascontiguousarray(images).data
     digest = hashlib.sha256(f"{images.shape}{images.dtype}".encode())
     digest.update(content)
     return digest.hexdigest()
@@ -459,16 +493,31 @@ def embed(embedder, images, batch_size: int = 256) -> np.ndarray:
     Raises:
         ArgumentError: If the images do not fit the model, hold NaN or lie outside [0, 1], or
             if the model gives no vectors or vectors that are not finite.
+        ArgumentTypeError: If `embedder` is no model of one input.
     """
-    images = check_shape("images", images, tuple(embedder.input_shape[1:]))
-    if len(embedder.output_shape) != 2:
+    taken: Any = getattr(embedder, "input_shape", None)
+    given: Any = getattr(embedder, "output_shape", None)
+    if not _is_shape(taken, 4):
+        raise ArgumentTypeError(
+            "embedder must be a keras.Model of one input, images. Received "
+            f"{type(embedder).__name__}, which takes {taken}: pass a model built on one "
+            "keras.Input (n, height, width, channels), such as one tower of a pair of them."
+        )
+    images = check_shape("images", images, taken[1:])
+    if not _is_shape(given, 2):
         raise ArgumentError(
-            f"embedder must map images to vectors (n, dim). Its output is {embedder.output_shape}: "
+            f"embedder must map images to vectors (n, dim). Its output is {given}: "
             'pass the encoder, such as model.get_layer("encoder").'
         )
     if len(images) == 0:
-        return np.empty((0, embedder.output_shape[-1]), dtype="float32")
+        return np.empty((0, given[-1]), dtype="float32")
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
     embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
     check_rows("the embedder's output", ~np.isfinite(embeddings).all(axis=1), "NaN or infinity")
     return embeddings
+
+
+def _is_shape(shape, rank: int) -> bool:
+    """Says whether `shape` is that of one tensor: several inputs have lists or dicts of them."""
+    whole = isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)
+    return whole and len(shape) == rank

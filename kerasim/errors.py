@@ -56,9 +56,13 @@ def check_number(name: str, value, low: float = -math.inf, high: float = math.in
             f"{name} must be a number. Received {value!r} of type "
             f"{type(value).__name__}: pass a number{_range(low, high)}."
         )
-    if not (math.isfinite(value) and low <= value <= high):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
         raise ArgumentError(f"{name}={value} is out of range: pass a number{_range(low, high)}.")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value, choices) -> None:
@@ -99,11 +103,12 @@ def check_vectors(name: str, x, width: int | None = None, rows: int = 0) -> np.n
     return x
 
 
-def check_rows(name: str, bad: np.ndarray, what: str) -> None:
+def check_rows(name: str, bad, what: str) -> None:
     """Raises in the name of `name` if any of its rows is marked `bad` for holding `what`."""
     rows = np.flatnonzero(bad)
     if len(rows):
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         raise ArgumentError(
-            f"{name} holds {what} in {len(rows)} of {len(bad)} rows: {shown}. Remove or mend those rows."
+            f"{name} holds {what} in {len(rows)} of {len(bad)} rows: {shown}. Remove or mend those "
+            "rows."
         )

@@ -1,19 +1,41 @@
 """The only image decoder: whatever the file, upright 8-bit RGB or grey comes out."""
 
+import contextlib
 import io
 import os
 import stat
+import threading
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
-from kerasim.errors import ArgumentError, ImageError, check_choice
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ImageError,
+    check_choice,
+    check_integer,
+)
 
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 64_000_000
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {  # what makes an image of this EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_quiet_lock = threading.Lock()
+_quiet = {"depth": 0, "filters": None}
 
 
 def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32") -> np.ndarray:
@@ -37,26 +59,49 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
             `MAX_PIXELS` pixels. The message names it.
     """
     check_choice("dtype", dtype, ("float32", "uint8"))
-    if channels not in (1, 3):
-        raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for grey.")
-    size = check_size(image_size)
-    name = "the encoded image" if isinstance(source, bytes) else ascii(os.fspath(source))
+    pixels, animated = decode(source, check_size(image_size), check_channels(channels))
+    if animated:
+        warnings.warn(f"{_name(source)} has several frames: the first is used.", stacklevel=2)
+    return pixels if dtype == "uint8" else pixels.astype("float32") / 255
+
+
+def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
+    """Decodes as `read_image` does, to uint8, and says whether there are more frames."""
+    if not isinstance(source, (bytes, str, os.PathLike)):
+        raise ArgumentTypeError(
+            f"source must be a path or the bytes of an image file. Received {source!r} of type "
+            f"{type(source).__name__}: pass a string, a pathlib.Path or bytes."
+        )
+    name = _name(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of metadata that we do not use
-            with _open(source) as image:
-                animated = getattr(image, "n_frames", 1) > 1
-                pixels = _decode(image, name, size, channels)
+        with _no_pillow_warnings(), _open(source, name) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}: "
+                    "shrink or remove it."
+                )
+            animated = getattr(image, "is_animated", False)
+            return _decode(image, name, size, channels), animated
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
+        if isinstance(error, OSError) and error.strerror:
+            raise ImageError(
+                f"Cannot open {name}: {error.strerror}. Check the path and its permissions."
+            ) from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
         raise ImageError(
-            f"Cannot decode {name} ({type(error).__name__}: {error}): expected a whole image in "
-            f"one of {', '.join(FORMATS)}. Replace or remove it."
+            f"Cannot decode {name} ({reason}): expected a whole image in one of "
+            f"{', '.join(FORMATS)}. Replace or remove it."
         ) from error
-    if animated:
-        warnings.warn(f"{name} has several frames: the first is used.", stacklevel=2)
-    return pixels if dtype == "uint8" else pixels.astype("float32") / 255
+
+
+def check_channels(channels) -> int:
+    """Returns `channels` if it is 1 or 3."""
+    if check_integer("channels", channels) not in (1, 3):
+        raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for grey.")
+    return int(channels)
 
 
 def check_size(image_size) -> tuple[int, int] | None:
@@ -73,28 +118,55 @@ def check_size(image_size) -> tuple[int, int] | None:
     return int(size[0]), int(size[1])
 
 
-def _open(source):
+@contextlib.contextmanager
+def _no_pillow_warnings():
+    # Pillow warns of metadata that we do not use. The first thread in saves the filters and the
+    # last one out restores them: threads that each did so would leave one another's behind.
+    with _quiet_lock:
+        if _quiet["depth"] == 0:
+            _quiet["filters"] = warnings.catch_warnings()
+            _quiet["filters"].__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+        _quiet["depth"] += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet["depth"] -= 1
+            if _quiet["depth"] == 0:
+                _quiet["filters"].__exit__(None, None, None)
+
+
+def _name(source) -> str:
+    return "the encoded image" if isinstance(source, bytes) else ascii(os.fspath(source))
+
+
+def _open(source, name):
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source), formats=FORMATS)
-    if not stat.S_ISREG(os.stat(source).st_mode):  # opening a FIFO would wait for ever
-        raise OSError("not a regular file")
+    mode = os.stat(source).st_mode
+    if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise ImageError(f"{name} is {what}: pass the path of an image file.")
     return Image.open(source, formats=FORMATS)
 
 
 def _decode(image, name, size, channels) -> np.ndarray:
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError(
-            f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}: shrink or remove it."
-        )
     image.load()
     try:
-        image = ImageOps.exif_transpose(image)
+        # ImageOps.exif_transpose would write the EXIF anew, and give up over any other bad tag.
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
     except Exception:  # damaged EXIF says nothing of the pixels
-        image = image.copy()
+        turn = None
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith("I"):
-        image = _from_levels(np.asarray(image, dtype="int64") >> 8, name, "16-bit")
+        levels = np.asarray(image, dtype="int64")
+        clear = levels == image.info.get("transparency")
+        image = _from_levels(np.where(clear, 255, levels >> 8), name, "16-bit")
     elif image.mode == "F":
-        image = _from_levels(np.rint(np.asarray(image) * 255.0), name, "[0, 1] floating point")
+        levels = np.rint(np.asarray(image, dtype="float64") * 255)
+        image = _from_levels(levels, name, "[0, 1] floating point")
     elif image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

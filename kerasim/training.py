@@ -1,9 +1,8 @@
 """Fits what it is handed: progress, history, and a resume that is exact."""
 
-import contextlib
 import json
+import re
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -68,22 +67,33 @@ def fit(
                 f"{name} must be a keras.utils.PyDataset. Received {type(value).__name__}: wrap "
                 "arrays in kerasim.data.ImageBatches."
             )
-    if not getattr(model, "compiled", False):
+    if not isinstance(model, keras.Model):
+        raise ArgumentTypeError(
+            f"model must be a keras.Model. Received {type(model).__name__}: build one first."
+        )
+    if not model.compiled:
         raise ArgumentError(
             f"model {model.name!r} is not compiled: call model.compile(optimizer, loss) first."
         )
+    for callback in callbacks:
+        if getattr(callback, "restore_best_weights", False):
+            raise ArgumentError(
+                f"callbacks holds {type(callback).__name__}(restore_best_weights=True), whose "
+                "weights a restart would lose: leave it False and call training.restore_best."
+            )
     run_dir = artifacts.check_path("run_dir", run_dir)
     with artifacts.lock(run_dir / ".lock"):
         model.optimizer.build(model.trainable_variables)
         run = _Run(model, batches, run_dir, list(callbacks), _settings(model, batches, validation))
-        if resume and (run_dir / "state").exists():
+        if resume and artifacts.exists(run_dir / "state"):
             run.restore()
         done = len(run.history)
         if done >= epochs or run.stopped:
-            print(
-                f"{run_dir.name}: already at epoch {done}{', stopped early' if run.stopped else ''}."
-            )
+            early = ", stopped early" if run.stopped else ""
+            print(f"{run_dir.name}: already at epoch {done}{early}.")
         else:
+            artifacts.check_replaceable(run_dir / "state", _KIND)
+            artifacts.check_replaceable(run_dir / "best", "weights")
             run.check_first_batch()
             if done:
                 print(f"{run_dir.name}: going on after epoch {done} of {epochs}.")
@@ -99,7 +109,8 @@ def fit(
                 )
             except KeyboardInterrupt:
                 print(
-                    f"{run_dir.name}: stopped after epoch {len(run.history)}; the same call goes on from there."
+                    f"{run_dir.name}: stopped after epoch {len(run.history)}; the same call goes "
+                    "on from there."
                 )
                 raise
         history = pd.DataFrame(run.history)
@@ -109,7 +120,7 @@ def fit(
 
 def restore_best(model, run_dir) -> None:
     """Gives `model` the weights of the epoch of least `val_loss` of the run in `run_dir`."""
-    path = Path(run_dir) / "best"
+    path = artifacts.check_path("run_dir", run_dir) / "best"
     arrays = artifacts.read(
         path, "weights", lambda folder, _: artifacts.read_arrays(folder / "arrays.npz")
     )
@@ -135,9 +146,10 @@ class _Run(keras.callbacks.Callback):
         """Refuses data that is not finite before the first step."""
         self.batches.epoch = len(self.history)
         for n, leaf in enumerate(keras.tree.flatten(self.batches[0])):
-            if not np.isfinite(keras.ops.convert_to_numpy(leaf)).all():
+            if not np.isfinite(np.asarray(keras.ops.convert_to_numpy(leaf))).all():
                 raise ArgumentError(
-                    f"batches holds NaN or infinity in array {n} of batch 0: remove or mend those images."
+                    f"batches holds NaN or infinity in array {n} of batch 0: remove or mend those "
+                    "images."
                 )
 
     def restore(self):
@@ -147,6 +159,7 @@ class _Run(keras.callbacks.Callback):
             return artifacts.read_arrays(folder / "arrays.npz"), manifest.info
 
         arrays, info = artifacts.read(path, _KIND, load)
+        self.keep_learning_rate(info["settings"], arrays)
         differences = list(_differences(info["settings"], self.settings))
         if differences:
             raise ArgumentError(
@@ -158,9 +171,33 @@ class _Run(keras.callbacks.Callback):
         self.history, self.stopped = info["history"], info["stopped"]
         self.saved_callbacks = info["callbacks"]
 
+    def keep_learning_rate(self, saved, arrays):
+        """Takes a rate that callbacks lowered in an earlier call for the one it began with."""
+        now = self.settings["optimizer"]["config"]
+        for n, variable in enumerate(self.of.optimizer.variables):
+            rate = arrays.get(f"optimizer/{n}")
+            if variable is getattr(self.of.optimizer, "_learning_rate", None) and rate is not None:
+                if rate.size == 1 and now["learning_rate"] == float(rate):
+                    config = saved["optimizer"]["config"]
+                    now["learning_rate"] = config.get("learning_rate", now["learning_rate"])
+
     def on_train_begin(self, logs=None):
-        for callback, values in zip(self.callbacks, self.saved_callbacks, strict=False):
-            vars(callback).update(values)
+        saved = list(self.saved_callbacks)
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            for n, values in enumerate(saved):
+                if values.get("__class__", kind) == kind:
+                    del saved[n]
+                    # A path may have moved meanwhile, and Keras turns the sign of min_delta when
+                    # it sets a callback up, once for each run of the process.
+                    vars(callback).update(
+                        {
+                            key: value
+                            for key, value in values.items()
+                            if not isinstance(value, str) and key != "min_delta"
+                        }
+                    )
+                    break
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
@@ -183,8 +220,9 @@ class _Run(keras.callbacks.Callback):
             self._fail(f"{len(bad)} weights became NaN or infinite in epoch {epoch + 1}")
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
         history = [*self.history, {**row, "seconds": round(seconds, 2)}]
-        losses = [row["val_loss"] for row in history if "val_loss" in row]
-        if losses and losses[-1] == min(losses) and losses.count(losses[-1]) == 1:
+        loss = row.get("val_loss", np.nan)
+        # NaN is never less nor more: it is never the best, and never hides a later best.
+        if np.isfinite(loss) and not any(loss >= r.get("val_loss", np.nan) for r in self.history):
             weights = {key: array for key, array in arrays.items() if key.startswith("model/")}
             artifacts.write(self.run_dir / "best", "weights", _save(weights))
         info = {
@@ -213,7 +251,7 @@ class _Run(keras.callbacks.Callback):
 
 def _arrays(groups) -> dict[str, np.ndarray]:
     return {
-        f"{group}/{n}": keras.ops.convert_to_numpy(variable)
+        f"{group}/{n}": np.asarray(keras.ops.convert_to_numpy(variable))
         for group, variables in groups
         for n, variable in enumerate(variables)
     }
@@ -223,7 +261,8 @@ def _assign(path, groups, arrays):
     """Assigns saved arrays to variables: all, or none if one does not fit."""
     variables = {f"{group}/{n}": v for group, all_of in groups for n, v in enumerate(all_of)}
     wrong = [
-        f"{key} ({v.path}): {tuple(v.shape)}, saved {arrays[key].shape if key in arrays else 'nothing'}"
+        f"{key} ({v.path}): {tuple(v.shape)}, "
+        f"saved {arrays[key].shape if key in arrays else 'nothing'}"
         for key, v in variables.items()
         if key not in arrays or arrays[key].shape != tuple(v.shape)
     ]
@@ -245,13 +284,12 @@ def _save(arrays):
 
 def _numbers(callback) -> dict:
     plain = (bool, int, float, str)
-    return {
-        k: v for k, v in vars(callback).items() if isinstance(v, plain) and not k.startswith("__")
-    }
+    numbers = {k: v for k, v in vars(callback).items() if isinstance(v, plain) and k[:2] != "__"}
+    return {"__class__": type(callback).__name__, **numbers}
 
 
 def _settings(model, batches, validation) -> dict:
-    optimizer = keras.optimizers.serialize(model.optimizer)
+    optimizer: dict = keras.optimizers.serialize(model.optimizer)  # type: ignore[assignment]
     del optimizer["config"]["name"]  # Keras counts these up through a process
     loss = model.loss if isinstance(model.loss, str) else keras.losses.serialize(model.loss)
     described = {
@@ -266,7 +304,7 @@ def _settings(model, batches, validation) -> dict:
 
 
 def _describe(batches) -> dict:
-    with contextlib.suppress(AttributeError):
+    if hasattr(batches, "settings"):
         return batches.settings()
     return {"class": type(batches).__name__, "batches": len(batches)}
 
@@ -278,5 +316,10 @@ def _differences(saved, now, at=""):
     elif isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
         for n, (one, other) in enumerate(zip(saved, now, strict=True)):
             yield from _differences(one, other, f"{at}[{n}]")
-    elif saved != now:
+    elif saved != now and not (at.endswith(".name") and _uncounted(saved) == _uncounted(now)):
         yield f"{at}: saved {str(saved)[:80]}, now {str(now)[:80]}"
+
+
+def _uncounted(name) -> str:
+    # Keras counts unnamed losses and optimizers up through a process: `adam_1` is `adam`.
+    return re.sub(r"_\d+$", "", str(name))

@@ -6,7 +6,7 @@ import keras
 from keras import layers
 
 from kerasim.errors import ArgumentError, check_integer
-from kerasim.models.blocks import check_image_shape, check_widths, conv_norm, residual_block
+from kerasim.models.blocks import check_image_shape, check_widths, conv, residual_block
 
 
 def conv_autoencoder(
@@ -50,9 +50,9 @@ def conv_autoencoder(
         least = 2 * least + 2
     if min(image_shape[:2]) < least:
         raise ArgumentError(
-            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each of "
-            f"widths={widths}: height and width must be {least} or more. Resize the images or pass "
-            "fewer widths."
+            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each "
+            f"of widths={widths}: height and width must be {least} or more. Resize the images or "
+            "pass fewer widths."
         )
 
     images = keras.Input(image_shape, name="images")
@@ -64,7 +64,13 @@ def conv_autoencoder(
     codes = layers.Dense(latent_dim, name="codes")(layers.Flatten(name="flatten")(x))
     encoder = keras.Model(images, codes, name="encoder")
 
-    return _autoencoder(encoder, image_shape, dense_widths, activation, name)
+    codes = keras.Input((latent_dim,), name="codes")
+    x = codes
+    for n, units in enumerate(dense_widths, start=1):
+        x = layers.Dense(units, activation=activation, name=f"dense{n}")(x)
+    x = layers.Dense(math.prod(image_shape), activation="sigmoid", name="pixels")(x)
+    decoder = keras.Model(codes, layers.Reshape(image_shape, name="image")(x), name="decoder")
+    return _joined(encoder, decoder, name)
 
 
 def residual_autoencoder(
@@ -72,18 +78,20 @@ def residual_autoencoder(
     latent_dim: int = 10,
     widths: tuple[int, ...] = (48, 96, 192),
     blocks: int = 1,
-    dense_widths: tuple[int, ...] = (512, 1024, 2048),
+    dense_width: int = 512,
     name: str = "residual_autoencoder",
 ) -> keras.Model:
-    """Builds a stronger encoder of residual blocks before the same dense decoder.
+    """Builds a stronger autoencoder: strided convolutions in and out, residual blocks inside.
+
+    There is no batch norm: the noise of its batch means would be noise on the code.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
             `2 ** len(widths)`.
         latent_dim: Length of the code.
         widths: Filters of each stage, from the image inwards; each stage halves the image.
-        blocks: Residual blocks of each stage after the first.
-        dense_widths: Units of each layer of the decoder, from the code outwards.
+        blocks: Residual blocks at the innermost stage, on the way in and on the way out.
+        dense_width: Units of the dense layer on either side of the code.
         name: Name of the model.
 
     Returns:
@@ -99,30 +107,36 @@ def residual_autoencoder(
     widths = check_widths("widths", widths)
     image_shape = check_image_shape(image_shape, 2 ** len(widths))
     latent_dim = check_integer("latent_dim", latent_dim)
-    dense_widths = check_widths("dense_widths", dense_widths)
     check_integer("blocks", blocks, 0)
+    dense_width = check_integer("dense_width", dense_width)
 
     images = keras.Input(image_shape, name="images")
     x = images
     for n, filters in enumerate(widths, start=1):
-        x = conv_norm(x, filters, f"down{n}", strides=2)
-        for block in range(1, blocks * (n > 1) + 1):
-            x = residual_block(x, filters, f"stage{n}_block{block}")
-    codes = layers.Dense(latent_dim, name="codes")(layers.Flatten(name="flatten")(x))
-    encoder = keras.Model(images, codes, name="encoder")
-    return _autoencoder(encoder, image_shape, dense_widths, "relu", name)
+        x = conv(x, filters, f"down{n}", strides=2)
+    for block in range(1, blocks + 1):
+        x = residual_block(x, widths[-1], f"block{block}")
+    inner_shape = x.shape[1:]
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(dense_width, activation="relu", name="dense")(x)
+    encoder = keras.Model(images, layers.Dense(latent_dim, name="codes")(x), name="encoder")
+
+    codes = keras.Input((latent_dim,), name="codes")
+    x = layers.Dense(dense_width, activation="relu", name="dense1")(codes)
+    x = layers.Dense(math.prod(inner_shape), activation="relu", name="dense2")(x)
+    x = layers.Reshape(inner_shape, name="reshape")(x)
+    for block in range(1, blocks + 1):
+        x = residual_block(x, widths[-1], f"block{block}")
+    for n, filters in reversed(list(enumerate((image_shape[2], *widths[:-1]), start=1))):
+        activation = "relu" if n > 1 else "sigmoid"
+        x = layers.Conv2DTranspose(
+            filters, 4, strides=2, padding="same", activation=activation, name=f"up{n}"
+        )(x)
+    return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 
-def _autoencoder(encoder, image_shape, dense_widths, activation, name) -> keras.Model:
-    """Puts a dense decoder behind an encoder."""
-    codes = keras.Input(encoder.output_shape[1:], name="codes")
-    x = codes
-    for n, units in enumerate(dense_widths, start=1):
-        x = layers.Dense(units, activation=activation, name=f"dense{n}")(x)
-    x = layers.Dense(math.prod(image_shape), activation="sigmoid", name="pixels")(x)
-    decoder = keras.Model(codes, layers.Reshape(image_shape, name="image")(x), name="decoder")
-
-    images = keras.Input(image_shape, name="images")
+def _joined(encoder, decoder, name) -> keras.Model:
+    images = keras.Input(encoder.input_shape[1:], name="images")
     return keras.Model(images, decoder(encoder(images)), name=name)
 
 
@@ -162,14 +176,12 @@ def denoising_autoencoder(
     x, skips = images, []
     for n, filters in enumerate(widths, start=1):
         skips.append(x)
-        x = layers.Conv2D(
-            filters, 4, strides=2, padding="same", activation="relu", name=f"down{n}"
-        )(x)
+        x = conv(x, filters, f"down{n}", strides=2)
         for block in range(1, blocks + 1):
-            x = residual_block(x, filters, f"in{n}_block{block}", norm=False)
+            x = residual_block(x, filters, f"in{n}_block{block}")
     for n in range(len(widths), 0, -1):
         for block in range(1, blocks + 1):
-            x = residual_block(x, widths[n - 1], f"out{n}_block{block}", norm=False)
+            x = residual_block(x, widths[n - 1], f"out{n}_block{block}")
         filters = skips[n - 1].shape[-1]
         # The last one starts at zero: before training the network returns its input.
         start = "zeros" if n == 1 else "glorot_uniform"

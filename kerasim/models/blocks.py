@@ -17,7 +17,8 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
         shape = ()
     if len(shape) != 3:
         raise ArgumentTypeError(
-            f"image_shape must be (height, width, channels). Received {image_shape!r}: pass such as (32, 32, 3)."
+            f"image_shape must be (height, width, channels). Received {image_shape!r}: pass such "
+            "as (32, 32, 3)."
         )
     names = ("height", "width", "channels")
     for name, n in zip(names, shape, strict=True):
@@ -46,17 +47,14 @@ def check_widths(name: str, widths) -> tuple[int, ...]:
     return widths
 
 
-def conv_norm(x, filters: int, name: str, strides: int = 1, norm: bool = True, relu: bool = True):
-    """A 3 x 3 convolution (4 x 4 where it halves the image), batch norm and ReLU."""
+def conv(x, filters: int, name: str, strides: int = 1, activation: str | None = "relu"):
+    """A 3 x 3 convolution, 4 x 4 where it halves the image."""
     size = 3 if strides == 1 else 2 * strides
-    x = layers.Conv2D(filters, size, strides, "same", use_bias=not norm, name=name)(x)
-    if norm:
-        x = layers.BatchNormalization(name=f"{name}_norm")(x)
-    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
+    return layers.Conv2D(filters, size, strides, "same", activation=activation, name=name)(x)
 
 
-def residual_block(x, filters: int, name: str, norm: bool = True):
+def residual_block(x, filters: int, name: str):
     """Two convolutions round a shortcut (He et al., 2016. https://arxiv.org/abs/1512.03385)."""
-    y = conv_norm(x, filters, f"{name}_conv1", norm=norm)
-    y = conv_norm(y, filters, f"{name}_conv2", norm=norm, relu=False)
+    y = conv(x, filters, f"{name}_conv1")
+    y = conv(y, filters, f"{name}_conv2", activation=None)
     return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))

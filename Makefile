@@ -1,0 +1,53 @@
+# Everything that a user runs. `make demo` and `make test` set themselves up.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+# One backend, never two: their wheels overwrite each other.
+ifneq ($(shell command -v nvidia-smi),)
+BACKEND := tensorflow[and-cuda]==2.21.0
+else ifeq ($(shell uname -sm),Linux x86_64)
+BACKEND := tensorflow-cpu==2.21.0
+else
+BACKEND := tensorflow==2.21.0
+endif
+
+.PHONY: demo test lint notebooks bench clean
+
+# Runs every notebook on the embedded digits.
+demo: $(VENV)/.ok
+	$(BIN)/python -m notebooks runs/demo --dataset digits
+
+# Style, types, unit tests, fault tests and each notebook with one epoch.
+test: lint
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.ok
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# Runs every notebook in full on the data in KERASIM_DATA_DIR, and keeps their outputs.
+notebooks: $(VENV)/.ok
+	$(BIN)/python -m notebooks runs/notebooks --keep
+
+# Prints figures beside their yardsticks; see benchmarks/README.md.
+bench: $(VENV)/.ok
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/imports.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/quality.py
+
+# uv where there is one, pip otherwise.
+$(VENV)/.ok: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kerasim needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if command -v uv >/dev/null; then install="uv pip install --python $(BIN)/python"; \
+	else install="$(BIN)/python -m pip install --disable-pip-version-check"; fi; \
+	$$install -q -r requirements.lock "$(BACKEND)" && $$install -q --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,200 @@
+"""SavedModel out, and back in."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasim import artifacts
+from kerasim.data import as_float, check_images, check_shape
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArtifactError,
+    DependencyError,
+    ImageError,
+)
+
+_KIND = "saved_model"
+
+
+def export_saved_model(model, path) -> None:
+    """Writes a model as a SavedModel with two endpoints, any batch size each.
+
+    "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
+    "serve_bytes" takes `image_bytes`, `(batch,)` encoded JPEG, PNG, BMP or GIF files, decodes
+    them as `images.read_image` does (JPEG by the accurate inverse transform; EXIF rotation is
+    not applied, so send upright pictures) and resizes those of another size.
+
+    Args:
+        model: `keras.Model` from one image input to one output, such as
+            `autoencoder.get_layer("encoder")`.
+        path: Folder; an earlier export there is replaced, whole.
+
+    Raises:
+        DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
+        ArgumentError: If the model does not take one batch of images of a fixed size.
+    """
+    tf = _tensorflow()
+    if keras.backend.backend() != "tensorflow":
+        raise DependencyError(
+            f"export_saved_model needs Keras on TensorFlow. It runs on "
+            f"{keras.backend.backend()!r}: save the model with model.save('model.keras') and "
+            "export it in a process with KERAS_BACKEND=tensorflow."
+        )
+    shape: Any = getattr(model, "input_shape", None)
+    fixed = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
+    if not fixed or len(shape) != 4 or shape[3] not in (1, 3):
+        raise ArgumentError(
+            "model must take images (batch, height, width, 1 or 3) of a fixed size. Its input is "
+            f"{shape}: build it with an image_shape."
+        )
+    if len(model.outputs) != 1:
+        raise ArgumentError(
+            f"model must have one output. It has {len(model.outputs)}: pass a part of it, such as "
+            'model.get_layer("encoder").'
+        )
+    height, width, channels = shape[1:]
+
+    def decode(encoded):
+        def jpeg():
+            return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+
+        def png():
+            pixels = tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32)
+            colour, alpha = pixels[..., :3], pixels[..., 3:]
+            # Where a file has no alpha TensorFlow puts the largest value of its bit depth (byte
+            # 24 of the file), which below 8 bits is not opaque.
+            depth = tf.io.decode_raw(tf.strings.substr(encoded, 24, 1), tf.uint8)[0]
+            filler = tf.bitwise.left_shift(1, tf.cast(depth, tf.int32)) - 1
+            alpha = tf.where(tf.reduce_all(alpha == filler), 255, alpha)
+            return tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+
+        def other():
+            return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+
+        is_png = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG")
+        pixels = tf.case([(tf.io.is_jpeg(encoded), jpeg), (is_png, png)], other)
+        pixels = tf.ensure_shape(pixels, (None, None, 3))
+        if channels == 1:  # as Pillow does it
+            weighted = tf.reduce_sum(tf.cast(pixels, tf.int32) * (19595, 38470, 7471), -1, True)
+            pixels = tf.bitwise.right_shift(weighted + 32768, 16)
+        image = tf.cast(pixels, tf.float32) / 255
+        return tf.image.resize(image, (height, width), antialias=True)
+
+    def serve(images):
+        return model(images, training=False)
+
+    def serve_bytes(image_bytes):
+        images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
+        return serve(tf.ensure_shape(images, (None, height, width, channels)))
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    image_spec = tf.TensorSpec((None, height, width, channels), tf.float32, name="images")
+    bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    archive.add_endpoint("serving_default", serve, input_signature=[image_spec])
+    archive.add_endpoint("serve_bytes", serve_bytes, input_signature=[bytes_spec])
+    info = {"image_shape": [height, width, channels]}
+    artifacts.write(
+        path,
+        _KIND,
+        lambda folder: archive.write_out(str(folder), verbose=False),
+        info,
+        artifacts.fingerprint(model),
+    )
+
+
+def load_saved_model(path, trust: bool = False):
+    """Loads a SavedModel as a function of images.
+
+    A SavedModel is a program: it can do whatever TensorFlow can. It is loaded only if its files
+    are those that kerasim wrote, by its manifest, or if you say that you trust its maker.
+
+    Args:
+        path: Folder that `export_saved_model` wrote.
+        trust: Load a folder without kerasim's manifest, too.
+
+    Returns:
+        `SavedModel`: call it with images, or its `serve_bytes` with encoded files.
+
+    Raises:
+        ArtifactError: If the folder is missing, damaged or not kerasim's and not trusted.
+        DependencyError: If TensorFlow is not installed.
+    """
+    tf = _tensorflow()
+
+    def load(folder, manifest=None):
+        return SavedModel(tf.saved_model.load(str(folder)))
+
+    folder = artifacts.check_path("path", path)
+    if trust and not (folder / artifacts.MANIFEST).exists():
+        try:
+            return load(folder)
+        except Exception as error:
+            raise ArtifactError(
+                f"{folder} is no SavedModel that loads: {error}. Check the path."
+            ) from error
+    return artifacts.read(folder, _KIND, load)
+
+
+class SavedModel:
+    """A loaded SavedModel. Made by `load_saved_model`."""
+
+    def __init__(self, loaded):
+        self._loaded = loaded
+
+    def __call__(self, images) -> np.ndarray:
+        """Returns the outputs for images `(n, height, width, channels)`, as for `data.embed`."""
+        taken = self._inputs("serving_default")[1].shape
+        images = check_shape("images", images, taken[1:] if taken.rank == 4 else (None,) * 3)
+        return self._call("serving_default", as_float(check_images("images", images)[:]))
+
+    def serve_bytes(self, encoded) -> np.ndarray:
+        """Returns the outputs for a list of encoded image files, each of type bytes."""
+        listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
+        encoded = list(encoded) if listed else [None]
+        if not all(isinstance(content, bytes) for content in encoded):
+            raise ArgumentTypeError(
+                "encoded must be a list of image files, each of type bytes: pass such as "
+                "[path.read_bytes()]."
+            )
+        try:
+            return self._call("serve_bytes", np.array(encoded, dtype=object))
+        # TensorFlow's own message may quote the bytes, which are no text.
+        except (_tensorflow().errors.InvalidArgumentError, UnicodeDecodeError) as error:
+            raise ImageError(
+                f"One of the {len(encoded)} encoded images cannot be decoded: expected whole JPEG, "
+                "PNG, BMP or GIF files. Leave out those that images.read_image refuses."
+            ) from error
+
+    def _inputs(self, endpoint):
+        """Returns the signature of an endpoint's one input as (name, spec)."""
+        if endpoint not in self._loaded.signatures:
+            raise ArgumentError(
+                f"This SavedModel has no endpoint {endpoint!r}, only "
+                f"{sorted(self._loaded.signatures)}: export it with export_saved_model."
+            )
+        (named,) = self._loaded.signatures[endpoint].structured_input_signature[1].items()
+        return named
+
+    def _call(self, endpoint, value):
+        name, _ = self._inputs(endpoint)
+        tf = _tensorflow()
+        signature = self._loaded.signatures[endpoint]
+        if not len(value):  # on which some of TensorFlow's fused operations fail
+            (spec,) = signature.structured_outputs.values()
+            return np.empty((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+        (output,) = signature(**{name: tf.convert_to_tensor(value)}).values()
+        return output.numpy()
+
+
+def _tensorflow():
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise DependencyError(
+            "SavedModels need TensorFlow, which is not installed: pip install 'kerasim[tf]' (or "
+            "[tf-cpu], or [gpu])."
+        ) from error
+    return tensorflow

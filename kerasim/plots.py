@@ -1,0 +1,384 @@
+"""Figures: an optional `ax` in, the `ax` or figure out. Drawn with matplotlib."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kerasim.data import as_float, check_images
+from kerasim.errors import ArgumentError, check_integer, check_vectors
+
+# Okabe & Ito (2008), told apart by colour-blind readers, then by marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+
+
+def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
+    """Draws training curves.
+
+    Args:
+        frame: What `training.fit` returns.
+        keys: Columns to draw; `val_` columns are drawn beside them, dashed.
+        ax: Axes to draw on; None for new ones.
+        log: Logarithmic values.
+
+    Returns:
+        The axes.
+    """
+    missing = [key for key in ("epoch", *keys) if key not in frame]
+    if missing or not keys:
+        raise ArgumentError(
+            f"keys={missing} are not in the history: choose one or more among {list(frame)}."
+        )
+    ax = _axes(ax, (6, 3.5))
+    for n, key in enumerate(keys):
+        colour = COLOURS[n % len(COLOURS)]
+        ax.plot(frame["epoch"], frame[key], color=colour, label=f"training {key}")
+        if f"val_{key}" in frame:
+            ax.plot(
+                frame["epoch"], frame[f"val_{key}"], "--", color=colour, label=f"held-out {key}"
+            )
+    ax.set(xlabel="epoch", ylabel=keys[0] if len(keys) == 1 else "value")
+    if log:
+        ax.set_yscale("log")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    return ax
+
+
+def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
+    """Draws images in rows.
+
+    Args:
+        images: `(n, height, width, channels)` in [0, 1] or uint8.
+        titles: `n` strings, or None.
+        columns: Images per row.
+        size: Inches per image.
+
+    Returns:
+        The figure.
+    """
+    images = _check_some("images", images)
+    if titles is not None and len(titles) != len(images):
+        raise ArgumentError(
+            f"titles has {len(titles)} entries for {len(images)} images: pass one for each."
+        )
+    columns = min(check_integer("columns", columns), len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = _figure(rows, columns, size, title_room=0.25 if titles is not None else 0)
+    for n, ax in enumerate(axes.flat):
+        if n < len(images):
+            _show(ax, images[n])
+            if titles is not None:
+                ax.set_title(str(titles[n]), fontsize=8, pad=2, parse_math=False)
+    return figure
+
+
+def reconstructions(images, *others, labels: Sequence[str] = ("original", "reconstructed")):
+    """Draws images above what became of them.
+
+    Args:
+        images: `(n, height, width, channels)` in [0, 1] or uint8.
+        *others: Arrays of the same shape, a row each.
+        labels: A name for each row.
+
+    Returns:
+        The figure.
+    """
+    rows = [_check_some("each row of images", row) for row in (images, *others)]
+    if len(labels) != len(rows) or len({np.shape(row) for row in rows}) != 1:
+        raise ArgumentError(
+            f"labels={tuple(labels)} and rows of shapes {[np.shape(row) for row in rows]} do not "
+            "match: pass one name for each row, and rows of one shape."
+        )
+    figure, axes = _figure(len(rows), len(images), 0.95, left=1.1)
+    for label, row, line in zip(labels, rows, axes, strict=True):
+        for ax, image in zip(line, row, strict=True):
+            _show(ax, image)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+    return figure
+
+
+def denoising(noisy, denoised, clean, psnr=None):
+    """Draws rows of noisy, denoised and clean images.
+
+    Args:
+        noisy, denoised, clean: `(n, height, width, channels)` each.
+        psnr: `(noisy, denoised)` in dB, for the labels.
+    """
+    names = ["noisy", "denoised"]
+    if psnr is not None:
+        if len(psnr) != 2:
+            raise ArgumentError(f"psnr={psnr!r} must be two numbers: pass (noisy, denoised).")
+        names = [f"{name}\n{value:.1f} dB" for name, value in zip(names, psnr, strict=True)]
+    return reconstructions(noisy, denoised, clean, labels=(*names, "clean"))
+
+
+def latent_distribution(codes, ax=None, title: str = ""):
+    """Draws the distribution of each latent number as a violin with its quartiles.
+
+    Args:
+        codes: `(n, dim)`.
+        ax: Axes to draw on; None for new ones.
+        title: Title.
+
+    Returns:
+        The axes.
+    """
+    codes = check_vectors("codes", codes, rows=2)
+    ax = _axes(ax, (7, 3))
+    positions = np.arange(1, codes.shape[1] + 1)
+    violins: Any = ax.violinplot(list(codes.T), positions, showextrema=False, widths=0.85)
+    for body in violins["bodies"]:
+        body.set(facecolor=COLOURS[5], alpha=0.7)
+    low, middle, high = np.quantile(codes, (0.25, 0.5, 0.75), axis=0)
+    ax.vlines(positions, low, high, color=COLOURS[0], lw=4, label="middle half")
+    ax.plot(positions, middle, "o", color="white", mec=COLOURS[0], ms=4, label="median")
+    ax.axhline(0, color="grey", lw=0.5)
+    ax.set(xlabel="latent number", ylabel="value", xticks=positions)
+    ax.set_title(title, parse_math=False)
+    ax.legend(frameon=False, fontsize=8, ncols=2)
+    return ax
+
+
+def latent_map(
+    coordinates,
+    labels=None,
+    class_names=None,
+    images=None,
+    ax=None,
+    thumbnails: int = 60,
+    seed: int = 0,
+):
+    """Draws a map of latent space: a point for each image, thumbnails for a few.
+
+    Args:
+        coordinates: `(n, 2)`, such as `Projection` gives.
+        labels: `(n,)` integers for colour and marker, or None.
+        class_names: A name for each label.
+        images: `(n, height, width, channels)` for thumbnails, or None.
+        ax: Axes to draw on; None for new ones.
+        thumbnails: How many images to show at most; they never cover one another.
+        seed: Chooses them.
+
+    Returns:
+        The axes.
+    """
+    coordinates = check_vectors("coordinates", coordinates, 2, rows=1)
+    for name, rows in (("labels", labels), ("images", images)):
+        if rows is not None and len(rows) != len(coordinates):
+            raise ArgumentError(
+                f"{name} has {len(rows)} rows, coordinates has {len(coordinates)}: pass one for "
+                "each point."
+            )
+    if images is not None:
+        images = _check_some("images", images)
+    check_integer("thumbnails", thumbnails, 0)
+    if labels is not None:
+        labels = np.asarray(labels)
+        classes = np.unique(labels)
+        names = [str(label) for label in classes]
+        if class_names is not None:
+            if not (
+                labels.dtype.kind in "iu" and 0 <= classes[0] <= classes[-1] < len(class_names)
+            ):
+                raise ArgumentError(
+                    f"class_names has {len(class_names)} entries; labels go from {classes[0]} to "
+                    f"{classes[-1]}: pass integer labels from 0, and a name for each."
+                )
+            names = [str(class_names[label]) for label in classes]
+    ax = _axes(ax, (9, 7))
+    alpha = float(np.clip(30 / np.sqrt(len(coordinates)), 0.25, 0.9))
+    style = {"s": 9, "alpha": alpha, "linewidths": 0}
+    if labels is None:
+        ax.scatter(*coordinates.T, color=COLOURS[0], **style)
+    else:
+        handles = []
+        for n, label in enumerate(classes):
+            colour, marker = COLOURS[n % 8], MARKERS[(n + n // 8) % 8]
+            rows = coordinates[labels == label]
+            handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
+        legend = ax.legend(
+            handles,
+            names,
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
+            frameon=False,
+            markerscale=2.5,
+            ncols=-(-len(names) // 25),
+        )
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            handle.set_alpha(1)
+            text.set_parse_math(False)
+    if images is not None:
+        _thumbnails(ax, coordinates, images, thumbnails, seed)
+    ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
+    return ax
+
+
+def _thumbnails(ax, coordinates, images, count, seed):
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    span = np.ptp(coordinates, axis=0).max() or 1.0
+    shown = np.empty((0, 2))
+    for n in np.random.default_rng(seed).permutation(len(coordinates)):
+        if len(shown) == count:
+            break
+        if len(shown) and np.abs(shown - coordinates[n]).max(axis=1).min() < 0.07 * span:
+            continue
+        shown = np.vstack([shown, coordinates[n]])
+        image = as_float(np.asarray(images[n]))
+        image = np.broadcast_to(image, (*image.shape[:2], 3))  # grey as colour
+        box = OffsetImage(image, zoom=28 / image.shape[0])
+        ax.add_artist(AnnotationBbox(box, coordinates[n], pad=0.1, bboxprops={"lw": 0.5}))
+
+
+def neighbors(queries, found, distances=None, labels=None, query_labels=None):
+    """Draws each query beside its neighbours, nearest first.
+
+    Args:
+        queries: `(n, height, width, channels)` in [0, 1] or uint8.
+        found: `(n, k, height, width, channels)`: the neighbours' images.
+        distances: `(n, k)`, written above each, or None.
+        labels: `(n, k)` of the neighbours; with `query_labels`, a neighbour of another class is
+            framed dashed.
+        query_labels: `(n,)`.
+
+    Returns:
+        The figure.
+    """
+    queries, found = _check_some("queries", queries), np.asarray(found)
+    if found.ndim != 5 or len(found) != len(queries):
+        raise ArgumentError(
+            f"found must be (n, k, height, width, channels) for n={len(queries)} queries. Received "
+            f"{found.shape}: pass images[indices]."
+        )
+    _check_some("found", found.reshape(-1, *found.shape[2:]))
+    shapes = {"distances": (distances, found.shape[:2]), "labels": (labels, found.shape[:2])}
+    shapes["query_labels"] = query_labels, found.shape[:1]
+    for name, (rows, shape) in shapes.items():
+        if rows is not None and np.shape(rows) != shape:
+            raise ArgumentError(
+                f"{name} must have shape {shape}, that of the images found. Received "
+                f"{np.shape(rows)}: pass the rows that belong to them."
+            )
+    figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, title_room=0.2)
+    for row, line in enumerate(axes):
+        _show(line[0], queries[row])
+        line[0].set_title("query" if row == 0 else "", fontsize=8, pad=2)
+        _frame(line[0], "black", "-", 2)
+        for column, ax in enumerate(line[1:]):
+            _show(ax, found[row, column])
+            if distances is not None:
+                ax.set_title(f"{distances[row][column]:.3g}", fontsize=8, pad=2)
+            if labels is not None and query_labels is not None:
+                same = labels[row][column] == query_labels[row]
+                _frame(ax, COLOURS[2] if same else COLOURS[1], "-" if same else "--", 2)
+    return figure
+
+
+def network(model, ax=None):
+    """Draws a model as a row of bars, one for each layer that changes the shape.
+
+    A bar's height shows the logarithm of height x width, its breadth that of the channels.
+
+    Args:
+        model: A `keras.Model`; models inside it are drawn layer by layer.
+        ax: Axes to draw on; None for new ones.
+
+    Returns:
+        The axes.
+    """
+    if not getattr(model, "built", False) or not hasattr(model, "layers"):
+        raise ArgumentError(
+            f"model must be a built keras.Model. Received {type(model).__name__}: pass a model "
+            "made by a builder, or call it once."
+        )
+    steps = _steps(model)
+    if any(None in shape for *_, shape in steps):
+        raise ArgumentError(
+            "model has layers of no fixed size: build it with an image_shape to draw it."
+        )
+    ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
+    left = 0.0
+    for kind, _, shape in steps:
+        area, depth = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else (1, shape[-1])
+        tall = 0.3 + 0.28 * np.log2(area) / 2
+        broad = 0.12 + 0.055 * np.log2(depth)
+        colour = COLOURS[list(dict.fromkeys(kind for kind, *_ in steps)).index(kind) % 8]
+        ax.add_patch(_rectangle((left, -tall / 2), broad, tall, colour))
+        middle = left + broad / 2
+        ax.text(middle, tall / 2 + 0.06, kind, ha="center", va="bottom", fontsize=7, rotation=40)
+        text = " x ".join(map(str, shape))
+        ax.text(middle, -tall / 2 - 0.08, text, ha="center", va="top", fontsize=7, rotation=-40)
+        left += broad + 0.5
+    ax.set(xlim=(-0.4, left), ylim=(-2.3, 2.3))
+    ax.axis("off")
+    return ax
+
+
+def _steps(model):
+    """Lists (kind, name, shape) of a model's layers where the shape changes, in order."""
+    steps, before = [], None
+    for layer in model.layers:
+        inner = _steps(layer) if hasattr(layer, "layers") else None
+        if inner is None:
+            shape = tuple(layer.output.shape[1:])
+            inner = [(type(layer).__name__.replace("Layer", ""), layer.name, shape)]
+        for kind, name, shape in inner:
+            if shape != before:
+                steps.append((kind, name, shape))
+                before = shape
+    return steps
+
+
+def _rectangle(corner, width, height, colour):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(corner, width, height, facecolor=colour, edgecolor="black", lw=0.5, alpha=0.85)
+
+
+def _check_some(name, images):
+    images = check_images(name, images)
+    if not len(images) or images.shape[3] not in (1, 3):
+        raise ArgumentError(
+            f"{name} must be one image or more, of 1 or 3 channels. Received shape {images.shape}: "
+            "pass (n, height, width, channels)."
+        )
+    return images
+
+
+def _axes(ax, size):
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def _figure(rows, columns, size, title_room=0.0, left=0.0):
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(columns * size + left, rows * (size + title_room)),
+        layout="constrained",
+        squeeze=False,
+    )
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        _frame(ax, "none", "-", 0)
+    return figure, axes
+
+
+def _frame(ax, colour, style, width):
+    for spine in ax.spines.values():
+        spine.set(edgecolor=colour, linestyle=style, linewidth=width, visible=width > 0)
+
+
+def _show(ax, image):
+    image = as_float(np.asarray(image))
+    ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)

@@ -1,0 +1,140 @@
+"""Seeded UMAP maps that can be kept, and that place a new point the same way every time."""
+
+import warnings
+
+import numpy as np
+
+from kerasim import artifacts
+from kerasim.errors import ArgumentError, check_integer, check_number, check_vectors
+from kerasim.neighbors import NeighborIndex
+
+_KIND = "projection"
+_TRUST_ROWS = 2000
+
+
+class Projection:
+    """Lays vectors out in the plane with UMAP.
+
+    The same seed gives the same map. A new point is put at the mean of the places of its
+    `n_neighbors` nearest fitted vectors, weighted by inverse distance: it does not depend on
+    the batch it comes in, as UMAP's own `transform` does, and a fitted vector keeps its place.
+
+    Args:
+        n_neighbors: Neighbours that UMAP looks at; larger shows more of the whole. 2 or more.
+        min_dist: How close points may lie on the map, 0 to 1.
+        seed: The same seed draws the same map.
+
+    Attributes:
+        coordinates_: `(n, 2)` float32, the fitted map.
+        trustworthiness_: How far neighbours on the map are neighbours in truth, 0 to 1
+            (Venna & Kaski, 2001), over 5 neighbours among at most 2,000 rows drawn with the
+            seed; NaN for fewer than 12 rows.
+
+    Reference:
+        McInnes et al., 2018. https://arxiv.org/abs/1802.03426
+    """
+
+    def __init__(self, n_neighbors: int = 15, min_dist: float = 0.1, seed: int = 0):
+        self.n_neighbors = check_integer("n_neighbors", n_neighbors, 2)
+        self.min_dist = check_number("min_dist", min_dist, 0, 1)
+        self.seed = check_integer("seed", seed, 0)
+
+    def fit_transform(self, x) -> np.ndarray:
+        """Draws the map.
+
+        Args:
+            x: `(n, dim)` finite vectors, `n` above `n_neighbors` and 5 or more.
+
+        Returns:
+            `(n, 2)` float32: a place for each row, duplicates included.
+
+        Raises:
+            ArgumentError: On too few rows, NaN or infinity.
+        """
+        x = check_vectors("x", x)
+        least = max(self.n_neighbors + 1, 5)
+        if len(x) < least:
+            raise ArgumentError(
+                f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more: pass "
+                "more rows or, from 5 rows on, a smaller n_neighbors."
+            )
+        if (x == x[0]).all():
+            warnings.warn(
+                f"All {len(x)} rows of x are equal: there is no structure to draw, and the map "
+                "shows none.",
+                stacklevel=2,
+            )
+        # UMAP takes seconds to import; it is compiled as it runs.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from umap import UMAP
+
+            umap = UMAP(
+                n_neighbors=self.n_neighbors,
+                min_dist=self.min_dist,
+                random_state=self.seed,
+                n_jobs=1,  # what a seed asks for
+            )
+            coordinates = umap.fit_transform(np.asarray(x, dtype="float32"))
+        self.coordinates_ = np.asarray(coordinates, dtype="float32")
+        self._index = NeighborIndex().fit(x)
+        self.trustworthiness_ = self._trustworthiness(x)
+        return self.coordinates_.copy()
+
+    def transform(self, x) -> np.ndarray:
+        """Places vectors on the fitted map.
+
+        Args:
+            x: `(n, dim)` vectors of the width that was fitted; `n` may be 0.
+
+        Returns:
+            `(n, 2)` float32.
+        """
+        if not hasattr(self, "_index"):
+            raise ArgumentError("The projection is not fitted: call fit_transform(x) first.")
+        distances, indices = self._index.query(x, self.n_neighbors)
+        # Relative to the nearest, so that nothing overflows; a fitted vector is its own nearest.
+        nearest = distances[:, :1]
+        weights = np.where(
+            nearest > 0, nearest / np.where(distances > 0, distances, 1), distances == 0
+        )
+        weights /= weights.sum(axis=1, keepdims=True)
+        return np.einsum("nk,nkd->nd", weights, self.coordinates_[indices]).astype("float32")
+
+    def save(self, path) -> None:
+        """Writes the fitted projection to a folder, whole or not at all, without pickle."""
+        if not hasattr(self, "_index"):
+            raise ArgumentError("The projection is not fitted: call fit_transform(x) before save.")
+        info = {name: getattr(self, name) for name in ("n_neighbors", "min_dist", "seed")}
+        artifacts.write(
+            path,
+            _KIND,
+            lambda folder: np.savez(
+                folder / "arrays.npz", x=self._index.embeddings, coordinates=self.coordinates_
+            ),
+            info={"settings": info, "trustworthiness": float(self.trustworthiness_)},
+        )
+
+    @classmethod
+    def load(cls, path) -> "Projection":
+        """Reads a projection that `save` wrote; it places points as before."""
+
+        def load(folder, manifest):
+            arrays = artifacts.read_arrays(folder / "arrays.npz", ("x", "coordinates"))
+            projection = cls(**manifest.info["settings"])
+            projection.coordinates_ = arrays["coordinates"]
+            projection._index = NeighborIndex().fit(arrays["x"])
+            projection.trustworthiness_ = manifest.info["trustworthiness"]
+            return projection
+
+        return artifacts.read(path, _KIND, load)
+
+    def _trustworthiness(self, x) -> float:
+        from sklearn.manifold import trustworthiness
+
+        if len(x) < 12:
+            return float("nan")
+        rows = np.arange(len(x))
+        if len(x) > _TRUST_ROWS:
+            rows = np.random.default_rng(self.seed).choice(rows, _TRUST_ROWS, replace=False)
+        return float(trustworthiness(x[rows], self.coordinates_[rows], n_neighbors=5))

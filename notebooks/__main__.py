@@ -1,0 +1,86 @@
+"""Runs the notebooks in order in one working folder: python -m notebooks FOLDER."""
+
+import argparse
+import os
+import time
+from base64 import b64decode
+from pathlib import Path
+
+import nbformat
+import papermill
+
+HERE = Path(__file__).parent
+
+
+def run(notebook: Path, folder: Path, parameters: dict) -> Path:
+    """Runs one notebook in `folder`, figures and all, and returns the executed copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    executed = folder / notebook.name
+    papermill.execute_notebook(
+        notebook, executed, parameters, cwd=folder, kernel_name="python3", progress_bar=False
+    )
+    return executed
+
+
+def save_figures(executed: Path) -> None:
+    """Writes each figure of an executed notebook beside it as a PNG file."""
+    folder = executed.parent / "figures"
+    folder.mkdir(exist_ok=True)
+    outputs = [
+        output
+        for cell in nbformat.read(executed, 4).cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    for n, output in enumerate(outputs, start=1):
+        (folder / f"{executed.stem}-{n}.png").write_bytes(b64decode(output["data"]["image/png"]))
+
+
+def keep(executed: Path) -> None:
+    """Puts the outputs of an executed copy into the committed notebook."""
+    notebook = nbformat.read(executed, 4)
+    notebook.cells = [
+        c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])
+    ]
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            count += 1
+            cell.execution_count = count
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = count
+    notebook.metadata.pop("papermill", None)
+    nbformat.write(notebook, HERE / executed.name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="notebooks", description=__doc__)
+    parser.add_argument("folder", type=Path, help="working folder of all of them")
+    parser.add_argument(
+        "--dataset", help='"digits", for example; default: what the notebook chooses'
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
+    parser.add_argument("--only", default="", help="start of the names to run, such as 02")
+    arguments = parser.parse_args()
+    if os.environ.get("KERASIM_DATA_DIR"):  # notebooks run in another folder
+        os.environ["KERASIM_DATA_DIR"] = os.path.abspath(os.environ["KERASIM_DATA_DIR"])
+    else:
+        os.environ["KERASIM_DATA_DIR"] = str(HERE.parent / "data")
+    parameters = {"dataset": arguments.dataset} if arguments.dataset else {}
+    for notebook in sorted(HERE.glob(f"{arguments.only or '[0-9]'}*.ipynb")):
+        start = time.perf_counter()
+        executed = run(notebook, arguments.folder, parameters)
+        save_figures(executed)
+        if arguments.keep:
+            keep(executed)
+        print(f"{notebook.name}: {time.perf_counter() - start:.0f} s", flush=True)
+    print(f"Executed notebooks: {arguments.folder.resolve()}")
+    print(f"Figures:            {arguments.folder.resolve() / 'figures'}")
+    for saved in sorted(arguments.folder.glob("*/*savedmodel")):
+        print(f"SavedModel:         {saved.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,896 @@
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kerasim import artifacts
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
+
+KIND = "numbers"
+FILES = ("arrays.npz", "table.csv", "sub/codes.npy")
+
+
+def fill_with(value, size=50):
+    """Returns what `write` is handed: three files, each of which holds `value`."""
+
+    def fill(folder):
+        np.savez(folder / "arrays.npz", x=np.full(size, value))
+        (folder / "table.csv").write_text(f"value\n{value}\n")
+        (folder / "sub").mkdir()
+        np.save(folder / "sub" / "codes.npy", np.full(size, value, dtype="float32"))
+
+    return fill
+
+
+def save(path, value=1.0, kind=KIND, **kwargs):
+    return artifacts.write(path, kind, fill_with(value), info={"value": value}, **kwargs)
+
+
+def load_value(folder, manifest):
+    """Loads all files of an artefact; they are torn if they do not hold one value."""
+    values = {
+        manifest.info["value"],
+        *artifacts.read_arrays(folder / "arrays.npz")["x"].tolist(),
+        float((folder / "table.csv").read_text().split()[1]),
+        *np.load(folder / "sub" / "codes.npy").tolist(),
+    }
+    assert len(values) == 1, f"torn: {values}"
+    return values.pop()
+
+
+def read(path, **kwargs):
+    return artifacts.read(path, KIND, load_value, **kwargs)
+
+
+def contents(folder):
+    """Returns every file and link below `folder`, with its bytes."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes() if file.is_file() else b""
+        for file in Path(folder).rglob("*")
+        if not file.is_dir()
+    }
+
+
+def reseal(path, **changes):
+    """Changes fields of a manifest and gives it the digest that belongs to them."""
+    file = Path(path) / artifacts.MANIFEST
+    body = json.loads(file.read_text())
+    del body["manifest_sha256"]
+    body.update(changes)
+    file.write_text(json.dumps({**body, "manifest_sha256": artifacts._digest(body)}))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return save(tmp_path / "saved")
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "fallback"])
+def swap(request, monkeypatch):
+    """Runs a test with the swap in one step, and as on systems that lack it."""
+    if not request.param:
+        monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+
+
+# What is written is read
+
+
+def test_an_artefact_is_read_as_it_was_written(saved):
+    assert read(saved) == 1.0
+
+
+def test_a_second_save_replaces_the_first_and_leaves_nothing_beside_it(tmp_path, swap):
+    save(tmp_path / "saved", 1.0)
+    save(tmp_path / "saved", 2.0)
+    assert read(tmp_path / "saved") == 2.0
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_the_manifest_names_files_kind_and_versions(saved):
+    manifest = artifacts.read(saved, KIND, lambda folder, manifest: manifest)
+    assert (manifest.kind, sorted(manifest.files)) == (KIND, sorted(FILES))
+    assert set(manifest.versions) == {"kerasim", "keras", "numpy", "python"}
+
+
+def test_keys_of_info_that_are_numbers_do_not_damage_the_manifest(tmp_path):
+    info = {"value": 1.0, "recall": {10: 0.5, 9: 0.4}}
+    artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), info)
+    assert read(tmp_path / "saved") == 1.0
+
+
+def test_info_that_is_no_json_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ArgumentTypeError, match="info must hold JSON values"):
+        artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), {"x": np.zeros(2)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_info_too_large_for_a_manifest_is_refused_when_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "_MANIFEST_BYTES", 2000)
+    with pytest.raises(ArgumentError, match="over 2000"):
+        artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), {"x": "y" * 2000})
+
+
+def test_a_link_is_written_through(tmp_path):
+    save(tmp_path / "real", 1.0)
+    (tmp_path / "link").symlink_to("real")
+    save(tmp_path / "link", 2.0)
+    assert (tmp_path / "link").is_symlink() and read(tmp_path / "real") == 2.0
+    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+def test_an_error_of_what_is_saved_comes_out_unchanged_and_the_old_stays(saved):
+    def fill(folder):
+        (folder / "half").write_bytes(b"x")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        artifacts.write(saved, KIND, fill)
+    assert read(saved) == 1.0 and os.listdir(saved.parent) == ["saved"]
+
+
+# What stands there and is not ours
+
+
+@pytest.mark.parametrize("way", ["no manifest", "another kind", "own file", "a file"])
+def test_what_the_user_put_there_is_never_replaced(tmp_path, way, swap):
+    path = tmp_path / "mine"
+    if way == "no manifest":
+        path.mkdir()
+        (path / "thesis.txt").write_text("years of work")
+    elif way == "a file":
+        path.write_text("years of work")
+    else:
+        save(path, kind="diary" if way == "another kind" else KIND)
+    if way == "own file":
+        (path / "notes.txt").write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(ArtifactError, match=re.escape(str(path))):
+        save(path, 2.0)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "saved").mkdir()
+    save(tmp_path / "saved")
+    assert read(tmp_path / "saved") == 1.0
+
+
+def test_a_folder_named_like_one_set_aside_is_left_alone_if_it_is_not_ours(tmp_path):
+    (tmp_path / ".saved.old").mkdir()
+    (tmp_path / ".saved.old" / "thesis.txt").write_text("years of work")
+    save(tmp_path / "saved", 1.0)
+    save(tmp_path / "saved", 2.0)
+    assert (tmp_path / ".saved.old" / "thesis.txt").read_text() == "years of work"
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("cut", range(20))
+def test_a_truncated_file_is_called_damaged_with_its_sizes(saved, name, cut):
+    file = saved / name
+    whole = file.read_bytes()
+    length = len(whole) * cut // 20  # 0, an empty file, is the first
+    file.write_bytes(whole[:length])
+    wanted = f"{re.escape(str(file))} is damaged: expected {len(whole)} bytes, found {length}"
+    with pytest.raises(ArtifactError, match=wanted):
+        read(saved)
+
+
+def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
+    file = saved / artifacts.MANIFEST
+    whole = file.read_bytes()
+    for cut in range(20):
+        file.write_bytes(whole[: len(whole) * cut // 20])
+        with pytest.raises(ArtifactError, match=f"{artifacts.MANIFEST} is damaged"):
+            read(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_garbage_of_the_right_length_is_found(saved, name):
+    size = (saved / name).stat().st_size
+    (saved / name).write_bytes(random.Random(0).randbytes(size))
+    with pytest.raises(ArtifactError, match="is damaged: its SHA-256"):
+        read(saved)
+
+
+@pytest.mark.parametrize("name", [*FILES, artifacts.MANIFEST])
+def test_a_flipped_bit_is_found_at_200_of_200_places(saved, name):
+    rng, file = random.Random(0), saved / name
+    whole, found = file.read_bytes(), 0
+    for _ in range(200):
+        place, bit = rng.randrange(len(whole)), rng.randrange(8)
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << bit
+        file.write_bytes(flipped)
+        try:
+            read(saved)
+        except ArtifactError:
+            found += 1
+    assert found == 200
+
+
+def test_trailing_junk_is_named(saved):
+    with open(saved / "table.csv", "ab") as file:
+        file.write(b"junk")
+    with pytest.raises(ArtifactError, match="table.csv is damaged: expected 10 bytes, found 14"):
+        read(saved)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing"):
+        read(saved)
+
+
+@pytest.mark.parametrize("extra", ["stale.npz", "sub/stale.npz", ".hidden", "link"])
+def test_a_file_that_the_manifest_does_not_name_is_named(saved, extra):
+    if extra == "link":
+        (saved / extra).symlink_to("/etc")
+    else:
+        (saved / extra).write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=re.escape(extra)):
+        read(saved)
+
+
+def test_a_link_in_the_place_of_a_file_is_refused(saved, tmp_path):
+    os.rename(saved / "table.csv", tmp_path / "table.csv")
+    (saved / "table.csv").symlink_to(tmp_path / "table.csv")
+    with pytest.raises(ArtifactError, match="table.csv is not a regular file"):
+        read(saved)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/../../secret"])
+def test_a_manifest_that_names_a_file_outside_its_folder_is_refused(saved, name):
+    reseal(saved, files={name: {"size": 1, "sha256": "0"}})
+    with pytest.raises(ArtifactError, match="outside its folder"):
+        read(saved)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": None},
+        {"files": ["table.csv"]},
+        {"files": {"table.csv": 7}},
+        {"files": {"table.csv": {"size": "ten"}}},
+        {"files": {"a\0b": {"size": 1, "sha256": "0"}}},
+        {"files": {"table.csv/x": {"size": 1, "sha256": "0"}}},
+        {"info": 3},
+        {"versions": 3},
+        {"fingerprint": 3},
+        {"schema": "1"},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_form_is_refused_even_under_a_good_digest(saved, changes):
+    reseal(saved, **changes)
+    with pytest.raises(ArtifactError):
+        read(saved, fingerprint=None)
+
+
+def test_a_manifest_nested_200000_deep_is_refused(saved):
+    (saved / artifacts.MANIFEST).write_text("[" * 200_000)
+    with pytest.raises(ArtifactError, match="is damaged"):
+        read(saved)
+
+
+def test_a_huge_manifest_is_refused_unparsed(saved):
+    with open(saved / artifacts.MANIFEST, "ab") as file:
+        file.truncate(2**30)
+    with pytest.raises(ArtifactError, match="is larger than"):
+        read(saved)
+
+
+def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
+    (saved / artifacts.MANIFEST).write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match="remove it and save again"):
+        save(saved, 2.0)
+
+
+def mutate(rng, whole):
+    """Returns `whole` with a run of bytes changed, cut out, doubled or put in."""
+    start = rng.randrange(len(whole) + 1)
+    stop = min(len(whole), start + rng.randrange(1, 20))
+    way = rng.randrange(4)
+    middle = (
+        rng.randbytes(stop - start),
+        b"",
+        whole[start:stop] * 2,
+        rng.randbytes(rng.randrange(1, 20)) + whole[start:stop],
+    )[way]
+    return whole[:start] + middle + whole[stop:]
+
+
+@pytest.mark.parametrize("name", [*FILES, artifacts.MANIFEST])
+def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
+    rng, file = random.Random(1), saved / name
+    whole = file.read_bytes()
+    for _ in range(100):
+        file.write_bytes(mutate(rng, whole))
+        try:
+            assert read(saved) == 1.0
+        except KerasimError:
+            pass
+
+
+def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path):
+    rng, file = random.Random(2), tmp_path / "arrays.npz"
+    np.savez_compressed(file, x=np.arange(50), y=np.eye(4, dtype="float32"))
+    whole = file.read_bytes()
+    for _ in range(300):
+        file.write_bytes(mutate(rng, whole))
+        try:
+            arrays = artifacts.read_arrays(file, ("x", "y"))
+        except KerasimError:
+            continue
+        np.testing.assert_array_equal(arrays["x"], np.arange(50))
+        np.testing.assert_array_equal(arrays["y"], np.eye(4))
+
+
+def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothing(saved):
+    rng, file = random.Random(3), saved / artifacts.MANIFEST
+    whole = file.read_bytes()
+    odd = [None, True, -1, 10**30, 1.5, float("nan"), "", "x", [], [[]], {}, {"size": 1}]
+    for _ in range(300):
+        body = json.loads(whole)
+        del body["manifest_sha256"]
+        place = rng.choice([body, body["files"], rng.choice(list(body["files"].values()))])
+        key = rng.choice([*place, "new"])
+        if rng.random() < 0.2:
+            place.pop(key, None)
+        else:
+            place[key] = rng.choice(odd)
+        file.write_text(json.dumps({**body, "manifest_sha256": artifacts._digest(body)}))
+        try:
+            assert artifacts.read(saved, KIND, lambda folder, manifest: "loaded") == "loaded"
+        except KerasimError:
+            pass
+
+
+# Versions and fingerprints
+
+
+def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
+    reseal(saved, schema=2, versions={"kerasim": "9.8.7"}, more="fields")
+    wanted = rf"schema 2, written by kerasim 9\.8\.7; kerasim {artifacts.__version__} .*upgrade"
+    with pytest.raises(ArtifactError, match=wanted):
+        read(saved)
+
+
+def test_an_artefact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
+    def load(folder, manifest):
+        raise ZeroDivisionError("no such layer")
+
+    with pytest.raises(ArtifactError, match=r"no such layer.*kerasim .*keras .*numpy"):
+        artifacts.read(saved, KIND, load)
+
+
+def test_another_kind_is_refused(saved):
+    with pytest.raises(ArtifactError, match="holds a numbers, not a diary"):
+        artifacts.read(saved, "diary", load_value)
+
+
+@pytest.mark.parametrize("fingerprint", [None, "a" * 64])
+def test_the_artefact_of_another_embedder_is_refused(tmp_path, fingerprint):
+    path = save(tmp_path / "saved", fingerprint=fingerprint)
+    with pytest.raises(ArtifactError, match="another embedder.*expected bbbbbbbbbbbb"):
+        read(path, fingerprint="b" * 64)
+
+
+def test_the_artefact_of_this_embedder_is_read(tmp_path):
+    path = save(tmp_path / "saved", fingerprint="b" * 64)
+    assert read(path, fingerprint="b" * 64) == 1.0
+
+
+@pytest.fixture(scope="module")
+def keras():
+    return pytest.importorskip("keras")
+
+
+def embedder(keras, scale=2.0, activation="relu", name=None):
+    return keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Rescaling(scale),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, activation=activation, kernel_initializer="ones", name=name),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # TensorFlow's
+def test_a_fingerprint_survives_saving_and_loading(keras, tmp_path):
+    model = embedder(keras)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert artifacts.fingerprint(loaded) == artifacts.fingerprint(model)
+
+
+def test_a_fingerprint_does_not_depend_on_how_keras_counts_names(keras):
+    assert artifacts.fingerprint(embedder(keras)) == artifacts.fingerprint(embedder(keras))
+
+
+def test_a_fingerprint_changes_with_a_weight(keras):
+    model = embedder(keras)
+    before = artifacts.fingerprint(model)
+    kernel = model.weights[0]
+    kernel.assign(kernel.numpy() + np.eye(16, 3, dtype="float32") * 1e-6)
+    assert artifacts.fingerprint(model) != before
+
+
+def test_a_fingerprint_changes_with_a_moving_average(keras):
+    model = embedder(keras)
+    before = artifacts.fingerprint(model)
+    model.layers[-1].moving_mean.assign([0.0, 0.0, 1e-6])
+    assert artifacts.fingerprint(model) != before
+
+
+@pytest.mark.parametrize("other", [{"scale": 2.5}, {"activation": "tanh"}], ids=str)
+def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other):
+    assert artifacts.fingerprint(embedder(keras, **other)) != artifacts.fingerprint(embedder(keras))
+
+
+# Paths
+
+
+@pytest.mark.parametrize("way", ["missing", "a file", "no manifest", "FIFO", "too long"])
+def test_a_path_with_no_artefact_is_named(tmp_path, way):
+    path = tmp_path / ("n" * 300 if way == "too long" else "it")
+    if way == "a file":
+        path.write_bytes(b"x")
+    elif way == "no manifest":
+        path.mkdir()
+    elif way == "FIFO":
+        os.mkfifo(path)
+    with pytest.raises(ArtifactError, match=re.escape(str(path))):
+        read(path)
+
+
+def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
+    (saved / artifacts.MANIFEST).unlink()
+    os.mkfifo(saved / artifacts.MANIFEST)
+    with pytest.raises(ArtifactError, match="no regular file"):
+        read(saved)
+
+
+@pytest.mark.parametrize("way", [read, save])
+def test_what_is_no_path_is_named(way):
+    with pytest.raises(ArgumentTypeError, match="path must be a path. Received None"):
+        way(None)
+    with pytest.raises(ArgumentError, match="path='' is not a path"):
+        way("")
+    with pytest.raises(ArgumentError, match="is not a path"):
+        way("a\0b")
+
+
+def test_an_artefact_that_may_not_be_read_is_named(saved):
+    if os.geteuid() == 0:
+        pytest.skip("permissions do not bind root")
+    saved.chmod(0)
+    try:
+        with pytest.raises(ArtifactError, match=f"{saved}.*permissions"):
+            read(saved)
+    finally:
+        saved.chmod(0o700)
+
+
+def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
+    def refuse(path, size=None):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(artifacts, "_describe", refuse)
+    with pytest.raises(ArtifactError, match=f"{saved}.*Permission denied.*permissions"):
+        read(saved)
+
+
+@pytest.mark.parametrize("place", ["file/it", "/proc/nowhere/it"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"x")
+    path = tmp_path / place
+    for write in (save, lambda path: artifacts.write_file(path, b"x")):
+        with pytest.raises(ArtifactError, match=re.escape(str(path))):
+            write(path)
+
+
+def test_the_root_folder_is_not_replaced():
+    with pytest.raises(ArtifactError):
+        save("/")
+
+
+# Single files
+
+
+def test_a_single_file_is_replaced_whole(tmp_path):
+    artifacts.write_file(tmp_path / "new" / "table.csv", b"old")
+    artifacts.write_file(tmp_path / "new" / "table.csv", b"new")
+    assert contents(tmp_path) == {"new/table.csv": b"new"}
+
+
+def test_a_folder_is_not_replaced_by_a_single_file(saved):
+    with pytest.raises(ArtifactError, match=re.escape(str(saved))):
+        artifacts.write_file(saved, b"x")
+    assert read(saved) == 1.0 and os.listdir(saved.parent) == ["saved"]
+
+
+# Calls that fail
+
+
+def fail_at(monkeypatch, name, turn):
+    """Makes the `turn`-th call of `os.<name>` fail for want of space, and counts the calls."""
+    real, calls = getattr(os, name), []
+
+    def call(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == turn:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, call)
+    return calls
+
+
+# A save syncs three files, a manifest and two folders, then the folder that they lie in.
+STEPS = [("fsync", n) for n in range(1, 7)] + [("mkdir", 2), ("mkdir", 3)]
+
+
+@pytest.mark.parametrize(("name", "turn"), STEPS)
+def test_the_old_stays_and_nothing_is_left_when_a_call_fails(saved, monkeypatch, name, turn, swap):
+    before = contents(saved.parent)
+    with monkeypatch.context() as patch:
+        calls = fail_at(patch, name, turn)
+        with pytest.raises(ArtifactError, match=f"{saved}.*No space left.*unchanged"):
+            save(saved, 2.0)
+        assert len(calls) >= turn
+    assert contents(saved.parent) == before
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_the_old_stays_when_a_rename_of_the_swap_fails(saved, monkeypatch, turn):
+    monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+    before = contents(saved.parent)
+    with monkeypatch.context() as patch:
+        fail_at(patch, "rename", turn)
+        with pytest.raises(ArtifactError, match=f"{saved}.*No space left.*unchanged"):
+            save(saved, 2.0)
+    assert contents(saved.parent) == before
+
+
+def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
+    def refuse(one, other):
+        raise OSError(5, "Input/output error", str(other))
+
+    before = contents(saved.parent)
+    monkeypatch.setattr(artifacts, "_exchange", refuse)
+    with pytest.raises(ArtifactError, match=f"{saved}.*Input/output error.*unchanged"):
+        save(saved, 2.0)
+    assert contents(saved.parent) == before
+
+
+def test_the_new_is_whole_and_not_called_unchanged_when_only_the_last_sync_fails(
+    saved, monkeypatch, swap
+):
+    with monkeypatch.context() as patch:
+        fail_at(patch, "fsync", 7)
+        with pytest.raises(ArtifactError, match=f"{saved} was written, but"):
+            save(saved, 2.0)
+    assert read(saved) == 2.0 and os.listdir(saved.parent) == ["saved"]
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_an_old_single_file_stays_when_a_call_fails(tmp_path, monkeypatch, name):
+    path = artifacts.write_file(tmp_path / "table.csv", b"old")
+    fail_at(monkeypatch, name, 1)
+    with pytest.raises(ArtifactError, match=f"{path}.*No space left.*unchanged"):
+        artifacts.write_file(path, b"new")
+    assert contents(tmp_path) == {"table.csv": b"old"}
+
+
+def test_a_full_disk_keeps_the_old_and_says_how_much_was_written(saved):
+    """A limit on the size of files stands in for the disk."""
+    before = contents(saved.parent)
+    code = f"""
+import resource, signal
+from kerasim import artifacts
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    artifacts.write({str(saved)!r}, "numbers", lambda f: (f / "x").write_bytes(bytes(10**6)))
+except artifacts.ArtifactError as error:
+    print(error)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert re.search(f"{saved}.*File too large.*5000 bytes written", said), said
+    assert contents(saved.parent) == before
+
+
+def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, monkeypatch, swap):
+    calls = []
+    real_sync, real_exchange, real_rename = artifacts._sync, artifacts._exchange, os.rename
+
+    def log(kind, real):
+        def call(*args):
+            calls.append((kind, *map(str, args)))
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(artifacts, "_sync", log("sync", real_sync))
+    monkeypatch.setattr(artifacts, "_exchange", log("swap", real_exchange))
+    monkeypatch.setattr(os, "rename", log("rename", real_rename))
+    save(saved, 2.0)
+    temporary = next(args[1] for args in calls if args[0] == "swap")
+    synced = {os.path.normpath(args[1]) for args in calls[: len(FILES) + 3]}
+    wanted = {f"{temporary}/{name}" for name in (*FILES, artifacts.MANIFEST, "sub")}
+    assert synced == {temporary, *wanted}
+    assert [args[0] for args in calls[len(FILES) + 3 :]][0] == "swap"
+    assert calls[-1] == ("sync", str(saved.parent))
+
+
+# A writer that died
+
+
+def test_strays_of_dead_processes_are_swept_by_the_next_save_and_others_kept(saved):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = artifacts._HOST
+    names = {
+        f".saved.{host}.{dead.pid}.0123abcd.tmp": False,
+        f".saved.{host}.{os.getppid()}.0123abcd.tmp": True,  # alive
+        f".saved.elsewhere.{dead.pid}.0123abcd.tmp": True,  # whose processes we cannot see
+        f".other.{host}.{dead.pid}.0123abcd.tmp": True,
+        f".saved.{host}.{dead.pid}.tmp": True,  # not our form
+    }
+    for name in names:
+        (saved.parent / name).mkdir()
+        (saved.parent / name / "half").write_bytes(b"x")
+    file = saved.parent / f".saved.{host}.{dead.pid}.ffffffff.tmp"
+    file.write_bytes(b"x")
+    assert read(saved) == 1.0
+    save(saved, 2.0)
+    assert {name: (saved.parent / name).exists() for name in names} == names
+    assert not file.exists() and read(saved) == 2.0
+
+
+def die_in_swap(monkeypatch, saved, turn):
+    """Saves 2.0 over `saved` and stops, as a kill would, before the `turn`-th rename."""
+
+    class Killed(BaseException):
+        pass
+
+    real, calls = os.rename, []
+
+    def rename(*args):
+        calls.append(args)
+        if len(calls) == turn:
+            raise Killed
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "_exchange", lambda one, other: False)
+        patch.setattr(os, "rename", rename)
+        patch.setattr(artifacts.shutil, "rmtree", lambda *args, **kwargs: None)
+        with pytest.raises(Killed):
+            save(saved, 2.0)
+
+
+@pytest.mark.parametrize(("turn", "left"), [(1, 1.0), (2, 1.0), (3, 2.0)])
+def test_a_writer_killed_between_two_renames_leaves_old_or_new(saved, monkeypatch, turn, left):
+    die_in_swap(monkeypatch, saved, turn)
+    assert artifacts.exists(saved) and read(saved) == left
+
+
+@pytest.mark.parametrize("turn", [1, 2, 3])
+def test_the_save_after_a_kill_between_two_renames_cleans_up(saved, monkeypatch, turn, swap):
+    die_in_swap(monkeypatch, saved, turn)
+    save(saved, 3.0)
+    assert read(saved) == 3.0
+    assert not (saved.parent / ".saved.old").exists()
+
+
+SAVER = """
+import sys
+import numpy as np
+from kerasim import artifacts
+
+path, value = sys.argv[1], int(sys.argv[2])
+if sys.argv[3] == "fallback":
+    artifacts._exchange = lambda one, other: False
+
+def fill(folder):
+    np.savez(folder / "arrays.npz", x=np.full(50, value))
+    (folder / "table.csv").write_text(f"value\\n{value}\\n")
+    (folder / "sub").mkdir()
+    np.save(folder / "sub" / "codes.npy", np.full(50, value, dtype="float32"))
+
+while True:
+    value += 1
+    artifacts.write(path, "numbers", fill, info={"value": value})
+    print(value, flush=True)
+"""
+
+
+def start_saver(path, value, way):
+    """Starts a process that saves `value + 1`, `value + 2`, ... back to back."""
+    command = [sys.executable, "-c", SAVER, str(path), str(int(value)), way]
+    saver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    saver.stdout.readline()  # it has saved once
+    return saver
+
+
+@pytest.mark.parametrize("way", ["exchange", "fallback"])
+def test_10_of_10_kills_while_saving_leave_the_old_or_the_new_whole(tmp_path, way):
+    path, rng, value = tmp_path / "saved", random.Random(4), 0
+    for _ in range(10):
+        saver = start_saver(path, value, way)
+        time.sleep(rng.uniform(0, 0.05))
+        saver.send_signal(signal.SIGKILL)
+        finished = saver.stdout.read().split()  # those that it told of
+        saver.wait()
+        saver.stdout.close()
+        last = int(finished[-1]) if finished else value + 1
+        value = read(path)
+        assert value in (last, last + 1, last + 2)
+    save(path, 0.0)
+    assert os.listdir(tmp_path) == ["saved"]
+
+
+@pytest.mark.parametrize("way", ["exchange", "fallback"])
+def test_300_of_300_reads_succeed_untorn_while_a_writer_rewrites(tmp_path, way):
+    saver = start_saver(tmp_path / "saved", 0, way)
+    drain = threading.Thread(target=saver.stdout.read)
+    drain.start()
+    try:
+        values = [read(tmp_path / "saved") for _ in range(300)]
+    finally:
+        saver.kill()
+        saver.wait()
+        drain.join()
+        saver.stdout.close()
+    assert values == sorted(values) and len(set(values)) > 1
+
+
+def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
+    def load(folder, manifest):
+        save(saved, 2.0)
+
+    with pytest.raises(ArtifactError, match="was replaced 20 times"):
+        artifacts.read(saved, KIND, load)
+
+
+def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved):
+    turns = []
+
+    def load(folder, manifest):
+        turns.append(1)
+        if len(turns) == 1:
+            save(saved, 1.0)
+            raise FileNotFoundError("as if a file had gone with the old folder")
+        return load_value(folder, manifest)
+
+    assert artifacts.read(saved, KIND, load) == 1.0 and len(turns) == 2
+
+
+# The lock
+
+
+def test_a_second_holder_is_refused_with_the_process_that_holds_it_and_freed_by_its_death(
+    tmp_path,
+):
+    code = f"""
+import time
+from kerasim import artifacts
+with artifacts.lock({str(tmp_path / ".lock")!r}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ArtifactError, match=f"{tmp_path} is in use by process {holder.pid}:"):
+            with artifacts.lock(tmp_path / ".lock"):
+                pass
+        holder.kill()
+    with artifacts.lock(tmp_path / ".lock"):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_lock_is_free_after_its_block_even_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), artifacts.lock(tmp_path / ".lock"):
+            raise ZeroDivisionError
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / "file" / ".lock"))):
+        with artifacts.lock(tmp_path / "file" / ".lock"):
+            pass
+
+
+# Arrays
+
+
+def test_arrays_are_read_by_name_or_all(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(3), y=np.eye(2))
+    assert list(artifacts.read_arrays(tmp_path / "a.npz", ["y"])) == ["y"]
+    assert sorted(artifacts.read_arrays(tmp_path / "a.npz")) == ["x", "y"]
+
+
+def test_an_object_array_is_refused_with_file_and_key_and_never_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "canary",))
+
+    file = tmp_path / "a.npz"
+    np.savez(file, x=np.arange(3), evil=np.array([Bomb()], dtype=object))
+    with pytest.raises(ArtifactError, match=f"{file}, array 'evil', .*objects"):
+        artifacts.read_arrays(file)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_missing_array_is_named_with_those_expected(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(3))
+    with pytest.raises(ArtifactError, match=r"a\.npz has no array 'y': expected \['x', 'y'\]"):
+        artifacts.read_arrays(tmp_path / "a.npz", ["x", "y"])
+
+
+@pytest.mark.parametrize("cut", [0, 1, 50, 200, -1])
+def test_a_truncated_npz_is_named(tmp_path, cut):
+    np.savez(tmp_path / "a.npz", x=np.arange(100))
+    whole = (tmp_path / "a.npz").read_bytes()
+    (tmp_path / "a.npz").write_bytes(whole[:cut])
+    with pytest.raises(ArtifactError, match=r"a\.npz is damaged"):
+        artifacts.read_arrays(tmp_path / "a.npz")
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x.npy", b"hello")
+    with pytest.raises(ArtifactError, match=r"a\.npz, array 'x', is damaged"):
+        artifacts.read_arrays(tmp_path / "a.npz")
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_inflated(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("x.npy", "w") as member:
+            for _ in range(260):
+                member.write(bytes(10**6))
+    with pytest.raises(ArtifactError, match="claims to hold 260000000 bytes: refused"):
+        artifacts.read_arrays(tmp_path / "a.npz")
+
+
+def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        with archive.open("x.npy", "w") as member:
+            header = {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
+            np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(ArtifactError, match="array 'x', is damaged"):
+        artifacts.read_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("way", ["missing", "a folder", "FIFO", "loop"])
+def test_a_path_that_is_no_file_is_named(tmp_path, way):
+    path = tmp_path / "a.npz"
+    if way == "a folder":
+        path.mkdir()
+    elif way == "FIFO":
+        os.mkfifo(path)
+    elif way == "loop":
+        path.symlink_to(path)
+    with pytest.raises(ArtifactError, match=re.escape(str(path))):
+        artifacts.read_arrays(path)

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from kerasim import errors
+
+
+@pytest.mark.parametrize(
+    "kind, builtin",
+    [
+        (errors.ArgumentError, ValueError),
+        (errors.ArgumentTypeError, TypeError),
+        (errors.ArtifactError, OSError),
+        (errors.ImageError, OSError),
+        (errors.DependencyError, OSError),
+        (errors.TrainingError, ValueError),
+    ],
+)
+def test_each_error_is_ours_and_one_of_pythons(kind, builtin):
+    assert issubclass(kind, errors.KerasimError) and issubclass(kind, builtin)
+
+
+@pytest.mark.parametrize("value", [2.5, "8", None, True, np.bool_(True), np.float32(3)])
+def test_what_is_no_integer_is_refused_with_its_type_and_the_range(value):
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        errors.check_integer("batch_size", value)
+    for part in ("batch_size", repr(value), type(value).__name__, "1 or more"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 9])
+def test_an_integer_out_of_range_is_refused_with_the_range(value):
+    with pytest.raises(errors.ArgumentError, match=f"k={value} .* from 1 to 8"):
+        errors.check_integer("k", value, 1, 8)
+
+
+def test_an_integer_of_numpy_becomes_one_of_python():
+    assert type(errors.check_integer("k", np.int64(8), 1, 8)) is int
+
+
+@pytest.mark.parametrize("value", ["1", None, True, 1j])
+def test_what_is_no_number_is_refused_with_its_type(value):
+    with pytest.raises(errors.ArgumentTypeError, match=f"sigma .*{type(value).__name__}"):
+        errors.check_number("sigma", value, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 10**400])
+def test_a_number_out_of_range_is_refused_with_the_range(value):
+    with pytest.raises(errors.ArgumentError, match="sigma=.* 0 or more"):
+        errors.check_number("sigma", value, 0)
+
+
+@pytest.mark.parametrize("value", [0, 0.5, np.float32(0.5), np.int8(1)])
+def test_a_number_in_range_becomes_a_float(value):
+    number = errors.check_number("sigma", value, 0, 1)
+    assert type(number) is float and number == value
+
+
+@pytest.mark.parametrize("value", ["eucledian", None, 3, ["cosine"]])
+def test_an_unknown_choice_is_refused_with_the_known_ones(value):
+    with pytest.raises(errors.ArgumentError) as caught:
+        errors.check_choice("metric", value, ("cosine", "euclidean"))
+    assert f"metric={value!r}" in str(caught.value)
+    assert "'cosine', 'euclidean'" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (3, 5), (1, 4), (3, 2, 2)])
+def test_vectors_of_another_shape_are_refused_with_both_shapes(shape):
+    with pytest.raises(errors.ArgumentError) as caught:
+        errors.check_vectors("queries", np.zeros(shape), width=4, rows=2)
+    assert "queries" in str(caught.value) and "(n, 4)" in str(caught.value)
+    assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "complex64", "object", "U3"])
+def test_vectors_that_are_no_numbers_are_refused_with_their_dtype(dtype):
+    with pytest.raises(errors.ArgumentTypeError, match="queries .* dtype"):
+        errors.check_vectors("queries", np.zeros((2, 2), dtype))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused_with_their_rows(poison):
+    x = np.zeros((5, 2))
+    x[1, 0] = x[3, 1] = poison
+    with pytest.raises(errors.ArgumentError, match="queries .* 2 of 5 rows: 1, 3"):
+        errors.check_vectors("queries", x)
+
+
+def test_of_many_bad_rows_ten_are_shown():
+    with pytest.raises(errors.ArgumentError, match=r"12 of 12 rows: 0, 1, .*, 9, \.\.\.\. Remove"):
+        errors.check_rows("x", np.ones(12, bool), "NaN")

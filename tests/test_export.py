@@ -1,0 +1,402 @@
+import io
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerasim import data, export
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArtifactError,
+    DependencyError,
+    ImageError,
+)
+from kerasim.images import read_image
+
+tf = pytest.importorskip("tensorflow")
+
+SIZE = 16
+
+
+def embedder(channels, seed=0):
+    """Builds a tiny model whose dropout and batch norm differ between training and use."""
+    keras.utils.set_random_seed(seed)
+    images = keras.Input((SIZE, SIZE, channels))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(images)
+    x = keras.layers.BatchNormalization(
+        moving_mean_initializer=keras.initializers.Constant(0.2),
+        moving_variance_initializer=keras.initializers.Constant(0.5),
+    )(x)
+    x = keras.layers.Dropout(0.5)(x)
+    codes = keras.layers.Dense(5)(keras.layers.Flatten()(x))
+    return keras.Model(images, codes)
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["colour", "grey"])
+def exported(request, tmp_path_factory):
+    """A model, its folder and what was loaded from there."""
+    model = embedder(request.param)
+    path = tmp_path_factory.mktemp("export") / "model"
+    export.export_saved_model(model, path)
+    return model, path, export.load_saved_model(path)
+
+
+@pytest.fixture
+def colour(tmp_path):
+    """A model exported for a test that will spoil the folder."""
+    model = embedder(3)
+    export.export_saved_model(model, tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def draw_images(n, channels):
+    return np.random.default_rng(n).random((n, SIZE, SIZE, channels), dtype="float32")
+
+
+def contents(folder):
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_arrays_give_what_predict_gives(count, exported):
+    model, _, loaded = exported
+    images = draw_images(count, model.input_shape[3])
+    np.testing.assert_allclose(loaded(images), model.predict(images, verbose=0), atol=1e-5)
+
+
+def test_called_twice_it_gives_the_same(exported):
+    model, _, loaded = exported
+    images = draw_images(3, model.input_shape[3])
+    np.testing.assert_array_equal(loaded(images), loaded(images))
+
+
+def test_a_row_does_not_depend_on_its_batch(exported):
+    model, _, loaded = exported
+    images = draw_images(6, model.input_shape[3])
+    np.testing.assert_allclose(loaded(images)[2:3], loaded(images[2:3]), atol=1e-6)
+
+
+def test_it_runs_in_inference_mode(exported):
+    model, _, loaded = exported
+    images = draw_images(4, model.input_shape[3])
+    copy = keras.models.clone_model(model)  # whose averages the call may move
+    copy.set_weights(model.get_weights())
+    trained = keras.ops.convert_to_numpy(copy(images, training=True))
+    assert np.abs(loaded(images) - trained).max() > 0.1
+
+
+def test_uint8_images_are_scaled(exported):
+    model, _, loaded = exported
+    levels = (draw_images(2, model.input_shape[3]) * 255).astype("uint8")
+    expected = loaded(levels.astype("float32") / 255)
+    np.testing.assert_array_equal(loaded(levels), expected)
+
+
+def test_no_images_give_no_rows(exported):
+    model, _, loaded = exported
+    assert loaded(draw_images(0, model.input_shape[3])).shape == (0, 5)
+    assert loaded.serve_bytes([]).shape == (0, 5)
+
+
+CHILD = """
+import sys
+import numpy as np
+from kerasim.export import load_saved_model
+
+folder, images, encoded, target = sys.argv[1:]
+loaded = load_saved_model(folder)
+with open(encoded, "rb") as file:
+    content = file.read()
+np.savez(target, arrays=loaded(np.load(images)), encoded=loaded.serve_bytes([content]))
+"""
+
+
+def test_a_fresh_process_gives_what_predict_gives(colour, tmp_path):
+    model, path = colour
+    images = draw_images(5, 3)
+    names = [tmp_path / name for name in ("images.npy", "image.png", "out.npz")]
+    np.save(names[0], images)
+    names[1].write_bytes(encode(CASES["png colour"][0]))
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, path, *names], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(names[2]) as out:
+        np.testing.assert_allclose(out["arrays"], model.predict(images, verbose=0), atol=1e-5)
+        decoded = read_image(names[1])[None]
+        np.testing.assert_allclose(out["encoded"], data.embed(model, decoded), atol=1e-5)
+
+
+def encode(image, form="PNG", **settings):
+    buffer = io.BytesIO()
+    image.save(buffer, form, **settings)
+    return buffer.getvalue()
+
+
+def draw_cases(size):
+    """Returns (image, format, settings) by name."""
+    rng = np.random.default_rng(0)
+
+    def noise(*shape, high=256, dtype="uint8"):
+        return Image.fromarray(rng.integers(0, high, (size, size, *shape)).astype(dtype))
+
+    rgb, rgba, grey = noise(3), noise(4), noise()
+    deep = noise(high=65536, dtype="uint16")
+    few, many = rgb.quantize(16), rgb.quantize(200)
+    return {
+        "jpeg colour": (rgb, "JPEG", {}),
+        "jpeg colour, every pixel's own colour": (rgb, "JPEG", {"subsampling": 0}),
+        "jpeg progressive": (rgb, "JPEG", {"progressive": True}),
+        "jpeg grey": (grey, "JPEG", {}),
+        "png colour": (rgb, "PNG", {}),
+        "png grey": (grey, "PNG", {}),
+        "png colour and alpha": (rgba, "PNG", {}),
+        "png grey and alpha": (rgba.convert("LA"), "PNG", {}),
+        "png colour, one colour transparent": (
+            rgb,
+            "PNG",
+            {"transparency": rgb.getpixel((0, 0))},
+        ),
+        "png grey, one level transparent": (grey, "PNG", {"transparency": grey.getpixel((0, 0))}),
+        "png palette of 200": (many, "PNG", {}),
+        "png palette of 16": (few, "PNG", {}),
+        "png palette of 4": (rgb.quantize(4), "PNG", {}),
+        "png palette, one entry transparent": (few, "PNG", {"transparency": 3}),
+        "png palette, each entry its own alpha": (
+            many,
+            "PNG",
+            {"transparency": bytes(range(0, 256))[:200]},
+        ),
+        "png 16-bit": (deep, "PNG", {}),
+        "png 1-bit": (grey.convert("1"), "PNG", {}),
+        "bmp colour": (rgb, "BMP", {}),
+        "gif": (few, "GIF", {}),
+    }
+
+
+CASES = draw_cases(SIZE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_encoded_files_give_what_their_decoded_images_give(name, exported):
+    model, _, loaded = exported
+    image, form, settings = CASES[name]
+    content = encode(image, form, **settings)
+    decoded = read_image(content, channels=model.input_shape[3])
+    expected = model.predict_on_batch(decoded[None])
+    np.testing.assert_allclose(loaded.serve_bytes([content]), expected, atol=1e-5)
+
+
+def test_encoded_files_of_several_formats_go_into_one_batch(exported):
+    model, _, loaded = exported
+    contents = [encode(image, form, **settings) for image, form, settings in CASES.values()]
+    single = np.concatenate([loaded.serve_bytes([content]) for content in contents])
+    np.testing.assert_allclose(loaded.serve_bytes(contents), single, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=[3, 1], ids=["colour", "grey"])
+def pixels(request, tmp_path_factory):
+    """A model that gives the pixels that it is shown, loaded from its export."""
+    model = keras.Sequential([keras.Input((SIZE, SIZE, request.param)), keras.layers.Flatten()])
+    path = tmp_path_factory.mktemp("export") / "pixels"
+    export.export_saved_model(model, path)
+    return request.param, export.load_saved_model(path)
+
+
+@pytest.mark.parametrize("size", [(40, 24), (9, 30), (8, 8), (200, 100)])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_encoded_files_of_another_size_are_resized_as_read_image_does_within_a_level(
+    form, size, pixels
+):
+    channels, loaded = pixels
+    smooth = Image.fromarray((draw_images(1, 3)[0, :6, :6] * 255).astype("uint8"))
+    content = encode(smooth.resize(size, Image.Resampling.BICUBIC), form)
+    decoded = read_image(content, SIZE, channels=channels).ravel()
+    (served,) = loaded.serve_bytes([content])
+    assert np.abs(served - decoded).max() * 255 < 1.01
+    assert served @ decoded / np.linalg.norm(served) / np.linalg.norm(decoded) > 0.9999
+
+
+def test_every_level_of_colour_and_alpha_is_laid_over_white_as_read_image_does(tmp_path):
+    levels = np.arange(256, dtype="uint8")
+    image = np.zeros((256, 256, 4), "uint8")
+    image[..., :3], image[..., 3] = levels[:, None], levels
+    content = encode(Image.fromarray(image))
+    model = keras.Sequential([keras.Input((256, 256, 3)), keras.layers.Flatten()])
+    export.export_saved_model(model, tmp_path / "pixels")
+    (served,) = export.load_saved_model(tmp_path / "pixels").serve_bytes([content])
+    decoded = read_image(content, dtype="uint8")
+    np.testing.assert_array_equal(np.rint(served * 255), decoded.ravel())
+    alpha, colour = image[..., 3:].astype(int), image[..., :3].astype(int)
+    np.testing.assert_array_equal(decoded, (colour * alpha + 255 * (255 - alpha) + 127) // 255)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"one file", "names", ["name"], [None], None, 5, [[b"nested"]]],
+    ids=repr,
+)
+def test_what_is_no_list_of_bytes_is_refused(encoded, exported):
+    with pytest.raises(ArgumentTypeError, match="each of type bytes"):
+        exported[2].serve_bytes(encoded)
+
+
+@pytest.mark.parametrize("cut", [0, 3, 20, 60], ids="{} bytes".format)
+def test_a_damaged_file_is_refused_in_our_words(cut, exported):
+    whole = encode(CASES["png colour"][0])
+    with pytest.raises(ImageError, match="^One of the 2 encoded images cannot be decoded"):
+        exported[2].serve_bytes([whole, whole[:cut]])
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, SIZE, SIZE, 2), (SIZE, SIZE, 3)])
+def test_images_of_another_shape_are_refused_with_both_shapes(shape, exported):
+    with pytest.raises(ArgumentError, match=f"\\(n, {SIZE}, {SIZE}, ") as caught:
+        exported[2](np.zeros(shape, "float32"))
+    assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, -0.1, 255.0])
+def test_images_that_are_out_of_range_are_refused(value, exported):
+    model, _, loaded = exported
+    with pytest.raises(ArgumentError, match="^images "):
+        loaded(np.full((1, *model.input_shape[1:]), value, "float32"))
+
+
+def test_the_manifest_names_exactly_the_files_and_the_shape(exported):
+    model, path, _ = exported
+    manifest = json.loads((path / "kerasim.json").read_text())
+    assert contents(path) == {*manifest["files"], "kerasim.json"}
+    assert manifest["info"]["image_shape"] == list(model.input_shape[1:])
+
+
+def test_an_export_over_an_older_one_leaves_none_of_its_files(colour):
+    _, path = colour
+    wide = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="codes")])
+    export.export_saved_model(wide, path)
+    manifest = json.loads((path / "kerasim.json").read_text())
+    assert contents(path) == {*manifest["files"], "kerasim.json"}
+    assert export.load_saved_model(path)(np.zeros((2, 8, 8, 1), "float32")).shape == (2, 64)
+
+
+def test_an_export_never_replaces_a_folder_that_kerasim_did_not_write(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="has no kerasim.json"):
+        export.export_saved_model(embedder(1), tmp_path)
+    assert contents(tmp_path) == {"thesis.txt"}
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
+def test_an_edited_export_is_refused(name, colour):
+    _, path = colour
+    content = bytearray((path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / name).write_bytes(content)
+    for trust in (False, True):
+        with pytest.raises(ArtifactError, match=f"{name} is damaged"):
+            export.load_saved_model(path, trust=trust)
+
+
+def test_a_truncated_export_is_refused_with_both_sizes(colour):
+    _, path = colour
+    content = (path / "saved_model.pb").read_bytes()
+    (path / "saved_model.pb").write_bytes(content[:100])
+    with pytest.raises(ArtifactError, match=f"expected {len(content)} bytes, found 100"):
+        export.load_saved_model(path)
+
+
+def test_a_file_added_to_an_export_is_refused(colour):
+    _, path = colour
+    (path / "assets.extra").mkdir(exist_ok=True)
+    (path / "assets.extra" / "canary").write_text("")
+    with pytest.raises(ArtifactError, match="canary"):
+        export.load_saved_model(path)
+
+
+def test_an_export_that_lost_its_manifest_needs_trust(colour):
+    model, path = colour
+    (path / "kerasim.json").unlink()
+    with pytest.raises(ArtifactError, match="has no kerasim.json"):
+        export.load_saved_model(path)
+    images = draw_images(2, 3)
+    loaded = export.load_saved_model(path, trust=True)
+    np.testing.assert_allclose(loaded(images), model.predict(images, verbose=0), atol=1e-5)
+
+
+class Foreign(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec((None, 4, 4, 1), tf.float32, name="x")])
+    def brightness(self, x):
+        return tf.reduce_mean(x, axis=(1, 2))
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    module = Foreign()
+    tf.saved_model.save(module, str(tmp_path), signatures=module.brightness)
+    return tmp_path
+
+
+def test_a_foreign_saved_model_is_refused(foreign):
+    with pytest.raises(ArtifactError, match="kerasim did not write it"):
+        export.load_saved_model(foreign)
+
+
+def test_a_foreign_saved_model_runs_if_it_is_trusted(foreign):
+    loaded = export.load_saved_model(foreign, trust=True)
+    np.testing.assert_allclose(loaded(np.full((3, 4, 4, 1), 0.25)), np.full((3, 1), 0.25))
+
+
+def test_an_endpoint_that_a_foreign_model_lacks_is_named(foreign):
+    with pytest.raises(ArgumentError, match="no endpoint 'serve_bytes', only .*serving_default"):
+        export.load_saved_model(foreign, trust=True).serve_bytes([b""])
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_missing_folder_is_refused(trust, tmp_path):
+    with pytest.raises(ArtifactError, match="nowhere.*[Cc]heck the path"):
+        export.load_saved_model(tmp_path / "nowhere", trust=trust)
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 4), (8, 8, 2), (8,), (8, 8, 8, 3)])
+def test_a_model_without_one_batch_of_images_of_a_fixed_size_is_refused(shape, tmp_path):
+    images = keras.Input(shape)
+    with pytest.raises(ArgumentError, match="of a fixed size. Its input is"):
+        export.export_saved_model(keras.Model(images, keras.layers.ReLU()(images)), tmp_path / "m")
+    assert contents(tmp_path) == set()
+
+
+def test_a_model_of_two_inputs_is_refused(tmp_path):
+    pair = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
+    with pytest.raises(ArgumentError, match="of a fixed size. Its input is"):
+        export.export_saved_model(keras.Model(pair, keras.layers.Add()(pair)), tmp_path / "m")
+
+
+def test_a_model_of_two_outputs_is_refused(tmp_path):
+    images = keras.Input((8, 8, 3))
+    model = keras.Model(images, [keras.layers.ReLU()(images), keras.layers.Flatten()(images)])
+    with pytest.raises(ArgumentError, match="one output. It has 2"):
+        export.export_saved_model(model, tmp_path / "m")
+
+
+@pytest.mark.parametrize("model", [None, "model.keras", 3])
+def test_what_is_no_model_is_refused(model, tmp_path):
+    with pytest.raises(ArgumentError, match="model must take images"):
+        export.export_saved_model(model, tmp_path / "m")
+
+
+def test_without_tensorflow_the_error_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[tf\]'"):
+        export.export_saved_model(None, tmp_path / "m")
+    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[tf\]'"):
+        export.load_saved_model(tmp_path / "m")
+
+
+def test_on_another_backend_the_error_says_how_to_export(monkeypatch, tmp_path):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(DependencyError, match="runs on 'jax'.*KERAS_BACKEND=tensorflow"):
+        export.export_saved_model(None, tmp_path / "m")

@@ -1,0 +1,200 @@
+"""What holds for the package as a whole, read from its sources."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kerasim
+
+PACKAGE = Path(kerasim.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
+
+# A module imports only those before it.
+ORDER = """
+    errors images artifacts data layers losses diffusion models neighbors metrics training
+    projection plots explorer export distribute gallery cli __main__
+""".split()
+
+
+def name_of(path):
+    """Returns the name of a module below `kerasim`: "data", "models.vae", "" for itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def parse(path):
+    """Returns the syntax tree of a module, or of all code cells of a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
+        # Magics of Jupyter are no Python.
+        text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in lines)
+    return ast.parse(text, str(path))
+
+
+def imported(tree):
+    """Yields each import as (dotted name, node), whichever way it is written."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+
+
+def unsafe(tree):
+    """Yields what could run code that a file brings along."""
+    for name, node in imported(tree):
+        if set(name.split(".")) & {"pickle", "cPickle", "_pickle", "joblib", "dill", "cloudpickle"}:
+            yield f"line {node.lineno}: import of {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in ("eval", "exec", "Lambda"):
+            yield f"line {node.lineno}: {node.id}"
+        elif isinstance(node, ast.Attribute) and (
+            node.attr in ("Lambda", "read_pickle", "to_pickle", "enable_unsafe_deserialization")
+        ):
+            yield f"line {node.lineno}: {node.attr}"
+        elif isinstance(node, ast.keyword):
+            value = getattr(node.value, "value", "no constant")
+            if (node.arg == "allow_pickle" and value is not False) or (
+                node.arg == "safe_mode" and value is not True
+            ):
+                yield f"line {node.value.lineno}: {node.arg}={value}"
+        elif isinstance(node, ast.alias) and node.name == "Lambda":
+            yield f"line {node.lineno}: Lambda"
+
+
+@pytest.mark.parametrize("path", [*MODULES, *NOTEBOOKS], ids=lambda path: path.name)
+def test_nothing_can_run_code_from_a_file(path):
+    assert list(unsafe(parse(path))) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import dill as d",
+        "np.load(x, allow_pickle=True)",
+        "np.load(x, allow_pickle=flag)",
+        "eval('1')",
+        "exec(code)",
+        "keras.saving.load_model(x, safe_mode=False)",
+        "keras.layers.Lambda(f)",
+        "from keras.layers import Lambda",
+        "pd.read_pickle(x)",
+    ],
+)
+def test_the_search_for_unsafe_code_finds(line):
+    assert list(unsafe(ast.parse(line)))
+
+
+@pytest.mark.parametrize("line", ["np.load(x, allow_pickle=False)", "model.evaluate(x)"])
+def test_the_search_for_unsafe_code_lets_through(line):
+    assert not list(unsafe(ast.parse(line)))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_modules_before_it(path):
+    module = name_of(path)
+    top, _, family = module.partition(".")
+    if not module:
+        assert not [name for name, _ in imported(parse(path)) if name.startswith("kerasim")]
+        return
+    assert top in ORDER, f"{module} has no place in the order of modules"
+    wrong = []
+    for name, node in imported(parse(path)):
+        parts = name.split(".")
+        if parts[0] != "kerasim" or name == "kerasim.__version__":
+            continue
+        if parts[1] == top == "models":
+            allowed = path.name == "__init__.py" or parts[2] == "blocks" != family
+        else:
+            allowed = len(parts) > 1 and ORDER.index(parts[1]) < ORDER.index(top)
+        if not allowed:
+            wrong.append(f"line {node.lineno}: {name}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_export_and_distribute_import_tensorflow_and_only_inside_functions(path):
+    tree = parse(path)
+    found = [node for name, node in imported(tree) if name.split(".")[0] == "tensorflow"]
+    inside = {
+        node
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    assert not found or name_of(path) in ("export", "distribute")
+    assert set(found) <= inside
+
+
+def loaded_after(statement):
+    """Returns which heavy libraries a fresh process has loaded after `statement`."""
+    heavy = "keras tensorflow jax torch numpy pandas matplotlib sklearn umap faiss PIL".split()
+    code = f"import sys; {statement}; print(*(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_kerasim_loads_no_library():
+    assert loaded_after("import kerasim; kerasim.__version__; dir(kerasim)") == set()
+
+
+def test_artifacts_loads_numpy_alone():
+    assert loaded_after("import kerasim.artifacts") == {"numpy"}
+
+
+def test_modules_are_attributes_of_the_package_and_others_are_not():
+    assert kerasim.errors.KerasimError
+    assert {"data", "training", "__version__"} <= set(dir(kerasim))
+    with pytest.raises(AttributeError, match="module 'kerasim' has no attribute 'dta'"):
+        _ = kerasim.dta
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_and_all_that_is_public_in_it_have_a_docstring(path):
+    tree = parse(path)
+    public = [
+        node
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    ]
+    assert ast.get_docstring(tree)
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def lines_of_code(path):
+    """Counts the lines that hold code: no blank lines, comments or docstrings."""
+    tree, lines = parse(path), set()
+    strings = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if hasattr(node, "lineno") and id(node) not in strings and not isinstance(node, ast.Expr):
+            lines |= {node.lineno, node.end_lineno}
+    return len(lines)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_is_under_450_lines_of_code(path):
+    assert lines_of_code(path) < 450
+
+
+def test_the_package_is_under_4000_lines_of_code():
+    assert sum(map(lines_of_code, MODULES)) < 4000

@@ -1,0 +1,464 @@
+import io
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerasim import images
+from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
+from kerasim.images import FORMATS, read_image
+
+RAMP = (np.arange(48).reshape(6, 8) * 5).astype("uint8")  # grey levels 0, 5, ... 235
+COLOURS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
+GREY = np.repeat(RAMP[..., None], 3, axis=-1)
+CLEAR = np.zeros((6, 8), "uint8")  # alpha: the left half cannot be seen
+CLEAR[:, 4:] = 255
+SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
+
+
+def encode(image, kind="PNG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def png(width, height, bits, kind, raw, transparency=b"") -> bytes:
+    """A PNG put together by hand, for what Pillow does not write."""
+
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
+    clear = chunk(b"tRNS", transparency) if transparency else b""
+    body = header + clear + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def rgba(colours, alpha):
+    return Image.fromarray(np.dstack([colours, alpha]))
+
+
+def on_white(colours):
+    return np.where(CLEAR[..., None] > 0, colours, 255)
+
+
+def golden():
+    grey = Image.fromarray(RAMP)
+    half = (RAMP > 120).astype("uint8") * 255
+    wide = RAMP.astype("uint16") * 257
+    palette = Image.fromarray(COLOURS).quantize(48)
+    listed = palette.convert("RGB")
+    pierced = np.where(np.asarray(palette)[..., None] == 0, 255, np.asarray(listed))
+    yield "RGB", encode(Image.fromarray(COLOURS)), COLOURS
+    yield "grey", encode(grey), GREY
+    yield "LA", encode(Image.merge("LA", [grey, Image.fromarray(CLEAR)])), on_white(GREY)
+    yield "RGBA", encode(rgba(COLOURS, CLEAR)), on_white(COLOURS)
+    yield "RGBA WebP", encode(rgba(COLOURS, CLEAR), "WEBP", lossless=True), on_white(COLOURS)
+    yield "palette", encode(palette), np.asarray(listed)
+    yield "palette + transparency", encode(palette, transparency=0), pierced
+    yield "palette + transparency, GIF", encode(palette, "GIF", transparency=0), pierced
+    levels = bytes([0] + [255] * 47)
+    yield "palette + levels of transparency", encode(palette, transparency=levels), pierced
+    yield "grey + transparency", encode(grey, transparency=5), np.where(GREY == 5, 255, GREY)
+    yield "1-bit", encode(Image.fromarray(half).convert("1")), np.repeat(half[..., None], 3, 2)
+    yield "16-bit grey PNG", encode(Image.fromarray(wide)), GREY
+    yield "16-bit grey TIFF", encode(Image.fromarray(wide), "TIFF"), GREY
+    yield "16-bit big-endian TIFF", encode(Image.fromarray(wide.astype(">u2")), "TIFF"), GREY
+    yield (
+        "16-bit grey + transparency",
+        encode(Image.fromarray(wide), transparency=5 * 257),
+        np.where(GREY == 5, 255, GREY),
+    )
+    rows = (COLOURS.astype(">u2") * 257).reshape(6, -1)
+    colour16 = b"".join(b"\0" + row.tobytes() for row in rows)
+    yield "16-bit RGB PNG", png(8, 6, 16, 2, colour16), COLOURS
+    yield "float TIFF", encode(Image.fromarray(RAMP.astype("float32") / 255), "TIFF"), GREY
+    # Pillow turns CMYK to RGB without a profile: 255 - ink, less the black.
+    inks = [Image.fromarray(255 - COLOURS[..., n]) for n in range(3)]
+    inks = Image.merge("CMYK", [*inks, Image.new("L", (8, 6))])
+    yield "CMYK TIFF", encode(inks, "TIFF"), COLOURS
+
+
+@pytest.mark.parametrize("content, expected", [pytest.param(*c, id=n) for n, *c in golden()])
+def test_every_kind_of_pixel_becomes_the_same_rgb(content, expected):
+    found = read_image(content, dtype="uint8")
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+
+
+def test_a_cmyk_jpeg_is_not_read_as_its_negative():
+    cyan = encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)
+    means = read_image(cyan, dtype="uint8").mean(axis=(0, 1))
+    np.testing.assert_allclose(means, [0, 255, 255], atol=1)
+
+
+@pytest.mark.parametrize(
+    "values, expected",
+    [
+        (RAMP.astype("float32"), "[0, 1]"),
+        (np.full((6, 8), np.nan, "float32"), "[0, 1]"),
+        (np.full((6, 8), -1, "int32"), "16-bit"),
+        (np.full((6, 8), 2**16, "int32"), "16-bit"),
+    ],
+)
+def test_levels_without_a_known_white_are_refused(values, expected, tmp_path):
+    path = tmp_path / "levels.tif"
+    Image.fromarray(values).save(path)
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value) and expected in str(caught.value)
+    assert "convert it to 8 bits" in str(caught.value)
+
+
+# What was done to an upright picture before it was stored with this EXIF orientation.
+TURNS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
+    upright = np.kron(COLOURS, np.ones((8, 8, 1), "uint8"))  # blocks, as JPEG stores them
+    image = Image.fromarray(upright)
+    if TURNS[orientation] is not None:
+        image = image.transpose(TURNS[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    settings = {"quality": 100, "subsampling": 0} if kind == "JPEG" else SAVED[kind]
+    found = read_image(encode(image, kind, exif=exif, **settings), dtype="uint8")
+    np.testing.assert_allclose(found.astype(int), upright, atol=3)
+
+
+def test_sixteen_bits_are_turned_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(np.rot90(RAMP).astype("uint16") * 257)
+    found = read_image(encode(turned, exif=exif), channels=1, dtype="uint8")
+    np.testing.assert_array_equal(found[..., 0], RAMP)
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0this is no TIFF header",
+        b"Exif\0\0II*\0\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x63\0\0\0\0\0\0\0",
+    ],
+    ids=["no header", "offset past the end", "cut off", "orientation 99"],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_broken_exif_does_not_lose_the_picture(kind, exif):
+    content = encode(Image.new("RGB", (8, 8), (200, 100, 50)), kind, exif=exif)
+    means = read_image(content, dtype="uint8").mean(axis=(0, 1))
+    np.testing.assert_allclose(means, [200, 100, 50], atol=2)
+
+
+def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
+    width = struct.pack(">HHI4s", 0x0100, 2, 2, b"a")  # ImageWidth, as text
+    orientation = struct.pack(">HHI4s", 0x0112, 3, 1, b"\0\6")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + width + orientation + bytes(4)
+    turned = Image.fromarray(np.rot90(COLOURS).copy())
+    found = read_image(encode(turned, exif=exif), dtype="uint8")
+    np.testing.assert_array_equal(found, COLOURS)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
+def test_of_an_animation_the_first_frame_is_read_with_one_warning(kind, tmp_path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    path = tmp_path / "moving"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], **SAVED[kind])
+    with pytest.warns(UserWarning) as caught:
+        found = read_image(path, dtype="uint8")
+    assert found.shape == (6, 8, 3)
+    np.testing.assert_allclose(found.astype(int), np.full((6, 8, 3), [255, 0, 0]), atol=1)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert str(path) in str(caught[0].message) and "first" in str(caught[0].message)
+
+
+MEASURE = """
+import sys
+from kerasim.images import ImageError, read_image
+
+def peak():  # of this process alone: getrusage would start from its parent's
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+read_image(sys.argv[1])
+before = peak()
+try:
+    print("read", read_image(sys.argv[2], dtype="uint8").shape)
+except ImageError as error:
+    print(error)
+print(peak() - before)
+"""
+
+
+def read_in_a_child(tmp_path, width, height):
+    """Returns what reading a 1-bit PNG says and by how many megabytes it raises the peak."""
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs /proc to measure peak memory")
+    small, large = tmp_path / "small.png", tmp_path / "large.png"
+    Image.new("L", (8, 8)).save(small)
+    large.write_bytes(png(width, height, 1, 0, bytes((1 + (width + 7) // 8) * height)))
+    child = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MEASURE, small, large],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, megabytes = child.stdout.splitlines()
+    return said, int(megabytes)
+
+
+@pytest.mark.parametrize("side", [12_000, 20_000])
+def test_a_pixel_bomb_is_refused_by_name_before_it_takes_memory(side, tmp_path):
+    said, megabytes = read_in_a_child(tmp_path, side, side)
+    assert "large.png" in said and "pixels" in said and "remove it" in said
+    assert megabytes < 20
+
+
+def test_the_measure_of_memory_sees_a_large_picture(tmp_path):
+    said, megabytes = read_in_a_child(tmp_path, 4_000, 3_000)
+    assert said == "read (3000, 4000, 3)" and megabytes > 36
+
+
+@pytest.mark.parametrize("width, height", [(1, 100_000), (100_000, 1)])
+def test_a_long_strip_has_few_pixels_and_is_read(width, height):
+    content = encode(Image.new("L", (width, height), 7))
+    assert read_image(content).shape == (height, width, 3)
+    np.testing.assert_array_equal(read_image(content, 32, dtype="uint8"), np.full((32, 32, 3), 7))
+
+
+def test_the_limit_is_on_pixels_and_the_message_gives_it(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 12)
+    assert read_image(encode(Image.new("L", (3, 4)))).shape == (4, 3, 3)
+    with pytest.raises(ImageError, match="13 x 1 pixels, more than 12"):
+        read_image(encode(Image.new("L", (13, 1))))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.8])
+def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
+    whole = encode(Image.fromarray(noise), kind, **SAVED[kind])
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert str(path) in str(caught.value) and "a whole image" in str(caught.value)
+    assert "Replace or remove it" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "EPS", "PDF"])
+def test_other_formats_are_not_opened_whatever_their_suffix(kind, tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (16, 16)).save(path, kind)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(ImageError, match="unknown format.*JPEG, PNG"):
+            read_image(source)
+
+
+def test_a_web_page_is_refused_by_name(tmp_path):
+    path = tmp_path / "page.jpg"
+    path.write_text("<html>404 Not Found</html>")
+    with pytest.raises(ImageError, match="page.jpg.*unknown format"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_content_counts_and_not_the_suffix(kind, tmp_path):
+    path = tmp_path / "picture.txt"
+    path.write_bytes(encode(Image.new("L", (8, 6), 128).convert("RGB"), kind))
+    np.testing.assert_allclose(read_image(path, dtype="uint8"), 128, atol=1)
+
+
+def refusal(path):
+    """Returns the error of reading `path`, which must be of one line."""
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    said = refusal(tmp_path / "none.png")
+    assert (
+        str(tmp_path / "none.png") in said and "No such file" in said and "Check the path" in said
+    )
+
+
+def test_an_empty_path_is_refused():
+    assert "Cannot open ''" in refusal("")
+
+
+def test_a_folder_is_refused_as_such(tmp_path):
+    said = refusal(tmp_path)
+    assert str(tmp_path) in said and "is a folder" in said
+
+
+@pytest.mark.parametrize("target", ["loop.png", "gone.png"])
+def test_a_link_that_leads_nowhere_is_named(target, tmp_path):
+    (tmp_path / "loop.png").symlink_to(tmp_path / target)
+    assert str(tmp_path / "loop.png") in refusal(tmp_path / "loop.png")
+
+
+def test_a_name_that_is_not_utf_8_or_breaks_the_line_is_shown_in_ascii(tmp_path):
+    said = refusal(os.fsencode(tmp_path).decode() + "/a\nb\udcff\u00e9.png")
+    assert said.isascii() and "a\\nb\\udcff\\xe9.png" in said
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+
+    def unblock():  # without this a reader that opens the pipe would hang here for ever
+        try:
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            pass
+
+    watchdog = threading.Timer(10, unblock)
+    watchdog.start()
+    try:
+        assert "no regular file" in refusal(pipe)
+    finally:
+        watchdog.cancel()
+
+
+@pytest.fixture
+def unprivileged():
+    """Runs the test as a user whom permissions bind, and hands it a folder that all can see."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        root = os.geteuid() == 0
+        if root:
+            try:
+                os.seteuid(65534)
+            except OSError:
+                pytest.skip("permissions do not bind root, and this root cannot become another")
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_a_file_without_permission_is_named(unprivileged):
+    path = unprivileged / "secret.png"
+    euid = os.geteuid()
+    os.seteuid(os.getuid())
+    path.write_bytes(encode(Image.new("L", (8, 8))))
+    path.chmod(0)
+    os.seteuid(euid)
+    said = refusal(path)
+    assert str(path) in said and "Permission denied" in said and "permissions" in said
+
+
+@pytest.mark.parametrize("source", [None, 5, 2.5, bytearray(b"x"), ["a.png"], np.zeros((4, 4, 3))])
+def test_what_is_no_path_and_no_bytes_is_refused_with_its_type(source):
+    with pytest.raises(ArgumentTypeError) as caught:
+        read_image(source)
+    assert "source" in str(caught.value) and type(source).__name__ in str(caught.value)
+    assert "pass a string, a pathlib.Path or bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 4, -1, True, 3.0, "3", None, [3]])
+def test_channels_other_than_one_and_three_are_refused(channels):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="channels"):
+        read_image(encode(Image.new("L", (4, 4))), channels=channels)
+
+
+@pytest.mark.parametrize(
+    "size", [0, -1, 2.5, "8", True, (8, 0), (8,), (8, 8, 3), (8, 2.5), (8, None), 10_000, ()]
+)
+def test_what_is_no_size_is_refused_with_what_came(size):
+    with pytest.raises(ArgumentError) as caught:
+        read_image(encode(Image.new("L", (4, 4))), image_size=size)
+    assert f"image_size={size!r}" in str(caught.value)
+    assert "(height, width)" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float64", None, np.uint8])
+def test_another_dtype_is_refused_with_the_two_known(dtype):
+    with pytest.raises(ArgumentError, match="dtype=.*'float32', 'uint8'"):
+        read_image(encode(Image.new("L", (4, 4))), dtype=dtype)
+
+
+def test_floats_are_the_bytes_over_255():
+    content = encode(Image.fromarray(COLOURS))
+    found = read_image(content)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, COLOURS.astype("float32") / 255)
+
+
+def test_one_channel_keeps_its_axis():
+    found = read_image(encode(Image.fromarray(RAMP)), channels=1, dtype="uint8")
+    np.testing.assert_array_equal(found, RAMP[..., None])
+
+
+def test_a_size_is_height_then_width():
+    assert read_image(encode(Image.fromarray(COLOURS)), image_size=(5, 7)).shape == (5, 7, 3)
+
+
+def test_one_number_is_both_height_and_width():
+    assert read_image(encode(Image.fromarray(COLOURS)), image_size=np.int64(5)).shape == (5, 5, 3)
+
+
+def test_shrinking_takes_the_mean_and_not_a_sample():
+    stripes = np.tile(np.array([[0, 255]], "uint8"), (64, 32))
+    found = read_image(encode(Image.fromarray(stripes)), 4, channels=1, dtype="uint8")
+    np.testing.assert_allclose(found, 127.5, atol=4)
+
+
+def test_a_path_and_its_bytes_give_the_same_pixels(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(COLOURS).save(path)
+    for source in (path, str(path)):
+        np.testing.assert_array_equal(read_image(source), read_image(path.read_bytes()))
+
+
+def test_the_array_can_be_written_to():
+    read_image(encode(Image.fromarray(COLOURS)), dtype="uint8")[:] = 0
+
+
+def test_threads_that_decode_leave_the_warning_filters_as_they_were(monkeypatch):
+    first_in, second_in = threading.Event(), threading.Event()
+    content = encode(Image.new("L", (4, 4)))
+    decode = images._decode
+
+    def in_turns(image, name, size, channels):
+        if size == (1, 1):  # enters first, leaves first
+            first_in.set()
+            second_in.wait(10)
+        else:
+            second_in.set()
+            first.join(10)
+        return decode(image, name, size, channels)
+
+    monkeypatch.setattr(images, "_decode", in_turns)
+    before = list(warnings.filters)
+    first = threading.Thread(target=read_image, args=(content, 1))
+    first.start()
+    first_in.wait(10)
+    read_image(content, 2)
+    after = list(warnings.filters)
+    warnings.filters[:] = before  # what leaks here must not silence the tests that follow
+    assert after == before

@@ -1,0 +1,419 @@
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim.neighbors import METRICS, NeighborIndex
+
+CASES = 1000
+
+
+def direction(x):
+    """Returns unit vectors; the division by the largest keeps squares from overflowing."""
+    x = x / np.abs(x).max(axis=1, keepdims=True)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def oracle(base, queries, metric):
+    """Returns the float64 distance of every query to every vector."""
+    base, queries = base.astype("float64"), queries.astype("float64")
+    if metric == "cosine":  # half the squared distance of unit vectors
+        base, queries = direction(base), direction(queries)
+    gaps = base[None] - queries[:, None]
+    if metric == "manhattan":
+        return np.abs(gaps).sum(axis=-1)
+    squares = np.square(gaps).sum(axis=-1)
+    return squares / 2 if metric == "cosine" else np.sqrt(squares)
+
+
+def draw_case(seed):
+    """Draws vectors, queries (some of them among the vectors) and k."""
+    rng = np.random.default_rng(seed)
+    size, width = rng.integers(1, 250), rng.integers(1, 50)
+    k = int(size if rng.random() < 0.1 else rng.integers(1, size + 1))
+    count = 1 if rng.random() < 0.3 else rng.integers(1, 6)
+    sigma = 10.0 ** rng.integers(-3, 4)
+    offset = sigma * rng.choice([0, 0, 100, 1e3, 1e5])
+    base = rng.normal(size=(size, width)) * sigma + offset
+    kind = rng.choice(["float32", "float16", "uint8", "float64", "duplicates", "1e30"])
+    if kind == "uint8":
+        base = rng.integers(1, 256, (size, width))
+    elif kind == "float16":
+        base = np.clip(base, -6e4, 6e4)
+    elif kind == "duplicates":
+        base = base[rng.integers(0, max(1, size // 5), size)]
+    elif kind == "1e30":
+        base = base * (1e30 / (sigma + offset))
+    others = base[rng.integers(0, size, count)] * rng.choice([1, 1, 2], size=(count, 1))
+    if kind == "uint8":
+        others = np.minimum(others, 255)
+    dtype = {"duplicates": "float32", "1e30": "float32"}.get(kind, str(kind))
+    others = np.clip(others, -6e4, 6e4) if dtype == "float16" else others
+    base, queries = base.astype(dtype), others.astype(dtype)
+    for rows in (base, queries):
+        rows[~rows.any(axis=1)] = 1  # cosine has no place for zeros
+    return base, queries, k
+
+
+def disagreement(base, queries, k, metric):
+    """Says in what the index differs from the oracle, or returns None."""
+    distances, indices = NeighborIndex(metric).fit(base).query(queries, k)
+    true = oracle(base, queries, metric)
+    expected = np.argsort(true, axis=1, kind="stable")[:, :k]
+    wanted = np.take_along_axis(true, expected, axis=1)
+    floor = 1e-15 if metric == "cosine" else 0
+    if not np.allclose(distances, wanted, rtol=1e-12, atol=floor):
+        return f"distances differ by up to {np.abs(distances - wanted).max()}"
+    for row, place in np.argwhere(indices != expected):
+        found, other = indices[row, place], expected[row, place]
+        gap = abs(true[row, found] - true[row, other])
+        rounding = gap < 1e-14 * true[row, other] and not (base[found] == base[other]).all()
+        if metric != "cosine" or not rounding:
+            return f"query {row} has {found} at place {place}, not {other}"
+    return None
+
+
+@pytest.fixture
+def vectors():
+    return np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
+    wrong = {}
+    with threadpool_limits(1):  # threads that wait for a busy core are slower than one
+        for seed in range(CASES):
+            reason = disagreement(*draw_case(seed), metric)
+            if reason is not None:
+                wrong[seed] = reason
+    assert not wrong
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_far_from_the_origin_are_told_apart(metric):
+    rng = np.random.default_rng(1)
+    base = (rng.normal(size=(2000, 32)) + 1e5).astype("float32")
+    assert disagreement(base, base[:20], 10, metric) is None
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_neighbours_closer_together_than_float32_can_tell_are_found(metric):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        centre, gaps = np.ones(8), rng.normal(size=(300, 8))
+        if metric == "cosine":
+            gaps -= gaps.mean(axis=1, keepdims=True)  # square to the centre
+        order = 1 if metric == "manhattan" else 2
+        gaps /= np.linalg.norm(gaps, ord=order, axis=1, keepdims=True)
+        shell = centre + gaps * (1 + 1e-10 * rng.permutation(300)[:, None])
+        assert disagreement(shell, centre[None], 10, metric) is None
+
+
+def test_distances_agree_with_sums_done_by_hand():
+    base, query = np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[0.0, 2.0]])
+    by_hand = {
+        "euclidean": [np.sqrt(13), np.sqrt(5)],
+        "manhattan": [5, 3],
+        "cosine": [1 - 4 / 5, 1],
+    }
+    for metric, expected in by_hand.items():
+        distances, indices = NeighborIndex(metric).fit(base).query(query, 2)
+        np.testing.assert_allclose(distances[0], np.sort(expected), rtol=1e-12)
+        assert indices[0].tolist() == np.argsort(expected).tolist()
+
+
+def test_distances_are_float64_and_indices_int64(vectors):
+    distances, indices = NeighborIndex().fit(vectors).query(vectors[:3], 4)
+    assert (distances.dtype, indices.dtype) == ("float64", "int64")
+    assert distances.shape == indices.shape == (3, 4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_vector_finds_itself_at_distance_0(metric, vectors):
+    distances, indices = NeighborIndex(metric).fit(vectors).query(vectors, 1)
+    assert indices[:, 0].tolist() == list(range(40))
+    assert not distances.any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_duplicates_come_in_order_of_index(metric, vectors):
+    base = np.concatenate([vectors, np.repeat(vectors[:1], 30, axis=0), vectors])
+    _, indices = NeighborIndex(metric).fit(base).query(vectors[:1], 32)
+    assert indices[0].tolist() == [0, *range(40, 71)]
+
+
+def test_duplicates_beyond_the_first_candidates_come_in_order_of_index():
+    base = np.ones((5000, 3), "float32")
+    _, indices = NeighborIndex().fit(base).query(base[:2], 5)
+    assert indices.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_query_at_a_time_gives_the_same_bits_as_many(metric):
+    rng = np.random.default_rng(2)
+    base, queries = rng.normal(size=(3000, 33)) + 50, rng.normal(size=(60, 33)) + 50
+    index = NeighborIndex(metric).fit(base)
+    distances, indices = index.query(queries, 7)
+    single = [index.query(query[None], 7) for query in queries]
+    np.testing.assert_array_equal(distances, np.concatenate([one[0] for one in single]))
+    np.testing.assert_array_equal(indices, np.concatenate([one[1] for one in single]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_size_of_blocks_does_not_change_the_answer(metric, monkeypatch):
+    rng = np.random.default_rng(3)
+    base, queries = rng.normal(size=(500, 9)), rng.normal(size=(40, 9))
+    expected = NeighborIndex(metric).fit(base).query(queries, 20)
+    monkeypatch.setattr("kerasim.neighbors._BUDGET", 20_000)
+    for found, wanted in zip(
+        NeighborIndex(metric).fit(base).query(queries, 20), expected, strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_number_of_threads_does_not_change_the_answer(metric):
+    rng = np.random.default_rng(8)
+    index = NeighborIndex(metric).fit(rng.normal(size=(2000, 40)))
+    queries = rng.normal(size=(300, 40))
+    answers = []
+    for threads in (1, 2, 3):
+        with threadpool_limits(threads):
+            answers.append(index.query(queries, 5))
+    for found in answers[1:]:
+        np.testing.assert_array_equal(found, answers[0])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
+    rng = np.random.default_rng(4)
+    base, queries = rng.normal(size=(400, 8)), rng.normal(size=(30, 8))
+    order = rng.permutation(400)
+    distances, indices = NeighborIndex(metric).fit(base).query(queries, 9)
+    shuffled, places = NeighborIndex(metric).fit(base[order]).query(queries, 9)
+    np.testing.assert_array_equal(order[places], indices)
+    np.testing.assert_array_equal(shuffled, distances)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", ["read-only", "strided", "fortran", "memmap", "big-endian"])
+def test_any_layout_of_the_input_gives_the_same_bits_and_stays_untouched(kind, metric, tmp_path):
+    rng = np.random.default_rng(5)
+    plain = rng.normal(size=(300, 17)).astype("float32")
+    if kind == "read-only":
+        x = plain.copy()
+        x.flags.writeable = False
+    elif kind == "strided":
+        x = np.repeat(np.repeat(plain, 2, axis=0), 3, axis=1)[::2, ::3]
+    elif kind == "fortran":
+        x = np.asfortranarray(plain)
+    elif kind == "memmap":
+        np.save(tmp_path / "x.npy", plain)
+        x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    else:
+        x = plain.astype(">f4")
+    expected = NeighborIndex(metric).fit(plain).query(plain[:50], 5)
+    for found, wanted in zip(NeighborIndex(metric).fit(x).query(x[:50], 5), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(x, plain)
+
+
+def test_changing_the_array_after_fit_does_not_change_the_index(vectors):
+    mine = vectors.copy()
+    index = NeighborIndex().fit(mine)
+    mine[:] = 0
+    assert index.query(vectors[:1], 1)[0] == 0
+
+
+def test_k_may_be_the_size_of_the_index(vectors):
+    _, indices = NeighborIndex().fit(vectors).query(vectors[:2], 40)
+    assert np.sort(indices, axis=1).tolist() == [list(range(40))] * 2
+
+
+@pytest.mark.parametrize("k", [41, 0, -1])
+def test_k_out_of_range_is_refused_with_the_size(k, vectors):
+    with pytest.raises(ArgumentError, match=f"k={k} .* from 1 to 40"):
+        NeighborIndex().fit(vectors).query(vectors, k)
+
+
+@pytest.mark.parametrize("k", [2.5, "3", None, True])
+def test_k_that_is_no_integer_is_refused(k, vectors):
+    with pytest.raises(ArgumentTypeError, match="k must be an integer"):
+        NeighborIndex().fit(vectors).query(vectors, k)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_query_gives_no_rows(metric, vectors):
+    distances, indices = NeighborIndex(metric).fit(vectors).query(vectors[:0], 3)
+    assert distances.shape == indices.shape == (0, 3)
+
+
+def test_an_index_that_was_not_fitted_is_empty(vectors, tmp_path):
+    index = NeighborIndex()
+    assert len(index) == 0
+    with pytest.raises(ArgumentError, match="empty: call fit"):
+        index.query(vectors)
+    with pytest.raises(ArgumentError, match="empty: call fit"):
+        index.save(tmp_path / "index")
+
+
+def test_no_vectors_are_refused():
+    with pytest.raises(ArgumentError, match=r"1 rows or more. Received shape \(0, 4\)"):
+        NeighborIndex().fit(np.empty((0, 4)))
+
+
+@pytest.mark.parametrize("shape", [(6,), (2, 5), (2, 3, 2), (1, 2, 3, 1), (), (2, 0)])
+def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
+    with pytest.raises(ArgumentError, match=r"x must be an array \(n, 6\)") as caught:
+        NeighborIndex().fit(vectors).query(np.zeros(shape))
+    assert f"Received shape {shape}" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 2, 3, 1), (), (2, 0)])
+def test_vectors_of_another_rank_are_refused_with_their_shape(shape):
+    with pytest.raises(ArgumentError, match="embeddings must be an array") as caught:
+        NeighborIndex().fit(np.zeros(shape))
+    assert f"Received shape {shape}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_refused_by_number(value, vectors):
+    bad = vectors.copy()
+    bad[[3, 7], 2] = value
+    with pytest.raises(ArgumentError, match="embeddings holds NaN or infinity in 2 .*: 3, 7"):
+        NeighborIndex().fit(bad)
+    with pytest.raises(ArgumentError, match="x holds NaN or infinity in 2 .*: 3, 7"):
+        NeighborIndex().fit(vectors).query(bad)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "complex64", "object", "U3"])
+def test_vectors_of_no_real_numbers_are_refused_with_their_dtype(dtype):
+    with pytest.raises(ArgumentTypeError, match="embeddings must hold real numbers"):
+        NeighborIndex().fit(np.ones((3, 2)).astype(dtype))
+
+
+def test_zero_vectors_are_refused_under_cosine_by_number(vectors):
+    bad = vectors.copy()
+    bad[5] = 0
+    with pytest.raises(ArgumentError, match="embeddings holds only zeros.*: 5"):
+        NeighborIndex("cosine").fit(bad)
+    with pytest.raises(ArgumentError, match="x holds only zeros.*: 5"):
+        NeighborIndex("cosine").fit(vectors).query(bad)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+def test_zero_vectors_are_vectors_like_others_where_they_have_a_distance(metric, vectors):
+    base = np.concatenate([vectors, np.zeros((1, 6), "float32")])
+    distances, indices = NeighborIndex(metric).fit(base).query(base[-1:], 1)
+    assert (indices[0, 0], distances[0, 0]) == (40, 0)
+
+
+@pytest.mark.parametrize("metric", ["Euclidean", "l2", "", None, 2, ["cosine"]])
+def test_an_unknown_metric_is_refused_with_the_three_names(metric):
+    with pytest.raises(ArgumentError, match="'euclidean', 'manhattan', 'cosine'"):
+        NeighborIndex(metric)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ArgumentError, match="kind='fast' is not known"):
+        NeighborIndex(kind="fast")
+
+
+def test_fitting_twice_forgets_the_first_vectors(vectors):
+    twice = NeighborIndex().fit(vectors + 5).fit(vectors[:9])
+    once = NeighborIndex().fit(vectors[:9])
+    assert len(twice) == 9
+    for found, wanted in zip(twice.query(vectors, 9), once.query(vectors, 9), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_vectors_that_are_refused_leave_the_index_as_it_was(vectors):
+    index = NeighborIndex().fit(vectors)
+    before = index.query(vectors, 5)
+    with pytest.raises(ArgumentError):
+        index.fit(np.full((3, 2), np.nan))
+    for found, wanted in zip(index.query(vectors, 5), before, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("metric", ["manhattan", "cosine"])
+def test_a_saved_index_keeps_its_metric_and_its_answers(metric, vectors, tmp_path):
+    index = NeighborIndex(metric).fit(vectors.astype("float16"))
+    index.save(tmp_path / "index")
+    loaded = NeighborIndex.load(tmp_path / "index")
+    assert (loaded.metric, loaded.embeddings.dtype, len(loaded)) == (metric, "float16", 40)
+    for found, wanted in zip(loaded.query(vectors, 5), index.query(vectors, 5), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def small_embedder(seed):
+    keras.utils.set_random_seed(seed)
+    images = keras.Input((4, 4, 1))
+    codes = keras.layers.Dense(6)(keras.layers.Flatten()(images))
+    return keras.Model(images, codes)
+
+
+def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, tmp_path):
+    mine, other = small_embedder(0), small_embedder(1)
+    NeighborIndex().fit(vectors).save(tmp_path / "index", mine)
+    with pytest.raises(ArtifactError, match="made with another embedder"):
+        NeighborIndex.load(tmp_path / "index", other)
+    assert len(NeighborIndex.load(tmp_path / "index", mine)) == 40
+
+
+def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
+    mine, other = small_embedder(0), small_embedder(1)
+    NeighborIndex().fit(vectors).save(tmp_path / "first", mine)
+    NeighborIndex.load(tmp_path / "first", mine).save(tmp_path / "second")
+    assert len(NeighborIndex.load(tmp_path / "second", mine)) == 40
+    with pytest.raises(ArtifactError, match="made with another embedder"):
+        NeighborIndex.load(tmp_path / "second", other)
+
+
+def test_an_index_saved_without_an_embedder_is_refused_to_any(vectors, tmp_path):
+    NeighborIndex().fit(vectors).save(tmp_path / "index")
+    with pytest.raises(ArtifactError, match="made with another embedder"):
+        NeighborIndex.load(tmp_path / "index", small_embedder(0))
+
+
+def test_a_damaged_index_is_refused(vectors, tmp_path):
+    NeighborIndex().fit(vectors).save(tmp_path / "index")
+    file = tmp_path / "index" / "embeddings.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match="embeddings.npy is damaged"):
+        NeighborIndex.load(tmp_path / "index")
+
+
+def test_a_missing_index_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="There is no neighbor_index"):
+        NeighborIndex.load(tmp_path / "index")
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from kerasim.neighbors import NeighborIndex
+
+x = np.random.default_rng(0).normal(size=(20_000, 64)).astype("float32")
+index = NeighborIndex().fit(x)
+index.query(x[:10], 10)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+distances, indices = index.query(x, 10)
+assert (indices[:, 0] == np.arange(len(x))).all()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+def test_all_against_all_stays_within_its_memory():
+    child = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    # Distances of all pairs take 1,600 MB in float32; the budget of a query is 64 MB.
+    assert int(child.stdout) < 250

@@ -1,0 +1,368 @@
+import keras
+import matplotlib
+
+matplotlib.use("Agg")
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from kerasim import plots
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def draw(figure):
+    """Draws a figure and returns its pixels `(height, width, 3)`."""
+    figure.set_dpi(50)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def ink(figure):
+    """Counts the pixels that are not background."""
+    return int((draw(figure) != 255).any(axis=-1).sum())
+
+
+def images(n=6, height=8, width=8, channels=3, dtype="float32"):
+    pixels = np.random.default_rng(n).random((n, height, width, channels)) * 0.8
+    return (pixels * 255).astype("uint8") if dtype == "uint8" else pixels.astype(dtype)
+
+
+def points(n=30):
+    return np.random.default_rng(0).normal(size=(n, 2)).astype("float32")
+
+
+def frame():
+    epochs = np.arange(1, 6)
+    return pd.DataFrame(
+        {"epoch": epochs, "loss": 1 / epochs, "val_loss": 2 / epochs, "psnr": epochs}
+    )
+
+
+def small_model():
+    x = keras.Input((8, 8, 1))
+    y = keras.layers.Conv2D(4, 3, strides=2, name="conv")(x)
+    return keras.Model(x, keras.layers.Dense(2, name="codes")(keras.layers.Flatten()(y)))
+
+
+ON_AXES = {
+    "history": lambda ax: plots.history(frame(), ax=ax),
+    "history, logarithmic": lambda ax: plots.history(frame(), ["loss", "psnr"], ax=ax, log=True),
+    "latent_distribution": lambda ax: plots.latent_distribution(points(), ax=ax),
+    "latent_map": lambda ax: plots.latent_map(points(), ax=ax),
+    "latent_map, labels": lambda ax: plots.latent_map(points(), np.arange(30) % 3, ax=ax),
+    "latent_map, images": lambda ax: plots.latent_map(points(), images=images(30), ax=ax),
+    "network": lambda ax: plots.network(small_model(), ax=ax),
+}
+
+FIGURES = {
+    "image_grid": lambda **kind: plots.image_grid(images(**kind)),
+    "reconstructions": lambda **kind: plots.reconstructions(images(**kind), 1 - images(**kind)),
+    "denoising": lambda **kind: plots.denoising(*[images(**kind)] * 3, psnr=(20.123, 25)),
+    "neighbors": lambda **kind: plots.neighbors(
+        images(2, **kind), np.stack([images(3, **kind)] * 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_something_is_drawn_on_new_axes(name):
+    ax = ON_AXES[name](None)
+    assert isinstance(ax, Axes)
+    assert ink(ax.figure) > 500
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_axes_that_are_handed_in_are_drawn_on_and_returned(name):
+    _, (mine, other) = plt.subplots(1, 2)
+    blank = draw(mine.figure)
+    assert ON_AXES[name](mine) is mine
+    assert (draw(mine.figure) != blank).any()
+    assert not other.has_data()
+    assert len(plt.get_fignums()) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+@pytest.mark.parametrize("name", FIGURES)
+def test_grey_and_colour_images_of_each_dtype_are_drawn(name, dtype, channels):
+    figure = FIGURES[name](channels=channels, dtype=dtype)
+    assert isinstance(figure, Figure)
+    assert ink(figure) > 2000
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_images_that_are_not_square_are_drawn(name):
+    assert ink(FIGURES[name](height=4, width=12)) > 1000
+
+
+def test_images_of_one_pixel_and_of_one_row_are_drawn():
+    for height, width in ((1, 1), (1, 8)):
+        assert ink(plots.image_grid(images(2, height, width, 1))) > 100
+
+
+def test_a_grey_image_is_drawn_in_grey_from_black_to_white():
+    black, white = np.zeros((1, 4, 4, 1)), np.ones((1, 4, 4, 1))
+    pixels = draw(plots.image_grid(np.concatenate([black, white]), columns=2))
+    assert (pixels[..., 0] == pixels[..., 1]).all()
+    assert (pixels.max(), pixels.min()) == (255, 0)
+    half = pixels.shape[1] // 2
+    assert pixels[:, :half].mean() < 60 and pixels[:, half:].mean() > 250
+
+
+def test_float_and_uint8_images_look_the_same():
+    levels = images(4, dtype="uint8")
+    one, other = plots.image_grid(levels), plots.image_grid(levels / 255)
+    np.testing.assert_array_equal(draw(one), draw(other))
+
+
+def test_images_are_left_alone():
+    x = images(3)
+    x.flags.writeable = False
+    plots.reconstructions(x, x)
+    plots.latent_map(points(3), images=x)
+
+
+def test_a_row_is_filled_before_the_next_begins():
+    figure = plots.image_grid(images(7), columns=3)
+    assert len(figure.axes) == 9
+    assert [bool(ax.images) for ax in figure.axes] == [True] * 7 + [False] * 2
+
+
+def test_every_image_has_its_title():
+    figure = plots.image_grid(images(3), titles=[7, "two", "x"])
+    assert [ax.get_title() for ax in figure.axes] == ["7", "two", "x"]
+
+
+def test_rows_of_reconstructions_are_named():
+    figure = plots.reconstructions(images(2), images(2), images(2), labels=("a", "b", "c"))
+    assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["a", "b", "c"]
+
+
+def test_the_quality_of_a_denoiser_stands_beside_its_rows():
+    figure = plots.denoising(*[images(2)] * 3, psnr=(20.123, 25))
+    names = [ax.get_ylabel() for ax in figure.axes[::2]]
+    assert names == ["noisy\n20.1 dB", "denoised\n25.0 dB", "clean"]
+
+
+def test_neighbours_show_their_distance_and_whether_they_are_of_the_class():
+    distances, labels = np.array([[0.25, 12.0]]), np.array([[4, 5]])
+    figure = plots.neighbors(images(1), images(2)[None], distances, labels, np.array([4]))
+    query, same, other = figure.axes
+    assert [ax.get_title() for ax in figure.axes] == ["query", "0.25", "12"]
+    assert same.spines["left"].get_linestyle() == "-"
+    assert other.spines["left"].get_linestyle() == "--"
+
+
+def test_training_is_drawn_whole_and_held_out_data_dashed():
+    ax = plots.history(frame())
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "--"]
+    assert [text.get_text() for text in ax.get_legend().texts] == ["training loss", "held-out loss"]
+
+
+def test_more_keys_than_colours_are_all_drawn():
+    keys = [f"key{n}" for n in range(11)]
+    table = pd.DataFrame({"epoch": [1, 2], **{key: [0, 1] for key in keys}})
+    assert len(plots.history(table, keys).lines) == 11
+
+
+def test_a_logarithmic_history_has_a_logarithmic_axis():
+    assert plots.history(frame(), log=True).get_yscale() == "log"
+    assert plots.history(frame()).get_yscale() == "linear"
+
+
+def test_the_violins_mark_median_and_quartiles():
+    codes = np.stack([np.arange(5.0), np.arange(5.0) * 10], axis=1)
+    ax = plots.latent_distribution(codes, title="codes")
+    assert ax.lines[0].get_ydata().tolist() == [2, 20]
+    bars = [segment[:, 1].tolist() for segment in ax.collections[-1].get_segments()]
+    assert bars == [[1, 3], [10, 30]]
+    assert ax.get_title() == "codes"
+
+
+def test_a_latent_number_that_never_varies_is_drawn():
+    assert ink(plots.latent_distribution(np.ones((10, 2))).figure) > 500
+
+
+@pytest.mark.parametrize("classes", [2, 11, 25, 60])
+def test_each_of_many_classes_has_a_look_of_its_own(classes):
+    ax = plots.latent_map(points(classes * 2), np.arange(classes * 2) % classes)
+    looks = {
+        (tuple(dots.get_facecolor()[0]), dots.get_paths()[0].vertices.tobytes())
+        for dots in ax.collections
+    }
+    assert len(looks) == classes
+    assert len(ax.get_legend().texts) == classes
+    assert ink(ax.figure) > 500
+
+
+def test_the_legend_shows_the_names_of_the_classes_that_occur():
+    ax = plots.latent_map(points(4), np.array([2, 2, 0, 0]), ["cat", "dog", "ship"])
+    assert [text.get_text() for text in ax.get_legend().texts] == ["cat", "ship"]
+
+
+def test_labels_need_no_names_and_may_be_strings():
+    ax = plots.latent_map(points(4), np.array(["b", "a", "b", "a"]))
+    assert [text.get_text() for text in ax.get_legend().texts] == ["a", "b"]
+
+
+def test_one_point_is_drawn():
+    ax = plots.latent_map(points(1), np.array([0]), ["one"], images(1))
+    assert ink(ax.figure) > 500
+
+
+def test_points_in_one_place_are_drawn():
+    assert ink(plots.latent_map(np.zeros((5, 2)), images=images(5)).figure) > 500
+
+
+def test_thumbnails_never_cover_one_another_and_stay_within_their_number():
+    coordinates = points(200)
+    ax = plots.latent_map(coordinates, images=images(200), thumbnails=15)
+    places = np.array([box.xy for box in ax.artists])
+    assert len(places) == 15
+    gaps = np.abs(places[:, None] - places).max(axis=-1)[~np.eye(15, dtype=bool)]
+    assert gaps.min() >= 0.07 * np.ptp(coordinates, axis=0).max()
+
+
+def test_the_same_seed_shows_the_same_thumbnails():
+    chosen = [
+        [tuple(box.xy) for box in plots.latent_map(points(), images=images(30), seed=seed).artists]
+        for seed in (0, 0, 1)
+    ]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_a_network_shows_each_change_of_shape():
+    ax = plots.network(small_model())
+    shown = [text.get_text() for text in ax.texts]
+    assert shown == ["Input", "8 x 8 x 1", "Conv2D", "3 x 3 x 4", "Flatten", "36", "Dense", "2"]
+
+
+def test_a_model_inside_a_model_is_drawn_layer_by_layer():
+    inner = small_model()
+    x = keras.Input((8, 8, 1))
+    outer = keras.Model(x, keras.layers.Dense(3)(inner(x)))
+    kinds = [text.get_text() for text in plots.network(outer).texts[::2]]
+    assert kinds == ["Input", "Conv2D", "Flatten", "Dense", "Dense"]
+
+
+@pytest.mark.parametrize("name", ["$x$", r"$\nonsense{$", "100 %", "a_b^c", "_hidden", "<b>", "猫"])
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
+def test_names_are_drawn_letter_by_letter(name):
+    labels = np.zeros(4, dtype=int)
+    ax = plots.latent_map(points(4), labels, [name])
+    assert [text.get_text() for text in ax.get_legend().texts] == [name]
+    drawn = [
+        ax.figure,
+        plots.image_grid(images(1), titles=[name]),
+        plots.reconstructions(images(1), images(1), labels=(name, name)),
+        plots.latent_distribution(points(), title=name).figure,
+        plots.latent_map(points(4), np.array([name] * 4)).figure,
+    ]
+    assert all(ink(figure) > 100 for figure in drawn)
+
+
+def luminance_and_hue(colour, kind):
+    """Simulates what a dichromat sees (Vienot et al., 1999), in linear RGB."""
+    linear = np.power(to_rgb(colour), 2.2)
+    protan = [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]
+    deutan = [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]
+    matrix = {"protan": protan, "deutan": deutan, "full": np.eye(3)}[kind]
+    return np.power(np.clip(matrix @ linear, 0, 1), 1 / 2.2)
+
+
+@pytest.mark.parametrize("kind", ["full", "protan", "deutan"])
+def test_colours_are_told_apart_by_colour_blind_readers_or_by_their_marker(kind):
+    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == len(plots.COLOURS)
+    seen = [luminance_and_hue(colour, kind) for colour in plots.COLOURS[:7]]  # Okabe and Ito's
+    gaps = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(gaps) > 0.1
+
+
+def with_value(array, value):
+    array = array.astype("float64")
+    array.flat[-1] = value
+    return array
+
+
+GRID = images(3)
+FOUND = images(4)[None]
+REFUSED = {
+    "NaN in images": lambda: plots.image_grid(with_value(GRID, np.nan)),
+    "images 255 times too large": lambda: plots.image_grid(GRID * 255),
+    "one image without its batch": lambda: plots.image_grid(GRID[0]),
+    "no images": lambda: plots.image_grid(GRID[:0]),
+    "two channels": lambda: plots.image_grid(GRID[..., :2]),
+    "too few titles": lambda: plots.image_grid(GRID, titles=["a"]),
+    "no columns": lambda: plots.image_grid(GRID, columns=0),
+    "rows of two shapes": lambda: plots.reconstructions(GRID, GRID[:2]),
+    "no name for a row": lambda: plots.reconstructions(GRID, GRID, GRID),
+    "NaN in reconstructions": lambda: plots.reconstructions(GRID, with_value(GRID, np.nan)),
+    "nothing to reconstruct": lambda: plots.reconstructions(GRID[:0], GRID[:0]),
+    "three PSNRs": lambda: plots.denoising(GRID, GRID, GRID, psnr=(1, 2, 3)),
+    "clean images of another shape": lambda: plots.denoising(GRID, GRID, GRID[:, :4]),
+    "a missing key": lambda: plots.history(frame(), ["accuracy"]),
+    "no keys": lambda: plots.history(frame(), []),
+    "no epochs": lambda: plots.history({"loss": [1, 2]}),
+    "NaN in codes": lambda: plots.latent_distribution(with_value(points(), np.nan)),
+    "one code": lambda: plots.latent_distribution(points(1)),
+    "codes of rank 1": lambda: plots.latent_distribution(np.zeros(5)),
+    "codes of rank 3": lambda: plots.latent_distribution(np.zeros((5, 2, 2))),
+    "NaN on a map": lambda: plots.latent_map(with_value(points(), np.nan)),
+    "a map in space": lambda: plots.latent_map(np.zeros((5, 3))),
+    "a map on a line": lambda: plots.latent_map(np.zeros(5)),
+    "an empty map": lambda: plots.latent_map(points(0)),
+    "labels of another length": lambda: plots.latent_map(points(5), np.zeros(4)),
+    "images of another length": lambda: plots.latent_map(points(5), images=images(4)),
+    "NaN in thumbnails": lambda: plots.latent_map(points(3), images=with_value(GRID, np.nan)),
+    "fewer names than labels": lambda: plots.latent_map(points(2), np.array([0, 2]), ["a", "b"]),
+    "a label below 0": lambda: plots.latent_map(points(2), np.array([0, -1]), ["a", "b"]),
+    "fewer thumbnails than none": lambda: plots.latent_map(points(3), images=GRID, thumbnails=-1),
+    "found without their queries": lambda: plots.neighbors(images(2), FOUND),
+    "found in no rows": lambda: plots.neighbors(images(1), FOUND[0]),
+    "NaN among those found": lambda: plots.neighbors(images(1), with_value(FOUND, np.nan)),
+    "NaN among queries": lambda: plots.neighbors(with_value(images(1), np.nan), FOUND),
+    "too few distances": lambda: plots.neighbors(images(1), FOUND, np.zeros((1, 3))),
+    "labels of no rows": lambda: plots.neighbors(images(1), FOUND, None, np.zeros(4), np.zeros(1)),
+    "query labels of another length": lambda: plots.neighbors(
+        images(1), FOUND, None, np.zeros((1, 4)), np.zeros(2)
+    ),
+    "no model": lambda: plots.network(None),
+    "a model without a size": lambda: plots.network(
+        keras.Sequential([keras.Input((None, None, 3)), keras.layers.ReLU()])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(name):
+    with pytest.raises(ArgumentError):
+        REFUSED[name]()
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("columns", [2.5, "3", None, True])
+def test_columns_that_are_no_integer_are_refused(columns):
+    with pytest.raises(ArgumentTypeError, match="columns must be an integer"):
+        plots.image_grid(GRID, columns=columns)
+
+
+def test_a_missing_key_is_named_beside_those_there_are():
+    with pytest.raises(ArgumentError, match=r"keys=\['accuracy'\].*'loss', 'val_loss'"):
+        plots.history(frame(), ["loss", "accuracy"])
+
+
+def test_a_hundred_thousand_points_are_drawn():
+    assert ink(plots.latent_map(points(100_000), np.arange(100_000) % 10).figure) > 5000

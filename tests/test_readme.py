@@ -1,0 +1,47 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+README = Path("README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.fixture
+def namespace(tmp_path, monkeypatch):
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    return {}
+
+
+def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
+    for n in range(30):
+        pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype="uint8")
+        Path("my-pictures", f"class-{n % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(f"my-pictures/class-{n % 2}/{n}.png")
+    first, second = BLOCKS
+    exec(first, namespace)
+    assert "(5, 10)" in capsys.readouterr().out
+    assert Path("runs/strips.png").stat().st_size > 10_000
+    exec(second, namespace)
+    assert namespace["indices"].shape == (30, 11)
+
+
+def test_the_first_example_is_no_longer_than_promised():
+    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    assert len(lines) <= 15
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [link for link in links if "://" not in link and not Path(link).exists()] == []
+
+
+def test_the_readme_names_every_notebook():
+    names = [path.stem for path in Path("notebooks").glob("[0-9]*.ipynb")]
+    assert names and [name for name in names if name not in README] == []

@@ -1,0 +1,631 @@
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from kerasim import artifacts, training
+from kerasim.data import ImageBatches
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
+
+# TensorFlow's, whenever Keras makes an array of a variable.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+IMAGES = np.random.default_rng(0).random((12, 4, 4, 1), dtype="float32")
+
+
+def draw_batches(images=IMAGES, **kwargs):
+    settings = {"batch_size": 4, "seed": 3, "sigma": 0.1, "flip": True, **kwargs}
+    return ImageBatches(images, **settings)
+
+
+def build(units=5, optimizer="adam", loss="mse", rate=0.01, eager=True):
+    """Returns a compiled network with batch norm and Dropout, always with the same weights."""
+    keras.utils.set_random_seed(7)
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            layers.Flatten(),
+            layers.Dense(units),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3),
+            layers.Dense(16, activation="sigmoid"),
+            layers.Reshape((4, 4, 1)),
+        ]
+    )
+    optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": rate}})
+    model.compile(optimizer, loss, run_eagerly=eager)
+    return model
+
+
+def fit(run_dir, epochs=2, model=None, batches=None, **kwargs):
+    model = build() if model is None else model
+    batches = draw_batches() if batches is None else batches
+    return training.fit(model, batches, epochs, run_dir, **{"verbose": 0, **kwargs})
+
+
+def read_state(run_dir, name="state"):
+    kind = {"state": "training_state", "best": "weights"}[name]
+    return artifacts.read(
+        Path(run_dir) / name,
+        kind,
+        lambda folder, manifest: (artifacts.read_arrays(folder / "arrays.npz"), manifest.info),
+    )
+
+
+def weights(model):
+    return [variable.numpy() for variable in model.variables]
+
+
+def assert_equal(one, other):
+    """Asserts that two lists or dicts of arrays are equal to the bit."""
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        one, other = list(one.values()), list(other.values())
+    assert [a.tobytes() for a in one] == [b.tobytes() for b in other]
+
+
+def snapshot(folder):
+    return {
+        str(file.relative_to(folder)): (file.stat().st_ino, file.read_bytes())
+        for file in sorted(Path(folder).rglob("*"))
+        if file.is_file()
+    }
+
+
+class Every(keras.callbacks.Callback):
+    """Calls `do(epoch, model)` at the beginning, or at the end, of each epoch."""
+
+    def __init__(self, do, end=False):
+        super().__init__()
+        self.do, self.end = do, end
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.end:
+            self.do(epoch, self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.end:
+            self.do(epoch, self.model)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """A run of two epochs, which no test changes."""
+    run_dir = tmp_path_factory.mktemp("once") / "run"
+    fit(run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def finished(once, tmp_path):
+    """A copy of that run, for one test to change."""
+    return shutil.copytree(once, tmp_path / "run")
+
+
+# Exact resume
+
+EPOCHS = 10
+
+
+def train_slowly(run_dir):
+    """Trains as the killed process does: noise, flips, Dropout, batch norm, a falling rate."""
+
+    def tell(epoch, model):
+        print("epoch", epoch, flush=True)
+        time.sleep(0.03)
+
+    falling = keras.callbacks.ReduceLROnPlateau("loss", factor=0.9, patience=1, min_delta=1e9)
+    validation = ImageBatches(IMAGES[:5], shuffle=False)
+    model = build(eager=False)
+    fit(run_dir, EPOCHS, model, callbacks=[Every(tell), falling], validation=validation)
+    return model
+
+
+def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_path, capsys):
+    train_slowly(tmp_path / "straight")
+    root = str(Path(training.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, __file__, str(tmp_path / "killed")]
+    rng, codes = random.Random(5), []
+    for kill in (True, True, False):
+        with subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as child:
+            for _ in range(rng.randint(1, 3) if kill else 0):
+                while not child.stdout.readline().startswith("epoch"):
+                    assert child.poll() is None
+            time.sleep(rng.uniform(0, 0.15) if kill else 0)
+            if kill:
+                child.send_signal(signal.SIGKILL)
+            child.stdout.read()
+        codes.append(child.returncode)
+    assert codes == [-signal.SIGKILL] * 2 + [0]
+
+    for name in ("state", "best"):
+        (arrays, info), (wanted, straight) = (
+            read_state(tmp_path / run, name) for run in ("killed", "straight")
+        )
+        assert_equal(arrays, wanted)
+    tables = [pd.read_csv(tmp_path / run / "history.csv") for run in ("killed", "straight")]
+    assert list(tables[0].epoch) == list(range(1, EPOCHS + 1))
+    pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
+
+
+def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsys):
+    fit(finished, epochs=4)
+    assert "going on after epoch 2 of 4" in capsys.readouterr().out
+    history = fit(tmp_path / "straight", epochs=4)
+    assert_equal(read_state(finished)[0], read_state(tmp_path / "straight")[0])
+    assert list(history.epoch) == [1, 2, 3, 4]
+
+
+def test_a_finished_run_says_so_and_gives_its_weights_without_training(
+    finished, capsys, monkeypatch
+):
+    before = snapshot(finished / "state")
+    model = build()
+    monkeypatch.delattr(ImageBatches, "__getitem__")  # nothing may ask for a batch
+    history = fit(finished, model=model)
+    assert "already at epoch 2" in capsys.readouterr().out
+    assert snapshot(finished / "state") == before
+    arrays = read_state(finished)[0]
+    assert_equal(weights(model), [arrays[f"model/{n}"] for n in range(len(weights(model)))])
+    assert list(history.epoch) == [1, 2]
+
+
+def test_the_same_model_goes_on_in_the_same_process_after_its_rate_was_lowered(tmp_path):
+    def falling():
+        return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=1e9)
+
+    model = build()
+    fit(tmp_path / "run", 3, model, callbacks=[falling()])
+    assert float(model.optimizer.learning_rate) < 0.01
+    history = fit(tmp_path / "run", 5, model, callbacks=[falling()])
+    straight = fit(tmp_path / "straight", 5, callbacks=[falling()])
+    pd.testing.assert_frame_equal(*(h.drop(columns="seconds") for h in (history, straight)))
+    fit(tmp_path / "run", 5)  # and a new process begins with the rate that the run began with
+
+
+# What differs is refused
+
+
+class Halved(keras.losses.MeanSquaredError):
+    def call(self, y_true, y_pred):
+        return super().call(y_true, y_pred) / 2
+
+
+CHANGES = {
+    "other images": ({"batches": {"images": IMAGES[::-1]}}, "batches.images: saved"),
+    "fewer images": ({"batches": {"images": IMAGES[:8]}}, "batches.images: saved"),
+    "targets": ({"batches": {"targets": IMAGES}}, "batches.targets: saved None, now"),
+    "batch size": ({"batches": {"batch_size": 6}}, "batches.batch_size: saved 4, now 6"),
+    "seed": ({"batches": {"seed": 4}}, "batches.seed: saved 3, now 4"),
+    "noise": ({"batches": {"sigma": 0.2}}, "batches.sigma: saved 0.1, now 0.2"),
+    "order": ({"batches": {"shuffle": False}}, "batches.shuffle: saved True, now False"),
+    "model": ({"model": {"units": 6}}, r"model.layers\[2\].config.units: saved 5, now 6"),
+    "optimizer": ({"model": {"optimizer": "sgd"}}, "optimizer.class_name: saved Adam, now SGD"),
+    "rate": ({"model": {"rate": 0.02}}, "optimizer.config.learning_rate: saved 0.0"),
+    "loss": ({"model": {"loss": "mae"}}, "loss: saved mse, now mae"),
+    "loss class": ({"model": {"loss": Halved()}}, "loss: saved mse, now .*Halved"),
+    "validation": ({"validation": {}}, "validation: saved None, now"),
+}
+
+
+@pytest.mark.parametrize(("change", "wanted"), CHANGES.values(), ids=CHANGES)
+def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_changes(
+    once, change, wanted
+):
+    before = snapshot(once)
+    model = build(**change.get("model", {}))
+    untrained = weights(model)
+    validation = draw_batches() if "validation" in change else None
+    with pytest.raises(ArgumentError, match=f"(?s)run_dir=.*{wanted}.*resume=False"):
+        fit(once, 4, model, draw_batches(**change.get("batches", {})), validation=validation)
+    assert_equal(weights(model), untrained)
+    assert snapshot(once) == before
+
+
+def test_resume_false_starts_afresh_and_overwrites(finished, tmp_path):
+    history = fit(finished, 1, batches=draw_batches(seed=9), resume=False)
+    fit(tmp_path / "fresh", 1, batches=draw_batches(seed=9))
+    assert list(history.epoch) == [1]
+    assert_equal(read_state(finished)[0], read_state(tmp_path / "fresh")[0])
+
+
+def test_a_name_that_keras_counted_up_is_no_difference(tmp_path):
+    fit(tmp_path, 1, build(loss=Halved(name="halved_1")))
+    fit(tmp_path, 1, build(loss=Halved(name="halved_2")))
+
+
+def test_an_error_inside_the_settings_of_batches_is_not_swallowed(tmp_path):
+    class Broken(ImageBatches):
+        def settings(self):
+            raise AttributeError("misspelt")
+
+    with pytest.raises(AttributeError, match="misspelt"):
+        fit(tmp_path, batches=Broken(IMAGES))
+
+
+def test_a_damaged_state_is_refused_with_its_path_and_left(finished):
+    file = finished / "state" / "arrays.npz"
+    file.write_bytes(file.read_bytes()[:-1])
+    before = snapshot(finished)
+    with pytest.raises(ArtifactError, match=f"{file} is damaged: expected"):
+        fit(finished, 4)
+    assert snapshot(finished) == before
+
+
+def test_a_state_that_a_dead_writer_set_aside_is_not_forgotten(finished, capsys):
+    os.rename(finished / "state", finished / ".state.old")
+    fit(finished)
+    assert "already at epoch 2" in capsys.readouterr().out
+
+
+# Numbers that are not finite
+
+
+class Holey(ImageBatches):
+    """Batches with one target of each NaN, which no check of arrays can foresee."""
+
+    hole = np.nan
+
+    def __getitem__(self, index):
+        images, targets = super().__getitem__(index)
+        targets = targets.copy()
+        targets[0, 1, 2, 0] = self.hole
+        return images, targets
+
+
+def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
+    model = build()
+    untrained = weights(model)
+    with pytest.raises(ArgumentError, match="batches holds NaN or infinity in array 1 of batch 0"):
+        fit(tmp_path, model=model, batches=Holey(IMAGES))
+    assert_equal(weights(model), untrained)
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+@keras.saving.register_keras_serializable("tests")
+class TurnsNaN(keras.losses.MeanSquaredError):
+    """Is NaN from the tenth batch on: in the third epoch of three batches and one to validate."""
+
+    batches = 0
+
+    def call(self, y_true, y_pred):
+        self.batches += 1
+        return super().call(y_true, y_pred) * (1.0 if self.batches < 10 else np.nan)
+
+
+def poison(layer):
+    def do(epoch, model):
+        if epoch == 2:
+            kernel = model.layers[layer].kernel
+            kernel.assign(np.full(kernel.shape, np.nan))
+
+    return do
+
+
+FAULTS = {
+    "weights": ("mse", [Every(poison(4))], "loss became nan in batch 0 of epoch 3"),
+    "loss": (TurnsNaN(), [], "loss became nan in batch 1 of epoch 3"),
+    "last step": ("mse", [Every(poison(1), end=True)], "1 weights became NaN .* epoch 3"),
+}
+
+
+@pytest.mark.parametrize(("loss", "callbacks", "wanted"), FAULTS.values(), ids=FAULTS)
+def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
+    tmp_path, loss, callbacks, wanted
+):
+    validation = ImageBatches(IMAGES, shuffle=False)
+    wanted = f"{wanted}.*{tmp_path / 'run' / 'state'} keeps epoch 2"
+    with pytest.raises(TrainingError, match=wanted):
+        fit(tmp_path / "run", 5, build(loss=loss), validation=validation, callbacks=callbacks)
+    arrays, info = read_state(tmp_path / "run")
+    best = read_state(tmp_path / "run", "best")[0]
+    assert all(np.isfinite(array).all() for array in (*arrays.values(), *best.values()))
+    assert [row["epoch"] for row in info["history"]] == [1, 2]
+    fit(tmp_path / "good", 2, validation=validation)
+    assert_equal(arrays, read_state(tmp_path / "good")[0])
+
+
+def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_path):
+    loss = TurnsNaN()
+    loss.batches = 10
+    with pytest.raises(TrainingError, match="batch 0 of epoch 1. No epoch was finished"):
+        fit(tmp_path, model=build(loss=loss))
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+# The best epoch
+
+
+def spoil(epoch, model):
+    """Makes every epoch from the third on worse than those before."""
+    if epoch >= 2:
+        kernel = model.layers[4].kernel
+        kernel.assign(np.full(kernel.shape, 9.0))
+
+
+def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
+    validation = ImageBatches(IMAGES, shuffle=False)
+    fit(tmp_path, 2, validation=validation)
+    before = snapshot(tmp_path / "best")
+    history = fit(tmp_path, 4, validation=validation, callbacks=[Every(spoil)])
+    assert history.val_loss.idxmin() < 2
+    assert snapshot(tmp_path / "best") == before
+
+
+def test_restore_best_gives_the_weights_of_the_epoch_of_least_val_loss(tmp_path):
+    validation = ImageBatches(IMAGES, shuffle=False)
+    history = fit(tmp_path, 3, validation=validation, callbacks=[Every(spoil)])
+    model = build()
+    training.restore_best(model, tmp_path)
+    loss = model.evaluate(validation, verbose=0)
+    np.testing.assert_allclose(loss, history.val_loss.min(), rtol=1e-6)
+    assert history.val_loss.iloc[-1] > history.val_loss.min()
+
+
+def test_a_val_loss_of_nan_is_never_the_best_nor_hides_a_later_one(tmp_path):
+    def heal(epoch, model):
+        if epoch == 1:
+            validation.hole = 0.5
+
+    validation = Holey(IMAGES, shuffle=False)
+    history = fit(tmp_path / "nan", 1, validation=validation)
+    assert history.val_loss.isna().all() and not (tmp_path / "nan" / "best").exists()
+    fit(tmp_path / "later", 2, validation=validation, callbacks=[Every(heal)])
+    assert (tmp_path / "later" / "best").exists()
+
+
+def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_path):
+    fit(tmp_path, 1, validation=draw_batches())
+
+    def change(model, shape):
+        inputs = keras.Input((4, 4, 1))
+        x = inputs
+        for layer in model.layers[:-2]:
+            x = layer(x)
+        return keras.Model(inputs, keras.layers.Dense(shape)(x))
+
+    for model in (change(build(), 17), keras.Sequential(build().layers[:-2])):
+        before = weights(model)
+        with pytest.raises(ArtifactError, match=f"{tmp_path}.*another architecture.*saved"):
+            training.restore_best(model, tmp_path)
+        assert_equal(weights(model), before)
+
+
+def test_restore_best_names_what_is_missing(tmp_path):
+    with pytest.raises(ArtifactError, match=f"There is no weights at {tmp_path / 'best'}"):
+        training.restore_best(build(), tmp_path)
+    with pytest.raises(ArgumentTypeError, match="run_dir must be a path. Received None"):
+        training.restore_best(build(), None)
+
+
+# Callbacks
+
+
+def patient():
+    return keras.callbacks.EarlyStopping("loss", patience=3, min_delta=1e9)
+
+
+def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_path, capsys):
+    fit(tmp_path, 2, callbacks=[patient()])
+    history = fit(tmp_path, 10, callbacks=[patient()])
+    assert list(history.epoch) == [1, 2, 3, 4]  # the first is the best, then three in vain
+    fit(tmp_path, 10, callbacks=[patient()])
+    assert "already at epoch 4, stopped early" in capsys.readouterr().out
+
+
+def test_a_falling_rate_goes_on_over_a_restart(tmp_path):
+    def falling():
+        return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=1e9)
+
+    fit(tmp_path, 2, callbacks=[falling()])
+    history = fit(tmp_path, 6, callbacks=[falling()])
+    # Epochs 2 and 3 are the first two in vain, 4 and 5 the next.
+    np.testing.assert_allclose(history.learning_rate, [0.01] * 3 + [0.005] * 2 + [0.0025])
+
+
+def test_numbers_go_to_the_callback_of_their_class_when_others_come_before_it(tmp_path):
+    other = keras.callbacks.ReduceLROnPlateau("loss", patience=50)
+    fit(tmp_path, 2, callbacks=[patient()])
+    history = fit(tmp_path, 10, callbacks=[other, patient()])
+    assert len(history) == 4 and other.patience == 50
+
+
+def test_a_path_in_a_callback_is_not_put_back(tmp_path):
+    log = keras.callbacks.CSVLogger(tmp_path / "old.csv")
+    fit(tmp_path / "run", 1, callbacks=[log])
+    log = keras.callbacks.CSVLogger(tmp_path / "new.csv")
+    log.note = "new"
+    fit(tmp_path / "run", 2, callbacks=[log])
+    assert log.note == "new" and (tmp_path / "new.csv").exists()
+
+
+def test_a_state_saved_before_callbacks_were_named_still_resumes(tmp_path):
+    fit(tmp_path, 2, callbacks=[patient()])
+    arrays, info = read_state(tmp_path)
+    for values in info["callbacks"]:
+        del values["__class__"]
+    artifacts.write(tmp_path / "state", "training_state", training._save(arrays), info)
+    assert len(fit(tmp_path, 10, callbacks=[patient()])) == 4
+
+
+def test_weights_that_a_callback_would_lose_in_a_restart_are_refused(tmp_path):
+    callback = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
+    with pytest.raises(ArgumentError, match=r"callbacks holds EarlyStopping.*restore_best"):
+        fit(tmp_path, callbacks=[callback])
+
+
+# History
+
+
+def test_history_csv_is_the_table_that_fit_returns(tmp_path):
+    history = fit(tmp_path, 2, validation=draw_batches())
+    assert list(history.columns) == ["epoch", "loss", "val_loss", "seconds"]
+    pd.testing.assert_frame_equal(history, pd.read_csv(tmp_path / "history.csv"))
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv(
+    tmp_path, monkeypatch, epochs
+):
+    real = artifacts.write_file
+
+    def stop(path, content):
+        if content.count(b"\n") == 3:  # a heading and two epochs
+            raise KeyboardInterrupt
+        return real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_file", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path, 3)
+    assert list(pd.read_csv(tmp_path / "history.csv").epoch) == [1]
+    fit(tmp_path, epochs)
+    assert list(pd.read_csv(tmp_path / "history.csv").epoch) == list(range(1, epochs + 1))
+
+
+def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
+    def interrupt(epoch, model):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, 3, callbacks=[Every(interrupt)])
+    assert "stopped after epoch 1; the same call goes on" in capsys.readouterr().out
+
+
+# The folder
+
+
+def test_a_run_in_use_by_another_process_is_refused_with_its_number(finished):
+    code = f"""
+from kerasim import artifacts
+with artifacts.lock({str(finished / ".lock")!r}):
+    print("held", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        holder.stdout.readline()
+        try:
+            with pytest.raises(
+                ArtifactError, match=f"{finished} is in use by process {holder.pid}"
+            ):
+                fit(finished, 4)
+        finally:
+            holder.communicate("\n")
+
+
+def never(epoch, model):
+    raise AssertionError("an epoch began")
+
+
+@pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=f"Cannot write {re.escape(str(tmp_path / place))}"):
+        fit(tmp_path / place, callbacks=[Every(never)])
+
+
+@pytest.mark.parametrize("name", ["state", "best"])
+def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / name))):
+        fit(tmp_path, resume=False, callbacks=[Every(never)])
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("epochs", [0, -1, True, 2.5, "8", None])
+def test_epochs_that_are_no_positive_integer_are_refused(tmp_path, epochs):
+    with pytest.raises(
+        (ArgumentError, ArgumentTypeError), match="^epochs.*whole number, 1 or more"
+    ):
+        fit(tmp_path, epochs)
+
+
+def test_arrays_in_the_place_of_batches_are_refused_by_name(tmp_path):
+    with pytest.raises(ArgumentTypeError, match="batches must be a keras.utils.PyDataset.*ndarray"):
+        fit(tmp_path, batches=IMAGES)
+    with pytest.raises(ArgumentTypeError, match="validation must be a keras.utils.PyDataset"):
+        fit(tmp_path, validation=(IMAGES, IMAGES))
+
+
+def test_a_model_that_is_none_or_not_compiled_is_refused(tmp_path):
+    with pytest.raises(ArgumentTypeError, match="model must be a keras.Model. Received str"):
+        fit(tmp_path, model="vae")
+    with pytest.raises(ArgumentError, match="model 'plain' is not compiled: call model.compile"):
+        fit(tmp_path, model=keras.Sequential([keras.layers.Dense(1)], name="plain"))
+
+
+@pytest.mark.parametrize("run_dir", [None, "", 3])
+def test_a_run_dir_that_is_no_path_is_refused_by_name(run_dir):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="^run_dir"):
+        fit(run_dir)
+
+
+# Order
+
+
+class Recorded(ImageBatches):
+    """Keeps the rows of each batch of each epoch that was asked for."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.seen = {}
+
+    def __getitem__(self, index):
+        images, targets = super().__getitem__(index)
+        rows = [int(np.argmin(abs(IMAGES - target).sum((1, 2, 3)))) for target in targets]
+        self.seen[self.epoch, index] = rows
+        return images, targets
+
+
+def orders(run_dir, **kwargs):
+    batches = Recorded(IMAGES, batch_size=4, **kwargs)
+    fit(run_dir, 3, batches=batches)
+    return [sum((batches.seen[epoch, n] for n in range(3)), []) for epoch in range(3)]
+
+
+def test_the_order_differs_between_epochs_and_holds_every_image(tmp_path):
+    one, two, three = orders(tmp_path, seed=1)
+    assert one != two != three != one
+    assert sorted(one) == sorted(two) == sorted(three) == list(range(12))
+
+
+def test_the_order_is_equal_between_runs_of_one_seed_and_not_of_two(tmp_path):
+    one = orders(tmp_path / "one", seed=1)
+    assert one == orders(tmp_path / "same", seed=1)
+    assert one != orders(tmp_path / "other", seed=2)
+
+
+def test_validation_batches_stay_in_epoch_0(tmp_path):
+    validation = Recorded(IMAGES, batch_size=4)
+    fit(tmp_path, 3, validation=validation)
+    assert {epoch for epoch, _ in validation.seen} == {0}
+
+
+def test_the_settings_of_a_run_are_plain_json(once):
+    info = read_state(once)[1]
+    assert json.loads(json.dumps(info)) == info
+
+
+if __name__ == "__main__":  # the process that is killed
+    train_slowly(sys.argv[1])
