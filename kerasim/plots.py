@@ -338,7 +338,7 @@ def _rectangle(corner, width, height, colour):
     return Rectangle(corner, width, height, facecolor=colour, edgecolor="black", lw=0.5, alpha=0.85)
 
 
-def _check_some(name, images):
+def _check_some(name, images) -> Any:
     images = check_images(name, images)
     if not len(images) or images.shape[3] not in (1, 3):
         raise ArgumentError(

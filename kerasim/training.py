@@ -79,7 +79,7 @@ def fit(
         if getattr(callback, "restore_best_weights", False):
             raise ArgumentError(
                 f"callbacks holds {type(callback).__name__}(restore_best_weights=True), whose "
-                "weights a restart would lose: leave it False and call training.restore_best."
+                "weights a restart would lose: leave it False and call training.restore(best=True)."
             )
     run_dir = artifacts.check_path("run_dir", run_dir)
     with artifacts.lock(run_dir / ".lock"):
@@ -118,13 +118,28 @@ def fit(
         return history
 
 
-def restore_best(model, run_dir) -> None:
-    """Gives `model` the weights of the epoch of least `val_loss` of the run in `run_dir`."""
-    path = artifacts.check_path("run_dir", run_dir) / "best"
-    arrays = artifacts.read(
-        path, "weights", lambda folder, _: artifacts.read_arrays(folder / "arrays.npz")
-    )
-    _assign(path, [("model", model.variables)], arrays)
+def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
+    """Gives `model` the weights of a run.
+
+    Args:
+        model: Built as it was for the run; it need not be compiled.
+        run_dir: Folder that `fit` was given.
+        best: Take the epoch of least `val_loss`, not the last.
+
+    Returns:
+        The history of the run, as `fit` returns it.
+
+    Raises:
+        ArtifactError: If there is no such run, it is damaged, or of another architecture.
+    """
+    run_dir = artifacts.check_path("run_dir", run_dir)
+    arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
+    path = run_dir / ("best" if best else "state")
+    if best:
+        arrays, _ = artifacts.read(path, "weights", _load)
+    weights = {key: array for key, array in arrays.items() if key.startswith("model/")}
+    _assign(path, [("model", model.variables)], weights)
+    return pd.DataFrame(info["history"])
 
 
 class _Run(keras.callbacks.Callback):
@@ -155,10 +170,7 @@ class _Run(keras.callbacks.Callback):
     def restore(self):
         path = self.run_dir / "state"
 
-        def load(folder, manifest):
-            return artifacts.read_arrays(folder / "arrays.npz"), manifest.info
-
-        arrays, info = artifacts.read(path, _KIND, load)
+        arrays, info = artifacts.read(path, _KIND, _load)
         self.keep_learning_rate(info["settings"], arrays)
         differences = list(_differences(info["settings"], self.settings))
         if differences:
@@ -247,6 +259,10 @@ class _Run(keras.callbacks.Callback):
             f"{what}. {kept}: lower the learning rate or look for a loss that divides by zero, "
             "then train in another run_dir."
         )
+
+
+def _load(folder, manifest):
+    return artifacts.read_arrays(folder / "arrays.npz"), manifest.info
 
 
 def _arrays(groups) -> dict[str, np.ndarray]:

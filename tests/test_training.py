@@ -367,11 +367,11 @@ def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
     assert snapshot(tmp_path / "best") == before
 
 
-def test_restore_best_gives_the_weights_of_the_epoch_of_least_val_loss(tmp_path):
+def test_restore_gives_the_weights_of_the_epoch_of_least_val_loss(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     history = fit(tmp_path, 3, validation=validation, callbacks=[Every(spoil)])
     model = build()
-    training.restore_best(model, tmp_path)
+    training.restore(model, tmp_path, best=True)
     loss = model.evaluate(validation, verbose=0)
     np.testing.assert_allclose(loss, history.val_loss.min(), rtol=1e-6)
     assert history.val_loss.iloc[-1] > history.val_loss.min()
@@ -402,15 +402,15 @@ def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_
     for model in (change(build(), 17), keras.Sequential(build().layers[:-2])):
         before = weights(model)
         with pytest.raises(ArtifactError, match=f"{tmp_path}.*another architecture.*saved"):
-            training.restore_best(model, tmp_path)
+            training.restore(model, tmp_path, best=True)
         assert_equal(weights(model), before)
 
 
-def test_restore_best_names_what_is_missing(tmp_path):
-    with pytest.raises(ArtifactError, match=f"There is no weights at {tmp_path / 'best'}"):
-        training.restore_best(build(), tmp_path)
+def test_restore_names_what_is_missing(tmp_path):
+    with pytest.raises(ArtifactError, match=f"There is no training_state at {tmp_path / 'state'}"):
+        training.restore(build(), tmp_path, best=True)
     with pytest.raises(ArgumentTypeError, match="run_dir must be a path. Received None"):
-        training.restore_best(build(), None)
+        training.restore(build(), None, best=True)
 
 
 # Callbacks
