@@ -88,7 +88,12 @@ def check_vectors(name: str, x, width: int | None = None, rows: int = 0) -> np.n
         width: Required `dim`.
         rows: Least `n`.
     """
-    x = np.asarray(x)
+    try:
+        x = np.asarray(x)
+    except ValueError as error:  # a list of several lengths
+        raise ArgumentError(
+            f"{name} cannot be made one array ({error}): pass rows of one length."
+        ) from error
     if x.dtype.kind not in "fiu":
         raise ArgumentTypeError(
             f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."

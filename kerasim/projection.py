@@ -75,7 +75,8 @@ class Projection:
                 random_state=self.seed,
                 n_jobs=1,  # what a seed asks for
             )
-            coordinates = umap.fit_transform(np.asarray(x, dtype="float32"))
+            # Centred first, for UMAP computes in float32.
+            coordinates = umap.fit_transform((x - x.mean(axis=0)).astype("float32"))
         self.coordinates_ = np.asarray(coordinates, dtype="float32")
         self._index = NeighborIndex().fit(x)
         self.trustworthiness_ = self._trustworthiness(x)

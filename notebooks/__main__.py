@@ -22,6 +22,13 @@ def run(notebook: Path, folder: Path, parameters: dict) -> Path:
     return executed
 
 
+def capped(notebook: Path, most: int) -> dict:
+    """Returns the parameters of a notebook that count epochs, none above `most`."""
+    known = papermill.inspect_notebook(notebook)
+    epochs = {name: int(known[name]["default"]) for name in known if name.endswith("epochs")}
+    return {name: min(most, count) for name, count in epochs.items()}
+
+
 def save_figures(executed: Path) -> None:
     """Writes each figure of an executed notebook beside it as a PNG file."""
     folder = executed.parent / "figures"
@@ -61,6 +68,9 @@ def main() -> None:
     parser.add_argument(
         "--dataset", help='"digits", for example; default: what the notebook chooses'
     )
+    parser.add_argument(
+        "--epochs", type=int, help="most epochs of each training; default: no limit"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     parser.add_argument("--only", default="", help="start of the names to run, such as 02")
     arguments = parser.parse_args()
@@ -68,9 +78,11 @@ def main() -> None:
         os.environ["KERASIM_DATA_DIR"] = os.path.abspath(os.environ["KERASIM_DATA_DIR"])
     else:
         os.environ["KERASIM_DATA_DIR"] = str(HERE.parent / "data")
-    parameters = {"dataset": arguments.dataset} if arguments.dataset else {}
     for notebook in sorted(HERE.glob(f"{arguments.only or '[0-9]'}*.ipynb")):
         start = time.perf_counter()
+        parameters = {"dataset": arguments.dataset} if arguments.dataset else {}
+        if arguments.epochs:
+            parameters |= capped(notebook, arguments.epochs)
         executed = run(notebook, arguments.folder, parameters)
         save_figures(executed)
         if arguments.keep:

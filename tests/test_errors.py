@@ -88,3 +88,10 @@ def test_vectors_that_are_not_finite_are_refused_with_their_rows(poison):
 def test_of_many_bad_rows_ten_are_shown():
     with pytest.raises(errors.ArgumentError, match=r"12 of 12 rows: 0, 1, .*, 9, \.\.\.\. Remove"):
         errors.check_rows("x", np.ones(12, bool), "NaN")
+
+
+def test_rows_of_several_lengths_are_refused_by_name():
+    with pytest.raises(
+        errors.ArgumentError, match="x cannot be made one array.*rows of one length"
+    ):
+        errors.check_vectors("x", [[1.0, 2.0], [3.0]])

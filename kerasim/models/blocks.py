@@ -21,8 +21,10 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
             "as (32, 32, 3)."
         )
     names = ("height", "width", "channels")
-    for name, n in zip(names, shape, strict=True):
+    shape = tuple(
         check_integer(f"{name} of image_shape={shape}", n)
+        for name, n in zip(names, shape, strict=True)
+    )
     if any(n % factor for n in shape[:2]):
         nearest = [
             sorted({max(factor, n // factor * factor), -(-n // factor) * factor}) for n in shape[:2]
