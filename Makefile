@@ -14,7 +14,7 @@ else
 BACKEND := tensorflow==2.21.0
 endif
 
-.PHONY: demo test lint notebooks bench clean
+.PHONY: demo test lint notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
@@ -48,6 +48,15 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 	else install="$(BIN)/python -m pip install --disable-pip-version-check"; fi; \
 	$$install -q -r requirements.lock "$(BACKEND)" && $$install -q --no-deps -e .
 	touch $@
+
+# Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
+lock:
+	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
+	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev - > $$pins && \
+	sed -i.all '/^tensorflow/d' $$pins && \
+	{ echo "# Full pins for make and CI, Python 3.11 and up, without the backend, which the"; \
+	echo "# Makefile adds. Made by make lock."; \
+	$$compile pyproject.toml --extra dev -c $$pins; } > requirements.lock
 
 clean:
 	rm -rf $(VENV) runs
