@@ -38,7 +38,8 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
             ax.plot(
                 frame["epoch"], frame[f"val_{key}"], "--", color=colour, label=f"held-out {key}"
             )
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ticks: Any = ax.xaxis.get_major_locator()
+    ticks.set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=keys[0] if len(keys) == 1 else "value")
     if log:
         ax.set_yscale("log")

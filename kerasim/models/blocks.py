@@ -21,7 +21,7 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
             "as (32, 32, 3)."
         )
     names = ("height", "width", "channels")
-    shape = tuple(
+    height, width, channels = (
         check_integer(f"{name} of image_shape={shape}", n)
         for name, n in zip(names, shape, strict=True)
     )
@@ -34,7 +34,7 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
             f"multiples of {factor}. The nearest heights are {nearest[0]}, the nearest widths "
             f"{nearest[1]}: resize the images, or build fewer stages."
         )
-    return shape
+    return height, width, channels
 
 
 def check_widths(name: str, widths) -> tuple[int, ...]:
