@@ -365,6 +365,7 @@ def _figure(rows, columns, size, title_room=0.0, left=0.0):
         rows,
         columns,
         figsize=(columns * size + left, rows * (size + title_room)),
+        dpi=72,  # about two pixels for one of a 32 x 32 image: notebooks stay small
         layout="constrained",
         squeeze=False,
     )

@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     parser.add_argument("--only", default="", help="start of the names to run, such as 02")
     arguments = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's log is not for readers
     if os.environ.get("KERASIM_DATA_DIR"):  # notebooks run in another folder
         os.environ["KERASIM_DATA_DIR"] = os.path.abspath(os.environ["KERASIM_DATA_DIR"])
     else:
