@@ -95,14 +95,18 @@ def export_saved_model(model, path) -> None:
     bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
     archive.add_endpoint("serving_default", serve, input_signature=[image_spec])
     archive.add_endpoint("serve_bytes", serve_bytes, input_signature=[bytes_spec])
+
+    def fill(folder):
+        logger = tf.get_logger()
+        level = logger.level
+        logger.setLevel("WARNING")  # it would tell of the temporary folder
+        try:
+            archive.write_out(str(folder), verbose=False)
+        finally:
+            logger.setLevel(level)
+
     info = {"image_shape": [height, width, channels]}
-    artifacts.write(
-        path,
-        _KIND,
-        lambda folder: archive.write_out(str(folder), verbose=False),
-        info,
-        artifacts.fingerprint(model),
-    )
+    artifacts.write(path, _KIND, fill, info, artifacts.fingerprint(model))
 
 
 def load_saved_model(path, trust: bool = False):

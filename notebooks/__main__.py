@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import time
 from base64 import b64decode
 from pathlib import Path
@@ -46,6 +47,9 @@ def save_figures(executed: Path) -> None:
 def keep(executed: Path) -> None:
     """Puts the outputs of an executed copy into the committed notebook."""
     notebook = nbformat.read(executed, 4)
+    noise = re.compile(
+        r"WARNING: All log messages before absl|[IWE]\d{4} \S|To enable the foll|INFO:"
+    )
     notebook.cells = [
         c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])
     ]
@@ -58,6 +62,10 @@ def keep(executed: Path) -> None:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = count
+                if output.get("name") == "stderr":  # TensorFlow's log, nothing else
+                    lines = output.text.splitlines(keepends=True)
+                    output.text = "".join(ln for ln in lines if ln.strip() and not noise.match(ln))
+            cell.outputs = [o for o in cell.outputs if o.get("text", True)]
     notebook.metadata.pop("papermill", None)
     nbformat.write(notebook, HERE / executed.name)
 
