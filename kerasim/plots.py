@@ -197,7 +197,7 @@ def latent_map(
     else:
         handles = []
         for n, label in enumerate(classes):
-            colour, marker = COLOURS[n % 8], MARKERS[(n + n // 8) % 8]
+            colour, marker = COLOURS[n % len(COLOURS)], MARKERS[(n + n // 8) % len(MARKERS)]
             rows = coordinates[labels == label]
             handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
         legend = ax.legend(
@@ -297,17 +297,17 @@ def network(model, ax=None):
             "made by a builder, or call it once."
         )
     steps = _steps(model)
-    if any(None in shape for *_, shape in steps):
+    if any(None in shape for _, shape in steps):
         raise ArgumentError(
             "model has layers of no fixed size: build it with an image_shape to draw it."
         )
     ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
-    left = 0.0
-    for kind, _, shape in steps:
+    left, kinds = 0.0, list(dict.fromkeys(kind for kind, _ in steps))
+    for kind, shape in steps:
         area, depth = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else (1, shape[-1])
         tall = 0.3 + 0.28 * np.log2(area) / 2
         broad = 0.12 + 0.055 * np.log2(depth)
-        colour = COLOURS[list(dict.fromkeys(kind for kind, *_ in steps)).index(kind) % 8]
+        colour = COLOURS[kinds.index(kind) % len(COLOURS)]
         ax.add_patch(_rectangle((left, -tall / 2), broad, tall, colour))
         middle = left + broad / 2
         ax.text(middle, tall / 2 + 0.06, kind, ha="center", va="bottom", fontsize=7, rotation=40)
@@ -320,16 +320,16 @@ def network(model, ax=None):
 
 
 def _steps(model):
-    """Lists (kind, name, shape) of a model's layers where the shape changes, in order."""
+    """Lists (kind, shape) of a model's layers where the shape changes, in order."""
     steps, before = [], None
     for layer in model.layers:
         inner = _steps(layer) if hasattr(layer, "layers") else None
         if inner is None:
             shape = tuple(layer.output.shape[1:])
-            inner = [(type(layer).__name__.replace("Layer", ""), layer.name, shape)]
-        for kind, name, shape in inner:
+            inner = [(type(layer).__name__.replace("Layer", ""), shape)]
+        for kind, shape in inner:
             if shape != before:
-                steps.append((kind, name, shape))
+                steps.append((kind, shape))
                 before = shape
     return steps
 

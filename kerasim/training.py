@@ -169,7 +169,6 @@ class _Run(keras.callbacks.Callback):
 
     def restore(self):
         path = self.run_dir / "state"
-
         arrays, info = artifacts.read(path, _KIND, _load)
         self.keep_learning_rate(info["settings"], arrays)
         differences = list(_differences(info["settings"], self.settings))
