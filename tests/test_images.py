@@ -3,14 +3,13 @@ import os
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import unprivileged
 from PIL import Image
 
 from kerasim import images
@@ -343,32 +342,12 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         watchdog.cancel()
 
 
-@pytest.fixture
-def unprivileged():
-    """Runs the test as a user whom permissions bind, and hands it a folder that all can see."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        root = os.geteuid() == 0
-        if root:
-            try:
-                os.seteuid(65534)
-            except OSError:
-                pytest.skip("permissions do not bind root, and this root cannot become another")
-        try:
-            yield Path(folder)
-        finally:
-            if root:
-                os.seteuid(0)
-
-
-def test_a_file_without_permission_is_named(unprivileged):
-    path = unprivileged / "secret.png"
-    euid = os.geteuid()
-    os.seteuid(os.getuid())
+def test_a_file_without_permission_is_named(visible):
+    path = visible / "secret.png"
     path.write_bytes(encode(Image.new("L", (8, 8))))
     path.chmod(0)
-    os.seteuid(euid)
-    said = refusal(path)
+    with unprivileged():
+        said = refusal(path)
     assert str(path) in said and "Permission denied" in said and "permissions" in said
 
 

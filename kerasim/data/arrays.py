@@ -1,0 +1,116 @@
+"""Arrays of images, and folders in their place: checked, noised, told apart."""
+
+import hashlib
+import os
+
+import numpy as np
+
+from kerasim.data.folders import ImageFolder, as_float
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_integer,
+    check_number,
+    check_rows,
+)
+
+
+def check_shape(name: str, images, shape=(None, None, None)):
+    """Returns `images` as an array, or an `ImageFolder` as it is, if its shape is right.
+
+    Args:
+        name: Argument that a message names.
+        images: Images `(n, height, width, channels)`.
+        shape: `(height, width, channels)` that a network takes; None for any.
+    """
+    if not isinstance(images, ImageFolder):
+        try:
+            images = np.asarray(images)
+        except ValueError as error:  # a list of several sizes
+            raise ArgumentError(
+                f"{name} cannot be made one array ({error}): resize the images to one size."
+            ) from error
+    fits = len(images.shape) == 4 and all(
+        want in (None, got) and got for want, got in zip(shape, images.shape[1:], strict=True)
+    )
+    if not fits:
+        shown = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ArgumentError(
+            f"{name} must have shape (n, {shown}): (n, height, width, channels). Received "
+            f"{images.shape}: add the axis that is missing or resize the images."
+        )
+    return images
+
+
+def check_images(name: str, images):
+    """Returns `images` as an array, or an `ImageFolder` as it is, fit for a network.
+
+    Args:
+        name: Argument that a message names.
+        images: `(n, height, width, channels)`: float in [0, 1], or uint8 in 0..255.
+
+    Raises:
+        ArgumentError: On another shape, on NaN, or on floats outside [0, 1] (such as 0..255),
+            with the rows.
+        ArgumentTypeError: On another dtype.
+    """
+    images = check_shape(name, images)
+    if isinstance(images, ImageFolder) or images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise ArgumentTypeError(
+            f"{name} must be float in [0, 1] or uint8. Received dtype {images.dtype}: convert it."
+        )
+    bad, outside = np.zeros((2, len(images)), dtype=bool)
+    for start in range(0, len(images), 1024):
+        rows = slice(start, start + 1024)
+        low, high = images[rows].min(axis=(1, 2, 3)), images[rows].max(axis=(1, 2, 3))
+        bad[rows] = ~(np.isfinite(low) & np.isfinite(high))
+        outside[rows] = (low < 0) | (high > 1)
+    check_rows(name, bad, "NaN or infinity")
+    if outside.any():
+        raise ArgumentError(
+            f"{name} must lie in [0, 1] if it is float. Received values from {images.min()} to "
+            f"{images.max()}, {outside.sum()} rows outside, the first {np.argmax(outside)}: divide "
+            "by 255, or pass uint8."
+        )
+    return images
+
+
+def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndarray:
+    """Adds Gaussian noise.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8.
+        sigma: Standard deviation, in units of [0, 1]; 0 or more.
+        seed: The same seed draws the same noise.
+        clip: Cut the result to [0, 1], as a picture file would be.
+
+    Returns:
+        float32 images of the same shape.
+    """
+    check_number("sigma", sigma, 0)
+    images = check_images("images", images)
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    noisy = gaussian_noise(as_float(images[:]), sigma, rng)
+    return np.clip(noisy, 0, 1, out=noisy) if clip else noisy
+
+
+def gaussian_noise(images, sigma, rng):
+    """Returns float images with noise drawn from the generator `rng`, never clipped."""
+    return images + np.float32(sigma) * rng.standard_normal(images.shape, dtype="float32")
+
+
+def digest(images) -> str:
+    """Returns a digest of an array, or of names, sizes and times of a folder's files."""
+    if isinstance(images, ImageFolder):
+        rows = [
+            (os.fsencode(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in images.files
+        ]
+        content = repr((images.shape, rows)).encode()
+    else:
+        content = np.ascontiguousarray(images).data
+    digest = hashlib.sha256(f"{images.shape}{images.dtype}".encode())
+    digest.update(content)
+    return digest.hexdigest()

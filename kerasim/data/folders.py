@@ -1,0 +1,171 @@
+"""Folders of images, decoded when they are asked for."""
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from kerasim import artifacts
+from kerasim.errors import ArgumentError, ArtifactError, ImageError, check_choice
+from kerasim.images import SUFFIXES, check_channels, check_size, decode
+
+_JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
+
+
+class ImageFolder:
+    """The images of a folder, decoded when they are asked for. See `image_folder`.
+
+    Attributes:
+        files: Paths, in the order of the images.
+        labels: `(n,)` int64, or None if the images lie in no subfolders.
+        class_names: A name for each label.
+        skipped: `(path, reason)` of each file that is no usable image.
+        shape: `(n, height, width, channels)`.
+    """
+
+    dtype = np.dtype("float32")
+    ndim = 4
+
+    def __init__(self, files, labels, class_names, skipped, size, channels):
+        self.files, self.labels, self.class_names = files, labels, class_names
+        self.skipped = skipped
+        self.shape = (len(files), *size, channels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """Decodes one image (an integer) or several (a slice or an array of positions)."""
+        height, width, channels = self.shape[1:]
+        if isinstance(rows, (int, np.integer)):
+            return as_float(decode(self.files[rows], (height, width), channels)[0])
+        rows = np.arange(len(self))[rows]
+        if not len(rows):
+            return np.empty((0, *self.shape[1:]), dtype="float32")
+        # Pillow decodes outside Python's global lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(self.__getitem__, rows)))
+
+
+def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", check: bool = True):
+    """Lists the images of a folder, or of its subfolders, one for each class.
+
+    Hidden files and the droppings of file managers are left out in silence; other files that
+    are no images are listed in `.skipped` with one warning. Links are followed, each real
+    file is taken once, and the order does not depend on the locale. Of an animation the first
+    frame is taken.
+
+    Args:
+        path: Folder of images, or of one subfolder for each class, searched to the bottom.
+        image_size: `(height, width)` or one number, to which each image is resized.
+        channels: 3 for RGB, 1 for grey.
+        on_error: What to do with images that cannot be decoded: "raise" one error that lists
+            them, or "skip" them, with a warning, into `.skipped`.
+        check: Decode every image once now, so that a damaged one is found before training, and
+            warn once of animations. False finds a damaged one only when it is asked for.
+
+    Returns:
+        `ImageFolder`: float32 images in [0, 1] by position, slice or array of positions.
+
+    Raises:
+        ImageError: If `on_error="raise"` and an image cannot be decoded.
+        ArtifactError: If the folder is missing or holds no image.
+    """
+    check_choice("on_error", on_error, ("raise", "skip"))
+    channels = check_channels(channels)
+    size = check_size(image_size)
+    if size is None:
+        raise ArgumentError(
+            "image_size=None: images of one batch share a size, pass (height, width)."
+        )
+    root = artifacts.check_path("path", path)
+    if not root.is_dir():
+        raise ArtifactError(f"{ascii(str(root))} is not a folder: pass a folder of images.")
+    files, skipped = _find_images(root)
+    if check:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            reasons, animated = zip(*pool.map(_examine, files), strict=True) if files else ((), ())
+        bad = [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
+        if bad and on_error == "raise":
+            listed = "\n".join(reason for _, reason in bad[:20])
+            raise ImageError(
+                f"{len(bad)} of {len(files)} images in {ascii(str(root))} cannot be used; mend or "
+                f'remove them, or pass on_error="skip":\n{listed}'
+            )
+        if any(animated):
+            names = _first_names(file for file, more in zip(files, animated, strict=True) if more)
+            warnings.warn(
+                f"{sum(animated)} files in {ascii(str(root))} have several frames, the first is "
+                f"used: {names}.",
+                stacklevel=2,
+            )
+        files = [file for file, reason in zip(files, reasons, strict=True) if not reason]
+        skipped += bad
+    if not files:
+        listed = "".join(f"\n{ascii(str(file))}: {reason}" for file, reason in skipped[:20])
+        raise ArtifactError(
+            f"No usable image in {ascii(str(root))}: expected files in {', '.join(SUFFIXES)}. "
+            f"{len(skipped)} files are left out{':' if skipped else '.'}{listed}"
+        )
+    if skipped:
+        names = _first_names(file for file, _ in skipped)
+        warnings.warn(
+            f"{len(skipped)} files in {ascii(str(root))} are left out: {names}.", stacklevel=2
+        )
+    parents = [file.relative_to(root).parts[:-1] for file in files]
+    if not all(parents):
+        return ImageFolder(files, None, [], skipped, size, channels)
+    class_names = sorted({parts[0] for parts in parents}, key=os.fsencode)
+    position = {name: label for label, name in enumerate(class_names)}
+    labels = np.array([position[parts[0]] for parts in parents], dtype="int64")
+    return ImageFolder(files, labels, class_names, skipped, size, channels)
+
+
+def _find_images(root: Path):
+    files, skipped, seen = [], [], set()
+
+    def list_unreadable(error):
+        skipped.append((Path(error.filename), f"cannot be listed: {error.strerror}"))
+
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=list_unreadable):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted((name for name in folders if not _is_junk(name)), key=os.fsencode)
+        for name in sorted((name for name in names if not _is_junk(name)), key=os.fsencode):
+            file = Path(folder, name)
+            real = os.path.realpath(file)
+            if file.suffix.lower() not in SUFFIXES:
+                skipped.append((file, "no image suffix"))
+            elif real not in seen:
+                seen.add(real)
+                files.append(file)
+    return sorted(files, key=os.fsencode), skipped
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _first_names(files) -> str:
+    return ", ".join(ascii(file.name) for file in list(files)[:5])
+
+
+def _examine(file) -> tuple[str | None, bool]:
+    try:
+        return None, decode(file)[1]
+    except ImageError as error:
+        return str(error), False
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """Returns uint8 images as float32 in [0, 1], and floats as float32."""
+    return (
+        images.astype("float32") / 255
+        if images.dtype == np.uint8
+        else images.astype("float32", copy=False)
+    )

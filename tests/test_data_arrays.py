@@ -1,0 +1,143 @@
+import os
+
+import numpy as np
+import pytest
+from helpers import EMBEDDER, FLOATS, LEVELS, picture
+
+from kerasim import data
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+
+def test_as_float_scales_bytes_and_leaves_floats():
+    np.testing.assert_array_equal(data.as_float(LEVELS), FLOATS)
+    assert data.as_float(LEVELS).dtype == np.float32
+    assert data.as_float(FLOATS) is FLOATS
+    assert data.as_float(FLOATS.astype("float64")).dtype == np.float32
+
+
+def poisoned(value, dtype="float32"):
+    images = FLOATS.astype(dtype)
+    images[2, 1, 1, 0] = images[5, 0, 0, 0] = value
+    return images
+
+
+DOORS = {
+    "ImageBatches": data.ImageBatches,
+    "add_noise": lambda images: data.add_noise(images, 0.1),
+    "embed": lambda images: data.embed(EMBEDDER, images),
+}
+
+
+@pytest.fixture(params=DOORS)
+def door(request):
+    """Each public function that takes images."""
+    return DOORS[request.param]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_not_finite_are_refused_with_their_rows(door, value):
+    with pytest.raises(ArgumentError, match="images holds NaN or infinity in 2 of 7 rows: 2, 5"):
+        door(poisoned(value))
+
+
+def test_infinities_of_both_signs_are_refused_too(door):
+    images = poisoned(np.inf)
+    images[5, 3, 3, 0] = -np.inf
+    with pytest.raises(ArgumentError, match="2 of 7 rows: 2, 5"):
+        door(images)
+
+
+def test_bad_rows_are_counted_past_the_first_block():
+    images = np.zeros((1500, 2, 2, 1), "float32")
+    images[[3, 1400]] = np.nan
+    with pytest.raises(ArgumentError, match="2 of 1500 rows: 3, 1400"):
+        data.ImageBatches(images)
+
+
+@pytest.mark.parametrize("value", [255.0, 1.001, -0.001])
+def test_floats_outside_zero_to_one_are_refused_with_range_row_and_remedy(door, value):
+    with pytest.raises(ArgumentError) as caught:
+        door(poisoned(value))
+    said = str(caught.value)
+    for part in ("images", "[0, 1]", "2 rows", "first 2", "divide by 255", "uint8"):
+        assert part in said
+    assert str(np.float32(value)) in said
+
+
+@pytest.mark.parametrize("dtype", ["int64", "bool", "object", "complex64"])
+def test_images_of_another_dtype_are_refused_by_it(door, dtype):
+    with pytest.raises(ArgumentTypeError, match=rf"images .*\[0, 1\].*uint8.*{dtype}"):
+        door((FLOATS > 0.5).astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 4), (7, 16), (4,), (), (7, 4, 4, 1, 1), (7, 0, 4, 1)])
+def test_images_of_another_shape_are_refused_with_both_shapes(door, shape):
+    with pytest.raises(ArgumentError) as caught:
+        door(np.zeros(shape, "float32"))
+    said = str(caught.value)
+    assert "images" in said and "(n, height, width, channels)" in said and str(shape) in said
+
+
+def test_a_list_of_images_of_several_sizes_is_refused(door):
+    with pytest.raises(ArgumentError, match="images cannot be made one array.*resize"):
+        door([np.zeros((4, 4, 1)), np.zeros((5, 4, 1))])
+
+
+def test_noise_has_the_deviation_asked_for():
+    images = np.full((20, 32, 32, 1), 0.5, "float32")
+    noise = data.add_noise(images, 0.1) - 0.5
+    assert noise.dtype == np.float32
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0, 0.1], atol=0.003)
+
+
+def test_the_same_seed_draws_the_same_noise_and_another_seed_another():
+    first, again, other = (data.add_noise(FLOATS, 0.2, seed=seed) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_noise_is_clipped_unless_it_must_not_be():
+    clipped, free = data.add_noise(FLOATS, 0.5), data.add_noise(FLOATS, 0.5, clip=False)
+    assert free.min() < 0 and free.max() > 1
+    np.testing.assert_array_equal(clipped, np.clip(free, 0, 1))
+
+
+def test_noise_on_bytes_is_that_on_floats():
+    np.testing.assert_array_equal(data.add_noise(LEVELS, 0.2), data.add_noise(FLOATS, 0.2))
+
+
+def test_noise_leaves_its_argument_alone():
+    images = FLOATS.copy()
+    data.add_noise(images, 0.5)
+    np.testing.assert_array_equal(images, FLOATS)
+
+
+def test_no_noise_is_the_images():
+    np.testing.assert_array_equal(data.add_noise(FLOATS, 0), FLOATS)
+
+
+@pytest.mark.parametrize("sigma", [-0.1, np.nan, np.inf, "0.1", None, True])
+def test_noise_refuses_a_sigma_that_is_none(sigma):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="sigma.* 0 or more"):
+        data.add_noise(FLOATS, sigma)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="sigma.* 0 or more"):
+        data.ImageBatches(FLOATS, sigma=sigma)
+
+
+@pytest.mark.parametrize("seed", [-1, None, 1.5, "3", True])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="seed.* 0 or more"):
+        data.add_noise(FLOATS, 0.1, seed=seed)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="seed.* 0 or more"):
+        data.ImageBatches(FLOATS, seed=seed)
+
+
+def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
+    path = picture(tmp_path / "a.png", 10)
+    folder = data.image_folder(tmp_path, 4)
+    before = data.digest(folder)
+    assert data.digest(data.image_folder(tmp_path, 4)) == before
+    assert data.digest(data.image_folder(tmp_path, 5)) != before
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    assert data.digest(folder) != before

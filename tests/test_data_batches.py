@@ -1,0 +1,329 @@
+import keras
+import numpy as np
+import pytest
+from helpers import EMBEDDER, FLOATS, LEVELS, RNG, picture
+
+from kerasim import data, training
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+
+def epoch_of(batches, epoch=0):
+    """Returns all inputs and all targets of an epoch."""
+    batches.epoch = epoch
+    inputs, targets = zip(*(batches[n] for n in range(len(batches))), strict=True)
+    return np.concatenate(inputs), np.concatenate(targets)
+
+
+def order_of(epoch=0, n=50, **settings):
+    batches = data.ImageBatches(np.zeros((n, 1, 1, 1), "uint8"), np.arange(n), 8, **settings)
+    return epoch_of(batches, epoch)[1].tolist()
+
+
+def test_each_epoch_shows_every_image_once():
+    for epoch in range(3):
+        assert sorted(order_of(epoch)) == list(range(50))
+
+
+def test_epochs_differ_in_order():
+    assert len({tuple(order_of(epoch)) for epoch in range(5)}) == 5
+
+
+def test_runs_of_one_seed_are_equal_and_of_another_differ():
+    assert order_of(2, seed=3) == order_of(2, seed=3) != order_of(2, seed=4)
+
+
+def test_the_order_of_a_seed_and_an_epoch_is_for_ever():
+    # A run that is resumed with a later kerasim must go on in the order it began with.
+    assert order_of(2, n=10, seed=3) == [7, 4, 1, 8, 6, 0, 2, 9, 3, 5]
+
+
+def test_the_noise_of_a_seed_and_an_epoch_is_for_ever():
+    batches = data.ImageBatches(np.full((2, 1, 2, 1), 0.5), batch_size=2, seed=3, sigma=0.1)
+    expected = [0.58538944, 0.50447965, 0.40724432, 0.45918116]
+    np.testing.assert_allclose(epoch_of(batches, 2)[0].reshape(-1), expected, atol=1e-6)
+
+
+def test_an_epoch_does_not_depend_on_what_was_asked_before():
+    settings = {"batch_size": 2, "seed": 3, "sigma": 0.3, "flip": True, "shift": 1}
+    fresh = data.ImageBatches(FLOATS, **settings)
+    used = data.ImageBatches(FLOATS, **settings)
+    for epoch in (0, 4, 1):
+        epoch_of(used, epoch)
+        used.on_epoch_end()
+    fresh.epoch = used.epoch = 3
+    backwards = [used[n][0] for n in reversed(range(len(used)))][::-1]
+    for n, batch in enumerate(backwards):
+        np.testing.assert_array_equal(batch, fresh[n][0])
+
+
+def test_noise_flips_and_shifts_differ_between_epochs():
+    for setting in ({"sigma": 0.1}, {"flip": True}, {"shift": 1}):
+        batches = data.ImageBatches(FLOATS, shuffle=False, **setting)
+        assert not np.array_equal(epoch_of(batches, 0)[0], epoch_of(batches, 1)[0])
+
+
+def test_the_numbers_of_the_caller_are_left_alone():
+    np.random.seed(5)
+    expected = np.random.random()
+    np.random.seed(5)
+    epoch_of(data.ImageBatches(FLOATS, sigma=0.1, flip=True))
+    assert np.random.random() == expected
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+def test_validation_batches_never_redraw(tmp_path):
+    seen = []
+
+    class Watched(data.ImageBatches):
+        def __getitem__(self, index):
+            inputs, targets = super().__getitem__(index)
+            seen.append((index, self.epoch, inputs))
+            return inputs, targets
+
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    batches = data.ImageBatches(FLOATS, batch_size=4)
+    validation = Watched(FLOATS, batch_size=4, sigma=0.2)
+    training.fit(model, batches, 2, tmp_path, validation=validation, verbose=0)
+    assert batches.epoch == 1
+    assert {epoch for _, epoch, _ in seen} == {0}
+    for index in range(2):
+        first, *later = [inputs for n, _, inputs in seen if n == index]
+        assert later
+        for inputs in later:
+            np.testing.assert_array_equal(inputs, first)
+
+
+def test_without_a_shuffle_the_order_is_that_of_the_images():
+    inputs, targets = epoch_of(data.ImageBatches(LEVELS, batch_size=3, shuffle=False), 4)
+    np.testing.assert_array_equal(inputs, FLOATS)
+    np.testing.assert_array_equal(targets, FLOATS)
+
+
+def test_the_last_batch_is_smaller():
+    batches = data.ImageBatches(FLOATS, batch_size=3)
+    assert [len(batches[n][0]) for n in range(len(batches))] == [3, 3, 1]
+
+
+def test_fewer_images_than_a_batch_are_one_batch():
+    batches = data.ImageBatches(FLOATS, batch_size=100)
+    assert len(batches) == 1 and len(batches[0][0]) == 7
+
+
+def test_batches_of_bytes_are_those_of_floats():
+    settings = {"batch_size": 3, "sigma": 0.1, "flip": True}
+    for of_bytes, of_floats in zip(
+        epoch_of(data.ImageBatches(LEVELS, **settings)),
+        epoch_of(data.ImageBatches(FLOATS, **settings)),
+        strict=True,
+    ):
+        assert of_bytes.dtype == np.float32
+        np.testing.assert_array_equal(of_bytes, of_floats)
+
+
+def test_without_targets_the_images_are_the_targets():
+    inputs, targets = epoch_of(data.ImageBatches(FLOATS, batch_size=3))
+    np.testing.assert_array_equal(inputs, targets)
+
+
+def test_targets_stay_beside_their_images():
+    inputs, targets = epoch_of(data.ImageBatches(FLOATS, np.arange(7) * 10, batch_size=3))
+    np.testing.assert_array_equal(inputs, FLOATS[targets // 10])
+
+
+def test_noise_is_on_the_inputs_alone_and_clipped():
+    inputs, targets = epoch_of(data.ImageBatches(FLOATS, shuffle=False, sigma=0.5))
+    np.testing.assert_array_equal(targets, FLOATS)
+    assert not np.array_equal(inputs, FLOATS)
+    assert inputs.min() == 0 and inputs.max() == 1
+
+
+def test_a_flip_mirrors_some_images_and_their_targets_with_them():
+    images = np.arange(40 * 6, dtype="uint8").reshape(40, 2, 3, 1)
+    inputs, targets = epoch_of(data.ImageBatches(images, shuffle=False, flip=True))
+    np.testing.assert_array_equal(inputs, targets)
+    straight, mirrored = data.as_float(images), data.as_float(images)[:, :, ::-1]
+    turned = (inputs == mirrored).all(axis=(1, 2, 3))
+    kept = (inputs == straight).all(axis=(1, 2, 3))
+    assert (turned ^ kept).all() and 8 < turned.sum() < 32
+
+
+def test_a_shift_moves_each_image_by_its_own_steps_and_repeats_the_edge():
+    images = RNG.integers(0, 256, (60, 5, 4, 2), dtype="uint8")
+    inputs, targets = epoch_of(data.ImageBatches(images, shuffle=False, shift=1))
+    np.testing.assert_array_equal(inputs, targets)
+    padded = np.pad(data.as_float(images), ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+    seen = set()
+    for image, large in zip(inputs, padded, strict=True):
+        steps = [
+            (y, x)
+            for y in range(3)
+            for x in range(3)
+            if np.array_equal(image, large[y : y + 5, x : x + 4])
+        ]
+        assert len(steps) == 1
+        seen |= set(steps)
+    assert len(seen) == 9
+
+
+@pytest.mark.parametrize("shift", [-1, 1.5, "1", None])
+def test_a_shift_that_is_none_is_refused(shift):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="shift.* 0 or more"):
+        data.ImageBatches(FLOATS, shift=shift)
+
+
+def test_batches_leave_the_images_alone():
+    images = FLOATS.copy()
+    batches = data.ImageBatches(images, sigma=0.5, flip=True, shift=1)
+    epoch_of(batches)
+    np.testing.assert_array_equal(images, FLOATS)
+
+
+def test_batches_read_a_folder(tmp_path):
+    for level in (0, 51, 255):
+        picture(tmp_path / f"{level:03}.png", level)
+    found = data.image_folder(tmp_path, 4)
+    inputs, _ = epoch_of(data.ImageBatches(found, batch_size=2, shuffle=False))
+    np.testing.assert_array_equal(inputs, found[:])
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ArgumentError, match="images is empty"):
+        data.ImageBatches(FLOATS[:0])
+
+
+def test_targets_of_another_length_are_refused_with_both_lengths():
+    with pytest.raises(ArgumentError, match="targets has 6 rows, images has 7"):
+        data.ImageBatches(FLOATS, np.zeros(6))
+
+
+def test_targets_that_are_not_finite_are_refused_with_their_rows():
+    targets = np.zeros((7, 2))
+    targets[4, 1] = np.nan
+    with pytest.raises(ArgumentError, match="targets holds NaN .* 1 of 7 rows: 4"):
+        data.ImageBatches(FLOATS, targets)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", None, True])
+def test_a_batch_size_that_is_none_is_refused(batch_size):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
+        data.ImageBatches(FLOATS, batch_size=batch_size)
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
+        data.embed(EMBEDDER, FLOATS, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": 1 - FLOATS},
+        {"images": LEVELS},
+        {"images": FLOATS[:6], "targets": np.arange(6)},
+        {"images": FLOATS.reshape(7, 2, 8, 1)},
+        {"targets": np.arange(1, 8)},
+        {"targets": None},
+        {"batch_size": 3},
+        {"seed": 1},
+        {"sigma": 0.1},
+        {"flip": True},
+        {"shift": 1},
+        {"shuffle": False},
+    ],
+)
+def test_settings_change_with_whatever_decides_the_batches(change):
+    given = {"images": FLOATS, "targets": np.arange(7)}
+    before = data.ImageBatches(**given).settings()
+    assert data.ImageBatches(**{**given, **change}).settings() != before
+
+
+def test_settings_are_the_same_for_the_same_data_at_any_epoch():
+    batches, copy = data.ImageBatches(FLOATS), data.ImageBatches(FLOATS.copy(order="F"))
+    copy.epoch = 5
+    assert batches.settings() == copy.settings()
+
+
+def test_embeddings_are_those_of_the_model_in_order():
+    found = data.embed(EMBEDDER, FLOATS, batch_size=3)
+    assert found.shape == (7, 5) and found.dtype == np.float32
+    expected = [keras.ops.convert_to_numpy(EMBEDDER(FLOATS[n : n + 1]))[0] for n in range(7)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7])
+def test_the_batch_size_does_not_change_the_embeddings(batch_size):
+    np.testing.assert_allclose(
+        data.embed(EMBEDDER, FLOATS, batch_size), data.embed(EMBEDDER, FLOATS), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
+def test_floats_of_other_widths_embed_alike(dtype):
+    images = np.round(FLOATS * 16) / 16  # exact in each of them
+    np.testing.assert_array_equal(
+        data.embed(EMBEDDER, images.astype(dtype)), data.embed(EMBEDDER, images)
+    )
+
+
+def test_bytes_embed_as_their_floats():
+    np.testing.assert_array_equal(data.embed(EMBEDDER, LEVELS), data.embed(EMBEDDER, FLOATS))
+
+
+def test_a_view_embeds_as_its_copy():
+    view = FLOATS[::-2, ::-1]
+    np.testing.assert_array_equal(data.embed(EMBEDDER, view), data.embed(EMBEDDER, view.copy()))
+
+
+def test_a_folder_embeds_as_its_images(tmp_path):
+    for n, level in enumerate((255, 0, 51)):
+        picture(tmp_path / f"{n}.png", level)
+    found = data.image_folder(tmp_path, 4, channels=1)
+    np.testing.assert_array_equal(
+        data.embed(EMBEDDER, found, batch_size=2), data.embed(EMBEDDER, found[:], batch_size=2)
+    )
+
+
+def test_no_images_give_no_embeddings():
+    found = data.embed(EMBEDDER, FLOATS[:0])
+    assert found.shape == (0, 5) and found.dtype == np.float32
+
+
+def test_images_of_another_size_are_refused_with_the_size_the_model_takes():
+    with pytest.raises(ArgumentError, match=r"images .*\(n, 4, 4, 1\).*\(7, 4, 4, 3\)"):
+        data.embed(EMBEDDER, np.zeros((7, 4, 4, 3), "float32"))
+
+
+def test_embeddings_that_are_not_finite_are_refused_with_their_rows():
+    inputs = keras.Input((4, 4, 1))
+    means = keras.layers.GlobalMaxPooling2D()(inputs)
+    model = keras.Model(inputs, keras.ops.log(means))
+    images = FLOATS.copy()
+    images[[1, 4]] = 0
+    with pytest.raises(ArgumentError, match="embedder's output .* 2 of 7 rows: 1, 4"):
+        data.embed(model, images)
+
+
+def test_a_model_that_gives_no_vectors_is_refused_with_its_output():
+    inputs = keras.Input((4, 4, 1))
+    with pytest.raises(ArgumentError, match=r"embedder .*\(None, 4, 4, 1\).*encoder"):
+        data.embed(keras.Model(inputs, keras.layers.ReLU()(inputs)), FLOATS)
+
+
+def test_a_model_that_gives_two_outputs_is_refused():
+    inputs = keras.Input((4, 4, 1))
+    codes = keras.layers.Flatten()(inputs)
+    with pytest.raises(ArgumentError, match="embedder must map images to vectors"):
+        data.embed(keras.Model(inputs, [codes, keras.layers.ReLU()(codes)]), FLOATS)
+
+
+def test_a_model_of_pairs_is_refused():
+    left, right = keras.Input((4, 4, 1)), keras.Input((4, 4, 1))
+    model = keras.Model([left, right], keras.layers.Flatten()(left + right))
+    with pytest.raises(ArgumentTypeError, match="embedder .* one input.*one tower"):
+        data.embed(model, FLOATS)
+
+
+@pytest.mark.parametrize(
+    "embedder", [None, "model.keras", len, keras.Sequential([keras.layers.Flatten()])]
+)
+def test_what_is_no_built_model_is_refused_with_its_type(embedder):
+    with pytest.raises(ArgumentTypeError, match=f"embedder .*{type(embedder).__name__}"):
+        data.embed(embedder, FLOATS)

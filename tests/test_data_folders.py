@@ -1,0 +1,359 @@
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import animation, no_hang, picture, unprivileged
+
+from kerasim import data
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+
+
+def test_each_subfolder_is_a_class(tmp_path):
+    for name in ("dog/2.png", "cat/1.png", "cat/deep/0.png", "ant/9.png"):
+        picture(tmp_path / name)
+    found = data.image_folder(tmp_path, 4)
+    names = [str(file.relative_to(tmp_path)) for file in found.files]
+    assert names == ["ant/9.png", "cat/1.png", "cat/deep/0.png", "dog/2.png"]
+    assert found.class_names == ["ant", "cat", "dog"]
+    assert found.labels.dtype == np.int64 and found.labels.tolist() == [0, 1, 1, 2]
+
+
+def test_labels_follow_the_classes_where_paths_sort_otherwise(tmp_path):
+    picture(tmp_path / "a" / "1.png")
+    picture(tmp_path / "a-b" / "1.png")  # "-" sorts before "/"
+    found = data.image_folder(tmp_path, 4)
+    assert [found.class_names[label] for label in found.labels] == [
+        file.parent.name for file in found.files
+    ]
+
+
+def test_a_folder_without_subfolders_has_no_labels(tmp_path):
+    picture(tmp_path / "a.png")
+    found = data.image_folder(tmp_path, 4)
+    assert found.labels is None and found.class_names == []
+
+
+def test_images_of_a_folder_are_floats_of_the_size_asked_for(tmp_path):
+    for level in (0, 51, 255):
+        picture(tmp_path / f"{level:03}.png", level)
+    found = data.image_folder(tmp_path, (4, 5), channels=1)
+    assert found.shape == (3, 4, 5, 1) and len(found) == 3
+    assert found[:].dtype == np.float32 and found[:].shape == found.shape
+    np.testing.assert_allclose(found[:][:, 0, 0, 0], [0, 0.2, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rows", [slice(1, 3), [2, 0, 2], np.array([True, False, True]), slice(None, None, -1), []]
+)
+def test_a_folder_is_indexed_as_an_array(rows, tmp_path):
+    for level in (0, 51, 255):
+        picture(tmp_path / f"{level:03}.png", level)
+    found = data.image_folder(tmp_path, 4)
+    expected = np.stack([found[n] for n in range(3)])
+    np.testing.assert_array_equal(found[rows], expected[rows])
+
+
+@pytest.mark.parametrize("suffix", ["webp", "tif", "TIFF", "JPG", "jpeg", "bmp", "gif", "png"])
+def test_every_suffix_of_a_known_format_is_taken(suffix, tmp_path):
+    kind = {"tif": "TIFF", "jpg": "JPEG"}.get(suffix.lower(), suffix.upper())
+    picture(tmp_path / f"a.{suffix}", kind=kind)
+    assert len(data.image_folder(tmp_path, 4)) == 1
+
+
+def test_droppings_of_file_managers_are_left_out_in_silence(tmp_path):
+    picture(tmp_path / "a" / "x.png")
+    (tmp_path / "a" / "._x.png").write_bytes(b"\0\5\26\7")
+    (tmp_path / "a" / ".DS_Store").write_bytes(b"Bud1")
+    (tmp_path / "a" / "Thumbs.db").write_bytes(b"\xd0\xcf")
+    (tmp_path / "desktop.ini").write_text("[x]")
+    for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
+        picture(tmp_path / junk / "x.png")
+    found = data.image_folder(tmp_path, 4)
+    assert [file.name for file in found.files] == ["x.png"]
+    assert found.skipped == [] and found.class_names == ["a"]
+
+
+def test_other_files_are_listed_with_one_warning(tmp_path):
+    picture(tmp_path / "x.png")
+    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "x.heic").write_bytes(b"ftypheic")
+    with pytest.warns(UserWarning, match="2 files in .* left out: 'notes.txt', 'x.heic'") as caught:
+        found = data.image_folder(tmp_path, 4)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert [file.name for file, _ in found.skipped] == ["notes.txt", "x.heic"]
+
+
+DAMAGED = {"empty.png": b"", "page.jpg": b"<html>", "cut.png": None, "text.gif": b"GIF"}
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    whole = picture(tmp_path / "whole.png").read_bytes()
+    for name, content in DAMAGED.items():
+        (tmp_path / name).write_bytes(whole[:-30] if content is None else content)
+    return tmp_path
+
+
+def test_damaged_images_are_all_listed_in_one_error_before_training(damaged):
+    with pytest.raises(ImageError, match='4 of 5 images .*on_error="skip"') as caught:
+        data.image_folder(damaged, 4)
+    for name in DAMAGED:
+        assert str(damaged / name) in str(caught.value)
+
+
+def test_a_truncated_jpeg_is_listed_by_name(tmp_path):
+    whole = picture(tmp_path / "a.jpg", size=(64, 64)).read_bytes()
+    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) - 60])
+    with pytest.raises(ImageError, match="1 of 2 images .*\n.*b.jpg.* truncated"):
+        data.image_folder(tmp_path, 4)
+
+
+def test_damaged_images_are_skipped_with_a_count_if_asked(damaged):
+    with pytest.warns(UserWarning, match="4 files in .* left out") as caught:
+        found = data.image_folder(damaged, 4, on_error="skip")
+    assert len(caught) == 1
+    assert [file.name for file in found.files] == ["whole.png"]
+    assert sorted(file.name for file, _ in found.skipped) == sorted(DAMAGED)
+    assert all("Cannot decode" in reason for _, reason in found.skipped)
+
+
+def test_without_a_check_a_damaged_image_is_named_when_it_is_asked_for(damaged):
+    found = data.image_folder(damaged, 4, check=False)
+    assert len(found) == 5
+    with pytest.raises(ImageError, match="cut.png"):
+        found[:]
+
+
+def test_an_image_that_vanishes_is_named(tmp_path):
+    picture(tmp_path / "a.png")
+    gone = picture(tmp_path / "b.png")
+    found = data.image_folder(tmp_path, 4)
+    gone.unlink()
+    with pytest.raises(ImageError, match="b.png': No such file"):
+        found[:]
+
+
+def test_a_folder_of_damaged_images_alone_says_why_none_is_usable(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "b.txt").write_bytes(b"")
+    with pytest.raises(ArtifactError) as caught:
+        data.image_folder(tmp_path, 4, on_error="skip")
+    for part in (str(tmp_path), ".jpg", "a.png", "Cannot decode", "b.txt", "no image suffix"):
+        assert part in str(caught.value)
+
+
+def test_an_empty_folder_is_refused_by_name(tmp_path):
+    with pytest.raises(ArtifactError) as caught:
+        data.image_folder(tmp_path, 4)
+    assert str(tmp_path) in str(caught.value) and ".webp" in str(caught.value)
+
+
+def test_animations_of_a_folder_are_read_with_one_warning_and_then_in_silence(tmp_path):
+    animation(tmp_path / "a.gif")
+    animation(tmp_path / "b.tif")
+    picture(tmp_path / "c.png")
+    with pytest.warns(UserWarning, match="2 files in .* frames.*: 'a.gif', 'b.tif'") as caught:
+        found = data.image_folder(tmp_path, 4)
+    assert len(caught) == 1
+    assert found[:2].max() == 0  # the first frame; a warning here would be an error
+
+
+def test_threads_of_a_folder_leave_the_warning_filters_as_they_were(tmp_path):
+    for n in range(24):
+        picture(tmp_path / f"{n}.png", size=(8 + 20 * n, 64))
+    before = list(warnings.filters)
+    for _ in range(3):
+        data.image_folder(tmp_path, 4)[:]
+    after = list(warnings.filters)
+    warnings.filters[:] = before  # what leaks here must not silence the tests that follow
+    assert after == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "file"])
+def test_what_is_no_folder_is_refused_by_name(kind, tmp_path):
+    path = tmp_path / "photos"
+    if kind == "file":
+        path.touch()
+    with pytest.raises(ArtifactError) as caught:
+        data.image_folder(path, 4)
+    assert str(path) in str(caught.value) and "not a folder" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["", None, 3, b"photos", "a\0b"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="path"):
+        data.image_folder(path, 4)
+
+
+def test_a_pipe_in_place_of_a_folder_is_refused_and_not_waited_for(tmp_path):
+    with no_hang(tmp_path / "pipe"), pytest.raises(ArtifactError, match="pipe' is not a folder"):
+        data.image_folder(tmp_path / "pipe", 4)
+
+
+def test_a_pipe_among_the_images_is_listed_and_not_waited_for(tmp_path):
+    with no_hang(tmp_path / "p.png"), pytest.raises(ImageError, match="p.png' is no regular file"):
+        data.image_folder(tmp_path, 4)
+
+
+def test_an_image_without_permission_is_listed(visible):
+    picture(visible / "a.png").chmod(0)
+    with unprivileged(), pytest.raises(ImageError, match="a.png: Permission denied|a.png': Perm"):
+        data.image_folder(visible, 4)
+
+
+def test_a_subfolder_without_permission_is_listed_and_not_just_dropped(visible):
+    picture(visible / "open" / "a.png")
+    picture(visible / "shut" / "b.png")
+    (visible / "shut").chmod(0)
+    with unprivileged(), pytest.warns(UserWarning, match="1 files in .* left out: 'shut'"):
+        found = data.image_folder(visible, 4)
+    ((path, reason),) = found.skipped
+    assert path.name == "shut" and "Permission denied" in reason
+
+
+@pytest.mark.parametrize("on_error", ["ignore", None, True])
+def test_an_unknown_on_error_is_refused_with_the_known_ones(on_error, tmp_path):
+    with pytest.raises(ArgumentError, match="on_error=.*'raise', 'skip'"):
+        data.image_folder(tmp_path, 4, on_error=on_error)
+
+
+@pytest.mark.parametrize("size", [None, 0, (4, 0), "4", 2.5])
+def test_a_folder_needs_a_size(size, tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises(ArgumentError, match=r"image_size=.* \(height, width\)"):
+        data.image_folder(tmp_path, size)
+
+
+@pytest.mark.parametrize("channels", [0, 2, 7, True, 3.0, None])
+def test_a_folder_takes_one_or_three_channels(channels, tmp_path):
+    picture(tmp_path / "a.png")
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="channels"):
+        data.image_folder(tmp_path, 4, channels=channels)
+
+
+# Names and links
+
+
+@pytest.mark.parametrize("target", [".", "..", "../a"])
+def test_a_loop_of_links_is_walked_once(target, tmp_path, monkeypatch):
+    picture(tmp_path / "a" / "x.png")
+    (tmp_path / "a" / "loop").symlink_to(target, target_is_directory=True)
+    walk, walked = os.walk, []
+
+    def watched(*arguments, **settings):
+        for step in walk(*arguments, **settings):
+            walked.append(step[0])
+            yield step
+
+    monkeypatch.setattr(os, "walk", watched)
+    assert data.image_folder(tmp_path, 4).files == [tmp_path / "a" / "x.png"]
+    assert len(walked) == 3  # the folder, a, and the link, which is not entered
+
+
+def test_a_file_reached_by_two_links_is_taken_once(tmp_path):
+    outside = picture(tmp_path / "outside" / "x.png")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "1.png").symlink_to(outside)
+    (root / "2.png").symlink_to(outside)
+    (root / "more").symlink_to(outside.parent, target_is_directory=True)
+    assert data.image_folder(root, 4).files == [root / "1.png"]
+
+
+def test_a_link_that_leads_nowhere_is_listed(tmp_path):
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
+    with pytest.raises(ImageError, match="2 of 3 images") as caught:
+        data.image_folder(tmp_path, 4)
+    assert "b.png" in str(caught.value) and "c.png" in str(caught.value)
+
+
+ODD = [
+    b"new\nline.png",
+    "été/日本.png".encode(),
+    "e\u0301te\u0301/x.png".encode(),  # the same word, its accents apart
+    "Ａ/x.png".encode(),  # before the next as bytes, after it as text
+    b"\xff\xfe/\xe9.png",
+    b"l" * 251 + b".png",
+    b"Cat/1.png",
+    b"cat/1.png",
+    b"cat/a.png",
+    b"cat/A.PNG",
+]
+
+
+@pytest.fixture
+def odd(tmp_path):
+    for name in ODD:
+        path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/all/" + name))
+        try:
+            picture(path, kind="PNG")
+        except OSError as error:
+            pytest.skip(f"this file system refuses {name!r}: {error}")
+    root = tmp_path / "all"
+    if len([file for file in root.rglob("*") if file.is_file()]) < len(ODD):
+        pytest.skip("this file system takes two of the names for one")
+    return root
+
+
+def test_odd_names_are_all_read(odd):
+    found = data.image_folder(odd, 4)
+    names = [os.fsencode(file)[len(os.fsencode(odd)) + 1 :] for file in found.files]
+    assert names == sorted(ODD)
+    assert found[:].shape == (len(ODD), 4, 4, 3)
+
+
+def test_case_twins_are_two_classes(tmp_path):
+    picture(tmp_path / "Cat" / "1.png")
+    picture(tmp_path / "cat" / "1.png")
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("this file system takes the two names for one")
+    found = data.image_folder(tmp_path, 4)
+    assert found.class_names == ["Cat", "cat"] and found.labels.tolist() == [0, 1]
+
+
+def test_odd_names_are_shown_in_ascii(odd):
+    for file in odd.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        data.image_folder(odd, 4)
+    assert str(caught.value).isascii() and len(str(caught.value).splitlines()) == 1 + len(ODD)
+
+
+LIST = """
+import os, sys, types
+
+# Keras takes seconds to import, and plays no part in this.
+sys.modules["keras"] = types.SimpleNamespace(utils=types.SimpleNamespace(PyDataset=object))
+from kerasim import data
+
+found = data.image_folder(sys.argv[1], 4)
+print(sys.getfilesystemencoding())
+print([os.fsencode(file) for file in found.files])
+print([os.fsencode(name) for name in found.class_names], found.labels)
+"""
+
+
+def test_order_and_labels_do_not_depend_on_the_locale(odd):
+    (odd / "new\nline.png").unlink()  # with images beside the subfolders there are no labels
+    (odd / ("l" * 251 + ".png")).unlink()
+    encodings, listings = [], []
+    for locale in ({"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "1"}):
+        child = subprocess.run(
+            [sys.executable, "-c", LIST, odd],
+            env={**os.environ, **locale, "PYTHONCOERCECLOCALE": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        encoding, listing = child.stdout.split("\n", 1)
+        encodings.append(encoding)
+        listings.append(listing)
+    assert encodings[0] != encodings[1]  # else the two runs say nothing
+    assert listings[0] == listings[1] and "[0 1 1 1 2 3 4 5]" in listings[0]
