@@ -67,3 +67,20 @@ def animation(path) -> Path:
     frames = [Image.new("L", (8, 6), level) for level in (0, 128, 255)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
     return path
+
+
+def gradient_of(function, x):
+    """Returns the value of `function` at `x`, and its gradient, on the backend in use."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, gradient = jax.value_and_grad(function)(x)
+    else:
+        import tensorflow as tf
+
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = function(x)
+        gradient = tape.gradient(value, x)
+    return float(value), np.asarray(gradient)

@@ -1,0 +1,462 @@
+"""Losses on pairs, triplets and labelled batches.
+
+Losses on labelled batches compare all images of a batch with one another: `y_true` holds the
+labels, `(batch,)` or `(batch, 1)`, `y_pred` the embeddings, `(batch, dim)`. A batch that holds no
+valid pair or triplet costs 0, with a gradient of 0; `EmptyBatches` counts them.
+"""
+
+import math
+
+import keras
+from keras import ops
+
+from kerasim.errors import check_choice, check_number
+from kerasim.layers import DISTANCES, root, unit
+
+_MINING = ("all", "semi_hard", "hard")
+_FAR = -1e9  # the logit of what is left out of a sum of exponentials
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class ContrastiveLoss(keras.Loss):
+    """Draws like pairs together and pushes unlike pairs a margin apart.
+
+    `same d**2 + (1 - same) max(margin - d, 0)**2`, where `y_true` is `same`, `(batch,)` or
+    `(batch, 1)`, 1 for a like pair (the paper's `Y` is the reverse), and `y_pred` is the distance
+    `d`, `(batch, 1)`, such as `models.siamese` gives. The paper halves both terms.
+
+    Args:
+        margin: Distance past which an unlike pair costs nothing, in the units of the embedding:
+            two unit vectors lie at most 2 apart.
+        squared_margin: True for `same d**2 + (1 - same) max(margin**2 - d**2, 0)`, which pushes
+            far unlike pairs harder and near ones less.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
+    """
+
+    def __init__(
+        self, margin: float = 1.0, squared_margin: bool = False, name="contrastive_loss", **kwargs
+    ):
+        super().__init__(name=name, **kwargs)
+        self.margin = check_number("margin", margin, 0)
+        self.squared_margin = squared_margin
+
+    def call(self, y_true, y_pred):
+        # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
+        # (batch, batch) and train on nonsense without a word.
+        same = ops.reshape(y_true, ops.shape(y_pred))
+        squares = ops.square(y_pred)
+        if self.squared_margin:
+            unlike = ops.maximum(self.margin**2 - squares, 0.0)
+        else:
+            unlike = ops.square(ops.maximum(self.margin - y_pred, 0.0))
+        return ops.mean(same * squares + (1 - same) * unlike, axis=-1)
+
+    def get_config(self):
+        config = {"margin": self.margin, "squared_margin": self.squared_margin}
+        return {**super().get_config(), **config}
+
+
+class _TripletLoss(keras.Loss):
+    """Mean of `max(d_ap - d_an + margin, 0)` over the triplets that mining keeps."""
+
+    def __init__(self, margin, mining, name, **kwargs):
+        super().__init__(name=name, **kwargs)
+        check_choice("mining", mining, _MINING)
+        self.margin, self.mining = check_number("margin", margin, 0), mining
+
+    def call(self, y_true, y_pred):
+        costs, kept = self._triplets(y_true, y_pred)
+        return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(_count(kept), 1.0)
+
+    def count_valid(self, y_true, y_pred):
+        """Returns the number of triplets that count in a batch."""
+        return _count(self._triplets(y_true, y_pred)[1])
+
+    def _mine(self, d_ap, d_an, valid):
+        gaps = d_ap - d_an
+        if self.mining == "semi_hard":
+            valid = valid & (gaps < 0) & (gaps > -self.margin)
+        elif self.mining == "hard":
+            valid = valid & (gaps >= 0)
+        return ops.maximum(gaps + self.margin, 0.0), valid
+
+    def get_config(self):
+        return {**super().get_config(), "margin": self.margin, "mining": self.mining}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class TripletLoss(_TripletLoss):
+    """Wants each image nearer to its own class than to others, by a margin.
+
+    Mean of `max(d_ap - d_an + margin, 0)` over triplets of an anchor, a positive of its label and
+    a negative of another. Memory grows with the cube of the batch: 67 MB an array at 256 images.
+
+    Args:
+        margin: In the units of the distance.
+        distance: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity); only the
+            last scales the embeddings to unit length.
+        mining: "all" valid triplets, those that cost nothing included; "semi_hard":
+            `d_ap < d_an < d_ap + margin`; "hard": `d_an <= d_ap`. The mean is over those kept.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Schroff et al., 2015. https://arxiv.org/abs/1503.03832
+    """
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        distance: str = "euclidean",
+        mining: str = "all",
+        name="triplet_loss",
+        **kwargs,
+    ):
+        super().__init__(margin, mining, name, **kwargs)
+        check_choice("distance", distance, DISTANCES)
+        self.distance = distance
+
+    def _triplets(self, y_true, y_pred):
+        alike, unlike = _masks(y_true)
+        distances = _pairwise(y_pred, self.distance)
+        valid = alike[:, :, None] & unlike[:, None, :]
+        return self._mine(distances[:, :, None], distances[:, None, :], valid)
+
+    def get_config(self):
+        return {**super().get_config(), "distance": self.distance}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class CosineTripletLoss(_TripletLoss):
+    """Wants each left image nearer to its right one than to the rights of other pairs.
+
+    Mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with `d` = 1 - cosine, over
+    pairs i, and over pairs j that share no group with i.
+
+    `y_true` holds groups `(batch, 2)`, small integers: images that show the same thing share
+    one. `y_pred` is `(batch, 2, dim)`, from `models.siamese(embedder, distance=None)`.
+
+    Args:
+        margin: In units of the cosine.
+        mining: As for `TripletLoss`.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Schroff et al., 2015. https://arxiv.org/abs/1503.03832
+    """
+
+    def __init__(
+        self, margin: float = 0.2, mining: str = "all", name="cosine_triplet_loss", **kwargs
+    ):
+        super().__init__(margin, mining, name, **kwargs)
+
+    def _triplets(self, y_true, y_pred):
+        distances = 1 - _left_by_right(y_pred)
+        return self._mine(ops.diagonal(distances)[:, None], distances, _other_groups(y_true))
+
+
+class _SoftmaxLoss(keras.Loss):
+    """A loss on cosines over a temperature."""
+
+    def __init__(self, temperature, name, **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.temperature = check_number("temperature", temperature, 1e-6)
+
+    def get_config(self):
+        return {**super().get_config(), "temperature": self.temperature}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class PairSoftmaxLoss(_SoftmaxLoss):
+    """Asks of each left image which right image of the batch is its own.
+
+    Mean over i of `-log(e(i, i) / (e(i, i) + sum over j of e(i, j)))`, where `e(i, j) =
+    exp(cos(left_i, right_j) / temperature)` and j shares no group with i.
+
+    `y_true` and `y_pred` are those of `CosineTripletLoss`.
+
+    Args:
+        temperature: The lower, the more the hardest negatives count.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Sohn, 2016 (the N-pair loss); with temperature and cosine: Chen et al., 2020.
+        https://arxiv.org/abs/2002.05709
+    """
+
+    def __init__(self, temperature: float = 0.1, name="pair_softmax_loss", **kwargs):
+        super().__init__(temperature, name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        logits = _left_by_right(y_pred) / self.temperature
+        own = ops.eye(ops.shape(logits)[0], dtype="bool")
+        total = ops.logsumexp(ops.where(own | _other_groups(y_true), logits, _FAR), axis=1)
+        return ops.mean(total - ops.diagonal(logits))
+
+    def count_valid(self, y_true, y_pred):
+        """Returns the number of pairs and negatives that count in a batch."""
+        return _count(_other_groups(y_true))
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class AngularLoss(keras.Loss):
+    """Bounds the angle at the negative of the triangle anchor, positive, negative.
+
+    With embeddings scaled to unit length, mean over ordered pairs (a, p) of one label of
+    `log(1 + sum over n of exp(4 tan(angle)**2 (a + p) n - 2 (1 + tan(angle)**2) a p))`, n of
+    other labels.
+
+    Args:
+        angle: In degrees, above 0 and below 90.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Wang et al., 2017. https://arxiv.org/abs/1708.01682
+    """
+
+    def __init__(self, angle: float = 40.0, name="angular_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.angle = check_number("angle", angle, 1e-3, 89.9)
+
+    def call(self, y_true, y_pred):
+        alike, unlike = _masks(y_true)
+        cosines = _cosines(y_pred)
+        tangent = math.tan(math.radians(self.angle)) ** 2
+        sums = cosines[:, None, :] + cosines[None, :, :]
+        exponents = 4 * tangent * sums - 2 * (1 + tangent) * cosines[:, :, None]
+        exponents = ops.where(unlike[:, None, :], exponents, _FAR)
+        costs = _log_one_plus_sum(exponents)
+        return ops.sum(ops.where(alike, costs, 0.0)) / ops.maximum(_count(alike), 1.0)
+
+    def count_valid(self, y_true, y_pred):
+        """Returns the number of pairs of one label, with a negative, in a batch."""
+        alike, unlike = _masks(y_true)
+        return _count(alike & ops.any(unlike, axis=1, keepdims=True))
+
+    def get_config(self):
+        return {**super().get_config(), "angle": self.angle}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class MultiSimilarityLoss(keras.Loss):
+    """Weighs each pair by how it compares with the anchor's other pairs.
+
+    With s the cosine, mean over all anchors of
+    `log(1 + sum over positives of exp(-alpha (s - base))) / alpha +
+    log(1 + sum over negatives of exp(beta (s - base))) / beta`. Nothing is mined.
+
+    Args:
+        alpha: Sharpness on positives.
+        beta: Sharpness on negatives.
+        base: Cosine that positives should exceed, and negatives not.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Wang et al., 2019. https://arxiv.org/abs/1904.06627
+    """
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        beta: float = 50.0,
+        base: float = 0.5,
+        name="multi_similarity_loss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.alpha = check_number("alpha", alpha, 1e-6)
+        self.beta = check_number("beta", beta, 1e-6)
+        self.base = check_number("base", base, -1, 1)
+
+    def call(self, y_true, y_pred):
+        alike, unlike = _masks(y_true)
+        above = _cosines(y_pred) - self.base
+        near = _log_one_plus_sum(ops.where(alike, -self.alpha * above, _FAR)) / self.alpha
+        far = _log_one_plus_sum(ops.where(unlike, self.beta * above, _FAR)) / self.beta
+        return ops.mean(near + far)
+
+    def count_valid(self, y_true, y_pred):
+        """Returns the number of pairs that count in a batch."""
+        alike, unlike = _masks(y_true)
+        return _count(alike) + _count(unlike)
+
+    def get_config(self):
+        config = {"alpha": self.alpha, "beta": self.beta, "base": self.base}
+        return {**super().get_config(), **config}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class SupConLoss(_SoftmaxLoss):
+    """Supervised contrastive loss: all positives of an anchor against all other images.
+
+    With `e(i, j) = exp(cos(i, j) / temperature)`, mean over anchors i that have a positive of the
+    mean over their positives p of `-log(e(i, p) / sum over j != i of e(i, j))`.
+
+    Args:
+        temperature: The lower, the more the hardest negatives count.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Khosla et al., 2020, `L_out`. https://arxiv.org/abs/2004.11362
+    """
+
+    def __init__(self, temperature: float = 0.1, name="sup_con_loss", **kwargs):
+        super().__init__(temperature, name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        alike, unlike = _masks(y_true)
+        logits = _cosines(y_pred) / self.temperature
+        total = ops.logsumexp(ops.where(alike | unlike, logits, _FAR), axis=1, keepdims=True)
+        positives = ops.sum(ops.cast(alike, logits.dtype), axis=1)
+        costs = ops.sum(ops.where(alike, total - logits, 0.0), axis=1)
+        anchors = ops.maximum(_count(positives > 0), 1.0)
+        return ops.sum(costs / ops.maximum(positives, 1.0)) / anchors
+
+    def count_valid(self, y_true, y_pred):
+        """Returns the number of pairs of one label in a batch."""
+        return _count(_masks(y_true)[0])
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class NTXentLoss(_SoftmaxLoss):
+    """Each positive alone against the negatives of its anchor.
+
+    With `e(i, j) = exp(cos(i, j) / temperature)`, mean over ordered pairs (i, p) of one label of
+    `-log(e(i, p) / (e(i, p) + sum over negatives n of e(i, n)))`.
+
+    Args:
+        temperature: The lower, the more the hardest negatives count.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Chen et al., 2020. https://arxiv.org/abs/2002.05709
+    """
+
+    def __init__(self, temperature: float = 0.1, name="nt_xent_loss", **kwargs):
+        super().__init__(temperature, name, **kwargs)
+
+    def call(self, y_true, y_pred):
+        alike, unlike = _masks(y_true)
+        logits = _cosines(y_pred) / self.temperature
+        negatives = ops.logsumexp(ops.where(unlike, logits, _FAR), axis=1, keepdims=True)
+        costs = ops.softplus(negatives - logits)
+        return ops.sum(ops.where(alike, costs, 0.0)) / ops.maximum(_count(alike), 1.0)
+
+    def count_valid(self, y_true, y_pred):
+        """Returns the number of pairs of one label in a batch."""
+        return _count(_masks(y_true)[0])
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class ArcFaceLoss(keras.Loss):
+    """Softmax cross-entropy in which the angle to the own class is made wider by a margin.
+
+    `-log(exp(scale cos(t + margin)) / (exp(scale cos(t + margin)) + sum over other classes of
+    exp(scale cos(t_j))))`, t the angle to the direction of a class. Past `t = pi - margin`,
+    where the cosine would rise again, `cos(t) - margin sin(margin)` stands in its place.
+
+    `y_true` holds labels, `(batch,)` or `(batch, 1)`, integers from 0; `y_pred` the cosines,
+    `(batch, classes)`, from `layers.CosineClassifier`.
+
+    Args:
+        margin: In radians.
+        scale: What cosines are multiplied by.
+        **kwargs: As for `keras.Loss`.
+
+    Reference:
+        Deng et al., 2019. https://arxiv.org/abs/1801.07698
+    """
+
+    def __init__(self, margin: float = 0.5, scale: float = 64.0, name="arc_face_loss", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.margin = check_number("margin", margin, 0, math.pi / 2)
+        self.scale = check_number("scale", scale, 1e-6)
+
+    def call(self, y_true, y_pred):
+        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        own = ops.cast(ops.one_hot(labels, ops.shape(y_pred)[-1]), y_pred.dtype)
+        # At a cosine of 1 the sine has an infinite slope.
+        cosine = ops.clip(y_pred, -1 + 1e-7, 1 - 1e-7)
+        sine = ops.sqrt(1 - ops.square(cosine))
+        wider = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        past = cosine - self.margin * math.sin(self.margin)
+        wider = ops.where(cosine >= -math.cos(self.margin), wider, past)
+        logits = self.scale * (own * wider + (1 - own) * cosine)
+        return ops.logsumexp(logits, axis=-1) - ops.sum(own * logits, axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "margin": self.margin, "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class EmptyBatches(keras.Metric):
+    """Counts the batches of an epoch in which a loss found no valid pair or triplet.
+
+    Pass it to `compile` as a metric, and `fit` logs it as "empty_batches".
+
+    Args:
+        loss: A loss of this module that compares the images of a batch.
+        **kwargs: As for `keras.Metric`.
+    """
+
+    def __init__(self, loss, name="empty_batches", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.loss = keras.losses.get(loss)
+        self.count = self.add_variable((), "zeros", name="count")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_true = ops.convert_to_tensor(y_true)
+        empty = self.loss.count_valid(y_true, ops.cast(y_pred, "float32")) == 0
+        self.count.assign_add(ops.cast(empty, self.count.dtype))
+
+    def result(self):
+        return self.count
+
+    def get_config(self):
+        return {**super().get_config(), "loss": keras.losses.serialize(self.loss)}
+
+
+def _masks(y_true):
+    """Returns who has the label of whom, oneself left out, and who has another."""
+    labels = ops.reshape(y_true, (-1,))
+    same = labels[:, None] == labels[None, :]
+    return same & ~ops.eye(ops.shape(labels)[0], dtype="bool"), ~same
+
+
+def _other_groups(y_true):
+    """Returns which pairs share no group, on either side."""
+    groups = ops.reshape(y_true, (-1, 2))
+    shared = groups[:, None, :, None] == groups[None, :, None, :]
+    return ~ops.any(shared, axis=(2, 3))
+
+
+def _count(mask):
+    return ops.sum(ops.cast(mask, "float32"))
+
+
+def _cosines(embeddings):
+    directions = unit(embeddings)
+    return ops.matmul(directions, ops.transpose(directions))
+
+
+def _left_by_right(y_pred):
+    directions = unit(y_pred)
+    return ops.matmul(directions[:, 0], ops.transpose(directions[:, 1]))
+
+
+def _pairwise(embeddings, distance):
+    if distance == "cosine":
+        return 1 - _cosines(embeddings)
+    # Far from the origin |x|^2 - 2 xy + |y|^2 would lose the digits that count.
+    centred = embeddings - ops.mean(embeddings, axis=0, keepdims=True)
+    squares = ops.sum(ops.square(centred), axis=1)
+    products = ops.matmul(centred, ops.transpose(centred))
+    squares = ops.maximum(squares[:, None] - 2 * products + squares[None, :], 0.0)
+    return squares if distance == "squared_euclidean" else root(squares)
+
+
+def _log_one_plus_sum(exponents):
+    """Returns log(1 + sum of exp) along the last axis."""
+    return ops.softplus(ops.logsumexp(exponents, axis=-1))
