@@ -1,14 +1,26 @@
-"""Data sets, folders, noise and batches."""
+"""Data sets, folders, noise, and batches of images, pairs and triplets."""
 
-from kerasim.data.arrays import add_noise, check_images, check_shape, digest
+from kerasim.data.arrays import add_noise, check_images, check_shape, digest, find_copies
 from kerasim.data.batches import ImageBatches, embed
 from kerasim.data.folders import ImageFolder, as_float, image_folder
+from kerasim.data.pairs import (
+    BalancedBatches,
+    LabelledPairBatches,
+    PairBatches,
+    TripletBatches,
+    draw_pairs,
+    draw_triplets,
+)
 from kerasim.data.sets import Dataset, choose, data_dir, load
 
 __all__ = [
+    "BalancedBatches",
     "Dataset",
     "ImageBatches",
     "ImageFolder",
+    "LabelledPairBatches",
+    "PairBatches",
+    "TripletBatches",
     "add_noise",
     "as_float",
     "check_images",
@@ -16,7 +28,10 @@ __all__ = [
     "choose",
     "data_dir",
     "digest",
+    "draw_pairs",
+    "draw_triplets",
     "embed",
+    "find_copies",
     "image_folder",
     "load",
 ]

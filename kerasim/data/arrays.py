@@ -114,3 +114,36 @@ def digest(images) -> str:
     digest = hashlib.sha256(f"{images.shape}{images.dtype}".encode())
     digest.update(content)
     return digest.hexdigest()
+
+
+def find_copies(images, others=None) -> np.ndarray:
+    """Finds images that are equal to the last bit, by a digest of their content.
+
+    Args:
+        images: `(n, ...)` array, or an `ImageFolder`, whose files are compared as they lie there.
+        others: Where to look for them, such as training images; None for among `images`.
+
+    Returns:
+        `(m, 2)` int64: the position of each image that is a copy, and that of the first one it
+        equals, among `others`, or before it among `images`.
+    """
+    first: dict[bytes, int] = {}
+    if others is not None:
+        for n, content in enumerate(_contents(others)):
+            first.setdefault(content, n)
+    copies = []
+    for n, content in enumerate(_contents(images)):
+        if content in first:
+            copies.append((n, first[content]))
+        elif others is None:
+            first[content] = n
+    return np.array(copies, dtype="int64").reshape(-1, 2)
+
+
+def _contents(images):
+    for n in range(len(images)):
+        if isinstance(images, ImageFolder):
+            content = images.files[n].read_bytes()
+        else:
+            content = np.ascontiguousarray(images[n]).data
+        yield hashlib.blake2b(content, digest_size=16).digest()

@@ -16,7 +16,7 @@ from kerasim.errors import (
 )
 
 
-def _move(images, steps):
+def _shift(images, steps):
     """Moves each image down and right by its `steps`, (2, n), repeating its edge."""
     down, right = (
         np.clip(np.arange(size) - step[:, None], 0, size - 1)
@@ -25,7 +25,66 @@ def _move(images, steps):
     return images[np.arange(len(images))[:, None, None], down[:, :, None], right[:, None, :]]
 
 
-class ImageBatches(keras.utils.PyDataset):
+class Batches(keras.utils.PyDataset):
+    """What all batches share: rows drawn once an epoch, images gathered and altered by batch.
+
+    A kind of batches says in `_draw` which rows an epoch holds, in `__getitem__` what a batch
+    is made of. All is a function of `seed`, `epoch` and the position of the batch alone.
+    """
+
+    def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0):
+        super().__init__()
+        self.images = check_images("images", images)
+        if len(self.images) == 0:
+            raise ArgumentError("images is empty: pass one image or more.")
+        self.batch_size = check_integer("batch_size", batch_size)
+        self.seed = check_integer("seed", seed, 0)
+        self.sigma = check_number("sigma", sigma, 0)
+        self.flip, self.shift = flip, check_integer("shift", shift, 0)
+        self.epoch, self.rows = 0, len(self.images)
+        self._drawn = (-1, ())
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def _draw(self, rng) -> tuple[np.ndarray, ...]:
+        """Returns the columns of an epoch, each of length `self.rows`."""
+        raise NotImplementedError
+
+    def _batch(self, index: int):
+        """Returns the columns of a batch, and its generator."""
+        if self._drawn[0] != self.epoch:  # once an epoch, not once a batch
+            self._drawn = (self.epoch, self._draw(np.random.default_rng([self.seed, self.epoch])))
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        return [column[part] for column in self._drawn[1]], rng
+
+    def _move(self, images, rng):
+        """Flips and shifts float images as the settings say."""
+        if self.flip:
+            mirrored = rng.random(len(images)) < 0.5
+            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        if self.shift:
+            images = _shift(images, rng.integers(-self.shift, self.shift + 1, (2, len(images))))
+        return images
+
+    def _noise(self, images, rng):
+        return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
+
+    def _take(self, rows, rng):
+        return self._noise(self._move(as_float(self.images[rows]), rng), rng)
+
+    def settings(self) -> dict:
+        """Returns what decides the batches, for `training.fit` to compare on resume."""
+        settings = ("batch_size", "seed", "sigma", "flip", "shift")
+        return {
+            "class": type(self).__name__,
+            "images": digest(self.images),
+            **{name: getattr(self, name) for name in settings},
+        }
+
+
+class ImageBatches(Batches):
     """Batches of images with targets, for `training.fit`.
 
     Order, noise, flips and shifts are a function of `seed`, `epoch` and the position of the batch
@@ -58,11 +117,8 @@ class ImageBatches(keras.utils.PyDataset):
         shift: int = 0,
         shuffle: bool = True,
     ):
-        super().__init__()
-        self.images = check_images("images", images)
+        super().__init__(images, batch_size, seed, sigma, flip, shift)
         self.targets = None if targets is None else np.asarray(targets)
-        if len(self.images) == 0:
-            raise ArgumentError("images is empty: pass one image or more.")
         if self.targets is not None and len(self.targets) != len(self.images):
             raise ArgumentError(
                 f"targets has {len(self.targets)} rows, images has {len(self.images)}: pass one "
@@ -71,48 +127,20 @@ class ImageBatches(keras.utils.PyDataset):
         if self.targets is not None and self.targets.dtype.kind == "f":
             rows = self.targets.reshape(len(self.targets), -1)
             check_rows("targets", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
-        self.batch_size = check_integer("batch_size", batch_size)
-        self.seed = check_integer("seed", seed, 0)
-        self.sigma = check_number("sigma", sigma, 0)
-        self.flip, self.shift = flip, check_integer("shift", shift, 0)
         self.shuffle = shuffle
-        self.epoch = 0
-        self._order = (-1, np.arange(len(self.images)))
 
-    def __len__(self) -> int:
-        return -(-len(self.images) // self.batch_size)
+    def _draw(self, rng):
+        return (rng.permutation(self.rows) if self.shuffle else np.arange(self.rows),)
 
     def __getitem__(self, index: int):
-        rows = self._rows()[index * self.batch_size : (index + 1) * self.batch_size]
-        images = as_float(self.images[rows])
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        if self.flip:
-            mirrored = rng.random(len(rows)) < 0.5
-            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        if self.shift:
-            images = _move(images, rng.integers(-self.shift, self.shift + 1, (2, len(rows))))
+        (rows,), rng = self._batch(index)
+        images = self._move(as_float(self.images[rows]), rng)
         targets = images if self.targets is None else self.targets[rows]
-        if self.sigma:
-            images = np.clip(gaussian_noise(images, self.sigma, rng), 0, 1)
-        return images, targets
-
-    def _rows(self):
-        if not self.shuffle:
-            return self._order[1]
-        if self._order[0] != self.epoch:  # one permutation an epoch, not one a batch
-            rng = np.random.default_rng([self.seed, self.epoch])
-            self._order = (self.epoch, rng.permutation(len(self.images)))
-        return self._order[1]
+        return self._noise(images, rng), targets
 
     def settings(self) -> dict:
-        """Returns what decides the batches, for `training.fit` to compare on resume."""
-        settings = ("batch_size", "seed", "sigma", "flip", "shift", "shuffle")
-        return {
-            "class": type(self).__name__,
-            "images": digest(self.images),
-            "targets": None if self.targets is None else digest(self.targets),
-            **{name: getattr(self, name) for name in settings},
-        }
+        targets = None if self.targets is None else digest(self.targets)
+        return {**super().settings(), "targets": targets, "shuffle": self.shuffle}
 
 
 def embed(embedder, images, batch_size: int = 256) -> np.ndarray:

@@ -1,0 +1,348 @@
+"""Pairs, triplets and balanced batches, drawn by index from labels or from pairs."""
+
+import warnings
+
+import numpy as np
+
+from kerasim.data.arrays import check_images, digest, find_copies
+from kerasim.data.batches import Batches
+from kerasim.data.folders import ImageFolder, as_float
+from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer, check_number
+
+
+class _Classes:
+    """Labels, sorted, so that partners are drawn by arithmetic and not by search."""
+
+    def __init__(self, labels, images=None, least=2, fewest=2):
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iuSUb":
+            raise ArgumentTypeError(
+                f"labels must be one integer or string per image, (n,). Received shape "
+                f"{labels.shape} of dtype {labels.dtype}: pass such as labels.reshape(-1)."
+            )
+        if images is not None and len(labels) != len(images):
+            raise ArgumentError(
+                f"labels has {len(labels)} rows, images has {len(images)}: pass one label per "
+                "image."
+            )
+        self.names, self.label, self.counts = np.unique(
+            labels, return_inverse=True, return_counts=True
+        )
+        if len(self.names) < least:
+            raise ArgumentError(
+                f"labels hold {len(self.names)} classes, {', '.join(map(str, self.names[:1]))}: "
+                f"{least} or more are needed. Add images of another class."
+            )
+        small = self.names[self.counts < fewest]
+        if len(small):
+            shown = ", ".join(map(repr, small[:10].tolist()))
+            raise ArgumentError(
+                f"labels hold {len(small)} classes of fewer than {fewest} images: {shown}. Add "
+                "images, or drop those classes."
+            )
+        self.order = np.argsort(self.label, kind="stable")
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.place = np.empty_like(self.order)  # of an image within its class
+        self.place[self.order] = np.arange(len(labels)) - self.starts[self.label[self.order]]
+
+    def alike(self, rows, rng):
+        """Draws for each image another one of its class."""
+        label = self.label[rows]
+        count = self.counts[label]
+        # 1 to count - 1 steps round a class never end where they began.
+        steps = self.place[rows] + rng.integers(1, count)
+        return self.order[self.starts[label] + steps % count]
+
+    def unlike(self, rows, rng):
+        """Draws for each image one of any other class."""
+        label = self.label[rows]
+        drawn = rng.integers(0, len(self.order) - self.counts[label])
+        return self.order[drawn + self.counts[label] * (drawn >= self.starts[label])]
+
+
+def _anchors(size, n, rng):
+    """Returns n rows: each image once, in a new order, before any comes again."""
+    return np.concatenate([rng.permutation(size) for _ in range(-(-n // size))])[:n]
+
+
+def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 0):
+    """Draws like and unlike pairs of images, by their positions.
+
+    Args:
+        labels: Integers or strings `(n_images,)`: two classes or more, each of two images or more.
+        n: Number of pairs; None for one for each image.
+        positive: Share of like pairs, 0 to 1, met exactly, to the nearest pair.
+        seed: The same seed draws the same pairs.
+
+    Returns:
+        `(left, right, same)`, each `(n,)`: two columns of positions, no image beside itself, and
+        float32 1 for a like pair, else 0.
+
+    Raises:
+        ArgumentError: If there is one class, or a class of one image; the message names it.
+    """
+    classes = _Classes(labels)
+    n = len(classes.label) if n is None else check_integer("n", n)
+    check_number("positive", positive, 0, 1)
+    return _draw_pairs(classes, n, positive, np.random.default_rng(check_integer("seed", seed, 0)))
+
+
+def _draw_pairs(classes, n, positive, rng):
+    left = _anchors(len(classes.label), n, rng)
+    same = rng.permutation(n) < round(positive * n)
+    right = np.where(same, classes.alike(left, rng), classes.unlike(left, rng))
+    return left, right, same.astype("float32")
+
+
+def draw_triplets(labels, n: int | None = None, seed: int = 0):
+    """Draws triplets of images, by their positions.
+
+    Args:
+        labels: As for `draw_pairs`.
+        n: Number of triplets; None for one for each image.
+        seed: The same seed draws the same triplets.
+
+    Returns:
+        `(anchor, positive, negative)`, each `(n,)` positions.
+
+    Raises:
+        ArgumentError: As for `draw_pairs`.
+    """
+    classes = _Classes(labels)
+    n = len(classes.label) if n is None else check_integer("n", n)
+    return _draw_triplets(classes, n, np.random.default_rng(check_integer("seed", seed, 0)))
+
+
+def _draw_triplets(classes, n, rng):
+    anchor = _anchors(len(classes.label), n, rng)
+    return anchor, classes.alike(anchor, rng), classes.unlike(anchor, rng)
+
+
+class _LabelledBatches(Batches):
+    """Batches drawn by class."""
+
+    def __init__(self, images, labels, batch_size, seed, n, fewest=2, **altered):
+        super().__init__(images, batch_size, seed, **altered)
+        self.labels = np.asarray(labels)
+        self.classes = _Classes(labels, self.images, fewest=fewest)
+        self.rows = len(self.images) if n is None else check_integer("n", n)
+        if not isinstance(self.images, ImageFolder):
+            copies = find_copies(self.images)
+            torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
+            if len(torn):
+                warnings.warn(
+                    f"{len(torn)} images are copies of another one with another label, the first "
+                    f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once.",
+                    stacklevel=3,
+                )
+
+    def settings(self) -> dict:
+        return {**super().settings(), "labels": digest(self.labels), "rows": self.rows}
+
+
+class PairBatches(_LabelledBatches):
+    """Batches of random like and unlike pairs, drawn anew each epoch.
+
+    A batch is `((left, right), same)`, for a model such as `models.siamese` gives: images
+    `(batch, height, width, channels)` twice, and `same` `(batch,)`, 1 for a like pair.
+
+    Args:
+        images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
+            `ImageFolder`.
+        labels: `(n_images,)`: two classes or more, each of two images or more.
+        positive: Share of like pairs.
+        batch_size: Pairs per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        n: Pairs per epoch; None for one for each image.
+        sigma, flip, shift: As for `ImageBatches`.
+
+    Raises:
+        ArgumentError: If there is one class, a class of one image, or not a label for each image.
+    """
+
+    def __init__(
+        self,
+        images,
+        labels,
+        positive: float = 0.5,
+        batch_size: int = 128,
+        seed: int = 0,
+        n: int | None = None,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(images, labels, batch_size, seed, n, sigma=sigma, flip=flip, shift=shift)
+        self.positive = check_number("positive", positive, 0, 1)
+
+    def _draw(self, rng):
+        return _draw_pairs(self.classes, self.rows, self.positive, rng)
+
+    def __getitem__(self, index: int):
+        (left, right, same), rng = self._batch(index)
+        return (self._take(left, rng), self._take(right, rng)), same
+
+    def settings(self) -> dict:
+        return {**super().settings(), "positive": self.positive}
+
+
+class TripletBatches(_LabelledBatches):
+    """Batches of random triplets, drawn anew each epoch, for a loss on labelled batches.
+
+    A batch is `(images, labels)`: the anchors, then their positives, then their negatives, so
+    that a plain embedder and `losses.TripletLoss` train on it; images `(3 batch, height, width,
+    channels)`, labels `(3 batch,)` int64. The loss forms all triplets of the batch.
+
+    Args:
+        images, labels, seed, sigma, flip, shift: As for `PairBatches`.
+        batch_size: Triplets per batch; the last batch may be smaller.
+        n: Triplets per epoch; None for one for each image.
+
+    Raises:
+        ArgumentError: As for `PairBatches`.
+    """
+
+    def __init__(
+        self,
+        images,
+        labels,
+        batch_size: int = 64,
+        seed: int = 0,
+        n: int | None = None,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(images, labels, batch_size, seed, n, sigma=sigma, flip=flip, shift=shift)
+
+    def _draw(self, rng):
+        return _draw_triplets(self.classes, self.rows, rng)
+
+    def __getitem__(self, index: int):
+        columns, rng = self._batch(index)
+        rows = np.concatenate(columns)
+        return self._take(rows, rng), self.classes.label[rows]
+
+
+class BalancedBatches(_LabelledBatches):
+    """Batches of `m` classes with `k` images of each, for a loss on labelled batches.
+
+    A batch is `(images, labels)`: images `(m k, height, width, channels)`, labels `(m k,)` int64:
+    positions in the sorted classes. Within a batch no image comes twice; a class shows all its
+    images before any comes again, but for a remainder of fewer than `k`.
+
+    Args:
+        images, labels, seed, sigma, flip, shift: As for `PairBatches`.
+        m: Classes per batch.
+        k: Images of each class, 2 or more.
+        batches: Per epoch; None for as many as hold the images once.
+
+    Raises:
+        ArgumentError: If there are fewer than `m` classes, or a class has fewer than `k` images.
+    """
+
+    def __init__(
+        self,
+        images,
+        labels,
+        m: int,
+        k: int,
+        seed: int = 0,
+        batches: int | None = None,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        m, k = check_integer("m", m, 2), check_integer("k", k, 2)
+        if batches is None:
+            batches = max(1, len(images) // (m * k))
+        n = check_integer("batches", batches) * m * k
+        super().__init__(images, labels, m * k, seed, n, k, sigma=sigma, flip=flip, shift=shift)
+        if m > len(self.classes.names):
+            raise ArgumentError(
+                f"m={m} classes per batch, labels hold {len(self.classes.names)}: pass as many or "
+                "fewer."
+            )
+        self.m, self.k = m, k
+
+    def _draw(self, rng):
+        batches, counts = self.rows // (self.m * self.k), self.classes.counts
+        chosen = rng.random((batches, len(counts))).argsort(axis=1)[:, : self.m]
+        rows = np.empty((batches, self.m, self.k), dtype="int64")
+        for label, (start, count) in enumerate(zip(self.classes.starts, counts, strict=True)):
+            here = chosen == label
+            whole = count // self.k
+            rounds = -(-here.sum() // whole)
+            places = rng.random((rounds, count)).argsort(axis=1)[:, : whole * self.k]
+            rows[here] = self.classes.order[start + places.reshape(-1, self.k)[: here.sum()]]
+        return (rows.reshape(-1),)
+
+    def __getitem__(self, index: int):
+        (rows,), rng = self._batch(index)
+        return self._take(rows, rng), self.classes.label[rows]
+
+    def settings(self) -> dict:
+        return {**super().settings(), "m": self.m, "k": self.k}
+
+
+class LabelledPairBatches(Batches):
+    """Batches of like pairs without classes: in a batch, other pairs are the negatives.
+
+    A batch is `((left, right), groups)`, for `models.siamese(embedder, distance=None)` with
+    `losses.PairSoftmaxLoss` or `losses.CosineTripletLoss`; `groups` is `(batch, 2)` float32.
+
+    Args:
+        left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        right: What is like each of them; as `left`.
+        groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
+            share one are never each other's negatives. None: each pair is a group of its own.
+        batch_size: Pairs per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        sigma, flip, shift: As for `ImageBatches`, drawn for each side.
+
+    Raises:
+        ArgumentError: If the sides have other lengths or shapes, or `groups` does not fit.
+    """
+
+    def __init__(
+        self,
+        left,
+        right,
+        groups=None,
+        batch_size: int = 128,
+        seed: int = 0,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(left, batch_size, seed, sigma, flip, shift)
+        self.right = check_images("right", right)
+        if self.right.shape != self.images.shape:
+            raise ArgumentError(
+                f"left has shape {self.images.shape}, right {self.right.shape}: pass one right "
+                "image for each left one, resized alike."
+            )
+        groups = np.arange(self.rows) if groups is None else np.asarray(groups)
+        if groups.shape not in ((self.rows,), (self.rows, 2)):
+            raise ArgumentError(
+                f"groups has shape {groups.shape}, left has {self.rows} images: pass one group for "
+                "each pair, (n,), or for each side, (n, 2)."
+            )
+        if groups.ndim == 1:
+            groups = np.stack([groups, groups], axis=1)
+        # Losses see float32, which tells integers apart up to 2**24.
+        numbers = np.unique(groups, return_inverse=True)[1]
+        self.groups = numbers.reshape(-1, 2).astype("float32")
+
+    def _draw(self, rng):
+        return (rng.permutation(self.rows),)
+
+    def __getitem__(self, index: int):
+        (rows,), rng = self._batch(index)
+        left = self._take(rows, rng)
+        right = self._noise(self._move(as_float(self.right[rows]), rng), rng)
+        return (left, right), self.groups[rows]
+
+    def settings(self) -> dict:
+        sides = {"right": digest(self.right), "groups": digest(self.groups)}
+        return {**super().settings(), **sides}
