@@ -79,11 +79,13 @@ def residual_autoencoder(
     widths: tuple[int, ...] = (48, 96, 192),
     blocks: int = 1,
     dense_width: int = 512,
+    activation: str = "silu",
     name: str = "residual_autoencoder",
 ) -> keras.Model:
     """Builds a stronger autoencoder: strided convolutions in and out, residual blocks inside.
 
-    There is no batch norm: the noise of its batch means would be noise on the code.
+    There is no batch norm: the noise of its batch means would be noise on the code. Smooth
+    activations learn faster here than ReLU.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
@@ -92,6 +94,7 @@ def residual_autoencoder(
         widths: Filters of each stage, from the image inwards; each stage halves the image.
         blocks: Residual blocks at the innermost stage, on the way in and on the way out.
         dense_width: Units of the dense layer on either side of the code.
+        activation: Of every layer but the code (linear) and the image (sigmoid).
         name: Name of the model.
 
     Returns:
@@ -113,24 +116,24 @@ def residual_autoencoder(
     images = keras.Input(image_shape, name="images")
     x = images
     for n, filters in enumerate(widths, start=1):
-        x = conv(x, filters, f"down{n}", strides=2)
+        x = conv(x, filters, f"down{n}", 2, activation)
     for block in range(1, blocks + 1):
-        x = residual_block(x, widths[-1], f"block{block}")
+        x = residual_block(x, widths[-1], f"block{block}", activation)
     inner_shape = x.shape[1:]
     x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(dense_width, activation="relu", name="dense")(x)
+    x = layers.Dense(dense_width, activation=activation, name="dense")(x)
     encoder = keras.Model(images, layers.Dense(latent_dim, name="codes")(x), name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
-    x = layers.Dense(dense_width, activation="relu", name="dense1")(codes)
-    x = layers.Dense(math.prod(inner_shape), activation="relu", name="dense2")(x)
+    x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
+    x = layers.Dense(math.prod(inner_shape), activation=activation, name="dense2")(x)
     x = layers.Reshape(inner_shape, name="reshape")(x)
     for block in range(1, blocks + 1):
-        x = residual_block(x, widths[-1], f"block{block}")
+        x = residual_block(x, widths[-1], f"block{block}", activation)
     for n, filters in reversed(list(enumerate((image_shape[2], *widths[:-1]), start=1))):
-        activation = "relu" if n > 1 else "sigmoid"
+        last = activation if n > 1 else "sigmoid"
         x = layers.Conv2DTranspose(
-            filters, 4, strides=2, padding="same", activation=activation, name=f"up{n}"
+            filters, 4, strides=2, padding="same", activation=last, name=f"up{n}"
         )(x)
     return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
 

@@ -55,8 +55,15 @@ def conv(x, filters: int, name: str, strides: int = 1, activation: str | None = 
     return layers.Conv2D(filters, size, strides, "same", activation=activation, name=name)(x)
 
 
-def residual_block(x, filters: int, name: str):
+def conv_norm(x, filters: int, name: str, padding: str = "same", activation: str | None = "relu"):
+    """A 3 x 3 convolution, batch norm, then the activation."""
+    x = layers.Conv2D(filters, 3, padding=padding, use_bias=False, name=name)(x)
+    x = layers.BatchNormalization(name=f"{name}_norm")(x)
+    return x if activation is None else layers.Activation(activation, name=f"{name}_act")(x)
+
+
+def residual_block(x, filters: int, name: str, activation: str = "relu"):
     """Two convolutions round a shortcut (He et al., 2016. https://arxiv.org/abs/1512.03385)."""
-    y = conv(x, filters, f"{name}_conv1")
+    y = conv(x, filters, f"{name}_conv1", activation=activation)
     y = conv(y, filters, f"{name}_conv2", activation=None)
-    return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))
+    return layers.Activation(activation, name=f"{name}_act")(layers.Add(name=f"{name}_add")([x, y]))

@@ -1,0 +1,88 @@
+"""Embedders side by side: two inputs through one, or one input through several."""
+
+import keras
+from keras import layers
+
+from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.layers import Distance
+
+
+def siamese(
+    embedder: keras.Model, distance: str | None = "euclidean", name: str = "siamese"
+) -> keras.Model:
+    """Builds a net that passes two images through one embedder, whose weights they share.
+
+    Args:
+        embedder: `keras.Model` from images to vectors; training the net trains it.
+        distance: "euclidean", "squared_euclidean" or "cosine"; None for the embeddings of both,
+            which `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` take.
+        name: Name of the model.
+
+    Returns:
+        Model from `[left, right]`, each `(batch, *image_shape)`, to their distances
+        `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`.
+
+    Raises:
+        ArgumentError: If the embedder does not map one image to one vector.
+
+    Reference:
+        Bromley et al., 1993; Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
+    """
+    shape = _image_shape("embedder", embedder)
+    left, right = keras.Input(shape, name="left"), keras.Input(shape, name="right")
+    vectors = [embedder(left), embedder(right)]
+    if distance is not None:
+        output = Distance(distance, name="distance")(vectors)
+    else:
+        dim = embedder.output_shape[-1]
+        output = layers.Reshape((2, dim), name="both")(layers.Concatenate()(vectors))
+    return keras.Model([left, right], output, name=name)
+
+
+def ensemble(embedders, name: str = "ensemble") -> keras.Model:
+    """Builds one embedder of several: their embeddings, each of unit length, side by side.
+
+    The cosine of two joint embeddings is the mean of the members' cosines.
+
+    Args:
+        embedders: Two models or more from images of one shape to vectors.
+        name: Name of the model.
+
+    Returns:
+        Model from images `(batch, *image_shape)` to `(batch, sum of dims)`. It shares the weights
+        of its members.
+
+    Raises:
+        ArgumentError: If there are fewer than two, or they take images of several shapes.
+    """
+    embedders = list(embedders)
+    if len(embedders) < 2:
+        raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
+    shapes = [_image_shape(f"embedders[{n}]", model) for n, model in enumerate(embedders)]
+    if len(set(shapes)) > 1:
+        raise ArgumentError(
+            f"embedders take images of several shapes, {shapes}: pass models of one shape."
+        )
+    images = keras.Input(shapes[0], name="images")
+    parts = []
+    for n, embedder in enumerate(embedders, start=1):
+        # Under a name of its own, for two members may have the same.
+        member = keras.Model(embedder.inputs[0], embedder.outputs[0], name=f"member{n}")
+        parts.append(layers.UnitNormalization(name=f"unit{n}")(member(images)))
+    return keras.Model(images, layers.Concatenate(name="embeddings")(parts), name=name)
+
+
+def _image_shape(name, embedder) -> tuple:
+    if not isinstance(embedder, keras.Model) or not embedder.built:
+        raise ArgumentTypeError(
+            f"{name} must be a built keras.Model. Received {type(embedder).__name__}: build one, "
+            "such as models.conv_embedder()."
+        )
+    given, taken = embedder.output_shape, embedder.input_shape
+    vectors = isinstance(given, tuple) and len(given) == 2
+    if not vectors or not isinstance(taken, tuple) or len(taken) != 4:
+        raise ArgumentError(
+            f"{name} must map images to vectors (n, dim). It maps {taken} to {given}: pass an "
+            'embedder or an encoder, such as model.get_layer("encoder").'
+        )
+    return taken[1:]
