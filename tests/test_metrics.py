@@ -1,0 +1,270 @@
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from kerasim import metrics
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+RNG = np.random.default_rng(0)
+QUERIES, GALLERY = RNG.standard_normal((20, 4)), RNG.standard_normal((30, 4))
+QUERY_LABELS, GALLERY_LABELS = RNG.integers(0, 5, 20), RNG.integers(0, 4, 30)
+
+# Printed by tests/peers/metrics.py: (metric, leave one out).
+REFERENCE = {
+    ("euclidean", False): (0.2500000, 0.3151042, 0.1642175, 0.5145833),
+    ("euclidean", True): (0.1500000, 0.1625000, 0.0989583, 0.3408748),
+    ("manhattan", False): (0.2500000, 0.3322917, 0.1880518, 0.5402244),
+    ("manhattan", True): (0.1500000, 0.1416667, 0.0958333, 0.3460913),
+    ("cosine", False): (0.3125000, 0.3166667, 0.1695263, 0.5437500),
+    ("cosine", True): (0.2000000, 0.1625000, 0.1086806, 0.3612569),
+}
+
+
+# psnr
+
+
+def test_psnr_is_that_worked_out_by_hand():
+    clean = np.zeros((2, 2, 2, 1), "float32")
+    noisy = clean + np.array([0.1, 0.01], "float32")[:, None, None, None]
+    np.testing.assert_allclose(metrics.psnr(noisy, clean), [20, 40], rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics.psnr(noisy * 255, clean, data_range=255), [20, 40], rtol=1e-6
+    )
+
+
+def test_psnr_of_equal_images_is_infinite():
+    images = RNG.random((3, 4, 4, 1))
+    assert (metrics.psnr(images, images) == np.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "reference", "said"),
+    [
+        (np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 3)), r"images \(2, 4, 4, 1\).*one shape"),
+        (np.zeros((4, 4, 1)), np.zeros((4, 4, 1)), "n, height, width, channels"),
+        (np.zeros((2, 4, 4, 1), "uint8"), np.zeros((2, 4, 4, 1)), "uint8.*must be float"),
+    ],
+)
+def test_psnr_refuses_what_it_cannot_compare(images, reference, said):
+    with pytest.raises(ArgumentError, match=said):
+        metrics.psnr(images, reference)
+
+
+@pytest.mark.parametrize("data_range", [0, -1, np.nan, "1", None])
+def test_psnr_refuses_a_range_that_is_none(data_range):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="data_range"):
+        metrics.psnr(np.zeros((1, 2, 2, 1)), np.ones((1, 2, 2, 1)), data_range)
+
+
+# retrieval
+
+
+@pytest.mark.parametrize("case", REFERENCE, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_retrieval_agrees_with_pytorch_metric_learning(case):
+    metric, alone = case
+    gallery = () if alone else (GALLERY, GALLERY_LABELS)
+    scores = metrics.retrieval(QUERIES, QUERY_LABELS, *gallery, metric=metric)
+    found = [scores[key] for key in ("recall@1", "r_precision", "map@r", "mrr")]
+    np.testing.assert_allclose(found, REFERENCE[case], rtol=1e-5)
+
+
+def test_scores_are_those_worked_out_by_hand():
+    gallery, labels = np.array([[1.0], [2], [3], [4], [5]]), np.array([1, 0, 0, 1, 0])
+    scores = metrics.retrieval([[0.0]], [0], gallery, labels, "euclidean", ks=(1, 2, 4))
+    expected = {
+        **{"recall@1": 0, "recall@2": 1, "recall@4": 1},
+        **{"precision@1": 0, "precision@2": 1 / 2, "precision@4": 2 / 4},
+        **{"r_precision": 2 / 3, "map@r": (1 / 2 + 2 / 3) / 3, "mrr": 1 / 2, "left_out": 0},
+    }
+    assert scores == pytest.approx(expected)
+
+
+def test_the_first_hit_may_lie_deeper_than_any_other_score_looks():
+    gallery = np.arange(1.0, 101)[:, None]
+    labels = np.array([1] * 70 + [0] + [1] * 29)
+    scores = metrics.retrieval([[0.0]], [0], gallery, labels, "euclidean", ks=(1,))
+    assert scores["mrr"] == 1 / 71 and scores["r_precision"] == 0
+
+
+def test_equal_distances_are_ordered_by_position():
+    gallery = np.ones((50, 2))
+    for first in (0, 1):
+        labels = np.array([first, 1 - first] * 25)
+        scores = metrics.retrieval(np.ones((1, 2)), [0], gallery, labels, ks=(1, 3))
+        assert scores["recall@1"] == 1 - first and scores["precision@3"] == pytest.approx(
+            (2 - first) / 3
+        )
+
+
+def test_a_class_of_one_image_is_left_out_and_counted():
+    labels = np.array([0, 0, 1, 2, 2, 3])
+    scores = metrics.retrieval(RNG.standard_normal((6, 3)), labels, ks=(1,), per_query=True)
+    assert scores["left_out"] == 2
+    for key in ("recall@1", "precision@1", "r_precision", "map@r", "mrr"):
+        np.testing.assert_array_equal(np.isnan(scores[key]), [0, 0, 1, 0, 0, 1])
+
+
+def test_means_are_over_the_scores_of_each_query():
+    given = QUERIES, QUERY_LABELS, GALLERY, GALLERY_LABELS
+    means, each = metrics.retrieval(*given), metrics.retrieval(*given, per_query=True)
+    for key in set(means) - {"left_out"}:
+        assert each[key].shape == (20,) and means[key] == np.nanmean(each[key])
+
+
+def test_the_size_of_a_block_does_not_matter():
+    from sklearn import config_context
+
+    x, labels = RNG.standard_normal((3000, 3)), RNG.integers(0, 7, 3000)
+    whole = metrics.retrieval(x, labels, per_query=True)
+    one = metrics.retrieval(x[:1], labels[:1], x[1:], labels[1:], per_query=True)
+    for key in ("precision@10", "map@r", "mrr"):
+        np.testing.assert_allclose(whole[key][0], one[key][0], rtol=1e-12)
+    with config_context(working_memory=1):
+        assert metrics.retrieval(x, labels)["map@r"] == pytest.approx(np.mean(whole["map@r"]))
+
+
+def test_labels_may_be_strings():
+    names = np.array(list("abcde"))
+    assert metrics.retrieval(QUERIES, names[QUERY_LABELS]) == metrics.retrieval(
+        QUERIES, QUERY_LABELS
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"query_labels": np.zeros(19)}, r"query_labels has shape \(19,\), queries has 20 rows"),
+        ({"gallery_labels": None}, r"gallery_labels has shape \(\), gallery has 30 rows"),
+        ({"gallery": None}, "gallery_labels came without gallery"),
+        ({"gallery": GALLERY[:, :3]}, r"gallery must be an array \(n, 4\)"),
+        ({"queries": np.full((20, 4), np.nan)}, "queries holds NaN"),
+        ({"gallery": GALLERY * 0}, "gallery holds only zeros.* 30 of 30 rows"),
+        ({"metric": "l2"}, "metric='l2'.*'euclidean', 'manhattan', 'cosine'"),
+        ({"ks": (0,)}, "each of ks=0"),
+        ({"ks": (31,)}, "each of ks=31.* 1 to 30"),
+        ({"query_labels": np.full(20, 9)}, "No query has an image of its class"),
+    ],
+)
+def test_retrieval_refuses_by_name(change, said):
+    given = {
+        "queries": QUERIES,
+        "query_labels": QUERY_LABELS,
+        "gallery": GALLERY,
+        "gallery_labels": GALLERY_LABELS,
+    }
+    with pytest.raises(ArgumentError, match=said):
+        metrics.retrieval(**{**given, **change})
+
+
+# interval
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_values():
+    values = RNG.standard_normal(2000)
+    low, high = metrics.interval(values)
+    half = 1.96 * values.std() / np.sqrt(2000)
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.01)
+    assert metrics.interval(values) == (low, high) != metrics.interval(values, seed=1)
+
+
+def test_the_interval_leaves_out_what_is_not_a_number():
+    values = RNG.random(50)
+    assert metrics.interval([*values, np.nan]) == metrics.interval(values)
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan], np.zeros((3, 2))])
+def test_an_interval_needs_two_values(values):
+    with pytest.raises(ArgumentError, match="values holds .* two or more"):
+        metrics.interval(values)
+
+
+# verification
+
+
+def pairs_of(n=500, apart=1.0):
+    same = RNG.integers(0, 2, n)
+    return RNG.standard_normal(n) + apart * (1 - same), same
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn():
+    distances, same = pairs_of()
+    found = metrics.verification(distances, same)
+    assert found.auc == pytest.approx(roc_auc_score(same, -distances))
+    assert found.fpr[0] == found.tpr[0] == 0 and found.fpr[-1] == found.tpr[-1] == 1
+
+
+def test_rates_are_those_worked_out_by_hand():
+    found = metrics.verification([0.1, 0.2, 0.3, 0.4, 0.5], [1, 1, 0, 1, 0])
+    assert found.at(0.25) == pytest.approx({"far": 0, "frr": 1 / 3, "accuracy": 5 / 6})
+    assert found.at(0.3) == pytest.approx({"far": 1 / 2, "frr": 1 / 3, "accuracy": 7 / 12})
+    assert found.at(0.4)["frr"] == found.at(99)["frr"] == 0
+    assert found.at(-5) == {"far": 0, "frr": 1, "accuracy": 1 / 2}
+    assert found.eer == pytest.approx(1 / 3) and found.auc == pytest.approx(5 / 6)
+
+
+def test_rates_at_any_threshold_are_counts():
+    distances, same = pairs_of()
+    found = metrics.verification(distances, same)
+    for threshold in RNG.uniform(-2, 3, 50):
+        rates = found.at(threshold)
+        accepted = distances <= threshold
+        assert rates["far"] == pytest.approx(accepted[same == 0].mean())
+        assert rates["frr"] == pytest.approx(1 - accepted[same == 1].mean())
+
+
+@pytest.mark.parametrize("far", [0.0, 0.01, 0.1, 0.5, 1.0])
+def test_a_threshold_accepts_no_more_unlike_pairs_than_allowed_and_is_the_largest_such(far):
+    distances, same = pairs_of()
+    found = metrics.verification(distances, same)
+    threshold = found.threshold(far)
+    assert found.at(threshold)["far"] <= far
+    if far < 1:
+        assert found.at(np.nextafter(threshold, np.inf))["far"] > far
+
+
+def test_at_the_equal_error_rate_both_errors_are_equal():
+    distances, same = pairs_of(20_000)
+    found = metrics.verification(distances, same)
+    rates = found.at(found.eer_threshold)
+    assert rates["far"] == pytest.approx(found.eer, abs=1e-3)
+    assert rates["frr"] == pytest.approx(found.eer, abs=1e-3)
+
+
+def test_perfect_and_worthless_distances_have_the_rates_they_deserve():
+    same = np.array([1, 1, 0, 0])
+    perfect = metrics.verification([0, 0.1, 1, 2], same)
+    assert (perfect.auc, perfect.eer) == (1, 0)
+    assert perfect.at(perfect.eer_threshold)["accuracy"] == 1
+    constant = metrics.verification([1, 1, 1, 1], same)
+    assert (constant.auc, constant.eer) == (0.5, 0.5)
+
+
+def test_the_share_of_like_pairs_changes_no_rate():
+    distances, same = pairs_of()
+    often = np.repeat(np.arange(500), np.where(same == 1, 3, 1))
+    one, other = (
+        metrics.verification(distances, same),
+        metrics.verification(distances[often], same[often]),
+    )
+    assert one.eer == pytest.approx(other.eer) and one.auc == pytest.approx(other.auc)
+
+
+@pytest.mark.parametrize(
+    ("distances", "same", "said"),
+    [
+        ([0.1, 0.2], [1], "distances holds 2 pairs, same 1"),
+        ([0.1, 0.2], [1, 1], "same holds the values .*1"),
+        ([0.1, 0.2], [0.5, 1], "same holds the values"),
+        ([0.1, np.nan], [0, 1], "distances holds NaN or infinity in 1 of 2 rows: 1"),
+        ([], [], "same holds the values"),
+    ],
+)
+def test_verification_refuses_by_name(distances, same, said):
+    with pytest.raises(ArgumentError, match=said):
+        metrics.verification(distances, same)
+
+
+@pytest.mark.parametrize("far", [-0.1, 1.1, np.nan, "low", None])
+def test_an_error_rate_that_is_none_is_refused(far):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="far"):
+        metrics.verification([0.1, 0.2], [1, 0]).threshold(far)
