@@ -9,8 +9,11 @@ from kerasim.data import as_float, check_images
 from kerasim.errors import ArgumentError, check_integer, check_vectors
 
 # Okabe & Ito (2008), told apart by colour-blind readers, then by marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#8C6D1F", "#999999", "#5D3A9B"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 
 
 def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
@@ -197,7 +200,8 @@ def latent_map(
     else:
         handles = []
         for n, label in enumerate(classes):
-            colour, marker = COLOURS[n % len(COLOURS)], MARKERS[(n + n // 8) % len(MARKERS)]
+            colour = COLOURS[n % len(COLOURS)]
+            marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
             rows = coordinates[labels == label]
             handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
         legend = ax.legend(

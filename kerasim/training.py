@@ -1,14 +1,16 @@
 """Fits what it is handed: progress, history, and a resume that is exact."""
 
+import functools
 import json
 import re
 import time
+import warnings
 
 import keras
 import numpy as np
 import pandas as pd
 
-from kerasim import artifacts
+from kerasim import artifacts, data, metrics
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -140,6 +142,108 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     weights = {key: array for key, array in arrays.items() if key.startswith("model/")}
     _assign(path, [("model", model.variables)], weights)
     return pd.DataFrame(info["history"])
+
+
+class RetrievalCallback(keras.callbacks.Callback):
+    """Puts retrieval figures into the log and history of `fit`, beside those without training.
+
+    After each epoch the log gets `val_recall@1`, `val_precision@k` (see `metrics.retrieval`) and
+    `pair_cosine`, the mean cosine of two different images, which is near 1 when all images are
+    embedded at one place. Each score comes with that of the embedder before training
+    (`untrained_<score>`) and of the raw pixels by Euclidean distance (`pixels_<score>`).
+
+    It warns, once each, of a mean cosine above 0.98 and, from the second epoch on, of a
+    precision below that of the pixels or of the untrained embedder.
+
+    Args:
+        embedder: Model from images to vectors, part of the one that is trained.
+        images: Held-out images `(n, height, width, channels)`, each a query.
+        labels: `(n,)`.
+        gallery: Images to search, such as training ones; None for the other held-out ones.
+        gallery_labels: Their labels.
+        metric: "euclidean", "manhattan" or "cosine".
+        k: Of the precision.
+    """
+
+    def __init__(
+        self,
+        embedder,
+        images,
+        labels,
+        gallery=None,
+        gallery_labels=None,
+        metric: str = "cosine",
+        k: int = 10,
+    ):
+        super().__init__()
+        self.embedder, self.images, self.labels = embedder, images, np.asarray(labels)
+        self.gallery, self.gallery_labels = gallery, gallery_labels
+        self.metric, self.k = metric, check_integer("k", k)
+        self.warned = ""
+
+    def on_train_begin(self, logs=None):
+        # Plain numbers by name: `fit` saves them, and a resumed run keeps the first ones.
+        pixels = self._score(_flat, "euclidean")  # a black image has no cosine
+        for start, figures in (("pixels", pixels), ("untrained", self._score())):
+            for key in self._keys:
+                setattr(self, f"{start}_{key}", figures[key])
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        figures = self._score()
+        for key in self._keys:
+            logs[f"val_{key}"] = figures[key]
+            for start in ("untrained", "pixels"):
+                logs[f"{start}_{key}"] = getattr(self, f"{start}_{key}")
+        logs["pair_cosine"] = figures["pair_cosine"]
+        if figures["pair_cosine"] > 0.98:
+            self._warn(
+                "collapse",
+                f"The mean cosine of two different images is {figures['pair_cosine']:.3f}: the "
+                "embedder puts all images at one place. Lower the learning rate, or mine all "
+                "triplets instead of hard ones.",
+            )
+        key = f"precision@{self.k}"
+        for start in ("untrained", "pixels"):
+            before = getattr(self, f"{start}_{key}")
+            if epoch and figures[key] < before:
+                self._warn(
+                    start,
+                    f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f} of "
+                    f"the {start if start == 'pixels' else 'untrained embedder'}: check labels, "
+                    "learning rate and preprocessing.",
+                )
+
+    @property
+    def _keys(self):
+        return "recall@1", f"precision@{self.k}"
+
+    def _score(self, embed=None, metric=None) -> dict:
+        embed = embed or functools.partial(data.embed, self.embedder)
+        queries = embed(self.images)
+        gallery = None if self.gallery is None else embed(self.gallery)
+        scores = metrics.retrieval(
+            queries,
+            self.labels,
+            gallery,
+            self.gallery_labels,
+            metric or self.metric,
+            sorted({1, self.k}),
+        )
+        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
+        directions = queries / np.maximum(lengths, 1e-12)
+        n = len(queries)
+        mean = (np.square(directions.sum(axis=0, dtype="float64")).sum() - n) / (n * (n - 1))
+        return {**scores, "pair_cosine": float(mean)}
+
+    def _warn(self, what, text):
+        if what not in self.warned.split():
+            self.warned += f" {what}"
+            warnings.warn(text, stacklevel=2)
+
+
+def _flat(images):
+    return data.as_float(data.check_images("images", images)[:]).reshape(len(images), -1)
 
 
 class _Run(keras.callbacks.Callback):

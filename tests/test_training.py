@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import keras
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kerasim import artifacts, training
+from kerasim import artifacts, data, metrics, training
 from kerasim.data import ImageBatches
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
@@ -629,3 +630,81 @@ def test_the_settings_of_a_run_are_plain_json(once):
 
 if __name__ == "__main__":  # the process that is killed
     train_slowly(sys.argv[1])
+
+
+# RetrievalCallback
+
+
+def classes_of_stripes(n=60):
+    """Images of any brightness whose class is a faint stripe: hard by pixels, easy to learn."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 3
+    images = rng.uniform(0, 0.8, (n, 1, 1, 1)) + 0.01 * rng.random((n, 6, 6, 1))
+    images[np.arange(n), labels * 2] += 0.15
+    return images.astype("float32"), labels
+
+
+def net_and_callback(**settings):
+    keras.utils.set_random_seed(0)
+    images, labels = classes_of_stripes()
+    x = keras.Input((6, 6, 1))
+    embedder = keras.Model(x, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+    net = keras.Sequential([embedder, keras.layers.Activation("softmax")])
+    net.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
+    callback = training.RetrievalCallback(embedder, images, labels, metric="euclidean", **settings)
+    return net, callback, ImageBatches(images, labels, batch_size=10)
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_retrieval_figures_stand_in_the_history_beside_their_baselines(tmp_path):
+    net, callback, batches = net_and_callback(k=5)
+    history = training.fit(net, batches, 3, tmp_path / "run", callbacks=[callback], verbose=0)
+    images, labels = classes_of_stripes()
+    now = metrics.retrieval(
+        data.embed(callback.embedder, images), labels, metric="euclidean", ks=(1, 5)
+    )
+    raw = metrics.retrieval(images.reshape(60, -1), labels, metric="euclidean", ks=(1, 5))
+    for key in ("recall@1", "precision@5"):
+        assert history[f"val_{key}"].iloc[-1] == pytest.approx(now[key])
+        np.testing.assert_allclose(history[f"pixels_{key}"], raw[key])
+        assert history[f"untrained_{key}"].nunique() == 1
+    assert history["pair_cosine"].between(-1, 1).all()
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_a_resumed_run_keeps_the_figures_of_the_untrained_embedder(tmp_path):
+    for epochs in (2, 4):
+        net, callback, batches = net_and_callback()
+        history = training.fit(
+            net, batches, epochs, tmp_path / "run", callbacks=[callback], verbose=0
+        )
+    straight, callback, batches = net_and_callback()
+    expected = training.fit(
+        straight, batches, 4, tmp_path / "other", callbacks=[callback], verbose=0
+    )
+    columns = [name for name in expected.columns if name != "seconds"]
+    np.testing.assert_array_equal(history[columns], expected[columns])
+
+
+def test_a_collapsed_embedder_is_reported(tmp_path):
+    net, callback, batches = net_and_callback()
+    callback.embedder.layers[-1].set_weights([np.zeros((36, 3)), np.ones(3)])
+    net.optimizer.learning_rate = 0.0
+    with pytest.warns(UserWarning, match="mean cosine of two different images is 1.000"):
+        training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
+
+
+def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
+    net, callback, batches = net_and_callback()
+    rng = np.random.default_rng(0)
+    batches.targets = rng.permutation(batches.targets)  # nothing to learn
+    net.optimizer.learning_rate = 3.0
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training.fit(net, batches, 4, tmp_path / "run", callbacks=[callback], verbose=0)
+    said = [str(w.message) for w in caught if "precision@10 is" in str(w.message)]
+    assert [text.split("of the ")[1].split(":")[0] for text in said] in (
+        ["pixels"],
+        ["untrained embedder"],
+        ["untrained embedder", "pixels"],
+    )
