@@ -146,6 +146,70 @@ def latent_distribution(codes, ax=None, title: str = ""):
     return ax
 
 
+def distance_distribution(distances, same, threshold: float | None = None, ax=None):
+    """Draws how the distances of like and of unlike pairs are distributed, each to area 1.
+
+    Args:
+        distances: `(n,)` or `(n, 1)`.
+        same: As many: 1 or True for a like pair, else 0.
+        threshold: Where to draw a line, such as the greatest distance that is accepted.
+        ax: Axes to draw on; None for new ones.
+
+    Returns:
+        The axes.
+    """
+    distances = check_vectors("distances", np.reshape(distances, (-1, 1)), rows=2)[:, 0]
+    same = np.reshape(same, -1).astype(bool)
+    if len(same) != len(distances):
+        raise ArgumentError(
+            f"distances holds {len(distances)} pairs, same {len(same)}: pass one for each."
+        )
+    ax = _axes(ax, (6, 3))
+    edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
+    for kind, chosen, colour, hatch in (
+        ("like", distances[same], COLOURS[0], "///"),
+        ("unlike", distances[~same], COLOURS[1], "..."),
+    ):
+        style = {"color": colour, "alpha": 0.35, "edgecolor": colour, "hatch": hatch}
+        name = f"{kind} ({len(chosen):,} pairs)"
+        if len(chosen):
+            ax.hist(chosen, edges, density=True, histtype="stepfilled", label=name, **style)
+    if threshold is not None:
+        ax.axvline(threshold, color="black", ls="--", label=f"threshold {threshold:.3g}")
+    ax.set(xlabel="distance", ylabel="density", yticks=[])
+    ax.legend(frameon=False)
+    return ax
+
+
+def roc(verification, ax=None, label: str = "", log: bool = False):
+    """Draws the share of like pairs accepted over that of unlike ones, and the equal error rate.
+
+    Args:
+        verification: What `metrics.verification` returns.
+        ax: Axes to draw on, others' curves on it included; None for new ones.
+        label: Name of the curve; its area and equal error rate are added.
+        log: Logarithmic share of unlike pairs, to see what few errors cost.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax, (4, 4))
+    colour = COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]
+    figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
+    name = f"{label}: {figures}" if label else figures
+    # A picture has some hundred pixels; a curve may have millions of corners.
+    corners = np.unique(np.linspace(0, len(verification.fpr) - 1, 2_000).astype(int))
+    ax.plot(verification.fpr[corners], verification.tpr[corners], color=colour, label=name)
+    ax.plot(verification.eer, 1 - verification.eer, "o", color=colour)
+    ax.set(xlabel="unlike pairs accepted", ylabel="like pairs accepted")
+    if log:
+        ax.set_xscale("log")
+    ax.grid(alpha=0.3)
+    for text in ax.legend(frameon=False, fontsize=8, loc="lower right").get_texts():
+        text.set_parse_math(False)
+    return ax
+
+
 def latent_map(
     coordinates,
     labels=None,

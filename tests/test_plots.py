@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kerasim import plots
+from kerasim import metrics, plots
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
@@ -57,6 +57,11 @@ def small_model():
     return keras.Model(x, keras.layers.Dense(2, name="codes")(keras.layers.Flatten()(y)))
 
 
+def pairs(n=200):
+    same = np.arange(n) % 2
+    return np.random.default_rng(0).random(n) + 0.5 * (1 - same), same
+
+
 ON_AXES = {
     "history": lambda ax: plots.history(frame(), ax=ax),
     "history, logarithmic": lambda ax: plots.history(frame(), ["loss", "psnr"], ax=ax, log=True),
@@ -65,6 +70,8 @@ ON_AXES = {
     "latent_map, labels": lambda ax: plots.latent_map(points(), np.arange(30) % 3, ax=ax),
     "latent_map, images": lambda ax: plots.latent_map(points(), images=images(30), ax=ax),
     "network": lambda ax: plots.network(small_model(), ax=ax),
+    "distance_distribution": lambda ax: plots.distance_distribution(*pairs(), ax=ax),
+    "roc": lambda ax: plots.roc(metrics.verification(*pairs()), ax=ax),
 }
 
 FIGURES = {
@@ -155,6 +162,29 @@ def test_the_quality_of_a_denoiser_stands_beside_its_rows():
     figure = plots.denoising(*[images(2)] * 3, psnr=(20.123, 25))
     names = [ax.get_ylabel() for ax in figure.axes[::2]]
     assert names == ["noisy\n20.1 dB", "denoised\n25.0 dB", "clean"]
+
+
+def test_distances_of_like_and_unlike_pairs_are_drawn_apart_with_the_threshold():
+    distances, same = pairs()
+    ax = plots.distance_distribution(distances[:, None], same[:, None], threshold=0.75)
+    names = [text.get_text() for text in ax.get_legend().texts]
+    assert names == ["like (100 pairs)", "unlike (100 pairs)", "threshold 0.75"]
+    like, unlike = (patch.get_path().vertices for patch in ax.patches)
+    assert like[:, 0].max() <= distances.max() + 1e-6
+    heights = np.histogram(distances[same == 1], np.unique(like[:, 0]), density=True)[0]
+    assert like[:, 1].max() == pytest.approx(heights.max())
+
+
+def test_curves_of_several_models_share_axes_and_name_their_figures():
+    found = metrics.verification(*pairs())
+    ax = plots.roc(found, label="first")
+    assert plots.roc(found, ax=ax, label="second", log=True) is ax
+    names = [text.get_text() for text in ax.get_legend().texts]
+    figures = f"AUC {found.auc:.4f}, EER {100 * found.eer:.2f} %"
+    assert names == [f"first: {figures}", f"second: {figures}"]
+    colours = [line.get_color() for line in ax.lines]
+    assert colours == [*plots.COLOURS[:1] * 2, *plots.COLOURS[1:2] * 2]
+    assert ax.get_xscale() == "log"
 
 
 def test_neighbours_show_their_distance_and_whether_they_are_of_the_class():
@@ -307,6 +337,8 @@ REFUSED = {
     "two channels": lambda: plots.image_grid(GRID[..., :2]),
     "too few titles": lambda: plots.image_grid(GRID, titles=["a"]),
     "no columns": lambda: plots.image_grid(GRID, columns=0),
+    "a pair without its label": lambda: plots.distance_distribution([0.1, 0.2], [1]),
+    "a distance that is none": lambda: plots.distance_distribution([0.1, np.nan], [1, 0]),
     "rows of two shapes": lambda: plots.reconstructions(GRID, GRID[:2]),
     "no name for a row": lambda: plots.reconstructions(GRID, GRID, GRID),
     "NaN in reconstructions": lambda: plots.reconstructions(GRID, with_value(GRID, np.nan)),
