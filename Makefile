@@ -18,7 +18,7 @@ endif
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
-	$(BIN)/python -m notebooks runs/demo --dataset digits --epochs 8
+	$(BIN)/python -m notebooks runs/demo --dataset digits --epochs 4
 
 # Style, types, unit tests, fault tests and each notebook with one epoch.
 test: lint

@@ -3,13 +3,13 @@
 import keras
 from keras import layers, ops
 
-from kerasim.errors import check_choice, check_integer
+from kerasim.errors import ArgumentError, check_choice, check_integer
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 
 
 def unit(x, axis: int = -1):
-    """Scales vectors to length 1; a zero vector stays zero, with a finite gradient."""
+    """Scales vectors to length 1; those shorter than 1e-6 stay short, with a finite gradient."""
     squares = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.rsqrt(ops.maximum(squares, 1e-12))
 
@@ -25,7 +25,7 @@ class Distance(layers.Layer):
     """The distance of two batches of vectors, row by row.
 
     Takes a list of two tensors `(batch, dim)` and gives `(batch, 1)`. The gradient is finite
-    where the two are equal, and where one is zero.
+    where the two are equal, and where one is zero. Computes in float32, under any dtype policy.
 
     Args:
         metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity, 0 to 2).
@@ -34,8 +34,16 @@ class Distance(layers.Layer):
 
     def __init__(self, metric: str = "euclidean", **kwargs):
         check_choice("metric", metric, DISTANCES)
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.metric = metric
+
+    def build(self, input_shape):
+        left, right = input_shape
+        if left[-1] != right[-1]:
+            raise ArgumentError(
+                f"The two vectors have {left[-1]} and {right[-1]} numbers: pass embeddings of one "
+                "model."
+            )
 
     def call(self, inputs):
         left, right = inputs
@@ -59,7 +67,8 @@ class CosineClassifier(layers.Layer):
     """The cosine of each vector with a learnt direction for each class, for `ArcFaceLoss`.
 
     Takes `(batch, dim)` and gives `(batch, num_classes)` in [-1, 1]. Train
-    `keras.Sequential([embedder, CosineClassifier(10)])`, then keep the embedder.
+    `keras.Sequential([embedder, CosineClassifier(10)])`, then keep the embedder. Computes in
+    float32, under any dtype policy.
 
     Args:
         num_classes: Number of classes.
@@ -71,7 +80,7 @@ class CosineClassifier(layers.Layer):
 
     def __init__(self, num_classes: int, **kwargs):
         num_classes = check_integer("num_classes", num_classes)
-        super().__init__(**kwargs)
+        super().__init__(**{"dtype": "float32", **kwargs})
         self.num_classes = num_classes
 
     def build(self, input_shape):

@@ -1,16 +1,19 @@
 """Losses on pairs, triplets and labelled batches.
 
 Losses on labelled batches compare all images of a batch with one another: `y_true` holds the
-labels, `(batch,)` or `(batch, 1)`, `y_pred` the embeddings, `(batch, dim)`. A batch that holds no
-valid pair or triplet costs 0, with a gradient of 0; `EmptyBatches` counts them.
+labels, integers below 2**24 (Keras hands them on as float32), `(batch,)` or `(batch, 1)`; `y_pred`
+the embeddings, `(batch, dim)`. The loss is one number for the batch: weights of single images mean
+nothing to it. A batch that holds no valid pair or triplet costs 0, with a gradient of 0;
+`EmptyBatches` counts them.
 """
 
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
-from kerasim.errors import check_choice, check_number
+from kerasim.errors import ArgumentError, ArgumentTypeError, check_choice, check_number
 from kerasim.layers import DISTANCES, root, unit
 
 _MINING = ("all", "semi_hard", "hard")
@@ -66,6 +69,10 @@ class _TripletLoss(keras.Loss):
         super().__init__(name=name, **kwargs)
         check_choice("mining", mining, _MINING)
         self.margin, self.mining = check_number("margin", margin, 0), mining
+        if mining == "semi_hard" and not self.margin:
+            raise ArgumentError(
+                'margin=0 leaves no triplet with mining="semi_hard": pass a margin above 0.'
+            )
 
     def call(self, y_true, y_pred):
         costs, kept = self._triplets(y_true, y_pred)
@@ -154,7 +161,8 @@ class CosineTripletLoss(_TripletLoss):
 
     def _triplets(self, y_true, y_pred):
         distances = 1 - _left_by_right(y_pred)
-        return self._mine(ops.diagonal(distances)[:, None], distances, _other_groups(y_true))
+        others = _other_groups(y_true, y_pred)
+        return self._mine(ops.diagonal(distances)[:, None], distances, others)
 
 
 class _SoftmaxLoss(keras.Loss):
@@ -192,12 +200,13 @@ class PairSoftmaxLoss(_SoftmaxLoss):
     def call(self, y_true, y_pred):
         logits = _left_by_right(y_pred) / self.temperature
         own = ops.eye(ops.shape(logits)[0], dtype="bool")
-        total = ops.logsumexp(ops.where(own | _other_groups(y_true), logits, _FAR), axis=1)
+        others = _other_groups(y_true, y_pred)
+        total = ops.logsumexp(ops.where(own | others, logits, _FAR), axis=1)
         return ops.mean(total - ops.diagonal(logits))
 
     def count_valid(self, y_true, y_pred):
         """Returns the number of pairs and negatives that count in a batch."""
-        return _count(_other_groups(y_true))
+        return _count(_other_groups(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -206,7 +215,7 @@ class AngularLoss(keras.Loss):
 
     With embeddings scaled to unit length, mean over ordered pairs (a, p) of one label of
     `log(1 + sum over n of exp(4 tan(angle)**2 (a + p) n - 2 (1 + tan(angle)**2) a p))`, n of
-    other labels.
+    other labels. Memory grows with the cube of the batch, as for `TripletLoss`.
 
     Args:
         angle: In degrees, above 0 and below 90.
@@ -232,8 +241,7 @@ class AngularLoss(keras.Loss):
 
     def count_valid(self, y_true, y_pred):
         """Returns the number of pairs of one label, with a negative, in a batch."""
-        alike, unlike = _masks(y_true)
-        return _count(alike & ops.any(unlike, axis=1, keepdims=True))
+        return _count_with_negative(y_true)
 
     def get_config(self):
         return {**super().get_config(), "angle": self.angle}
@@ -345,8 +353,8 @@ class NTXentLoss(_SoftmaxLoss):
         return ops.sum(ops.where(alike, costs, 0.0)) / ops.maximum(_count(alike), 1.0)
 
     def count_valid(self, y_true, y_pred):
-        """Returns the number of pairs of one label in a batch."""
-        return _count(_masks(y_true)[0])
+        """Returns the number of pairs of one label, with a negative, in a batch."""
+        return _count_with_negative(y_true)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -358,7 +366,8 @@ class ArcFaceLoss(keras.Loss):
     where the cosine would rise again, `cos(t) - margin sin(margin)` stands in its place.
 
     `y_true` holds labels, `(batch,)` or `(batch, 1)`, integers from 0; `y_pred` the cosines,
-    `(batch, classes)`, from `layers.CosineClassifier`.
+    `(batch, classes)`, from `layers.CosineClassifier`. A label that is no class costs NaN, at
+    which `training.fit` stops.
 
     Args:
         margin: In radians.
@@ -384,17 +393,19 @@ class ArcFaceLoss(keras.Loss):
         past = cosine - self.margin * math.sin(self.margin)
         wider = ops.where(cosine >= -math.cos(self.margin), wider, past)
         logits = self.scale * (own * wider + (1 - own) * cosine)
-        return ops.logsumexp(logits, axis=-1) - ops.sum(own * logits, axis=-1)
+        costs = ops.logsumexp(logits, axis=-1) - ops.sum(own * logits, axis=-1)
+        return ops.where(ops.sum(own, axis=-1) > 0, costs, np.nan)
 
     def get_config(self):
         return {**super().get_config(), "margin": self.margin, "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class EmptyBatches(keras.Metric):
+class EmptyBatches(keras.metrics.Sum):
     """Counts the batches of an epoch in which a loss found no valid pair or triplet.
 
-    Pass it to `compile` as a metric, and `fit` logs it as "empty_batches".
+    Pass it to `compile` as a metric, and `fit` logs it as "empty_batches". What the loss compares
+    is computed once more for it.
 
     Args:
         loss: A loss of this module that compares the images of a batch.
@@ -404,15 +415,17 @@ class EmptyBatches(keras.Metric):
     def __init__(self, loss, name="empty_batches", **kwargs):
         super().__init__(name=name, **kwargs)
         self.loss = keras.losses.get(loss)
-        self.count = self.add_variable((), "zeros", name="count")
+        if not hasattr(self.loss, "count_valid"):
+            raise ArgumentTypeError(
+                f"loss must compare the images of a batch. Received {loss!r}: pass such as "
+                "losses.TripletLoss()."
+            )
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        y_true = ops.convert_to_tensor(y_true)
-        empty = self.loss.count_valid(y_true, ops.cast(y_pred, "float32")) == 0
-        self.count.assign_add(ops.cast(empty, self.count.dtype))
-
-    def result(self):
-        return self.count
+        count = self.loss.count_valid(
+            ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred, "float32")
+        )
+        super().update_state(count == 0)
 
     def get_config(self):
         return {**super().get_config(), "loss": keras.losses.serialize(self.loss)}
@@ -425,15 +438,20 @@ def _masks(y_true):
     return same & ~ops.eye(ops.shape(labels)[0], dtype="bool"), ~same
 
 
-def _other_groups(y_true):
+def _other_groups(y_true, y_pred):
     """Returns which pairs share no group, on either side."""
-    groups = ops.reshape(y_true, (-1, 2))
+    groups = ops.reshape(y_true, (ops.shape(y_pred)[0], 2))
     shared = groups[:, None, :, None] == groups[None, :, None, :]
     return ~ops.any(shared, axis=(2, 3))
 
 
 def _count(mask):
     return ops.sum(ops.cast(mask, "float32"))
+
+
+def _count_with_negative(y_true):
+    alike, unlike = _masks(y_true)
+    return _count(alike & ops.any(unlike, axis=1, keepdims=True))
 
 
 def _cosines(embeddings):

@@ -1,6 +1,7 @@
 """NumPy in, numbers out."""
 
 import dataclasses
+from bisect import bisect_left
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from kerasim.errors import (
     check_vectors,
 )
 from kerasim.neighbors import METRICS
+
+_BLOCK = 64  # MiB of distances worked on at a time
 
 
 def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
@@ -103,7 +106,7 @@ def retrieval(
         for name, x in (("queries", queries), ("gallery", gallery)):
             check_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
     most = len(gallery) - alone
-    ks = [check_integer("each of ks", k, 1, most) for k in ks]
+    ks = [check_integer("each of ks", k, 1, most) for k in np.ravel(ks).tolist()]
     names, counts = np.unique(gallery_labels, return_counts=True)
     at = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
     relevant = np.where(names[at] == query_labels, counts[at] - alone, 0)
@@ -120,16 +123,21 @@ def retrieval(
             distances[own], same[own] = np.inf, False
         wanted = relevant[rows]
         depth = min(most, max(wanted.max(), *ks, 1))
-        near = np.argpartition(distances, depth - 1, axis=1)[:, :depth]
-        near.sort(axis=1)  # then stable: equal distances stay in order of position
+        # Of those at the distance of the last one, the first by position.
+        last = np.partition(distances, depth - 1, axis=1)[:, depth - 1 : depth]
+        nearer, ties = distances < last, distances == last
+        room = depth - nearer.sum(axis=1, keepdims=True)
+        near = np.nonzero(nearer | (ties & (np.cumsum(ties, axis=1) <= room)))[1]
+        near = near.reshape(-1, depth)
         order = np.take_along_axis(distances, near, 1).argsort(axis=1, kind="stable")
         hits = np.take_along_axis(same, np.take_along_axis(near, order, 1), 1)
         found = np.cumsum(hits, axis=1)
         ranks = np.arange(1, depth + 1)
         within = ranks <= wanted[:, None]
-        first = np.where(same, distances, np.inf).min(axis=1)
-        deep = 1 + (distances < first[:, None]).sum(axis=1)
-        rank = np.where(found[:, -1] > 0, hits.argmax(axis=1) + 1, deep)
+        best = np.where(same, distances, np.inf).min(axis=1, keepdims=True)
+        level = distances == best
+        before = np.arange(len(gallery)) < (level & same).argmax(axis=1)[:, None]
+        rank = 1 + ((distances < best) | (level & before)).sum(axis=1)
         columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
         with np.errstate(invalid="ignore"):
             columns += [
@@ -140,7 +148,7 @@ def retrieval(
         return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
 
     blocks = pairwise_distances_chunked(
-        queries, gallery, reduce_func=score, metric=metric, working_memory=64
+        queries, gallery, reduce_func=score, metric=metric, working_memory=_BLOCK
     )
     columns = np.concatenate(list(blocks)).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
@@ -185,7 +193,7 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     found = bootstrap(
         (valid,),
         np.mean,
-        n_resamples=resamples,
+        n_resamples=check_integer("resamples", resamples),
         batch=max(1, 2**22 // len(valid)),
         method="percentile",
         rng=np.random.default_rng(check_integer("seed", seed, 0)),
@@ -204,7 +212,7 @@ class Verification:
         thresholds: A pair is accepted if its distance is this or less. Corners alone.
         auc: Area under `tpr` over `fpr`.
         eer: Rate at which as many unlike pairs are accepted as like ones are rejected.
-        eer_threshold: Where.
+        eer_threshold: The least distance at which as many are.
         like: Distances of like pairs, sorted.
         unlike: Distances of unlike pairs, sorted.
     """
@@ -220,7 +228,8 @@ class Verification:
 
     def threshold(self, far: float) -> float:
         """Returns the largest threshold that accepts a share of `far` of unlike pairs or less."""
-        allowed = int(check_number("far", far, 0, 1) * len(self.unlike))
+        # 0.29 * 100 is a little less than 29.
+        allowed = int(check_number("far", far, 0, 1) * len(self.unlike) + 1e-6)
         if allowed == len(self.unlike):
             return float(max(self.like[-1], self.unlike[-1]))
         return float(np.nextafter(self.unlike[allowed], -np.inf))
@@ -266,19 +275,31 @@ def verification(distances, same) -> Verification:
         )
     check_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
+    if distances.dtype.kind != "f":  # the negative of an unsigned number is none
+        distances = distances.astype("float64")
+    like, unlike = np.sort(distances[same]), np.sort(distances[~same])
     fpr, tpr, scores = roc_curve(same, -distances)
     # Where the curve, drawn through its corners, crosses the diagonal fpr = 1 - tpr.
     after = int(np.argmax(fpr + tpr >= 1))
     before = after - 1
     missing = 1 - tpr - fpr
     share = missing[before] / (missing[before] - missing[after])
+
+    def excess(threshold):
+        accepted = [
+            np.searchsorted(part, threshold, "right") / len(part) for part in (like, unlike)
+        ]
+        return accepted[1] - (1 - accepted[0])
+
+    # The curve has corners alone; this looks for the threshold among all distances.
+    first = [part[min(bisect_left(part, 0, key=excess), len(part) - 1)] for part in (like, unlike)]
     return Verification(
         fpr=fpr,
         tpr=tpr,
         thresholds=-scores,  # the first is -infinity, which accepts nothing
         auc=float(auc(fpr, tpr)),
         eer=float(fpr[before] + share * (fpr[after] - fpr[before])),
-        eer_threshold=float(-scores[after]),
-        like=np.sort(distances[same]),
-        unlike=np.sort(distances[~same]),
+        eer_threshold=float(min(t for t in first if excess(t) >= 0)),
+        like=like,
+        unlike=unlike,
     )

@@ -86,7 +86,8 @@ def fit(
     run_dir = artifacts.check_path("run_dir", run_dir)
     with artifacts.lock(run_dir / ".lock"):
         model.optimizer.build(model.trainable_variables)
-        run = _Run(model, batches, run_dir, list(callbacks), _settings(model, batches, validation))
+        settings = _settings(model, batches, validation, callbacks)
+        run = _Run(model, batches, run_dir, list(callbacks), settings)
         if resume and artifacts.exists(run_dir / "state"):
             run.restore()
         done = len(run.history)
@@ -147,22 +148,25 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
 class RetrievalCallback(keras.callbacks.Callback):
     """Puts retrieval figures into the log and history of `fit`, beside those without training.
 
-    After each epoch the log gets `val_recall@1`, `val_precision@k` (see `metrics.retrieval`) and
-    `pair_cosine`, the mean cosine of two different images, which is near 1 when all images are
-    embedded at one place. Each score comes with that of the embedder before training
-    (`untrained_<score>`) and of the raw pixels by Euclidean distance (`pixels_<score>`).
+    After each epoch the log gets `val_recall@1` and `val_precision@k` (see `metrics.retrieval`),
+    each beside that of the embedder before training (`val_recall@1_untrained`) and of the raw
+    pixels by Euclidean distance (`val_recall@1_pixels`; left out for folders and for more than
+    1 GiB of pixels); and `val_pair_cosine`, the mean cosine of two different images, near 1 when
+    all images are embedded at one place.
 
-    It warns, once each, of a mean cosine above 0.98 and, from the second epoch on, of a
-    precision below that of the pixels or of the untrained embedder.
+    It warns, once each, of such a collapse (a mean cosine above 0.98, or an embedding of zeros)
+    and, from the second epoch on, of a precision below that of the pixels or of the untrained
+    embedder.
 
     Args:
         embedder: Model from images to vectors, part of the one that is trained.
-        images: Held-out images `(n, height, width, channels)`, each a query.
+        images: Held-out images `(n, height, width, channels)`, two or more, each a query.
         labels: `(n,)`.
         gallery: Images to search, such as training ones; None for the other held-out ones.
         gallery_labels: Their labels.
         metric: "euclidean", "manhattan" or "cosine".
         k: Of the precision.
+        prefix: Of the names in the log, for several callbacks in one run.
     """
 
     def __init__(
@@ -174,38 +178,50 @@ class RetrievalCallback(keras.callbacks.Callback):
         gallery_labels=None,
         metric: str = "cosine",
         k: int = 10,
+        prefix: str = "val",
     ):
         super().__init__()
-        self.embedder, self.images, self.labels = embedder, images, np.asarray(labels)
-        self.gallery, self.gallery_labels = gallery, gallery_labels
-        self.metric, self.k = metric, check_integer("k", k)
-        self.warned = ""
+        data.check_embedder("embedder", embedder)
+        self.embedder, self.images = embedder, data.check_images("images", images)
+        if len(self.images) < 2:
+            raise ArgumentError(f"images holds {len(self.images)}: pass two or more.")
+        self.gallery = None if gallery is None else data.check_images("gallery", gallery)
+        self.labels, self.gallery_labels = np.asarray(labels), gallery_labels
+        self.metric, self.k, self.prefix = metric, check_integer("k", k), prefix
+
+    def settings(self) -> dict:
+        """Returns what decides the figures, for `fit` to compare on resume."""
+        labels = [self.labels] if self.gallery is None else [self.labels, self.gallery_labels]
+        images = [self.images] if self.gallery is None else [self.images, self.gallery]
+        held_out = [data.digest(part) for part in (*images, *map(np.asarray, labels))]
+        settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
+        return {"class": type(self).__name__, "held_out": held_out, **settings}
 
     def on_train_begin(self, logs=None):
-        # Plain numbers by name: `fit` saves them, and a resumed run keeps the first ones.
-        pixels = self._score(_flat, "euclidean")  # a black image has no cosine
-        for start, figures in (("pixels", pixels), ("untrained", self._score())):
-            for key in self._keys:
-                setattr(self, f"{start}_{key}", figures[key])
+        # Plain numbers by name: `fit` saves them, and a resumed run goes on with the first ones.
+        self._keep("untrained", self._score())
+        parts = [self.images] if self.gallery is None else [self.images, self.gallery]
+        small = sum(np.prod(part.shape) for part in parts) * 4 <= 2**30
+        if small and not any(isinstance(part, data.ImageFolder) for part in parts):
+            self._keep("pixels", self._score(_flat, "euclidean"))  # a black image has no cosine
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         figures = self._score()
-        for key in self._keys:
-            logs[f"val_{key}"] = figures[key]
-            for start in ("untrained", "pixels"):
-                logs[f"{start}_{key}"] = getattr(self, f"{start}_{key}")
-        logs["pair_cosine"] = figures["pair_cosine"]
-        if figures["pair_cosine"] > 0.98:
+        logs.update({f"{self.prefix}_{key}": value for key, value in figures.items()})
+        logs.update(
+            {key: value for key, value in vars(self).items() if key.startswith(f"{self.prefix}_")}
+        )
+        if not figures["pair_cosine"] <= 0.98:
             self._warn(
                 "collapse",
-                f"The mean cosine of two different images is {figures['pair_cosine']:.3f}: the "
-                "embedder puts all images at one place. Lower the learning rate, or mine all "
-                "triplets instead of hard ones.",
+                f"The mean cosine of two different images is {figures['pair_cosine']:.3f} (nan: "
+                "some are embedded as zeros): the embedder puts images at one place. Lower the "
+                'learning rate, or mine "all" triplets instead of "hard" ones.',
             )
         key = f"precision@{self.k}"
         for start in ("untrained", "pixels"):
-            before = getattr(self, f"{start}_{key}")
+            before = getattr(self, f"{self.prefix}_{key}_{start}", 0)
             if epoch and figures[key] < before:
                 self._warn(
                     start,
@@ -214,31 +230,31 @@ class RetrievalCallback(keras.callbacks.Callback):
                     "learning rate and preprocessing.",
                 )
 
-    @property
-    def _keys(self):
-        return "recall@1", f"precision@{self.k}"
+    def _keep(self, start, figures):
+        for key in ("recall@1", f"precision@{self.k}"):
+            setattr(self, f"{self.prefix}_{key}_{start}", figures[key])
 
     def _score(self, embed=None, metric=None) -> dict:
         embed = embed or functools.partial(data.embed, self.embedder)
         queries = embed(self.images)
         gallery = None if self.gallery is None else embed(self.gallery)
+        keys = "recall@1", f"precision@{self.k}"
+        parts = [queries] if gallery is None else [queries, gallery]
+        if metric is None and not all(part.any(axis=1).all() for part in parts):
+            return dict.fromkeys((*keys, "pair_cosine"), np.nan)
+        ks = sorted({1, self.k})
         scores = metrics.retrieval(
-            queries,
-            self.labels,
-            gallery,
-            self.gallery_labels,
-            metric or self.metric,
-            sorted({1, self.k}),
+            queries, self.labels, gallery, self.gallery_labels, metric or self.metric, ks
         )
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-        directions = queries / np.maximum(lengths, 1e-12)
+        directions = queries / np.maximum(lengths, 1e-30)
         n = len(queries)
         mean = (np.square(directions.sum(axis=0, dtype="float64")).sum() - n) / (n * (n - 1))
-        return {**scores, "pair_cosine": float(mean)}
+        return {**{key: scores[key] for key in keys}, "pair_cosine": float(mean)}
 
     def _warn(self, what, text):
-        if what not in self.warned.split():
-            self.warned += f" {what}"
+        if not getattr(self, f"warned_of_{what}", False):
+            setattr(self, f"warned_of_{what}", True)
             warnings.warn(text, stacklevel=2)
 
 
@@ -407,7 +423,7 @@ def _numbers(callback) -> dict:
     return {"__class__": type(callback).__name__, **numbers}
 
 
-def _settings(model, batches, validation) -> dict:
+def _settings(model, batches, validation, callbacks) -> dict:
     optimizer: dict = keras.optimizers.serialize(model.optimizer)  # type: ignore[assignment]
     del optimizer["config"]["name"]  # Keras counts these up through a process
     loss = model.loss if isinstance(model.loss, str) else keras.losses.serialize(model.loss)
@@ -419,6 +435,9 @@ def _settings(model, batches, validation) -> dict:
         "batches": _describe(batches),
         "validation": None if validation is None else _describe(validation),
     }
+    of_callbacks = [c.settings() for c in callbacks if hasattr(c, "settings")]
+    if of_callbacks:
+        described["callbacks"] = of_callbacks
     return json.loads(json.dumps(described, default=str))
 
 

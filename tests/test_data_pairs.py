@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import LEVELS, picture
 
@@ -76,8 +77,9 @@ def test_triplets_hold_two_of_a_class_and_one_of_another():
 
 def test_labels_may_be_strings():
     names = np.array(["a", "b"])[(LABELS > 4).astype(int)]
-    left, right, same = data.draw_pairs(names, 100)
-    np.testing.assert_array_equal(names[left] == names[right], same == 1)
+    for kind in (names, names.astype(object), pd.Series(names)):
+        left, right, same = data.draw_pairs(kind, 100)
+        np.testing.assert_array_equal(names[left] == names[right], same == 1)
 
 
 @pytest.mark.parametrize("draw", [data.draw_pairs, data.draw_triplets])
@@ -97,8 +99,8 @@ def test_the_pairs_of_a_seed_are_for_ever():
 REFUSED = [
     (np.zeros(4, int), ArgumentError, "1 classes, 0: 2 or more"),
     (np.array([0, 0, 1, 2]), ArgumentError, r"2 classes of fewer than 2 images: 1, 2\. Add"),
-    (np.zeros((4, 1), int), ArgumentTypeError, r"labels .*\(4, 1\).*reshape\(-1\)"),
-    (np.zeros(4), ArgumentTypeError, "labels .* float64"),
+    (np.zeros((4, 1), int), ArgumentError, r"labels .*\(4, 1\).*reshape\(-1\)"),
+    (np.zeros(4), ArgumentTypeError, "labels must be integers or strings.* float64"),
     ([], ArgumentTypeError, "labels"),
 ]
 
@@ -198,6 +200,8 @@ def test_batches_need_as_many_classes_and_images_as_they_hold():
         data.BalancedBatches(MARKED, OF_MARKED, 6, 2)
     with pytest.raises(ArgumentError, match="5 classes of fewer than 9 images: 0, 1, 2"):
         data.BalancedBatches(MARKED, OF_MARKED, 5, 9)
+    with pytest.raises(ArgumentError, match="images must have shape"):
+        data.BalancedBatches(None, OF_MARKED, 2, 2)
 
 
 @pytest.mark.parametrize("value", [0, 1, 2.5, "8", None, True])
@@ -292,6 +296,10 @@ def test_pairs_without_classes_must_fit():
         data.LabelledPairBatches(MARKED, MARKED[:39])
     with pytest.raises(ArgumentError, match=r"groups has shape \(3,\), left has 40 images"):
         data.LabelledPairBatches(MARKED, MARKED, groups=[1, 2, 3])
+    with pytest.raises(ArgumentError, match="left must lie in"):
+        data.LabelledPairBatches(MARKED * 1.0, MARKED)
+    with pytest.raises(ArgumentTypeError, match="groups must be integers or strings.* float64"):
+        data.LabelledPairBatches(MARKED, MARKED, groups=np.full(40, np.nan))
     with pytest.raises(ArgumentError, match="right holds NaN"):
         data.LabelledPairBatches(MARKED / 255, np.full((40, 2, 2, 1), np.nan))
 

@@ -48,6 +48,22 @@ def test_a_distance_far_from_the_origin_keeps_its_digits():
     np.testing.assert_allclose(found, by_hand("euclidean", LEFT, RIGHT), rtol=1e-3)
 
 
+@pytest.mark.parametrize("metric", DISTANCES)
+def test_half_precision_is_not_let_in(metric):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        tiny = Distance(metric)([1e-5 * LEFT.astype("float16"), np.zeros((5, 3), "float16")])
+        large = CosineClassifier(2)(300 * LEFT.astype("float16"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(np.asarray(tiny)).all() and np.isfinite(np.asarray(large)).all()
+
+
+def test_vectors_of_two_widths_are_refused():
+    with pytest.raises(ArgumentError, match="3 and 1 numbers"):
+        Distance()([LEFT, RIGHT[:, :1]])
+
+
 def test_an_unknown_distance_is_refused_with_the_known_ones():
     with pytest.raises(ArgumentError, match="metric='l2'.*'euclidean', 'squared_euclidean'"):
         Distance("l2")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from helpers import gradient_of
 
-from kerasim import layers, losses
-from kerasim.data import ImageBatches
+from kerasim import layers, losses, models
+from kerasim.data import ImageBatches, LabelledPairBatches
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(0)
@@ -31,6 +31,9 @@ REFERENCE = {
     ("NTXentLoss",): 7.7143688,
     ("ArcFaceLoss",): 57.2752533,
 }
+EMBEDDER_TOO = keras.Sequential(
+    [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)]
+)
 # Other values than the defaults.
 CHANGED = [
     losses.ContrastiveLoss(margin=0.3, squared_margin=True),
@@ -172,16 +175,29 @@ def test_losses_on_directions_ignore_lengths(loss):
 
 
 # No two of a label; one label; both are batches without a triplet.
-INVALID = {"no positive": np.arange(6), "no negative": np.zeros(6, int)}
+INVALID = {
+    "no positive": np.arange(6),
+    "no negative": np.zeros(6, int),
+    "one image": np.zeros(1, int),
+}
+# What these cost on a batch of one class, or of no two of a class, is a real cost.
+COUNTED = {
+    ("SupConLoss", "no negative"),
+    ("MultiSimilarityLoss", "no negative"),
+    ("MultiSimilarityLoss", "no positive"),
+}
 
 
-@pytest.mark.parametrize("labels", INVALID.values(), ids=INVALID)
+@pytest.mark.parametrize("kind", INVALID)
 @pytest.mark.parametrize("loss", ON_LABELS, ids=kind_of)
-def test_a_batch_without_a_valid_triplet_has_a_finite_gradient(loss, labels):
-    value, gradient = gradient_of(lambda x: loss(labels, x), EMBEDDINGS[:6])
+def test_a_batch_without_a_valid_triplet_costs_nothing_and_has_no_gradient(loss, kind):
+    labels = INVALID[kind]
+    embeddings = EMBEDDINGS[: len(labels)]
+    value, gradient = gradient_of(lambda x: loss(labels, x), embeddings)
     assert np.isfinite(value) and np.isfinite(gradient).all()
-    if float(loss.count_valid(labels, EMBEDDINGS[:6])) == 0:
-        assert value == 0 and not gradient.any()
+    empty = (kind_of(loss), kind) not in COUNTED
+    assert (value == 0) == (not gradient.any()) == empty
+    assert (float(loss.count_valid(labels, embeddings)) == 0) == empty
 
 
 @pytest.mark.parametrize("loss", ON_LABELS[:4], ids=kind_of)
@@ -227,14 +243,15 @@ def test_pair_softmax_loss_is_the_cross_entropy_over_the_rights_of_the_batch():
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
-def test_cosine_triplet_loss_is_the_mean_of_two_loops():
-    y_pred, cosines = pairs()
-    groups = np.stack([np.arange(5)] * 2, axis=1)
-    costs = [
-        max(cosines[i, j] - cosines[i, i] + 0.3, 0) for i in range(5) for j in range(5) if i != j
-    ]
-    value = float(losses.CosineTripletLoss(margin=0.3)(groups, y_pred))
-    np.testing.assert_allclose(value, np.mean(costs), rtol=1e-5)
+@pytest.mark.parametrize("mining", ["all", "semi_hard", "hard"])
+def test_cosine_triplet_loss_is_the_mean_of_two_loops(mining):
+    y_pred, cosines = pairs(12)
+    groups = np.stack([np.arange(12)] * 2, axis=1)
+    gaps = np.array([cosines[i, j] - cosines[i, i] for i in range(12) for j in range(12) if i != j])
+    kept = {"all": gaps > -9, "semi_hard": (gaps < 0) & (gaps > -0.3), "hard": gaps >= 0}[mining]
+    value = float(losses.CosineTripletLoss(0.3, mining)(groups, y_pred))
+    assert 0 < kept.sum() and (mining == "all") == kept.all()
+    np.testing.assert_allclose(value, np.maximum(gaps[kept] + 0.3, 0).mean(), rtol=1e-5)
 
 
 # Pair 1 shares a group with pair 0: on the left, on the right, across.
@@ -281,6 +298,13 @@ def test_arc_face_has_a_finite_gradient_where_the_angle_is_0_or_a_half_turn(cosi
     assert np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("label", [-1, 2, 3])
+def test_a_label_that_is_no_class_costs_nan_for_fit_to_stop_at(label):
+    cosines = np.array([[0.3, 0.1], [0.2, 0.4]], "float32")
+    values = np.asarray(losses.ArcFaceLoss(reduction=None)(np.array([0, label]), cosines))
+    assert np.isfinite(values[0]) and np.isnan(values[1])
+
+
 # EmptyBatches
 
 
@@ -303,6 +327,24 @@ def test_the_counter_of_empty_batches_is_rebuilt_from_its_config():
     assert copy.loss.get_config() == metric.loss.get_config()
 
 
+def test_batches_of_one_pair_are_counted_and_the_counter_survives_saving(tmp_path):
+    images = RNG.random((5, 4, 4, 1), dtype="float32")
+    net = models.siamese(EMBEDDER_TOO, None)
+    loss = losses.PairSoftmaxLoss()
+    net.compile("sgd", loss, metrics=[losses.EmptyBatches(loss)])
+    net.save(tmp_path / "net.keras")
+    loaded = keras.saving.load_model(tmp_path / "net.keras")
+    for model in (net, loaded):
+        batches = LabelledPairBatches(images, images[::-1], batch_size=2)
+        assert model.fit(batches, verbose=0, shuffle=False).history["empty_batches"] == [1]
+
+
+@pytest.mark.parametrize("loss", [losses.ContrastiveLoss(), losses.ArcFaceLoss(), "mse"])
+def test_a_loss_that_compares_no_images_has_nothing_to_count(loss):
+    with pytest.raises(ArgumentTypeError, match="loss must compare the images of a batch"):
+        losses.EmptyBatches(loss)
+
+
 # Arguments
 
 
@@ -312,6 +354,7 @@ def test_the_counter_of_empty_batches_is_rebuilt_from_its_config():
         (lambda: losses.ContrastiveLoss(margin=-1), "margin=-1"),
         (lambda: losses.ContrastiveLoss(margin="1"), "margin"),
         (lambda: losses.TripletLoss(margin=np.nan), "margin=nan"),
+        (lambda: losses.TripletLoss(margin=0, mining="semi_hard"), "margin=0 leaves no triplet"),
         (lambda: losses.TripletLoss(distance="manhattan"), "distance='manhattan'.*'euclidean'"),
         (lambda: losses.TripletLoss(mining="semihard"), "mining='semihard'.*'semi_hard'"),
         (lambda: losses.CosineTripletLoss(mining=None), "mining=None.*'all'"),

@@ -86,10 +86,34 @@ def test_the_first_hit_may_lie_deeper_than_any_other_score_looks():
     assert scores["mrr"] == 1 / 71 and scores["r_precision"] == 0
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+def test_ties_are_broken_by_position_wherever_they_lie(metric):
+    rng = np.random.default_rng(1)
+    x, labels = rng.integers(0, 3, (300, 2)) * 1.0, rng.integers(0, 40, 300)
+    near = np.abs(x[:, None] - x[None])
+    near = near.sum(-1) if metric == "manhattan" else np.sqrt((near**2).sum(-1))
+    np.fill_diagonal(near, np.inf)
+    order = near.argsort(axis=1, kind="stable")[:, :-1]
+    hits = labels[order] == labels[:, None]
+    counts = hits.sum(axis=1)
+    found = metrics.retrieval(x, labels, metric=metric, ks=(1, 7), per_query=True)
+    some = counts > 0
+    np.testing.assert_array_equal(found["precision@7"][some], hits[some, :7].mean(axis=1))
+    np.testing.assert_allclose(found["mrr"][some], 1 / (1 + hits[some].argmax(axis=1)))
+    at_r = [row[:n].mean() for row, n in zip(hits[some], counts[some], strict=True)]
+    np.testing.assert_allclose(found["r_precision"][some], at_r)
+
+
+def test_an_embedder_that_puts_all_at_one_place_is_given_no_credit():
+    labels = np.array([1] * 99 + [0])
+    scores = metrics.retrieval(np.ones((1, 2)), [0], np.ones((100, 2)), labels, ks=(1,))
+    assert scores["recall@1"] == 0 and scores["mrr"] == 1 / 100
+
+
 def test_equal_distances_are_ordered_by_position():
-    gallery = np.ones((50, 2))
+    gallery = np.ones((1000, 2))
     for first in (0, 1):
-        labels = np.array([first, 1 - first] * 25)
+        labels = np.array([first, 1 - first] * 500)
         scores = metrics.retrieval(np.ones((1, 2)), [0], gallery, labels, ks=(1, 3))
         assert scores["recall@1"] == 1 - first and scores["precision@3"] == pytest.approx(
             (2 - first) / 3
@@ -111,16 +135,15 @@ def test_means_are_over_the_scores_of_each_query():
         assert each[key].shape == (20,) and means[key] == np.nanmean(each[key])
 
 
-def test_the_size_of_a_block_does_not_matter():
-    from sklearn import config_context
-
+def test_the_size_of_a_block_does_not_matter(monkeypatch):
     x, labels = RNG.standard_normal((3000, 3)), RNG.integers(0, 7, 3000)
     whole = metrics.retrieval(x, labels, per_query=True)
     one = metrics.retrieval(x[:1], labels[:1], x[1:], labels[1:], per_query=True)
     for key in ("precision@10", "map@r", "mrr"):
         np.testing.assert_allclose(whole[key][0], one[key][0], rtol=1e-12)
-    with config_context(working_memory=1):
-        assert metrics.retrieval(x, labels)["map@r"] == pytest.approx(np.mean(whole["map@r"]))
+    monkeypatch.setattr(metrics, "_BLOCK", 1)
+    for key, values in metrics.retrieval(x, labels, per_query=True).items():
+        np.testing.assert_array_equal(values, whole[key])
 
 
 def test_labels_may_be_strings():
@@ -142,6 +165,7 @@ def test_labels_may_be_strings():
         ({"metric": "l2"}, "metric='l2'.*'euclidean', 'manhattan', 'cosine'"),
         ({"ks": (0,)}, "each of ks=0"),
         ({"ks": (31,)}, "each of ks=31.* 1 to 30"),
+        ({"ks": 31}, "each of ks=31.* 1 to 30"),
         ({"query_labels": np.full(20, 9)}, "No query has an image of its class"),
     ],
 )
@@ -228,6 +252,35 @@ def test_at_the_equal_error_rate_both_errors_are_equal():
     rates = found.at(found.eer_threshold)
     assert rates["far"] == pytest.approx(found.eer, abs=1e-3)
     assert rates["frr"] == pytest.approx(found.eer, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("like", "unlike"),
+    [
+        ([0.1, 0.101, 0.102, 0.103, 0.104, *[0.9] * 5], np.linspace(0.2, 0.8, 100)),
+        (np.linspace(0.2, 0.8, 100), [0.1] * 5 + [0.9] * 5),
+    ],
+)
+def test_the_threshold_of_the_equal_error_rate_lies_where_the_errors_are_equal(like, unlike):
+    same = np.repeat([1, 0], [len(like), len(unlike)])
+    found = metrics.verification(np.concatenate([like, unlike]), same)
+    rates = found.at(found.eer_threshold)
+    assert found.eer == pytest.approx(0.5)
+    assert abs(rates["far"] - rates["frr"]) < 0.02
+
+
+def test_a_share_that_is_a_whole_number_of_pairs_is_used_up():
+    unlike = np.arange(1.0, 101)
+    found = metrics.verification([0.0, *unlike], [1] + [0] * 100)
+    for count in range(101):
+        assert found.at(found.threshold(count / 100))["far"] == count / 100
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bool", "int64"])
+def test_whole_distances_are_those_of_floats(dtype):
+    distances = np.array([0, 1, 1, 0, 1], dtype=dtype)
+    same = [1, 1, 0, 1, 0]
+    assert metrics.verification(distances, same).auc == pytest.approx(5 / 6)
 
 
 def test_perfect_and_worthless_distances_have_the_rates_they_deserve():

@@ -666,9 +666,12 @@ def test_retrieval_figures_stand_in_the_history_beside_their_baselines(tmp_path)
     raw = metrics.retrieval(images.reshape(60, -1), labels, metric="euclidean", ks=(1, 5))
     for key in ("recall@1", "precision@5"):
         assert history[f"val_{key}"].iloc[-1] == pytest.approx(now[key])
-        np.testing.assert_allclose(history[f"pixels_{key}"], raw[key])
-        assert history[f"untrained_{key}"].nunique() == 1
-    assert history["pair_cosine"].between(-1, 1).all()
+        np.testing.assert_allclose(history[f"val_{key}_pixels"], raw[key])
+        assert history[f"val_{key}_untrained"].nunique() == 1
+    x = data.embed(callback.embedder, images).astype("float64")
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    mean = (x @ x.T)[np.triu_indices(60, 1)].mean()
+    assert history["val_pair_cosine"].iloc[-1] == pytest.approx(mean)
 
 
 @pytest.mark.filterwarnings("ignore:precision@")
@@ -694,6 +697,52 @@ def test_a_collapsed_embedder_is_reported(tmp_path):
         training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
 
 
+def test_an_embedder_of_zeros_is_reported_and_the_run_goes_on(tmp_path):
+    net, callback, batches = net_and_callback()
+    callback.metric = "cosine"
+    callback.embedder.layers[-1].set_weights([np.zeros((36, 3)), np.zeros(3)])
+    net.optimizer.learning_rate = 0.0
+    with pytest.warns(UserWarning, match="nan: some are embedded as zeros"):
+        history = training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
+    assert history["val_recall@1"].isna().all()
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_two_callbacks_of_one_run_keep_their_figures_apart(tmp_path):
+    net, callback, batches = net_and_callback()
+    images, labels = classes_of_stripes()
+    other = training.RetrievalCallback(
+        callback.embedder, images[:9], labels[:9], images, labels, k=3, prefix="seen"
+    )
+    history = training.fit(
+        net, batches, 2, tmp_path / "run", callbacks=[callback, other], verbose=0
+    )
+    codes = data.embed(callback.embedder, images)
+    now = metrics.retrieval(codes[:9], labels[:9], codes, labels, ks=(3,))
+    assert history["seen_precision@3"].iloc[-1] == pytest.approx(now["precision@3"])
+    assert {"val_precision@10", "val_pair_cosine", "seen_pair_cosine"} <= set(history)
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+@pytest.mark.parametrize("change", [{"k": 5}, {"prefix": "held"}, None])
+def test_a_run_goes_on_with_the_callback_it_began_with(change, tmp_path):
+    net, callback, batches = net_and_callback()
+    training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
+    net, callback, batches = net_and_callback(**(change or {}))
+    callbacks = [] if change is None else [callback]
+    with pytest.raises(ArgumentError, match="a run with other settings:\n  callbacks"):
+        training.fit(net, batches, 2, tmp_path / "run", callbacks=callbacks, verbose=0)
+
+
+def test_a_callback_needs_an_embedder_and_two_images():
+    net, callback, _ = net_and_callback()
+    images, labels = classes_of_stripes()
+    with pytest.raises(ArgumentError, match="images holds 1: pass two"):
+        training.RetrievalCallback(callback.embedder, images[:1], labels[:1])
+    with pytest.raises(ArgumentTypeError, match="embedder must be a keras.Model"):
+        training.RetrievalCallback(None, images, labels)
+
+
 def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
     net, callback, batches = net_and_callback()
     rng = np.random.default_rng(0)
@@ -703,8 +752,5 @@ def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
         warnings.simplefilter("always")
         training.fit(net, batches, 4, tmp_path / "run", callbacks=[callback], verbose=0)
     said = [str(w.message) for w in caught if "precision@10 is" in str(w.message)]
-    assert [text.split("of the ")[1].split(":")[0] for text in said] in (
-        ["pixels"],
-        ["untrained embedder"],
-        ["untrained embedder", "pixels"],
-    )
+    named = [text.split("of the ")[1].split(":")[0] for text in said]
+    assert set(named) == {"pixels", "untrained embedder"} and len(named) == 2

@@ -1,6 +1,13 @@
 """Data sets, folders, noise, and batches of images, pairs and triplets."""
 
-from kerasim.data.arrays import add_noise, check_images, check_shape, digest, find_copies
+from kerasim.data.arrays import (
+    add_noise,
+    check_embedder,
+    check_images,
+    check_shape,
+    digest,
+    find_copies,
+)
 from kerasim.data.batches import ImageBatches, embed
 from kerasim.data.folders import ImageFolder, as_float, image_folder
 from kerasim.data.pairs import (
@@ -23,6 +30,7 @@ __all__ = [
     "TripletBatches",
     "add_noise",
     "as_float",
+    "check_embedder",
     "check_images",
     "check_shape",
     "choose",

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +76,35 @@ def check_images(name: str, images):
             "by 255, or pass uint8."
         )
     return images
+
+
+def check_embedder(name: str, embedder) -> tuple[tuple, int]:
+    """Returns the image shape that a model takes, and the width of the vectors that it gives.
+
+    Raises:
+        ArgumentTypeError: If it is no model of one input, images.
+        ArgumentError: If it gives something other than vectors.
+    """
+    taken: Any = getattr(embedder, "input_shape", None)
+    given: Any = getattr(embedder, "output_shape", None)
+    if not _is_shape(taken, 4):
+        raise ArgumentTypeError(
+            f"{name} must be a keras.Model of one input, images. Received "
+            f"{type(embedder).__name__}, which takes {taken}: pass a model built on one "
+            "keras.Input (n, height, width, channels), such as one tower of a pair of them."
+        )
+    if not _is_shape(given, 2):
+        raise ArgumentError(
+            f"{name} must map images to vectors (n, dim). Its output is {given}: "
+            'pass the encoder, such as model.get_layer("encoder").'
+        )
+    return taken[1:], given[-1]
+
+
+def _is_shape(shape, rank: int) -> bool:
+    """Says whether `shape` is that of one tensor: several inputs have lists or dicts of them."""
+    whole = isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)
+    return whole and len(shape) == rank
 
 
 def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndarray:

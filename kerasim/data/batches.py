@@ -1,15 +1,18 @@
 """Batches for training, and embeddings batch by batch."""
 
-from typing import Any
-
 import keras
 import numpy as np
 
-from kerasim.data.arrays import check_images, check_shape, digest, gaussian_noise
+from kerasim.data.arrays import (
+    check_embedder,
+    check_images,
+    check_shape,
+    digest,
+    gaussian_noise,
+)
 from kerasim.data.folders import as_float
 from kerasim.errors import (
     ArgumentError,
-    ArgumentTypeError,
     check_integer,
     check_number,
     check_rows,
@@ -32,11 +35,11 @@ class Batches(keras.utils.PyDataset):
     is made of. All is a function of `seed`, `epoch` and the position of the batch alone.
     """
 
-    def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0):
+    def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0, name="images"):
         super().__init__()
-        self.images = check_images("images", images)
+        self.images = check_images(name, images)
         if len(self.images) == 0:
-            raise ArgumentError("images is empty: pass one image or more.")
+            raise ArgumentError(f"{name} is empty: pass one image or more.")
         self.batch_size = check_integer("batch_size", batch_size)
         self.seed = check_integer("seed", seed, 0)
         self.sigma = check_number("sigma", sigma, 0)
@@ -71,8 +74,9 @@ class Batches(keras.utils.PyDataset):
     def _noise(self, images, rng):
         return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
 
-    def _take(self, rows, rng):
-        return self._noise(self._move(as_float(self.images[rows]), rng), rng)
+    def _take(self, rows, rng, images=None):
+        images = self.images if images is None else images
+        return self._noise(self._move(as_float(images[rows]), rng), rng)
 
     def settings(self) -> dict:
         """Returns what decides the batches, for `training.fit` to compare on resume."""
@@ -159,29 +163,11 @@ def embed(embedder, images, batch_size: int = 256) -> np.ndarray:
             if the model gives no vectors or vectors that are not finite.
         ArgumentTypeError: If `embedder` is no model of one input.
     """
-    taken: Any = getattr(embedder, "input_shape", None)
-    given: Any = getattr(embedder, "output_shape", None)
-    if not _is_shape(taken, 4):
-        raise ArgumentTypeError(
-            "embedder must be a keras.Model of one input, images. Received "
-            f"{type(embedder).__name__}, which takes {taken}: pass a model built on one "
-            "keras.Input (n, height, width, channels), such as one tower of a pair of them."
-        )
-    images = check_shape("images", images, taken[1:])
-    if not _is_shape(given, 2):
-        raise ArgumentError(
-            f"embedder must map images to vectors (n, dim). Its output is {given}: "
-            'pass the encoder, such as model.get_layer("encoder").'
-        )
+    shape, dim = check_embedder("embedder", embedder)
+    images = check_shape("images", images, shape)
     if len(images) == 0:
-        return np.empty((0, given[-1]), dtype="float32")
+        return np.empty((0, dim), dtype="float32")
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
     embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
     check_rows("the embedder's output", ~np.isfinite(embeddings).all(axis=1), "NaN or infinity")
     return embeddings
-
-
-def _is_shape(shape, rank: int) -> bool:
-    """Says whether `shape` is that of one tensor: several inputs have lists or dicts of them."""
-    whole = isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)
-    return whole and len(shape) == rank

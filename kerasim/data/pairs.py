@@ -6,7 +6,7 @@ import numpy as np
 
 from kerasim.data.arrays import check_images, digest, find_copies
 from kerasim.data.batches import Batches
-from kerasim.data.folders import ImageFolder, as_float
+from kerasim.data.folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer, check_number
 
 
@@ -14,11 +14,11 @@ class _Classes:
     """Labels, sorted, so that partners are drawn by arithmetic and not by search."""
 
     def __init__(self, labels, images=None, least=2, fewest=2):
-        labels = np.asarray(labels)
-        if labels.ndim != 1 or labels.dtype.kind not in "iuSUb":
-            raise ArgumentTypeError(
-                f"labels must be one integer or string per image, (n,). Received shape "
-                f"{labels.shape} of dtype {labels.dtype}: pass such as labels.reshape(-1)."
+        labels = _check_names("labels", labels)
+        if labels.ndim != 1:
+            raise ArgumentError(
+                f"labels has shape {labels.shape}; expected one per image, (n,): pass such as "
+                "labels.reshape(-1)."
             )
         if images is not None and len(labels) != len(images):
             raise ArgumentError(
@@ -58,6 +58,19 @@ class _Classes:
         label = self.label[rows]
         drawn = rng.integers(0, len(self.order) - self.counts[label])
         return self.order[drawn + self.counts[label] * (drawn >= self.starts[label])]
+
+
+def _check_names(name, values):
+    """Returns integers or strings as an array."""
+    values = np.asarray(values)
+    if values.dtype == object:  # strings, as pandas holds them
+        values = np.asarray(values.tolist())
+    if values.dtype.kind not in "iuSUb":
+        raise ArgumentTypeError(
+            f"{name} must be integers or strings. Received dtype {values.dtype}: convert them, or "
+            "number the classes from 0."
+        )
+    return values
 
 
 def _anchors(size, n, rng):
@@ -123,8 +136,8 @@ class _LabelledBatches(Batches):
 
     def __init__(self, images, labels, batch_size, seed, n, fewest=2, **altered):
         super().__init__(images, batch_size, seed, **altered)
-        self.labels = np.asarray(labels)
-        self.classes = _Classes(labels, self.images, fewest=fewest)
+        self.labels = _check_names("labels", labels)
+        self.classes = _Classes(self.labels, self.images, fewest=fewest)
         self.rows = len(self.images) if n is None else check_integer("n", n)
         if not isinstance(self.images, ImageFolder):
             copies = find_copies(self.images)
@@ -191,7 +204,8 @@ class TripletBatches(_LabelledBatches):
 
     A batch is `(images, labels)`: the anchors, then their positives, then their negatives, so
     that a plain embedder and `losses.TripletLoss` train on it; images `(3 batch, height, width,
-    channels)`, labels `(3 batch,)` int64. The loss forms all triplets of the batch.
+    channels)`, labels `(3 batch,)` int64: positions in the sorted classes. The loss forms all
+    triplets of the batch.
 
     Args:
         images, labels, seed, sigma, flip, shift: As for `PairBatches`.
@@ -254,6 +268,7 @@ class BalancedBatches(_LabelledBatches):
         shift: int = 0,
     ):
         m, k = check_integer("m", m, 2), check_integer("k", k, 2)
+        images = check_images("images", images)
         if batches is None:
             batches = max(1, len(images) // (m * k))
         n = check_integer("batches", batches) * m * k
@@ -266,15 +281,18 @@ class BalancedBatches(_LabelledBatches):
         self.m, self.k = m, k
 
     def _draw(self, rng):
-        batches, counts = self.rows // (self.m * self.k), self.classes.counts
-        chosen = rng.random((batches, len(counts))).argsort(axis=1)[:, : self.m]
-        rows = np.empty((batches, self.m, self.k), dtype="int64")
-        for label, (start, count) in enumerate(zip(self.classes.starts, counts, strict=True)):
-            here = chosen == label
-            whole = count // self.k
-            rounds = -(-here.sum() // whole)
-            places = rng.random((rounds, count)).argsort(axis=1)[:, : whole * self.k]
-            rows[here] = self.classes.order[start + places.reshape(-1, self.k)[: here.sum()]]
+        counts, batches = self.classes.counts, len(self)
+        chosen = np.concatenate(
+            [rng.choice(len(counts), self.m, replace=False) for _ in range(batches)]
+        )
+        rows = np.empty((len(chosen), self.k), dtype="int64")
+        slots = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen)))
+        for label, slot in enumerate(slots[:-1]):  # where its images go
+            whole = counts[label] // self.k * self.k
+            rounds = -(-len(slot) * self.k // whole)
+            places = [rng.permutation(counts[label])[:whole] for _ in range(rounds)]
+            places = np.reshape(places, (-1, self.k))[: len(slot)].astype("int64")
+            rows[slot] = self.classes.order[self.classes.starts[label] + places]
         return (rows.reshape(-1),)
 
     def __getitem__(self, index: int):
@@ -315,14 +333,14 @@ class LabelledPairBatches(Batches):
         flip: bool = False,
         shift: int = 0,
     ):
-        super().__init__(left, batch_size, seed, sigma, flip, shift)
+        super().__init__(left, batch_size, seed, sigma, flip, shift, name="left")
         self.right = check_images("right", right)
         if self.right.shape != self.images.shape:
             raise ArgumentError(
                 f"left has shape {self.images.shape}, right {self.right.shape}: pass one right "
                 "image for each left one, resized alike."
             )
-        groups = np.arange(self.rows) if groups is None else np.asarray(groups)
+        groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
             raise ArgumentError(
                 f"groups has shape {groups.shape}, left has {self.rows} images: pass one group for "
@@ -340,8 +358,7 @@ class LabelledPairBatches(Batches):
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
         left = self._take(rows, rng)
-        right = self._noise(self._move(as_float(self.right[rows]), rng), rng)
-        return (left, right), self.groups[rows]
+        return (left, self._take(rows, rng, self.right)), self.groups[rows]
 
     def settings(self) -> dict:
         sides = {"right": digest(self.right), "groups": digest(self.groups)}

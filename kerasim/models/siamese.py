@@ -3,8 +3,9 @@
 import keras
 from keras import layers
 
-from kerasim.errors import ArgumentError, ArgumentTypeError
-from kerasim.layers import Distance
+from kerasim.data import check_embedder
+from kerasim.errors import ArgumentError, check_choice
+from kerasim.layers import DISTANCES, Distance
 
 
 def siamese(
@@ -28,13 +29,14 @@ def siamese(
     Reference:
         Bromley et al., 1993; Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
     """
-    shape = _image_shape("embedder", embedder)
+    shape, dim = check_embedder("embedder", embedder)
+    if distance is not None:
+        check_choice("distance", distance, DISTANCES)
     left, right = keras.Input(shape, name="left"), keras.Input(shape, name="right")
     vectors = [embedder(left), embedder(right)]
     if distance is not None:
         output = Distance(distance, name="distance")(vectors)
     else:
-        dim = embedder.output_shape[-1]
         output = layers.Reshape((2, dim), name="both")(layers.Concatenate()(vectors))
     return keras.Model([left, right], output, name=name)
 
@@ -42,7 +44,8 @@ def siamese(
 def ensemble(embedders, name: str = "ensemble") -> keras.Model:
     """Builds one embedder of several: their embeddings, each of unit length, side by side.
 
-    The cosine of two joint embeddings is the mean of the members' cosines.
+    The cosine of two joint embeddings is the mean of the members' cosines. Train the members, not
+    the ensemble: the gradient of a unit vector at zero is not finite.
 
     Args:
         embedders: Two models or more from images of one shape to vectors.
@@ -58,7 +61,7 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
     embedders = list(embedders)
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
-    shapes = [_image_shape(f"embedders[{n}]", model) for n, model in enumerate(embedders)]
+    shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]
     if len(set(shapes)) > 1:
         raise ArgumentError(
             f"embedders take images of several shapes, {shapes}: pass models of one shape."
@@ -70,19 +73,3 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
         member = keras.Model(embedder.inputs[0], embedder.outputs[0], name=f"member{n}")
         parts.append(layers.UnitNormalization(name=f"unit{n}")(member(images)))
     return keras.Model(images, layers.Concatenate(name="embeddings")(parts), name=name)
-
-
-def _image_shape(name, embedder) -> tuple:
-    if not isinstance(embedder, keras.Model) or not embedder.built:
-        raise ArgumentTypeError(
-            f"{name} must be a built keras.Model. Received {type(embedder).__name__}: build one, "
-            "such as models.conv_embedder()."
-        )
-    given, taken = embedder.output_shape, embedder.input_shape
-    vectors = isinstance(given, tuple) and len(given) == 2
-    if not vectors or not isinstance(taken, tuple) or len(taken) != 4:
-        raise ArgumentError(
-            f"{name} must map images to vectors (n, dim). It maps {taken} to {given}: pass an "
-            'embedder or an encoder, such as model.get_layer("encoder").'
-        )
-    return taken[1:]
