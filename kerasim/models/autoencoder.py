@@ -5,8 +5,8 @@ import math
 import keras
 from keras import layers
 
-from kerasim.errors import ArgumentError, check_integer
-from kerasim.models.blocks import check_image_shape, check_widths, conv, residual_block
+from kerasim.errors import check_integer
+from kerasim.models.blocks import check_image_shape, check_least, check_widths, conv, residual_block
 
 
 def conv_autoencoder(
@@ -48,12 +48,7 @@ def conv_autoencoder(
     least = 3
     for _ in widths[1:]:
         least = 2 * least + 2
-    if min(image_shape[:2]) < least:
-        raise ArgumentError(
-            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each "
-            f"of widths={widths}: height and width must be {least} or more. Resize the images or "
-            "pass fewer widths."
-        )
+    check_least(image_shape, least, widths)
 
     images = keras.Input(image_shape, name="images")
     x = images

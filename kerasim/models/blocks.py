@@ -37,6 +37,16 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
     return height, width, channels
 
 
+def check_least(image_shape, least: int, widths) -> None:
+    """Raises unless an image is high and wide enough for as many stages as there are `widths`."""
+    if min(image_shape[:2]) < least:
+        raise ArgumentError(
+            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each "
+            f"of widths={widths}: height and width must be {least} or more. Resize the images or "
+            "pass fewer widths."
+        )
+
+
 def check_widths(name: str, widths) -> tuple[int, ...]:
     """Returns `widths` as a tuple of positive integers, one for each stage."""
     if isinstance(widths, (str, bytes)) or not hasattr(widths, "__iter__"):

@@ -3,8 +3,8 @@
 import keras
 from keras import layers
 
-from kerasim.errors import ArgumentError, check_integer
-from kerasim.models.blocks import check_image_shape, check_widths, conv_norm
+from kerasim.errors import check_integer
+from kerasim.models.blocks import check_image_shape, check_least, check_widths, conv_norm
 
 
 def conv_embedder(
@@ -45,12 +45,7 @@ def conv_embedder(
     widths = check_widths("widths", widths)
     convs = check_integer("convs", convs)
     least = (2 * convs + 1) * 2 ** (len(widths) - 1)
-    if min(image_shape[:2]) < least:
-        raise ArgumentError(
-            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each "
-            f"of widths={widths}: height and width must be {least} or more. Resize the images or "
-            "pass fewer widths."
-        )
+    check_least(image_shape, least, widths)
 
     images = keras.Input(image_shape, name="images")
     x = images
@@ -102,12 +97,7 @@ def resnet_embedder(
     embedding_dim = check_integer("embedding_dim", embedding_dim)
     widths = check_widths("widths", widths)
     least = 2 ** (len(widths) - 1)
-    if min(image_shape[:2]) < least:
-        raise ArgumentError(
-            f"image_shape={image_shape} cannot be halved {len(widths) - 1} times, once for each of "
-            f"widths={widths} but the first: height and width must be {least} or more. Resize the "
-            "images or pass fewer widths."
-        )
+    check_least(image_shape, least, widths)
 
     images = keras.Input(image_shape, name="images")
     x = conv_norm(images, widths[0], "conv0")
