@@ -79,8 +79,7 @@ def residual_autoencoder(
 ) -> keras.Model:
     """Builds a stronger autoencoder: strided convolutions in and out, residual blocks inside.
 
-    There is no batch norm: the noise of its batch means would be noise on the code. Smooth
-    activations learn faster here than ReLU.
+    There is no batch norm: the noise of its batch means would be noise on the code.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
