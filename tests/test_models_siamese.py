@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-from helpers import EMBEDDER
 
 from kerasim import data, losses, models
 from kerasim.errors import ArgumentError, ArgumentTypeError
@@ -17,6 +16,10 @@ def embedder(dim=3, name=None, channels=1):
 
 def values(tensor):
     return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+keras.utils.set_random_seed(0)
+EMBEDDER = embedder(5)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
