@@ -1,8 +1,8 @@
 """Prints the reference values of tests/test_losses.py, by pytorch-metric-learning.
 
-python -m venv /tmp/peers
-/tmp/peers/bin/pip install torch pytorch-metric-learning==2.9.0 numpy
-/tmp/peers/bin/python tests/peers/losses.py
+python -m venv .peers
+.peers/bin/pip install torch pytorch-metric-learning==2.9.0 numpy
+.peers/bin/python tests/peers/losses.py
 """
 
 import numpy as np

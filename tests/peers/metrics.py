@@ -1,6 +1,6 @@
 """Prints the reference values of tests/test_metrics.py, by pytorch-metric-learning.
 
-Set up as for losses.py beside this file, then: /tmp/peers/bin/python tests/peers/metrics.py
+Set up as for losses.py beside this file, then: .peers/bin/python tests/peers/metrics.py
 """
 
 import numpy as np
