@@ -19,8 +19,8 @@ SIGMA, SEED, BM3D_IMAGES = 0.1, 0, 1_000
 
 
 def interval(values):
-    half = 1.96 * np.std(values) / np.sqrt(len(values))
-    return f"{np.mean(values):.5f} +- {half:.5f}"
+    low, high = metrics.interval(values)
+    return f"{np.mean(values):.5f} ({low:.5f} to {high:.5f})"
 
 
 def trained(builder, run):
@@ -54,8 +54,9 @@ def main():
     for name, (gallery, asked) in codes.items():
         near = neighbors.NeighborIndex().fit(gallery).query(asked, 10)[1]
         precision = (images.y_train[near] == images.y_test[:, None]).mean(axis=1)
-        error = np.square(redrawn[name] - flat_test).mean(axis=1) if name in redrawn else [np.nan]
-        rows.append((name, interval(error), interval(precision), notes[name]))
+        error = np.square(redrawn[name] - flat_test).mean(axis=1) if name in redrawn else None
+        shown = "-" if error is None else interval(error)
+        rows.append((name, shown, interval(precision), notes[name]))
     columns = ["10 numbers", "test MSE (reach 0.0185)", "precision at 10 (reach 0.28)", ""]
     print(pd.DataFrame(rows, columns=columns).set_index("10 numbers").to_string(), "\n")
 

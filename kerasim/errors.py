@@ -108,6 +108,11 @@ def check_vectors(name: str, x, width: int | None = None, rows: int = 0) -> np.n
     return x
 
 
+def check_directions(name: str, x) -> None:
+    """Raises in the name of `name` if a row of `x` is zero: it has no cosine with any other."""
+    check_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
+
+
 def check_rows(name: str, bad, what: str) -> None:
     """Raises in the name of `name` if any of its rows is marked `bad` for holding `what`."""
     rows = np.flatnonzero(bad)

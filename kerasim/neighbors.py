@@ -3,7 +3,13 @@
 import numpy as np
 
 from kerasim import artifacts
-from kerasim.errors import ArgumentError, check_choice, check_integer, check_rows, check_vectors
+from kerasim.errors import (
+    ArgumentError,
+    check_choice,
+    check_directions,
+    check_integer,
+    check_vectors,
+)
 
 METRICS = ("euclidean", "manhattan", "cosine")
 _KIND = "neighbor_index"
@@ -145,7 +151,7 @@ class NeighborIndex:
 
     def _check_zeros(self, name, x):
         if self.metric == "cosine":
-            check_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
+            check_directions(name, x)
 
     def _float64(self, x):
         x = np.asarray(x, dtype="float64")

@@ -253,6 +253,12 @@ def test_settings_change_with_whatever_decides_the_batches(drawn, change):
     assert drawn(**given).settings() != drawn(**{**given, **change}).settings()
 
 
+def test_labels_of_batches_may_be_strings(drawn):
+    names = np.array(list("abcde"))[OF_MARKED]
+    assert drawn(MARKED, names).settings() != drawn(MARKED, names[::-1].copy()).settings()
+    np.testing.assert_array_equal(flat(drawn(MARKED, names)), flat(drawn(MARKED, OF_MARKED)))
+
+
 def test_settings_change_with_the_share_the_classes_and_the_number():
     one = data.PairBatches(MARKED, OF_MARKED).settings()
     assert data.PairBatches(MARKED, OF_MARKED, positive=0.4).settings() != one

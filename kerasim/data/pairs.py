@@ -13,8 +13,8 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer, chec
 class _Classes:
     """Labels, sorted, so that partners are drawn by arithmetic and not by search."""
 
-    def __init__(self, labels, images=None, least=2, fewest=2):
-        labels = _check_names("labels", labels)
+    def __init__(self, labels, images=None, fewest=2):
+        self.labels = labels = _check_names("labels", labels)
         if labels.ndim != 1:
             raise ArgumentError(
                 f"labels has shape {labels.shape}; expected one per image, (n,): pass such as "
@@ -28,10 +28,10 @@ class _Classes:
         self.names, self.label, self.counts = np.unique(
             labels, return_inverse=True, return_counts=True
         )
-        if len(self.names) < least:
+        if len(self.names) < 2:
             raise ArgumentError(
-                f"labels hold {len(self.names)} classes, {', '.join(map(str, self.names[:1]))}: "
-                f"{least} or more are needed. Add images of another class."
+                f"labels hold {len(self.names)} classes, {', '.join(map(str, self.names))}: "
+                "2 or more are needed. Add images of another class."
             )
         small = self.names[self.counts < fewest]
         if len(small):
@@ -136,8 +136,8 @@ class _LabelledBatches(Batches):
 
     def __init__(self, images, labels, batch_size, seed, n, fewest=2, **altered):
         super().__init__(images, batch_size, seed, **altered)
-        self.labels = _check_names("labels", labels)
-        self.classes = _Classes(self.labels, self.images, fewest=fewest)
+        self.classes = _Classes(labels, self.images, fewest)
+        self.labels = self.classes.labels
         self.rows = len(self.images) if n is None else check_integer("n", n)
         if not isinstance(self.images, ImageFolder):
             copies = find_copies(self.images)
