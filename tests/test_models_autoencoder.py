@@ -14,7 +14,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 SMALL = {
     "conv_autoencoder": {"latent_dim": 5, "widths": (2, 3), "dense_widths": (6, 7)},
     "residual_autoencoder": {"latent_dim": 5, "widths": (2, 3)},
-    "denoising_autoencoder": {"widths": (2, 3)},
+    "denoising_autoencoder": {"widths": (2, 3, 4)},
 }
 WITH_CODES = ("conv_autoencoder", "residual_autoencoder")
 HALVING = ("residual_autoencoder", "denoising_autoencoder")
@@ -143,6 +143,17 @@ def test_a_denoiser_returns_its_input_before_it_is_trained(channels):
     np.testing.assert_array_equal(
         build("denoising_autoencoder", (16, 24, channels))(images), images
     )
+
+
+def test_a_denoiser_adds_in_float32_under_mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build("denoising_autoencoder")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images = draw_images((16, 16, 3))
+    assert model.get_layer("in1_block1_conv1").compute_dtype == "bfloat16"
+    np.testing.assert_array_equal(model(images), images)
 
 
 @pytest.mark.parametrize("name", HALVING)

@@ -139,18 +139,20 @@ def _joined(encoder, decoder, name) -> keras.Model:
 
 def denoising_autoencoder(
     image_shape: tuple[int, int, int] = (32, 32, 3),
-    widths: tuple[int, ...] = (64, 128),
+    widths: tuple[int, ...] = (32, 64, 128),
     blocks: int = 1,
     name: str = "denoising_autoencoder",
 ) -> keras.Model:
     """Builds a network that cleans images: skip connections at each stage, and no bottleneck.
 
-    It predicts what to add to its input, and cuts the sum to [0, 1].
+    It predicts what to add to its input, and cuts the sum to [0, 1]. Under mixed precision that
+    sum is still made in float32.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
-            `2 ** len(widths)`.
-        widths: Filters of each stage, from the image inwards; each stage halves the image.
+            `2 ** (len(widths) - 1)`.
+        widths: Filters of each stage, from the full image inwards; each stage but the first
+            halves the image.
         blocks: Residual blocks of each stage, on the way in and on the way out.
         name: Name of the model.
 
@@ -166,25 +168,34 @@ def denoising_autoencoder(
         2017. https://arxiv.org/abs/1608.03981
     """
     widths = check_widths("widths", widths)
-    image_shape = check_image_shape(image_shape, 2 ** len(widths))
+    image_shape = check_image_shape(image_shape, 2 ** (len(widths) - 1))
     check_integer("blocks", blocks, 0)
 
+    def stage(x, filters, name):
+        for block in range(1, blocks + 1):
+            x = residual_block(x, filters, f"{name}_block{block}", after=False)
+        return x
+
     images = keras.Input(image_shape, name="images")
-    x, skips = images, []
-    for n, filters in enumerate(widths, start=1):
-        skips.append(x)
-        x = conv(x, filters, f"down{n}", strides=2)
-        for block in range(1, blocks + 1):
-            x = residual_block(x, filters, f"in{n}_block{block}")
-    for n in range(len(widths), 0, -1):
-        for block in range(1, blocks + 1):
-            x = residual_block(x, widths[n - 1], f"out{n}_block{block}")
-        filters = skips[n - 1].shape[-1]
-        # The last one starts at zero: before training the network returns its input.
-        start = "zeros" if n == 1 else "glorot_uniform"
-        x = layers.Conv2DTranspose(
-            filters, 4, strides=2, padding="same", kernel_initializer=start, name=f"up{n}"
-        )(x)
-        x = layers.Add(name=f"skip{n}")([x, skips[n - 1]])
-    clean = layers.ReLU(max_value=1.0, name="clean")(x)
+    x = conv(images, widths[0], "down1", activation=None)
+    skips = [stage(x, widths[0], "in1")]
+    for n, filters in enumerate(widths[1:], start=2):
+        x = layers.Conv2D(filters, 2, 2, name=f"down{n}")(skips[-1])
+        skips.append(stage(x, filters, f"in{n}"))
+    x = skips.pop()
+    for n in range(len(skips), 0, -1):
+        x = layers.Conv2DTranspose(widths[n - 1], 2, 2, name=f"up{n}")(x)
+        x = layers.Add(name=f"skip{n}")([x, skips.pop()])
+        x = stage(x, widths[n - 1], f"out{n}")
+    # Starts at zero: before training the network returns its input.
+    change = layers.Conv2D(
+        image_shape[-1],
+        3,
+        padding="same",
+        kernel_initializer="zeros",
+        dtype="float32",
+        name="change",
+    )(x)
+    total = layers.Add(dtype="float32", name="sum")([images, change])
+    clean = layers.ReLU(max_value=1.0, dtype="float32", name="clean")(total)
     return keras.Model(images, clean, name=name)

@@ -72,8 +72,13 @@ def conv_norm(x, filters: int, name: str, padding: str = "same", activation: str
     return x if activation is None else layers.Activation(activation, name=f"{name}_act")(x)
 
 
-def residual_block(x, filters: int, name: str, activation: str = "relu"):
-    """Two convolutions round a shortcut (He et al., 2016. https://arxiv.org/abs/1512.03385)."""
+def residual_block(x, filters: int, name: str, activation: str = "relu", after: bool = True):
+    """Two convolutions round a shortcut (He et al., 2016. https://arxiv.org/abs/1512.03385).
+
+    Unless `after`, no activation follows the sum: the shortcut passes what it carries unchanged
+    (Lim et al., 2017. https://arxiv.org/abs/1707.02921).
+    """
     y = conv(x, filters, f"{name}_conv1", activation=activation)
     y = conv(y, filters, f"{name}_conv2", activation=None)
-    return layers.Activation(activation, name=f"{name}_act")(layers.Add(name=f"{name}_add")([x, y]))
+    y = layers.Add(name=f"{name}_add")([x, y])
+    return layers.Activation(activation, name=f"{name}_act")(y) if after else y
