@@ -1,6 +1,7 @@
 """NumPy in, numbers out."""
 
 import dataclasses
+import functools
 from bisect import bisect_left
 
 import numpy as np
@@ -249,6 +250,40 @@ class Verification:
         )
         return {"far": far, "frr": 1 - accepted, "accuracy": (1 - far + accepted) / 2}
 
+    def score(self, distances) -> np.ndarray:
+        """Turns distances into similarities in [0, 1], calibrated on these pairs.
+
+        A score is the estimated chance that a pair at that distance is like, if half of all pairs
+        were: a logistic curve. Fit it on held-out pairs, not on those it is reported for. (The
+        student report that kerasim began with scored alike pairs 0 and labelled unlike ones 1:
+        its score is one less ours, as its label is one less `same`.)
+
+        Args:
+            distances: Array of any shape.
+
+        Returns:
+            As many scores, float64.
+
+        Reference:
+            Platt, 1999, Probabilistic outputs for support vector machines.
+        """
+        distances = np.asarray(distances, dtype="float64")
+        if not np.isfinite(distances).all():
+            raise ArgumentError("distances holds NaN or infinity: remove or mend those.")
+        scores = self._curve.predict_proba(distances.reshape(-1, 1))[:, 1]
+        return scores.reshape(distances.shape)
+
+    @functools.cached_property
+    def _curve(self):
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        distances = np.concatenate([self.like, self.unlike])[:, None].astype("float64")
+        same = np.repeat([1, 0], [len(self.like), len(self.unlike)])
+        curve = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
+        return curve.fit(distances, same)
+
 
 def verification(distances, same) -> Verification:
     """Measures how well distances tell like pairs from unlike ones.
@@ -280,11 +315,6 @@ def verification(distances, same) -> Verification:
         distances = distances.astype("float64")
     like, unlike = np.sort(distances[same]), np.sort(distances[~same])
     fpr, tpr, scores = roc_curve(same, -distances)
-    # Where the curve, drawn through its corners, crosses the diagonal fpr = 1 - tpr.
-    after = int(np.argmax(fpr + tpr >= 1))
-    before = after - 1
-    missing = 1 - tpr - fpr
-    share = missing[before] / (missing[before] - missing[after])
 
     def excess(threshold):
         accepted = [
@@ -299,8 +329,98 @@ def verification(distances, same) -> Verification:
         tpr=tpr,
         thresholds=-scores,  # the first is -infinity, which accepts nothing
         auc=float(auc(fpr, tpr)),
-        eer=float(fpr[before] + share * (fpr[after] - fpr[before])),
+        eer=_equal_error(fpr, tpr),
         eer_threshold=float(min(t for t in first if excess(t) >= 0)),
         like=like,
         unlike=unlike,
     )
+
+
+def _equal_error(fpr, tpr) -> float:
+    """Returns `fpr` where the curve, drawn through its points, crosses `fpr = 1 - tpr`."""
+    after = int(np.argmax(fpr + tpr >= 1))
+    before = after - 1
+    missing = 1 - tpr - fpr
+    share = missing[before] / (missing[before] - missing[after])
+    return float(fpr[before] + share * (fpr[after] - fpr[before]))
+
+
+def all_pairs(
+    embeddings, labels, metric: str = "euclidean", seed: int = 0, resamples: int = 200
+) -> dict:
+    """Measures verification over every pair of images, with 95 % intervals.
+
+    Pairs that share an image are not independent, so that images are drawn again for the
+    intervals, not pairs. Distances are counted in 16,384 bins from 0 to a bound on the largest;
+    a block of pairs is worked on at a time.
+
+    Args:
+        embeddings: `(n, dim)` vectors, two or more.
+        labels: `(n,)`.
+        metric: "euclidean", "manhattan" or "cosine".
+        seed: The same seed draws the same resamples.
+        resamples: Number of them.
+
+    Returns:
+        "auc" and "eer", see `verification`; "auc_interval" and "eer_interval", `(low, high)`, by
+        the percentile bootstrap over images; "like" and "unlike", numbers of pairs.
+
+    Raises:
+        ArgumentError: If vectors and labels do not fit, or there are no like or no unlike pairs.
+
+    Reference:
+        Snijders & Borgatti, 1999, Non-parametric standard errors and tests for network statistics.
+    """
+    from sklearn.metrics import auc, pairwise_distances
+
+    check_choice("metric", metric, METRICS)
+    x = check_vectors("embeddings", embeddings, rows=2).astype("float64")
+    labels = _check_labels("labels", labels, "embeddings", x)
+    n, bins = len(x), 2**14
+    counts = np.unique(labels, return_counts=True)[1]
+    like = int((counts * (counts - 1) // 2).sum())
+    unlike = n * (n - 1) // 2 - like
+    if not like or not unlike:
+        raise ArgumentError(
+            f"labels make {like} like pairs and {unlike} unlike ones: pass two classes or more, "
+            "one of them with two images or more."
+        )
+    if metric == "cosine":
+        check_directions("embeddings", x)
+        bound = 2.0
+    else:
+        order = 1 if metric == "manhattan" else 2
+        bound = 2 * np.linalg.norm(x - x.mean(axis=0), order, axis=1).max()
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    drawn = rng.multinomial(n, np.full(n, 1 / n), check_integer("resamples", resamples))
+    weights = np.concatenate([np.ones((1, n)), drawn])
+    found = np.zeros((len(weights), 2 * bins))
+    step = max(1, _BLOCK * 2**17 // n)
+    for start in range(0, n - 1, step):
+        rows = slice(start, min(start + step, n - 1))
+        distances = pairwise_distances(x[rows], x[start:], metric=metric)
+        own, other = np.triu_indices(len(distances), 1, distances.shape[1])
+        at = (distances[own, other] * (bins / (bound or 1))).astype("int64").clip(max=bins - 1)
+        own, other = own + start, other + start
+        at += bins * (labels[own] == labels[other])
+        for one, histogram in zip(weights, found, strict=True):
+            histogram += np.bincount(at, one[own] * one[other], 2 * bins)
+    curves = np.pad(found.reshape(-1, 2, bins).cumsum(axis=2), ((0, 0), (0, 0), (1, 0)))
+    # A resample may have lost every like or every unlike pair.
+    curves = curves[curves[:, :, -1].all(axis=1)]
+    curves /= curves[:, :, -1:]
+    scores = {
+        "auc": [float(auc(fpr, tpr)) for fpr, tpr in curves],
+        "eer": [_equal_error(fpr, tpr) for fpr, tpr in curves],
+    }
+    ends = {
+        f"{key}_interval": tuple(np.quantile(values[1:], (0.025, 0.975)).tolist())
+        for key, values in scores.items()
+    }
+    return {
+        "auc": scores["auc"][0],
+        "eer": scores["eer"][0],
+        **ends,
+        "like": like,
+        "unlike": unlike,
+    }

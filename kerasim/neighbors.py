@@ -5,9 +5,11 @@ import numpy as np
 from kerasim import artifacts
 from kerasim.errors import (
     ArgumentError,
+    ArgumentTypeError,
     check_choice,
     check_directions,
     check_integer,
+    check_number,
     check_vectors,
 )
 
@@ -107,6 +109,46 @@ class NeighborIndex:
                 unproven.append(rows[~proven])
             waiting, count = np.concatenate(unproven), min(size, 4 * count)
         return distances, indices
+
+    def identify(self, x, labels, threshold: float, unknown=-1) -> np.ndarray:
+        """Names each row after its nearest vector, if that is near enough.
+
+        One vector of a class in the index is enough (one-shot verification), and the embedder
+        need not have been trained on that class.
+
+        Args:
+            x: `(n, dim)` vectors of the same model.
+            labels: One for each vector in the index.
+            threshold: Largest distance at which a row is accepted, such as
+                `metrics.verification(...).threshold(far=0.01)` on pairs of other classes.
+            unknown: Label of the rows that are not accepted; of the kind of `labels`.
+
+        Returns:
+            `(n,)` labels.
+
+        Raises:
+            ArgumentError: As `query`; if there is not one label for each vector, or one of them
+                is `unknown`.
+            ArgumentTypeError: If `unknown` is not of the kind of `labels`.
+        """
+        check_number("threshold", threshold)
+        labels = np.asarray(labels)
+        if labels.shape != (len(self),):
+            raise ArgumentError(
+                f"labels has shape {labels.shape}, the index holds {len(self)} vectors: pass one "
+                "label for each."
+            )
+        if (labels.dtype.kind == "U") != isinstance(unknown, str):
+            raise ArgumentTypeError(
+                f"unknown={unknown!r} is not of the kind of labels ({labels.dtype}): pass such as "
+                "-1 for numbers, 'unknown' for names."
+            )
+        if (labels == unknown).any():
+            raise ArgumentError(
+                f"unknown={unknown!r} is the label of a vector in the index: pass another."
+            )
+        distances, indices = self.query(x, k=1)
+        return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], unknown)
 
     def save(self, path, embedder=None) -> None:
         """Writes the index to a folder, whole or not at all.

@@ -58,7 +58,7 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
         images: `(n, height, width, channels)` in [0, 1] or uint8.
         titles: `n` strings, or None.
         columns: Images per row.
-        size: Inches per image.
+        size: Inches across an image.
 
     Returns:
         The figure.
@@ -70,7 +70,9 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
         )
     columns = min(check_integer("columns", columns), len(images))
     rows = -(-len(images) // columns)
-    figure, axes = _figure(rows, columns, size, title_room=0.25 if titles is not None else 0)
+    height, width = np.shape(images[0])[:2]
+    room = 0.25 if titles is not None else 0
+    figure, axes = _figure(rows, columns, size, size * height / width + room)
     for n, ax in enumerate(axes.flat):
         if n < len(images):
             _show(ax, images[n])
@@ -96,7 +98,7 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
             f"labels={tuple(labels)} and rows of shapes {[np.shape(row) for row in rows]} do not "
             "match: pass one name for each row, and rows of one shape."
         )
-    figure, axes = _figure(len(rows), len(images), 0.95, left=1.1)
+    figure, axes = _figure(len(rows), len(images), 0.95, 0.95, left=1.1)
     for label, row, line in zip(labels, rows, axes, strict=True):
         for ax, image in zip(line, row, strict=True):
             _show(ax, image)
@@ -332,7 +334,7 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
                 f"{name} must have shape {shape}, that of the images found. Received "
                 f"{np.shape(rows)}: pass the rows that belong to them."
             )
-    figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, title_room=0.2)
+    figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
     for row, line in enumerate(axes):
         _show(line[0], queries[row])
         line[0].set_title("query" if row == 0 else "", fontsize=8, pad=2)
@@ -426,13 +428,13 @@ def _axes(ax, size):
     return plt.subplots(figsize=size, layout="constrained")[1]
 
 
-def _figure(rows, columns, size, title_room=0.0, left=0.0):
+def _figure(rows, columns, width, height, left=0.0):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
         rows,
         columns,
-        figsize=(columns * size + left, rows * (size + title_room)),
+        figsize=(columns * width + left, rows * height),
         dpi=72,  # about two pixels for one of a 32 x 32 image: notebooks stay small
         layout="constrained",
         squeeze=False,

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import pairwise_distances, roc_auc_score
 
 from kerasim import metrics
 from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.neighbors import METRICS
 
 RNG = np.random.default_rng(0)
 QUERIES, GALLERY = RNG.standard_normal((20, 4)), RNG.standard_normal((30, 4))
@@ -321,3 +322,81 @@ def test_verification_refuses_by_name(distances, same, said):
 def test_an_error_rate_that_is_none_is_refused(far):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="far"):
         metrics.verification([0.1, 0.2], [1, 0]).threshold(far)
+
+
+def test_scores_of_two_bell_curves_are_their_posterior():
+    # Like pairs around 1, unlike ones around 3, both with standard deviation 0.8, three to one.
+    distances = np.concatenate([RNG.normal(1, 0.8, 60_000), RNG.normal(3, 0.8, 20_000)])
+    found = metrics.verification(distances, np.repeat([1, 0], [60_000, 20_000]))
+    asked = np.array([[-1.0, 1.0], [2.0, 3.5]])
+    posterior = 1 / (1 + np.exp((asked - 2) * (3 - 1) / 0.8**2))
+    np.testing.assert_allclose(found.score(asked), posterior, atol=0.01)
+
+
+def test_scores_are_finite_where_a_threshold_separates_all_pairs():
+    found = metrics.verification([0, 0.1, 1, 2], [1, 1, 0, 0])
+    scores = found.score([0, 0.5, 2, 1e9])
+    assert (np.diff(scores) <= 0).all() and scores[0] > 0.5 > scores[2] and scores[3] == 0
+    with pytest.raises(ArgumentError, match="distances holds NaN"):
+        found.score([0.1, np.nan])
+
+
+# all pairs
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_all_pairs_agrees_with_verification_over_all_pairs(metric, monkeypatch):
+    labels = RNG.integers(0, 4, 300)
+    x = RNG.standard_normal((300, 5)) + 1.2 * np.eye(5)[labels]
+    own, other = np.triu_indices(300, 1)
+    distances = pairwise_distances(x, metric=metric)[own, other]
+    exact = metrics.verification(distances, labels[own] == labels[other])
+    found = metrics.all_pairs(x, labels, metric, resamples=50)
+    assert found["auc"] == pytest.approx(exact.auc, abs=1e-4)
+    assert found["eer"] == pytest.approx(exact.eer, abs=1e-3)
+    assert (found["like"], found["unlike"]) == (len(exact.like), len(exact.unlike))
+    monkeypatch.setattr(metrics, "_BLOCK", 1e-9)  # one image at a time
+    assert metrics.all_pairs(x, labels, metric, resamples=50) == found
+
+
+def test_intervals_over_images_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        labels = rng.integers(0, 2, n)
+        return rng.standard_normal((n, 2)) + 2 * labels[:, None], labels
+
+    truth = metrics.all_pairs(*draw(4000), resamples=1)
+    held = {"auc": 0, "eer": 0}
+    for _ in range(60):
+        found = metrics.all_pairs(*draw(80), resamples=100)
+        for key in held:
+            low, high = found[f"{key}_interval"]
+            held[key] += low <= truth[key] <= high
+    assert all(50 <= count for count in held.values()), held  # 57 of 60 expected
+
+
+def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
+    found = metrics.all_pairs([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=20)
+    assert (found["like"], found["unlike"], found["auc"], found["eer"]) == (1, 2, 1, 0)
+    at_one_place = metrics.all_pairs(np.ones((4, 2)), [0, 0, 1, 1], resamples=20)
+    assert (at_one_place["auc"], at_one_place["eer"]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": [0, 0, 0]}, "labels make 3 like pairs and 0 unlike"),
+        ({"labels": [0, 1, 2]}, "labels make 0 like pairs and 3 unlike"),
+        ({"labels": [0, 1]}, "labels has shape"),
+        ({"metric": "dot"}, "metric='dot'"),
+        ({"metric": "cosine"}, "embeddings holds only zeros.*: 0"),
+        ({"embeddings": [[1.0]]}, "embeddings must be an array"),
+        ({"resamples": 0}, "resamples=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_all_pairs_refuses_by_name(change, said):
+    given = {"embeddings": [[0.0], [1.0], [2.0]], "labels": [0, 0, 1], **change}
+    with pytest.raises(ArgumentError, match=said):
+        metrics.all_pairs(**given)

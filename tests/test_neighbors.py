@@ -423,3 +423,28 @@ def test_all_against_all_stays_within_its_memory():
     assert child.returncode == 0, child.stderr
     # Distances of all pairs take 1,600 MB in float32; the budget of a query is 64 MB.
     assert int(child.stdout) < 250
+
+
+def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
+    index = NeighborIndex().fit([[0.0, 0], [10, 0], [0, 10]])
+    asked = [[1.0, 0], [9, 0], [0, 7], [5, 5], [-3, 0]]
+    names = index.identify(asked, ["zero", "one", "two"], threshold=3.0, unknown="nobody")
+    assert names.tolist() == ["zero", "one", "two", "nobody", "zero"]
+    assert index.identify(asked, [0, 1, 2], threshold=2.9).tolist() == [0, 1, -1, -1, -1]
+    assert index.identify(np.empty((0, 2)), [0, 1, 2], threshold=1.0).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": [0]}, "labels has shape .1,., the index holds 2"),
+        ({"labels": [0, -1]}, "unknown=-1 is the label of a vector"),
+        ({"labels": ["a", "b"]}, "unknown=-1 is not of the kind of labels .<U1"),
+        ({"threshold": np.nan}, "threshold=nan"),
+        ({"x": [[1.0, 2.0]]}, "x must be an array"),
+    ],
+)
+def test_identify_refuses_by_name(change, said):
+    given = {"x": [[0.0]], "labels": [0, 1], "threshold": 1.0, **change}
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
+        NeighborIndex().fit([[0.0], [1.0]]).identify(**given)

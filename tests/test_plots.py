@@ -84,6 +84,11 @@ FIGURES = {
 }
 
 
+def test_a_row_of_wide_images_is_no_higher_than_they_are():
+    figure = plots.image_grid(np.zeros((6, 10, 20, 1)), columns=3, size=2.0)
+    assert figure.get_size_inches().tolist() == [6, 2]
+
+
 @pytest.mark.parametrize("name", ON_AXES)
 def test_something_is_drawn_on_new_axes(name):
     ax = ON_AXES[name](None)
