@@ -145,17 +145,6 @@ def test_a_denoiser_returns_its_input_before_it_is_trained(channels):
     )
 
 
-def test_a_denoiser_adds_in_float32_under_mixed_precision():
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = build("denoising_autoencoder")
-    finally:
-        keras.config.set_dtype_policy("float32")
-    images = draw_images((16, 16, 3))
-    assert model.get_layer("in1_block1_conv1").compute_dtype == "bfloat16"
-    np.testing.assert_array_equal(model(images), images)
-
-
 @pytest.mark.parametrize("name", HALVING)
 def test_more_blocks_make_a_larger_model_and_none_are_allowed(name):
     sizes = [build(name, blocks=blocks).count_params() for blocks in (0, 1, 2)]

@@ -56,15 +56,21 @@ def conv_autoencoder(
         if n > 1:
             x = layers.MaxPooling2D(name=f"pool{n - 1}")(x)
         x = layers.Conv2D(filters, 3, activation=activation, name=f"conv{n}")(x)
-    codes = layers.Dense(latent_dim, name="codes")(layers.Flatten(name="flatten")(x))
+    codes = layers.Dense(latent_dim, dtype="float32", name="codes")(
+        layers.Flatten(name="flatten")(x)
+    )
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
     x = codes
     for n, units in enumerate(dense_widths, start=1):
         x = layers.Dense(units, activation=activation, name=f"dense{n}")(x)
-    x = layers.Dense(math.prod(image_shape), activation="sigmoid", name="pixels")(x)
-    decoder = keras.Model(codes, layers.Reshape(image_shape, name="image")(x), name="decoder")
+    x = layers.Dense(math.prod(image_shape), activation="sigmoid", dtype="float32", name="pixels")(
+        x
+    )
+    decoder = keras.Model(
+        codes, layers.Reshape(image_shape, dtype="float32", name="image")(x), name="decoder"
+    )
     return _joined(encoder, decoder, name)
 
 
@@ -116,7 +122,9 @@ def residual_autoencoder(
     inner_shape = x.shape[1:]
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(dense_width, activation=activation, name="dense")(x)
-    encoder = keras.Model(images, layers.Dense(latent_dim, name="codes")(x), name="encoder")
+    encoder = keras.Model(
+        images, layers.Dense(latent_dim, dtype="float32", name="codes")(x), name="encoder"
+    )
 
     codes = keras.Input((latent_dim,), name="codes")
     x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
@@ -125,10 +133,10 @@ def residual_autoencoder(
     for block in range(1, blocks + 1):
         x = residual_block(x, widths[-1], f"block{block}", activation)
     for n, filters in reversed(list(enumerate((image_shape[2], *widths[:-1]), start=1))):
-        last = activation if n > 1 else "sigmoid"
-        x = layers.Conv2DTranspose(
-            filters, 4, strides=2, padding="same", activation=last, name=f"up{n}"
-        )(x)
+        last = (
+            {"activation": "sigmoid", "dtype": "float32"} if n == 1 else {"activation": activation}
+        )
+        x = layers.Conv2DTranspose(filters, 4, 2, "same", name=f"up{n}", **last)(x)
     return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 

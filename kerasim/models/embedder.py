@@ -61,7 +61,7 @@ def conv_embedder(
         x = layers.BatchNormalization(name="dense_norm")(x)
         if activation is not None:
             x = layers.Activation(activation, name="dense_activation")(x)
-    embeddings = layers.Dense(embedding_dim, name="embeddings")(x)
+    embeddings = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
     return keras.Model(images, embeddings, name=name)
 
 
@@ -108,5 +108,5 @@ def resnet_embedder(
         y = conv_norm(y, filters, f"block{n}_conv2")
         x = layers.Add(name=f"block{n}_add")([x, y])
     x = layers.GlobalMaxPooling2D(name="largest")(x)
-    embeddings = layers.Dense(embedding_dim, name="embeddings")(x)
+    embeddings = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
     return keras.Model(images, embeddings, name=name)

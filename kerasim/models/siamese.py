@@ -37,7 +37,8 @@ def siamese(
     if distance is not None:
         output = Distance(distance, name="distance")(vectors)
     else:
-        output = layers.Reshape((2, dim), name="both")(layers.Concatenate()(vectors))
+        both = layers.Concatenate(dtype="float32")(vectors)
+        output = layers.Reshape((2, dim), dtype="float32", name="both")(both)
     return keras.Model([left, right], output, name=name)
 
 
@@ -71,5 +72,6 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
     for n, embedder in enumerate(embedders, start=1):
         # Under a name of its own, for two members may have the same.
         member = keras.Model(embedder.inputs[0], embedder.outputs[0], name=f"member{n}")
-        parts.append(layers.UnitNormalization(name=f"unit{n}")(member(images)))
-    return keras.Model(images, layers.Concatenate(name="embeddings")(parts), name=name)
+        parts.append(layers.UnitNormalization(dtype="float32", name=f"unit{n}")(member(images)))
+    embeddings = layers.Concatenate(dtype="float32", name="embeddings")(parts)
+    return keras.Model(images, embeddings, name=name)

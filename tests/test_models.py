@@ -1,0 +1,49 @@
+import keras
+import numpy as np
+import pytest
+
+from kerasim import models
+
+IMAGE_SHAPE = (16, 16, 3)
+
+
+def embedder(name="conv_embedder"):
+    return models.conv_embedder(IMAGE_SHAPE, 5, (2, 3), name=name)
+
+
+BUILDERS = {
+    "conv_autoencoder": lambda: models.conv_autoencoder(IMAGE_SHAPE, 5, (2, 3), (6, 7)),
+    "residual_autoencoder": lambda: models.residual_autoencoder(IMAGE_SHAPE, 5, (2, 3)),
+    "denoising_autoencoder": lambda: models.denoising_autoencoder(IMAGE_SHAPE, (2, 3, 4)),
+    "conv_embedder": embedder,
+    "resnet_embedder": lambda: models.resnet_embedder(IMAGE_SHAPE, 5, (2, 3, 4)),
+    "siamese": lambda: models.siamese(embedder(), distance=None),
+    "ensemble": lambda: models.ensemble([embedder("one"), embedder("two")]),
+}
+
+
+@pytest.fixture
+def mixed_precision():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_every_builder_is_tested():
+    assert set(BUILDERS) == set(models.__all__)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_under_mixed_precision_the_output_is_not_rounded_to_that_precision(name, mixed_precision):
+    keras.utils.set_random_seed(0)
+    model = BUILDERS[name]()
+    layers = model._flatten_layers(include_self=False)
+    assert "bfloat16" in {layer.compute_dtype for layer in layers if layer.weights}
+    for weight in model.trainable_weights:  # a denoiser would return its input
+        weight.assign(weight * 1.5 + 0.01)
+    images = np.random.default_rng(0).random((4, *IMAGE_SHAPE), dtype="float32")
+    inputs = [images, images[::-1].copy()] if name == "siamese" else images
+    output = keras.ops.convert_to_numpy(model(inputs))
+    assert output.dtype == "float32"
+    # A bfloat16 has 8 bits: the lower 16 of its float32 are zero.
+    assert (output.view("uint32") & 0xFFFF).any()
