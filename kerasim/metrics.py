@@ -351,8 +351,8 @@ def all_pairs(
     """Measures verification over every pair of images, with 95 % intervals.
 
     Pairs that share an image are not independent, so that images are drawn again for the
-    intervals, not pairs. Distances are counted in 16,384 bins from 0 to a bound on the largest;
-    a block of pairs is worked on at a time.
+    intervals, not pairs. Distances are counted in 16,384 bins from 0 to the largest; a block of
+    pairs is worked on at a time.
 
     Args:
         embeddings: `(n, dim)` vectors, two or more.
@@ -387,21 +387,22 @@ def all_pairs(
         )
     if metric == "cosine":
         check_directions("embeddings", x)
-        bound = 2.0
-    else:
-        order = 1 if metric == "manhattan" else 2
-        bound = 2 * np.linalg.norm(x - x.mean(axis=0), order, axis=1).max()
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     drawn = rng.multinomial(n, np.full(n, 1 / n), check_integer("resamples", resamples))
     weights = np.concatenate([np.ones((1, n)), drawn])
+    step = max(1, int(_BLOCK * 2**15 / n))  # a block needs indices, too
+
+    def blocks():
+        """Yields distances, and the positions of both images, of each pair once."""
+        for start in range(0, n - 1, step):
+            distances = pairwise_distances(x[start : start + step], x[start:], metric=metric)
+            own, other = np.triu_indices(len(distances), 1, distances.shape[1])
+            yield distances[own, other], own + start, other + start
+
+    largest = max(distances.max(initial=0) for distances, _, _ in blocks()) or 1.0
     found = np.zeros((len(weights), 2 * bins))
-    step = max(1, _BLOCK * 2**17 // n)
-    for start in range(0, n - 1, step):
-        rows = slice(start, min(start + step, n - 1))
-        distances = pairwise_distances(x[rows], x[start:], metric=metric)
-        own, other = np.triu_indices(len(distances), 1, distances.shape[1])
-        at = (distances[own, other] * (bins / (bound or 1))).astype("int64").clip(max=bins - 1)
-        own, other = own + start, other + start
+    for distances, own, other in blocks():
+        at = (distances * (bins / largest)).astype("int64").clip(max=bins - 1)
         at += bins * (labels[own] == labels[other])
         for one, histogram in zip(weights, found, strict=True):
             histogram += np.bincount(at, one[own] * one[other], 2 * bins)
@@ -414,7 +415,7 @@ def all_pairs(
         "eer": [_equal_error(fpr, tpr) for fpr, tpr in curves],
     }
     ends = {
-        f"{key}_interval": tuple(np.quantile(values[1:], (0.025, 0.975)).tolist())
+        f"{key}_interval": tuple(np.quantile(values[1:] or [np.nan], (0.025, 0.975)).tolist())
         for key, values in scores.items()
     }
     return {

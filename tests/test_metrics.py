@@ -379,6 +379,8 @@ def test_intervals_over_images_hold_the_truth_about_as_often_as_they_say():
 def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
     found = metrics.all_pairs([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=20)
     assert (found["like"], found["unlike"], found["auc"], found["eer"]) == (1, 2, 1, 0)
+    lost = metrics.all_pairs([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=1, seed=1)
+    assert np.isnan(lost["eer_interval"]).all()  # the one resample has no like or no unlike pair
     at_one_place = metrics.all_pairs(np.ones((4, 2)), [0, 0, 1, 1], resamples=20)
     assert (at_one_place["auc"], at_one_place["eer"]) == (0.5, 0.5)
 
