@@ -65,6 +65,13 @@ def check_number(name: str, value, low: float = -math.inf, high: float = math.in
     return number
 
 
+def check_flag(name: str, value) -> bool:
+    """Returns `value` as a `bool`; "no" or 0.5 would be taken for true, and is refused."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentTypeError(f"{name} must be a flag. Received {value!r}: pass True or False.")
+    return bool(value)
+
+
 def check_choice(name: str, value, choices) -> None:
     """Raises in the name of `name` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:

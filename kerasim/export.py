@@ -13,6 +13,7 @@ from kerasim.errors import (
     ArtifactError,
     DependencyError,
     ImageError,
+    check_flag,
 )
 
 _KIND = "saved_model"
@@ -126,6 +127,7 @@ def load_saved_model(path, trust: bool = False):
         ArtifactError: If the folder is missing, damaged or not kerasim's and not trusted.
         DependencyError: If TensorFlow is not installed.
     """
+    check_flag("trust", trust)
     tf = _tensorflow()
 
     def load(folder, manifest=None):

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasim.errors import ArgumentError, ArgumentTypeError, check_choice, check_number
+from kerasim.errors import ArgumentError, ArgumentTypeError, check_choice, check_flag, check_number
 from kerasim.layers import DISTANCES, root, unit
 
 _MINING = ("all", "semi_hard", "hard")
@@ -44,7 +44,7 @@ class ContrastiveLoss(keras.Loss):
     ):
         super().__init__(name=name, **kwargs)
         self.margin = check_number("margin", margin, 0)
-        self.squared_margin = squared_margin
+        self.squared_margin = check_flag("squared_margin", squared_margin)
 
     def call(self, y_true, y_pred):
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to

@@ -10,6 +10,7 @@ from kerasim.errors import (
     ArgumentError,
     check_choice,
     check_directions,
+    check_flag,
     check_integer,
     check_number,
     check_rows,
@@ -94,6 +95,7 @@ def retrieval(
     from sklearn.metrics import pairwise_distances_chunked
 
     check_choice("metric", metric, METRICS)
+    check_flag("per_query", per_query)
     queries = check_vectors("queries", queries, rows=1)
     query_labels = _check_labels("query_labels", query_labels, "queries", queries)
     alone = gallery is None

@@ -16,6 +16,7 @@ from kerasim.errors import (
     ArgumentTypeError,
     ArtifactError,
     TrainingError,
+    check_flag,
     check_integer,
 )
 
@@ -69,6 +70,7 @@ def fit(
                 f"{name} must be a keras.utils.PyDataset. Received {type(value).__name__}: wrap "
                 "arrays in kerasim.data.ImageBatches."
             )
+    check_flag("resume", resume)
     if not isinstance(model, keras.Model):
         raise ArgumentTypeError(
             f"model must be a keras.Model. Received {type(model).__name__}: build one first."
@@ -135,6 +137,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     Raises:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
+    check_flag("best", best)
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / ("best" if best else "state")

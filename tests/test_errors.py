@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kerasim import errors
+from kerasim import data, errors, export, losses, metrics, training
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,33 @@ def test_rows_of_several_lengths_are_refused_by_name():
         errors.ArgumentError, match="x cannot be made one array.*rows of one length"
     ):
         errors.check_vectors("x", [[1.0, 2.0], [3.0]])
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
+def test_what_is_no_flag_is_refused(value):
+    with pytest.raises(errors.ArgumentTypeError, match="flip must be a flag"):
+        errors.check_flag("flip", value)
+
+
+def test_a_flag_of_numpy_becomes_one_of_python():
+    assert errors.check_flag("flip", np.bool_(True)) is True
+
+
+IMAGES, ANY = np.zeros((4, 8, 8, 1), "float32"), "no/such/folder"
+FLAGS = {
+    "flip": lambda: data.ImageBatches(IMAGES, flip="no"),
+    "shuffle": lambda: data.ImageBatches(IMAGES, shuffle=0),
+    "clip": lambda: data.add_noise(IMAGES, 0.1, clip="no"),
+    "check": lambda: data.image_folder(ANY, 8, check="no"),
+    "trust": lambda: export.load_saved_model(ANY, trust="no"),
+    "squared_margin": lambda: losses.ContrastiveLoss(squared_margin="no"),
+    "per_query": lambda: metrics.retrieval([[0.0], [1.0]], [0, 0], per_query="no"),
+    "resume": lambda: training.fit(None, data.ImageBatches(IMAGES), 1, ANY, resume="no"),
+    "best": lambda: training.restore(None, ANY, best="no"),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_checked_wherever_it_is_taken(name):
+    with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a flag"):
+        FLAGS[name]()

@@ -10,6 +10,7 @@ from kerasim.data.folders import ImageFolder, as_float
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
+    check_flag,
     check_integer,
     check_number,
     check_rows,
@@ -120,6 +121,7 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
         float32 images of the same shape.
     """
     check_number("sigma", sigma, 0)
+    check_flag("clip", clip)
     images = check_images("images", images)
     rng = np.random.default_rng(check_integer("seed", seed, 0))
     noisy = gaussian_noise(as_float(images[:]), sigma, rng)

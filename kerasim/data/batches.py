@@ -13,6 +13,7 @@ from kerasim.data.arrays import (
 from kerasim.data.folders import as_float
 from kerasim.errors import (
     ArgumentError,
+    check_flag,
     check_integer,
     check_number,
     check_rows,
@@ -43,7 +44,7 @@ class Batches(keras.utils.PyDataset):
         self.batch_size = check_integer("batch_size", batch_size)
         self.seed = check_integer("seed", seed, 0)
         self.sigma = check_number("sigma", sigma, 0)
-        self.flip, self.shift = flip, check_integer("shift", shift, 0)
+        self.flip, self.shift = check_flag("flip", flip), check_integer("shift", shift, 0)
         self.epoch, self.rows = 0, len(self.images)
         self._drawn = (-1, ())
 
@@ -131,7 +132,7 @@ class ImageBatches(Batches):
         if self.targets is not None and self.targets.dtype.kind == "f":
             rows = self.targets.reshape(len(self.targets), -1)
             check_rows("targets", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
-        self.shuffle = shuffle
+        self.shuffle = check_flag("shuffle", shuffle)
 
     def _draw(self, rng):
         return (rng.permutation(self.rows) if self.shuffle else np.arange(self.rows),)

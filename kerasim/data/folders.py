@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kerasim import artifacts
-from kerasim.errors import ArgumentError, ArtifactError, ImageError, check_choice
+from kerasim.errors import ArgumentError, ArtifactError, ImageError, check_choice, check_flag
 from kerasim.images import SUFFIXES, check_channels, check_size, decode
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -74,6 +74,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
         ArtifactError: If the folder is missing or holds no image.
     """
     check_choice("on_error", on_error, ("raise", "skip"))
+    check_flag("check", check)
     channels = check_channels(channels)
     size = check_size(image_size)
     if size is None:
