@@ -39,6 +39,7 @@ bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/pairs.py
 
 # uv where there is one, pip otherwise.
 $(VENV)/.ok: requirements.lock pyproject.toml

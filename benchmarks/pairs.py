@@ -120,7 +120,7 @@ def in_process(peer, threads):
     """Returns pairs per second, measured in a process of its own with so many threads."""
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     done = subprocess.run(
-        ["taskset", "-c", f"0-{threads - 1}", sys.executable, __file__, "--peer", peer],
+        [sys.executable, __file__, "--peer", peer],
         env={**os.environ, **dict.fromkeys(names, str(threads))},
         capture_output=True,
         text=True,
