@@ -16,7 +16,7 @@ from kerasim import data, metrics, models, neighbors, training
 
 RUNS = Path("runs/notebooks/cifar10")
 SIGMA, SEED, BM3D_IMAGES = 0.1, 0, 200
-STRENGTH = 0.4  # of non-local means: notebook 04 chose it on training images
+STRENGTH = 0.5  # of non-local means: notebook 04 chose it on training images
 
 
 def interval(values):

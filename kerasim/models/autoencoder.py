@@ -133,10 +133,16 @@ def residual_autoencoder(
     for block in range(1, blocks + 1):
         x = residual_block(x, widths[-1], f"block{block}", activation)
     for n, filters in reversed(list(enumerate((image_shape[2], *widths[:-1]), start=1))):
-        last = (
-            {"activation": "sigmoid", "dtype": "float32"} if n == 1 else {"activation": activation}
-        )
-        x = layers.Conv2DTranspose(filters, 4, 2, "same", name=f"up{n}", **last)(x)
+        last = n == 1
+        x = layers.Conv2DTranspose(
+            filters,
+            4,
+            strides=2,
+            padding="same",
+            activation="sigmoid" if last else activation,
+            dtype="float32" if last else None,
+            name=f"up{n}",
+        )(x)
     return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 
