@@ -256,9 +256,9 @@ class Verification:
         """Turns distances into similarities in [0, 1], calibrated on these pairs.
 
         A score is the estimated chance that a pair at that distance is like, if half of all pairs
-        were: a logistic curve. Fit it on held-out pairs, not on those it is reported for. (The
-        student report that kerasim began with scored alike pairs 0 and labelled unlike ones 1:
-        its score is one less ours, as its label is one less `same`.)
+        were: a logistic curve. Fit it on held-out pairs, not on those it is reported for. (In the
+        student report that kerasim began with alike pairs score 0 and unlike ones are labelled 1:
+        its score is `1 - score`, its label `1 - same`.)
 
         Args:
             distances: Array of any shape.
@@ -266,14 +266,16 @@ class Verification:
         Returns:
             As many scores, float64.
 
+        Raises:
+            ArgumentError: If a distance is not finite.
+
         Reference:
             Platt, 1999, Probabilistic outputs for support vector machines.
         """
         distances = np.asarray(distances, dtype="float64")
-        if not np.isfinite(distances).all():
-            raise ArgumentError("distances holds NaN or infinity: remove or mend those.")
-        scores = self._curve.predict_proba(distances.reshape(-1, 1))[:, 1]
-        return scores.reshape(distances.shape)
+        column = distances.reshape(-1, 1)
+        check_rows("distances", ~np.isfinite(column[:, 0]), "NaN or infinity")
+        return self._curve.predict_proba(column)[:, 1].reshape(distances.shape)
 
     @functools.cached_property
     def _curve(self):
@@ -404,7 +406,7 @@ def all_pairs(
     largest = max(distances.max(initial=0) for distances, _, _ in blocks()) or 1.0
     found = np.zeros((len(weights), 2 * bins))
     for distances, own, other in blocks():
-        at = (distances * (bins / largest)).astype("int64").clip(max=bins - 1)
+        at = (distances / largest * bins).astype("int64").clip(max=bins - 1)
         at += bins * (labels[own] == labels[other])
         for one, histogram in zip(weights, found, strict=True):
             histogram += np.bincount(at, one[own] * one[other], 2 * bins)

@@ -138,7 +138,7 @@ class NeighborIndex:
                 f"labels has shape {labels.shape}, the index holds {len(self)} vectors: pass one "
                 "label for each."
             )
-        if (labels.dtype.kind == "U") != isinstance(unknown, str):
+        if any(isinstance(label, str) != isinstance(unknown, str) for label in labels.tolist()):
             raise ArgumentTypeError(
                 f"unknown={unknown!r} is not of the kind of labels ({labels.dtype}): pass such as "
                 "-1 for numbers, 'unknown' for names."

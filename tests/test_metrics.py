@@ -337,7 +337,7 @@ def test_scores_are_finite_where_a_threshold_separates_all_pairs():
     found = metrics.verification([0, 0.1, 1, 2], [1, 1, 0, 0])
     scores = found.score([0, 0.5, 2, 1e9])
     assert (np.diff(scores) <= 0).all() and scores[0] > 0.5 > scores[2] and scores[3] == 0
-    with pytest.raises(ArgumentError, match="distances holds NaN"):
+    with pytest.raises(ArgumentError, match="distances holds NaN or infinity in 1 of 2 rows: 1"):
         found.score([0.1, np.nan])
 
 
@@ -381,6 +381,8 @@ def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
     assert (found["like"], found["unlike"], found["auc"], found["eer"]) == (1, 2, 1, 0)
     lost = metrics.all_pairs([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=1, seed=1)
     assert np.isnan(lost["eer_interval"]).all()  # the one resample has no like or no unlike pair
+    tiny = metrics.all_pairs([[0], [1e-310], [5e-310]], ["a", "a", "b"], "manhattan", resamples=20)
+    assert (tiny["auc"], tiny["eer"]) == (1, 0)
     at_one_place = metrics.all_pairs(np.ones((4, 2)), [0, 0, 1, 1], resamples=20)
     assert (at_one_place["auc"], at_one_place["eer"]) == (0.5, 0.5)
 

@@ -430,6 +430,8 @@ def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
     asked = [[1.0, 0], [9, 0], [0, 7], [5, 5], [-3, 0]]
     names = index.identify(asked, ["zero", "one", "two"], threshold=3.0, unknown="nobody")
     assert names.tolist() == ["zero", "one", "two", "nobody", "zero"]
+    objects = np.array(["zero", "one", "two"], dtype=object)  # as pandas has them
+    assert index.identify(asked, objects, 3.0, "nobody").tolist() == names.tolist()
     assert index.identify(asked, [0, 1, 2], threshold=2.9).tolist() == [0, 1, -1, -1, -1]
     assert index.identify(np.empty((0, 2)), [0, 1, 2], threshold=1.0).shape == (0,)
 

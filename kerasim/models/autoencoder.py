@@ -56,22 +56,18 @@ def conv_autoencoder(
         if n > 1:
             x = layers.MaxPooling2D(name=f"pool{n - 1}")(x)
         x = layers.Conv2D(filters, 3, activation=activation, name=f"conv{n}")(x)
-    codes = layers.Dense(latent_dim, dtype="float32", name="codes")(
-        layers.Flatten(name="flatten")(x)
-    )
+    x = layers.Flatten(name="flatten")(x)
+    codes = layers.Dense(latent_dim, dtype="float32", name="codes")(x)
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
     x = codes
     for n, units in enumerate(dense_widths, start=1):
         x = layers.Dense(units, activation=activation, name=f"dense{n}")(x)
-    x = layers.Dense(math.prod(image_shape), activation="sigmoid", dtype="float32", name="pixels")(
-        x
-    )
-    decoder = keras.Model(
-        codes, layers.Reshape(image_shape, dtype="float32", name="image")(x), name="decoder"
-    )
-    return _joined(encoder, decoder, name)
+    size = math.prod(image_shape)
+    x = layers.Dense(size, activation="sigmoid", dtype="float32", name="pixels")(x)
+    x = layers.Reshape(image_shape, dtype="float32", name="image")(x)
+    return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 
 def residual_autoencoder(
@@ -122,9 +118,8 @@ def residual_autoencoder(
     inner_shape = x.shape[1:]
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(dense_width, activation=activation, name="dense")(x)
-    encoder = keras.Model(
-        images, layers.Dense(latent_dim, dtype="float32", name="codes")(x), name="encoder"
-    )
+    codes = layers.Dense(latent_dim, dtype="float32", name="codes")(x)
+    encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
     x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
