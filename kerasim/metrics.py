@@ -35,6 +35,90 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
     Returns:
         `(n,)` float64.
     """
+    images, reference = _check_both(images, reference, data_range)
+    errors = [
+        np.mean(np.square(a.astype("float64") - b)) for a, b in zip(images, reference, strict=True)
+    ]
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(data_range**2 / np.array(errors))
+
+
+def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
+    """Measures the structural similarity of each image: 1 for equal ones, about 0 for unlike ones.
+
+    scikit-image's `structural_similarity` with the settings of the paper: a Gaussian window of
+    1.5 pixels and 11 x 11, covariances of the population, the mean over channels.
+
+    Args:
+        images: `(n, height, width, channels)`, float, 11 x 11 pixels or more.
+        reference: What they should be; the same shape.
+        data_range: The largest value less the smallest possible.
+
+    Returns:
+        `(n,)` float64.
+
+    Raises:
+        ArgumentError: If shapes differ, or an image is smaller than the window.
+
+    Reference:
+        Wang et al., 2004. https://doi.org/10.1109/TIP.2003.819861
+    """
+    from skimage.metrics import structural_similarity
+
+    images, reference = _check_both(images, reference, data_range)
+    if min(images.shape[1:3]) < 11:
+        raise ArgumentError(
+            f"images {images.shape} are smaller than the window, 11 x 11 pixels: enlarge them."
+        )
+    return np.array(
+        [
+            structural_similarity(
+                a,
+                b,
+                data_range=data_range,
+                channel_axis=-1,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+            )
+            for a, b in zip(images, reference, strict=True)
+        ]
+    )
+
+
+def frechet_distance(features_a, features_b) -> float:
+    """Measures how far two sets of vectors lie apart, by means and covariances alone.
+
+    `|m_a - m_b|**2 + trace(C_a + C_b - 2 (C_a C_b)**(1/2))`: of Gaussians with those moments, the
+    squared 2-Wasserstein distance. On features of Inception-v3 it is known as FID. It falls with
+    the number of vectors: compare at equal counts only.
+
+    Args:
+        features_a: `(n, dim)`, two rows or more.
+        features_b: `(m, dim)`, two rows or more.
+
+    Returns:
+        0 or more.
+
+    Raises:
+        ArgumentError: If widths differ, or a set holds fewer than two vectors.
+
+    Reference:
+        Dowson & Landau, 1982; Heusel et al., 2017. https://arxiv.org/abs/1706.08500
+    """
+    a = check_vectors("features_a", features_a, rows=2).astype("float64")
+    b = check_vectors("features_b", features_b, a.shape[1], rows=2).astype("float64")
+    of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    values, vectors = np.linalg.eigh(of_a)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    # The eigenvalues of C_a C_b are those of this symmetric matrix, which has no complex ones.
+    both = np.linalg.eigvalsh(root @ of_b @ root).clip(min=0)
+    gap = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    return max(0.0, float(gap + np.trace(of_a) + np.trace(of_b) - 2 * np.sqrt(both).sum()))
+
+
+def _check_both(images, reference, data_range):
+    """Returns images and what they should be, as float arrays of one shape."""
     check_number("data_range", data_range, 1e-300)
     images, reference = np.asarray(images), np.asarray(reference)
     if images.shape != reference.shape or images.ndim != 4:
@@ -47,11 +131,7 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
             f"images ({images.dtype}) and reference ({reference.dtype}) must be float: divide "
             "uint8 by 255, or pass both as float with data_range=255."
         )
-    errors = [
-        np.mean(np.square(a.astype("float64") - b)) for a, b in zip(images, reference, strict=True)
-    ]
-    with np.errstate(divide="ignore"):
-        return 10 * np.log10(data_range**2 / np.array(errors))
+    return images, reference
 
 
 def retrieval(

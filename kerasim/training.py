@@ -39,6 +39,9 @@ def fit(
     layers, callbacks, history) is saved in `run_dir`. A run that was killed, however hard, and
     started again ends on a CPU with the weights, to the bit, of a run never killed.
 
+    An optimizer of `use_ema=True` averages the weights as it goes: validation, `best`, `restore`
+    and the model at the end have the averages.
+
     Args:
         model: Compiled `keras.Model`. It ends with the weights of the last epoch.
         batches: `keras.utils.PyDataset`. Its `epoch` is set before each epoch, so that what it
@@ -85,6 +88,10 @@ def fit(
                 f"callbacks holds {type(callback).__name__}(restore_best_weights=True), whose "
                 "weights a restart would lose: leave it False and call training.restore(best=True)."
             )
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            raise ArgumentError(
+                "callbacks holds SwapEMAWeights, which fit adds by itself: leave it out."
+            )
     run_dir = artifacts.check_path("run_dir", run_dir)
     with artifacts.lock(run_dir / ".lock"):
         model.optimizer.build(model.trainable_variables)
@@ -94,6 +101,8 @@ def fit(
             run.restore()
         done = len(run.history)
         if done >= epochs or run.stopped:
+            # As `model.fit` does at its end: with averages, those are what a run ends with.
+            model.optimizer.finalize_variable_values(model.trainable_variables)
             early = ", stopped early" if run.stopped else ""
             print(f"{run_dir.name}: already at epoch {done}{early}.")
         else:
@@ -108,7 +117,7 @@ def fit(
                     epochs=epochs,
                     initial_epoch=done,
                     validation_data=validation,
-                    callbacks=[*callbacks, run],
+                    callbacks=[*callbacks, *run.swap, run],
                     shuffle=False,  # True draws the order from a generator that no state holds
                     verbose=verbose,
                 )
@@ -141,9 +150,9 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / ("best" if best else "state")
+    weights = _weights(arrays, info.get("averages", {}))
     if best:
-        arrays, _ = artifacts.read(path, "weights", _load)
-    weights = {key: array for key, array in arrays.items() if key.startswith("model/")}
+        weights, _ = artifacts.read(path, "weights", _load)
     _assign(path, [("model", model.variables)], weights)
     return pd.DataFrame(info["history"])
 
@@ -275,6 +284,17 @@ class _Run(keras.callbacks.Callback):
         self.history: list[dict] = []
         self.stopped = False
         self.saved_callbacks: list[dict] = []
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling
+        self.swap = [keras.callbacks.SwapEMAWeights()] if optimizer.use_ema else []
+        pairs = []
+        if self.swap:
+            pairs = zip(
+                optimizer._trainable_variables,
+                optimizer._model_variables_moving_average,
+                strict=True,
+            )
+        place = {id(v): f"{group}/{n}" for group, of in self.groups for n, v in enumerate(of)}
+        self.averages = {place[id(weight)]: place[id(average)] for weight, average in pairs}
 
     @property
     def groups(self):
@@ -357,13 +377,14 @@ class _Run(keras.callbacks.Callback):
         loss = row.get("val_loss", np.nan)
         # NaN is never less nor more: it is never the best, and never hides a later best.
         if np.isfinite(loss) and not any(loss >= r.get("val_loss", np.nan) for r in self.history):
-            weights = {key: array for key, array in arrays.items() if key.startswith("model/")}
-            artifacts.write(self.run_dir / "best", "weights", _save(weights))
+            weights = _save(_weights(arrays, self.averages))
+            artifacts.write(self.run_dir / "best", "weights", weights)
         info = {
             "settings": self.settings,
             "history": history,
             "stopped": bool(self.of.stop_training),
             "callbacks": [_numbers(callback) for callback in self.callbacks],
+            "averages": self.averages,
         }
         artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
         self.history = history
@@ -393,6 +414,11 @@ def _arrays(groups) -> dict[str, np.ndarray]:
         for group, variables in groups
         for n, variable in enumerate(variables)
     }
+
+
+def _weights(arrays, averages) -> dict[str, np.ndarray]:
+    """Returns the weights of a model, averages in their place where there are some."""
+    return {key: arrays[averages.get(key, key)] for key in arrays if key.startswith("model/")}
 
 
 def _assign(path, groups, arrays):

@@ -22,7 +22,7 @@ ORDER = """
 
 # Within a folder likewise; the families of models know their shared blocks alone.
 INSIDE = {
-    "data": ["folders", "arrays", "batches", "pairs", "sets"],
+    "data": ["folders", "arrays", "batches", "noise", "pairs", "sets"],
     "models": ["blocks"],
 }
 

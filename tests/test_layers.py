@@ -5,7 +5,14 @@ from helpers import gradient_of
 from keras import ops
 
 from kerasim.errors import ArgumentError, ArgumentTypeError
-from kerasim.layers import DISTANCES, CosineClassifier, Distance
+from kerasim.layers import (
+    DISTANCES,
+    CosineClassifier,
+    Distance,
+    LogEnergy,
+    Sampling,
+    TimeEmbedding,
+)
 
 RNG = np.random.default_rng(0)
 LEFT = RNG.standard_normal((5, 3)).astype("float32")
@@ -83,7 +90,58 @@ def test_a_number_of_classes_that_is_none_is_refused(num_classes):
         CosineClassifier(num_classes)
 
 
-@pytest.mark.parametrize("layer", [Distance("cosine"), CosineClassifier(4)], ids=["D", "C"])
+def test_sampling_draws_in_training_and_gives_the_mean_otherwise():
+    layer = Sampling(seed=1)
+    mean, log_variance = np.full((2000, 2), 3, "float32"), np.log(np.full((2000, 2), 0.25))
+    np.testing.assert_array_equal(layer([mean, log_variance]), mean)
+    drawn = np.asarray(layer([mean, log_variance], training=True))
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [3, 0.5], atol=0.03)
+    assert (drawn != np.asarray(layer([mean, log_variance], training=True))).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_sampling_adds_the_divergence_summed_over_numbers_and_averaged_over_the_batch(training):
+    layer = Sampling(weight=0.5)
+    layer([np.float32([[1, 2], [0, 0]]), np.log(np.float32([[1, 1], [4, 1]]))], training=training)
+    # 1/2 + 4/2 for the first image, (4 - 1 - log 4) / 2 for the second.
+    expected = 0.5 * (0.5 + 2 + (3 - np.log(4)) / 2) / 2
+    np.testing.assert_allclose(layer.losses, [expected], rtol=1e-6)
+
+
+def test_sampling_stays_finite_at_any_variance():
+    layer = Sampling()
+    huge = np.float32([[-1e30, 1e30]])
+    drawn = layer([np.zeros((1, 2), "float32"), huge], training=True)
+    assert np.isfinite(drawn).all() and np.isfinite(layer.losses).all()
+
+
+def test_a_time_embedding_tells_all_steps_apart():
+    codes = np.asarray(TimeEmbedding(8)(np.arange(1000)))
+    assert codes.shape == (1000, 8)
+    np.testing.assert_allclose(codes[0], [0, 0, 0, 0, 1, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(codes[3, [0, 4]], [np.sin(3), np.cos(3)], rtol=1e-6)
+    gaps = np.linalg.norm(codes[:, None] - codes[None], axis=-1) + np.eye(1000)
+    assert gaps.min() > 0.01
+
+
+@pytest.mark.parametrize("dim", [0, 3, 2.0])
+def test_a_time_embedding_of_odd_length_is_refused(dim):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="dim"):
+        TimeEmbedding(dim)
+
+
+def test_twice_the_values_add_log_4_to_each_energy():
+    images = RNG.standard_normal((2, 4, 4, 3)).astype("float32")
+    energy = np.asarray(LogEnergy()(images))
+    np.testing.assert_allclose(energy, np.log(np.square(images).mean(axis=(1, 2))), rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(LogEnergy()(2 * images)), energy + np.log(4), rtol=1e-4)
+    assert np.isfinite(np.asarray(LogEnergy()(0 * images))).all()
+
+
+LAYERS = [Distance("cosine"), CosineClassifier(4), Sampling(0.3, 7), TimeEmbedding(6), LogEnergy()]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 def test_a_layer_is_rebuilt_from_its_config(layer):
     config = keras.layers.serialize(layer)
     assert keras.layers.deserialize(config).get_config() == layer.get_config()
@@ -93,3 +151,6 @@ def test_the_shapes_that_layers_state_are_those_they_give():
     a, b = keras.Input((3,)), keras.Input((3,))
     assert Distance()([a, b]).shape == (None, 1)
     assert CosineClassifier(4)(a).shape == (None, 4)
+    assert Sampling()([a, b]).shape == (None, 3)
+    assert TimeEmbedding(4)(keras.Input((), dtype="int32")).shape == (None, 4)
+    assert LogEnergy()(keras.Input((8, 8, 3))).shape == (None, 3)

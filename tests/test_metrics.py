@@ -57,6 +57,76 @@ def test_psnr_refuses_a_range_that_is_none(data_range):
         metrics.psnr(np.zeros((1, 2, 2, 1)), np.ones((1, 2, 2, 1)), data_range)
 
 
+# ssim
+
+
+def test_ssim_is_that_of_scikit_image():
+    from skimage.metrics import structural_similarity
+
+    clean = RNG.random((3, 16, 12, 3))
+    noisy = np.clip(clean + 0.2 * RNG.standard_normal(clean.shape), 0, 1)
+    expected = [
+        np.mean(
+            [
+                structural_similarity(
+                    a[..., c],
+                    b[..., c],
+                    data_range=1.0,
+                    gaussian_weights=True,
+                    sigma=1.5,
+                    use_sample_covariance=False,
+                )
+                for c in range(3)
+            ]
+        )
+        for a, b in zip(noisy, clean, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.ssim(noisy, clean), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics.ssim(255 * noisy, 255 * clean, 255), expected, rtol=1e-9)
+    np.testing.assert_allclose(metrics.ssim(clean, clean), 1)
+
+
+def test_ssim_refuses_images_below_its_window_and_of_two_shapes():
+    images = np.zeros((2, 10, 20, 1))
+    with pytest.raises(ArgumentError, match="smaller than the window"):
+        metrics.ssim(images, images)
+    with pytest.raises(ArgumentError, match="one shape"):
+        metrics.ssim(images, images[:1])
+
+
+# frechet_distance
+
+
+@pytest.mark.parametrize(("n", "dim"), [(500, 6), (40, 64), (30, 1)])
+def test_the_frechet_distance_is_that_by_the_matrix_root_of_scipy(n, dim):
+    from scipy.linalg import sqrtm
+
+    a = RNG.standard_normal((n, dim)) @ RNG.standard_normal((dim, dim))
+    b = RNG.standard_normal((n + 5, dim)) + 0.3
+    of_a, of_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
+    # Fewer vectors than numbers leave no root that is sure: a little is added, as is usual.
+    small = 1e-9 * np.eye(dim) if n < dim else 0
+    root = sqrtm((of_a + small) @ (of_b + small)).real
+    gap = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
+    expected = gap + np.trace(of_a + of_b - 2 * root)
+    found = metrics.frechet_distance(a, b)
+    np.testing.assert_allclose(found, expected, rtol=1e-6 if n > dim else 1e-3)
+
+
+def test_the_frechet_distance_of_a_set_to_itself_is_0_and_to_a_moved_one_the_square():
+    x = RNG.standard_normal((200, 8)).astype("float32")
+    assert metrics.frechet_distance(x, x) < 1e-9
+    np.testing.assert_allclose(metrics.frechet_distance(x, x + 2), 8 * 4, rtol=1e-5)
+
+
+def test_the_frechet_distance_refuses_other_widths_and_single_vectors():
+    x = RNG.standard_normal((5, 3))
+    with pytest.raises(ArgumentError, match=r"features_b must be an array \(n, 3\)"):
+        metrics.frechet_distance(x, x[:, :2])
+    with pytest.raises(ArgumentError, match="features_a .* of 2 rows or more"):
+        metrics.frechet_distance(x[:1], x)
+
+
 # retrieval
 
 

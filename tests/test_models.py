@@ -19,6 +19,9 @@ BUILDERS = {
     "resnet_embedder": lambda: models.resnet_embedder(IMAGE_SHAPE, 5, (2, 3, 4)),
     "siamese": lambda: models.siamese(embedder(), distance=None),
     "ensemble": lambda: models.ensemble([embedder("one"), embedder("two")]),
+    "vae": lambda: models.vae(IMAGE_SHAPE, 5, (2, 3), 8),
+    "unet": lambda: models.unet(IMAGE_SHAPE, (4, 6), groups=2, num_classes=3),
+    "noise_estimator": lambda: models.noise_estimator(IMAGE_SHAPE, (2, 3), 4),
 }
 
 
@@ -43,6 +46,8 @@ def test_under_mixed_precision_the_output_is_not_rounded_to_that_precision(name,
         weight.assign(weight * 1.5 + 0.01)
     images = np.random.default_rng(0).random((4, *IMAGE_SHAPE), dtype="float32")
     inputs = [images, images[::-1].copy()] if name == "siamese" else images
+    if name == "unet":
+        inputs = {"images": images, "t": np.arange(4), "labels": np.arange(4)}
     output = keras.ops.convert_to_numpy(model(inputs))
     assert output.dtype == "float32"
     # A bfloat16 has 8 bits: the lower 16 of its float32 are zero.

@@ -417,6 +417,47 @@ def test_restore_names_what_is_missing(tmp_path):
 # Callbacks
 
 
+def averaging(**settings):
+    model = build(**settings)
+    model.compile(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5), "mse")
+    model.run_eagerly = True
+    return model
+
+
+def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
+    validation = ImageBatches(IMAGES, shuffle=False)
+    whole, first, second = averaging(), averaging(), averaging()
+    history = fit(tmp_path / "one", 4, whole, validation=validation)
+    fit(tmp_path / "two", 2, first, validation=validation)
+    again = fit(tmp_path / "two", 4, second, validation=validation)
+    assert_equal(weights(second), weights(whole))
+    columns = ["loss", "val_loss"]
+    np.testing.assert_array_equal(again[columns], history[columns])
+
+
+def test_a_run_with_averages_validates_keeps_and_gives_the_averages(tmp_path):
+    validation = ImageBatches(IMAGES, shuffle=False)
+    model = averaging()
+    history = fit(tmp_path, 3, model, validation=validation)
+    loss = model.evaluate(validation, verbose=0)
+    np.testing.assert_allclose(loss, history.val_loss.iloc[-1], rtol=1e-5)
+    finished, restored, best, plain = averaging(), averaging(), averaging(), build()
+    fit(tmp_path, 3, finished, validation=validation)  # trains nothing
+    training.restore(restored, tmp_path)
+    training.restore(best, tmp_path, best=True)
+    assert_equal(weights(finished), weights(model))
+    assert_equal(weights(restored), weights(model))
+    loss = best.evaluate(validation, verbose=0)
+    np.testing.assert_allclose(loss, history.val_loss.min(), rtol=1e-5)
+    fit(tmp_path / "plain", 3, plain, validation=validation)
+    assert any((a != b).any() for a, b in zip(weights(plain), weights(model), strict=True))
+
+
+def test_swapping_by_hand_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="SwapEMAWeights, which fit adds by itself"):
+        fit(tmp_path, model=averaging(), callbacks=[keras.callbacks.SwapEMAWeights()])
+
+
 def patient():
     return keras.callbacks.EarlyStopping("loss", patience=3, min_delta=1e9)
 

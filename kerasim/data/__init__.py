@@ -10,6 +10,7 @@ from kerasim.data.arrays import (
 )
 from kerasim.data.batches import ImageBatches, embed
 from kerasim.data.folders import ImageFolder, as_float, image_folder
+from kerasim.data.noise import DiffusionBatches, NoiseBatches
 from kerasim.data.pairs import (
     BalancedBatches,
     LabelledPairBatches,
@@ -23,9 +24,11 @@ from kerasim.data.sets import Dataset, choose, data_dir, load
 __all__ = [
     "BalancedBatches",
     "Dataset",
+    "DiffusionBatches",
     "ImageBatches",
     "ImageFolder",
     "LabelledPairBatches",
+    "NoiseBatches",
     "PairBatches",
     "TripletBatches",
     "add_noise",

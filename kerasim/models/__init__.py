@@ -3,13 +3,18 @@
 from kerasim.models.autoencoder import conv_autoencoder, denoising_autoencoder, residual_autoencoder
 from kerasim.models.embedder import conv_embedder, resnet_embedder
 from kerasim.models.siamese import ensemble, siamese
+from kerasim.models.unet import noise_estimator, unet
+from kerasim.models.vae import vae
 
 __all__ = [
     "conv_autoencoder",
     "conv_embedder",
     "denoising_autoencoder",
     "ensemble",
+    "noise_estimator",
     "residual_autoencoder",
     "resnet_embedder",
     "siamese",
+    "unet",
+    "vae",
 ]

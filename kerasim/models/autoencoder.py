@@ -6,7 +6,14 @@ import keras
 from keras import layers
 
 from kerasim.errors import check_integer
-from kerasim.models.blocks import check_image_shape, check_least, check_widths, conv, residual_block
+from kerasim.models.blocks import (
+    check_image_shape,
+    check_least,
+    check_widths,
+    conv,
+    joined,
+    residual_block,
+)
 
 
 def conv_autoencoder(
@@ -67,7 +74,7 @@ def conv_autoencoder(
     size = math.prod(image_shape)
     x = layers.Dense(size, activation="sigmoid", dtype="float32", name="pixels")(x)
     x = layers.Reshape(image_shape, dtype="float32", name="image")(x)
-    return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
+    return joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 
 def residual_autoencoder(
@@ -138,12 +145,7 @@ def residual_autoencoder(
             dtype="float32" if last else None,
             name=f"up{n}",
         )(x)
-    return _joined(encoder, keras.Model(codes, x, name="decoder"), name)
-
-
-def _joined(encoder, decoder, name) -> keras.Model:
-    images = keras.Input(encoder.input_shape[1:], name="images")
-    return keras.Model(images, decoder(encoder(images)), name=name)
+    return joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 
 def denoising_autoencoder(

@@ -1,5 +1,6 @@
 """What several model families share."""
 
+import keras
 from keras import layers
 
 from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer
@@ -82,3 +83,9 @@ def residual_block(x, filters: int, name: str, activation: str = "relu", after: 
     y = conv(y, filters, f"{name}_conv2", activation=None)
     y = layers.Add(name=f"{name}_add")([x, y])
     return layers.Activation(activation, name=f"{name}_act")(y) if after else y
+
+
+def joined(encoder, decoder, name: str) -> keras.Model:
+    """Images to codes and back, in one model of two layers, "encoder" and "decoder"."""
+    images = keras.Input(encoder.input_shape[1:], name="images")
+    return keras.Model(images, decoder(encoder(images)), name=name)

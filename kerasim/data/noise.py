@@ -1,0 +1,147 @@
+"""Batches of noisy images, for networks that predict the noise or how much of it there is."""
+
+import numpy as np
+
+from kerasim.data.arrays import digest
+from kerasim.data.batches import Batches
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_integer,
+    check_number,
+    check_rows,
+)
+
+
+class DiffusionBatches(Batches):
+    """Batches for a network that predicts the noise, such as `models.unet` gives.
+
+    A batch is `({"images": x_t, "t": t}, noise)`, with "labels" if there are some: images in model
+    space, `2 image - 1`, with the noise of a step drawn for each, and that noise, float32 of their
+    shape. Steps and noise are drawn anew each epoch, as all else is.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        schedule: `diffusion.NoiseSchedule`.
+        labels: `(n,)` integers from 0, for a network with classes.
+        drop_label: Share of images whose label is replaced by "none", the number after the last
+            class; guidance needs some.
+        num_classes: As the network was built; None for the largest label and one.
+        steps: `(first, last)` of the schedule to draw from; None for all.
+        batch_size: Images per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        flip, shift: As for `ImageBatches`.
+
+    Raises:
+        ArgumentError: If labels, steps or shares do not fit.
+
+    Reference:
+        Ho et al., 2020. https://arxiv.org/abs/2006.11239
+    """
+
+    def __init__(
+        self,
+        images,
+        schedule,
+        labels=None,
+        drop_label: float = 0.1,
+        num_classes: int | None = None,
+        steps: tuple[int, int] | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(images, batch_size, seed, flip=flip, shift=shift)
+        self.schedule = schedule
+        first, last = (0, schedule.steps - 1) if steps is None else steps
+        last = check_integer("steps[1]", last, 0, schedule.steps - 1)
+        self.steps = check_integer("steps[0]", first, 0, last), last
+        self.drop_label = check_number("drop_label", drop_label, 0, 1)
+        self.labels, self.none = None, 0
+        if labels is not None:
+            self.labels = _check_labels(labels, len(self.images))
+            self.none = int(self.labels.max()) + 1
+            if num_classes is not None:
+                self.none = check_integer("num_classes", num_classes, self.none)
+
+    def _draw(self, rng):
+        return (rng.permutation(self.rows),)
+
+    def __getitem__(self, index: int):
+        (rows,), rng = self._batch(index)
+        x = 2 * self._take(rows, rng) - 1
+        noise = rng.standard_normal(x.shape, dtype="float32")
+        t = rng.integers(self.steps[0], self.steps[1] + 1, len(x)).astype("int32")
+        inputs = {"images": self.schedule.add_noise(x, noise, t), "t": t}
+        if self.labels is not None:
+            dropped = rng.random(len(x)) < self.drop_label
+            inputs["labels"] = np.where(dropped, self.none, self.labels[rows]).astype("int32")
+        return inputs, noise
+
+    def settings(self) -> dict:
+        settings = {**super().settings(), "steps": self.steps}
+        settings["schedule"] = [self.schedule.kind, self.schedule.steps]
+        if self.labels is not None:
+            share = {"drop_label": self.drop_label, "none": self.none}
+            settings |= {"labels": digest(self.labels), **share}
+        return settings
+
+
+def _check_labels(labels, n):
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise ArgumentTypeError(
+            f"labels must be integers from 0. Received dtype {labels.dtype}: number the classes."
+        )
+    if labels.shape != (n,):
+        raise ArgumentError(
+            f"labels has shape {labels.shape}, images holds {n}: pass one label for each image."
+        )
+    check_rows("labels", labels < 0, "a negative number")
+    return labels
+
+
+class NoiseBatches(Batches):
+    """Batches for a network that says how much noise an image holds, as `models.noise_estimator`.
+
+    A batch is `(noisy, sigma)`: images with Gaussian noise, not cut to [0, 1], and its standard
+    deviation `(batch, 1)`, float32, its logarithm evenly spread from `low` to `high`.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        low: Least standard deviation, in units of [0, 1]; above 0.
+        high: Largest.
+        batch_size, seed, flip, shift: As for `DiffusionBatches`.
+
+    Raises:
+        ArgumentError: If `low` is not above 0, or `high` is below it.
+    """
+
+    def __init__(
+        self,
+        images,
+        low: float = 0.05,
+        high: float = 0.8,
+        batch_size: int = 128,
+        seed: int = 0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(images, batch_size, seed, flip=flip, shift=shift)
+        self.low = check_number("low", low, 1e-6)
+        self.high = check_number("high", high, self.low)
+
+    def _draw(self, rng):
+        return (rng.permutation(self.rows),)
+
+    def __getitem__(self, index: int):
+        (rows,), rng = self._batch(index)
+        images = self._take(rows, rng)
+        sigma = np.exp(rng.uniform(np.log(self.low), np.log(self.high), len(images)))
+        sigma = sigma.astype("float32")[:, None]
+        noise = rng.standard_normal(images.shape, dtype="float32")
+        return images + sigma[:, :, None, None] * noise, sigma
+
+    def settings(self) -> dict:
+        return {**super().settings(), "low": self.low, "high": self.high}

@@ -1,0 +1,326 @@
+"""Noise schedules, and what a network that predicts the noise can do: draw images, clean them.
+
+Model space is `x = 2 image - 1`; public functions take and return images in [0, 1].
+"""
+
+import functools
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasim import data
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_choice,
+    check_integer,
+    check_number,
+    check_rows,
+)
+
+
+class NoiseSchedule:
+    """How much of an image is left, and how much noise there is, at each step.
+
+    Step t, from 0, holds `sqrt(abar_t) x + sqrt(1 - abar_t) noise` in model space. "linear" has
+    betas from 1e-4 to 0.02, "cosine" those of a squared cosine, none above 0.999. A linear
+    schedule of far fewer than 1,000 steps leaves part of the image at the last one.
+
+    Args:
+        steps: Number of steps.
+        kind: "linear" or "cosine".
+
+    Attributes:
+        alphas_cumprod: abar, `(steps,)` float64, falling.
+        sigmas: `(steps,)` float64, rising: the noise of an image in [0, 1] that has the
+            signal-to-noise ratio of that step, `sqrt((1 - abar) / abar) / 2`.
+
+    Reference:
+        Ho et al., 2020. https://arxiv.org/abs/2006.11239; cosine: Nichol & Dhariwal, 2021.
+        https://arxiv.org/abs/2102.09672
+    """
+
+    def __init__(self, steps: int = 1000, kind: str = "linear"):
+        self.steps = check_integer("steps", steps)
+        check_choice("kind", kind, ("linear", "cosine"))
+        self.kind = kind
+        if kind == "linear":
+            betas = np.linspace(1e-4, 0.02, self.steps)
+        else:
+            left = np.cos((np.linspace(0, 1, self.steps + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
+            betas = np.minimum(1 - left[1:] / left[:-1], 0.999)
+        self.alphas_cumprod = np.cumprod(1 - betas)
+        self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod) / 2
+
+    def add_noise(self, x, noise, t):
+        """Returns what step `t`, `(n,)`, holds of each image `x` and `noise`, in model space."""
+        left = self.alphas_cumprod[t].reshape(-1, *[1] * (np.ndim(x) - 1))
+        return np.sqrt(left).astype("float32") * x + np.sqrt(1 - left).astype("float32") * noise
+
+    def step_for_sigma(self, sigma):
+        """Finds the step with the signal-to-noise ratio of images with noise `sigma`.
+
+        Args:
+            sigma: Standard deviation of the noise of images in [0, 1]; a number or an array.
+
+        Returns:
+            The nearest step; int64 of the shape of `sigma`.
+
+        Raises:
+            ArgumentError: If sigma is negative, not finite, or above that of the last step.
+        """
+        sigma = np.asarray(sigma, dtype="float64")
+        rows = sigma.reshape(-1)
+        check_rows("sigma", ~(rows >= 0), "a negative number or NaN")
+        most = self.sigmas[-1]
+        check_rows("sigma", rows > most, f"noise above {most:.4g}, the schedule's last step,")
+        # Half-way between two steps the nearer one changes.
+        return np.searchsorted((self.sigmas[1:] + self.sigmas[:-1]) / 2, sigma)
+
+
+def sample(
+    model,
+    schedule: NoiseSchedule,
+    shape,
+    steps: int = 50,
+    eta: float = 0.0,
+    labels=None,
+    guidance: float = 0.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Draws images from pure noise.
+
+    Args:
+        model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
+        schedule: The one it was trained with.
+        shape: `(n, height, width, channels)`.
+        steps: Calls of the network, spread evenly over the schedule.
+        eta: 0 adds no noise on the way (DDIM); 1 as much as there was (DDPM, if `steps` is that
+            of the schedule).
+        labels: `(n,)` integers, for a network with classes; None for no class.
+        guidance: How far to go beyond the label, `eps_c + guidance (eps_c - eps_none)`; 0 for the
+            label only.
+        seed: The same seed draws the same images.
+
+    Returns:
+        `(n, height, width, channels)` float32 in [0, 1].
+
+    Raises:
+        ArgumentError: If the schedule, shape, steps or labels do not fit the network.
+
+    Reference:
+        Ho et al., 2020. https://arxiv.org/abs/2006.11239; Song et al., 2021.
+        https://arxiv.org/abs/2010.02502; guidance: Ho & Salimans, 2022.
+        https://arxiv.org/abs/2207.12598
+    """
+    image_shape = _check_model(model)
+    if np.shape(shape) != (4,) or tuple(shape[1:]) != image_shape:
+        raise ArgumentError(
+            f"shape={shape} must be (n, {', '.join(map(str, image_shape))}), n images of the size "
+            "that the network takes."
+        )
+    left = schedule.alphas_cumprod[-1]
+    if left > 0.01:
+        raise ArgumentError(
+            f"schedule still holds {100 * np.sqrt(left):.0f} % of the image at its last step: pure "
+            'noise is no start. Pass more steps, or kind="cosine".'
+        )
+    n = check_integer("shape[0]", shape[0])
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    noise = rng.standard_normal((n, *image_shape), dtype="float32")
+    last = np.full(n, schedule.steps - 1)
+    return _reverse(model, schedule, noise, last, steps, eta, labels, guidance, seed)
+
+
+def denoise(
+    model,
+    schedule: NoiseSchedule,
+    images,
+    sigma=None,
+    estimator=None,
+    output: str = "mean",
+    steps: int = 50,
+    eta: float = 1.0,
+    labels=None,
+    guidance: float = 0.0,
+    seed: int = 0,
+):
+    """Cleans images: finds the step with their noise, and runs the reverse process from there.
+
+    Args:
+        model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
+        schedule: The one it was trained with.
+        images: `(n, height, width, channels)`, float or uint8: images in [0, 1] with Gaussian
+            noise that was not cut off; values may lie 8 sigma outside of [0, 1].
+        sigma: Standard deviation of that noise, in units of [0, 1]: a number, or `(n,)`. None
+            for what `estimator` predicts for each image.
+        estimator: Model from images to sigma, such as `models.noise_estimator` gives.
+        output: "mean" for the mean of all clean images that it may have been, in one call of the
+            network (the best PSNR, but soft); "sample" for one of them (sharp).
+        steps: Calls of the network for a sample, spread evenly from that step down; no more are
+            used than there are.
+        eta, labels, guidance, seed: As for `sample`; not `eta` and `seed` for a mean.
+
+    Returns:
+        The images, float32 in [0, 1], and the sigma of each, `(n,)` float64.
+
+    Raises:
+        ArgumentError: If images, sigma, steps or labels do not fit the network or the schedule.
+
+    Reference:
+        Ho et al., 2020. https://arxiv.org/abs/2006.11239; the mean: Efron, 2011, Tweedie's
+        formula and selection bias.
+    """
+    check_choice("output", output, ("mean", "sample"))
+    images = data.check_shape("images", images, _check_model(model))
+    images = np.asarray(images[:])
+    if images.dtype.kind != "f" and images.dtype != np.uint8:
+        raise ArgumentTypeError(
+            f"images must be float or uint8. Received dtype {images.dtype}: convert them."
+        )
+    images = data.as_float(images)
+    rows = images.reshape(len(images), images[0].size if len(images) else 1)
+    check_rows("images", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
+    if sigma is None:
+        if estimator is None:
+            raise ArgumentError(
+                "sigma and estimator are both None: pass the noise of the images, or a model that "
+                "predicts it, such as models.noise_estimator gives."
+            )
+        sigma = estimator.predict(images, verbose=0)
+        sigma = np.asarray(sigma, dtype="float64").reshape(len(images))
+    elif np.shape(sigma) not in ((), (len(images),)):
+        raise ArgumentError(
+            f"sigma has shape {np.shape(sigma)}, images holds {len(images)}: pass one number, or "
+            "one for each image."
+        )
+    sigma = np.broadcast_to(np.asarray(sigma, dtype="float64"), len(images)).copy()
+    t = schedule.step_for_sigma(sigma)
+    far = np.maximum(-rows.min(axis=1), rows.max(axis=1) - 1) > 8 * sigma + 1e-6
+    check_rows("images", far, "values more than 8 sigma outside of [0, 1]")
+    left = np.sqrt(schedule.alphas_cumprod[t]).astype("float32")
+    x = left[:, None, None, None] * (2 * images - 1)
+    if output == "mean":
+        steps = 1
+    else:
+        steps = min(check_integer("steps", steps, 1, schedule.steps), int(t.max(initial=0)) + 1)
+    return _reverse(model, schedule, x, t, steps, eta, labels, guidance, seed), sigma
+
+
+def _check_model(model) -> tuple[int, int, int]:
+    """Returns the image shape of a network that takes images and t, by name."""
+    inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
+    if not {"images", "t"} <= set(inputs):
+        raise ArgumentTypeError(
+            "model must be a keras.Model with inputs named images and t. Received "
+            f"{type(model).__name__} with {sorted(inputs)}: pass such as models.unet gives."
+        )
+    return inputs["images"].shape[1:]
+
+
+def _check_labels(model, labels, guidance, n):
+    """Returns labels for the network: those given, else those of no class, if it has classes."""
+    if check_number("guidance", guidance, 0) and labels is None:
+        raise ArgumentError(f"guidance={guidance} leads to a label: pass labels, or guidance=0.")
+    if "labels" not in [x.name for x in model.inputs]:
+        if labels is not None:
+            raise ArgumentError(
+                "labels are given, and the network takes none: build it with num_classes, train "
+                "it with labels, or leave them out."
+            )
+        return None
+    none = _no_label(model)
+    if labels is None:
+        return np.full(n, none)
+    labels = np.asarray(labels)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"labels must be {n} integers, one for each image. Received shape {labels.shape}, "
+            f"dtype {labels.dtype}."
+        )
+    check_rows("labels", (labels < 0) | (labels >= none), f"a class outside 0 to {none - 1}")
+    return labels
+
+
+def _no_label(model) -> int:
+    return model.get_layer("classes").input_dim - 1
+
+
+def _coefficients(before, after, eta):
+    """Returns a, b, c of one reverse step, `a x + b eps + c noise`, from abar to a later abar."""
+    variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
+    a = np.sqrt(after / before)
+    b = np.sqrt(1 - after - variance) - a * np.sqrt(1 - before)
+    return np.stack([a, b, np.sqrt(variance)], axis=-1)
+
+
+def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
+    """Runs the reverse process from x, at step `start` of each image, and returns images."""
+    steps = check_integer("steps", steps, 1, schedule.steps)
+    check_number("eta", eta, 0, 1)
+    seed = check_integer("seed", seed, 0, 2**31 - 1)
+    labels = _check_labels(model, labels, guidance, len(x))
+    if not len(x):
+        return x
+    # An image that starts late rests at some of its steps: from abar to abar nothing changes.
+    t = np.round(np.linspace(start, 0, steps)).astype("int32").T
+    left = np.pad(schedule.alphas_cumprod[t], ((0, 0), (0, 1)), constant_values=1.0)
+    table = _coefficients(left[:, :-1], left[:, 1:], eta)
+    inputs = {"images": x, "t": t, "table": table.astype("float32")}
+    if labels is not None:
+        inputs["labels"] = labels.astype("int32")
+        inputs["guidance"] = np.full(len(x), guidance, "float32")
+    loop = _loop(model, guidance > 0)
+    loop.seeds.state.assign([seed, 0])
+    x = loop.predict(inputs, batch_size=128, verbose=0)  # type: ignore[arg-type]
+    return np.clip((x + 1) / 2, 0, 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _loop(model, guided):
+    """Returns the reverse process of a network as a model: its graph is kept for later calls."""
+    return _Loop(model, guided)
+
+
+class _Carried(keras.random.SeedGenerator):
+    """A seed that a loop carries: inside of it, no variable can count."""
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def next(self, ordered=True):
+        return self.seed
+
+
+class _Loop(keras.Model):
+    """All steps of the reverse process, in one graph."""
+
+    def __init__(self, model, guided):
+        super().__init__(name="reverse_process")
+        self.model, self.guided = model, guided
+        self.seeds = keras.random.SeedGenerator(0)
+
+    def call(self, inputs):
+        t, table = inputs["t"], inputs["table"]
+        seed = self.seeds.next()  # of this batch
+        one = ops.convert_to_tensor(np.array([0, 2**16]), dtype=seed.dtype)
+
+        def noise_in(x, t):
+            network = {"images": x, "t": t}
+            if "labels" in inputs:
+                network["labels"] = inputs["labels"]
+            noise = self.model(network, training=False)
+            if self.guided:
+                none = ops.full_like(inputs["labels"], _no_label(self.model))
+                without = self.model({**network, "labels": none}, training=False)
+                noise += inputs["guidance"][:, None, None, None] * (noise - without)
+            return noise
+
+        def step(n, x):
+            a, b, c = (table[:, n, k][:, None, None, None] for k in range(3))
+            drawn = _Carried(seed + one * ops.cast(n + 1, seed.dtype))
+            fresh = keras.random.normal(ops.shape(x), dtype="float32", seed=drawn)
+            return a * x + b * noise_in(x, t[:, n]) + c * fresh
+
+        return ops.fori_loop(0, ops.shape(t)[1], step, inputs["images"])

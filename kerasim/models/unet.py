@@ -1,0 +1,165 @@
+"""Networks for diffusion: which noise an image holds, and how much."""
+
+import keras
+from keras import layers
+
+from kerasim.errors import ArgumentError, check_integer
+from kerasim.layers import LogEnergy, TimeEmbedding
+from kerasim.models.blocks import check_image_shape, check_widths, conv
+
+
+def unet(
+    image_shape: tuple[int, int, int] = (32, 32, 1),
+    widths: tuple[int, ...] = (32, 64, 128),
+    attention: int = 1,
+    num_classes: int | None = None,
+    blocks: int = 1,
+    groups: int = 8,
+    name: str = "unet",
+) -> keras.Model:
+    """Builds a network that predicts the noise in an image at a step of a `NoiseSchedule`.
+
+    Residual blocks with group norm, told the step (and the class) by an embedding; each stage but
+    the first halves the image, and its way out gets what its way in kept. Train it on
+    `data.DiffusionBatches` with "mse"; compile it with an optimizer of `use_ema=True`.
+
+    Args:
+        image_shape: `(height, width, channels)`; height and width are multiples of
+            `2 ** (len(widths) - 1)`.
+        widths: Filters of each stage, from the full image inwards; multiples of `groups`.
+        attention: How many stages, the innermost ones, look at the whole image by self-attention
+            after each block.
+        num_classes: None for a network without labels.
+        blocks: Residual blocks of each stage, on the way in and on the way out.
+        groups: Of group norm.
+        name: Name of the model.
+
+    Returns:
+        Model from a dict of "images" `(batch, *image_shape)` in model space, "t" `(batch,)` int32
+        and, with `num_classes`, "labels" `(batch,)` int32 (`num_classes` itself says: no label) to
+        the noise, float32 `(batch, *image_shape)`. `get_layer("bottleneck").output` is the
+        innermost stage.
+
+    Raises:
+        ArgumentError: If the image cannot be halved that often (the message names the nearest
+            sizes) or widths are no multiples of `groups`.
+
+    Reference:
+        Ho et al., 2020. https://arxiv.org/abs/2006.11239; classes: Ho & Salimans, 2022.
+        https://arxiv.org/abs/2207.12598
+    """
+    widths = check_widths("widths", widths)
+    image_shape = check_image_shape(image_shape, 2 ** (len(widths) - 1))
+    check_integer("attention", attention, 0, len(widths))
+    check_integer("blocks", blocks)
+    check_integer("groups", groups)
+    if any(width % groups for width in widths):
+        raise ArgumentError(
+            f"widths={widths} must be multiples of groups={groups}: change either of them."
+        )
+
+    images = keras.Input(image_shape, name="images")
+    inputs = {"images": images, "t": keras.Input((), dtype="int32", name="t")}
+    told = layers.Dense(4 * widths[0], "silu", name="time1")(
+        TimeEmbedding(2 * widths[0], name="time")(inputs["t"])
+    )
+    told = layers.Dense(4 * widths[0], name="time2")(told)
+    if num_classes is not None:
+        num_classes = check_integer("num_classes", num_classes)
+        inputs["labels"] = keras.Input((), dtype="int32", name="labels")
+        # One more than there are classes: the last says that there is no label.
+        label = layers.Embedding(num_classes + 1, 4 * widths[0], name="classes")(inputs["labels"])
+        told = layers.Add(name="told")([told, label])
+    told = layers.Activation("silu", name="told_act")(told)
+
+    def norm_act(x, name):
+        x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
+        return layers.Activation("silu", name=f"{name}_act")(x)
+
+    def block(x, filters, name):
+        y = conv(norm_act(x, f"{name}_1"), filters, f"{name}_conv1", activation=None)
+        by_step = layers.Dense(filters, name=f"{name}_told")(told)
+        by_step = layers.Reshape((1, 1, filters), name=f"{name}_told_map")(by_step)
+        y = layers.Add(name=f"{name}_add_told")([y, by_step])
+        y = norm_act(y, f"{name}_2")
+        # Starts at zero: before training a block passes on what it gets.
+        y = layers.Conv2D(
+            filters, 3, padding="same", kernel_initializer="zeros", name=f"{name}_conv2"
+        )(y)
+        if x.shape[-1] != filters:
+            x = layers.Conv2D(filters, 1, name=f"{name}_shortcut")(x)
+        return layers.Add(name=f"{name}_add")([x, y])
+
+    def look(x, name):
+        height, width, filters = x.shape[1:]
+        y = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
+        y = layers.Reshape((height * width, filters), name=f"{name}_row")(y)
+        heads = layers.MultiHeadAttention(groups, filters // groups, name=name)
+        y = layers.Reshape((height, width, filters), name=f"{name}_map")(heads(y, y))
+        return layers.Add(name=f"{name}_add")([x, y])
+
+    def stage(x, n, way):
+        for m in range(1, blocks + 1):
+            x = block(x, widths[n], f"{way}{n + 1}_block{m}")
+            if n >= len(widths) - attention:
+                x = look(x, f"{way}{n + 1}_attention{m}")
+        return x
+
+    x = conv(images, widths[0], "first", activation=None)
+    kept = []
+    for n in range(len(widths)):
+        if n:
+            x = layers.Conv2D(widths[n], 2, 2, name=f"down{n + 1}")(x)
+        x = stage(x, n, "in")
+        kept.append(x)
+    x = layers.Activation("linear", name="bottleneck")(kept.pop())
+    x = stage(x, len(widths) - 1, "out")
+    for n in reversed(range(len(widths) - 1)):
+        x = layers.Conv2DTranspose(widths[n], 2, 2, name=f"up{n + 1}")(x)
+        x = layers.Concatenate(name=f"skip{n + 1}")([x, kept.pop()])
+        x = stage(x, n, "out")
+    noise = layers.Conv2D(
+        image_shape[-1],
+        3,
+        padding="same",
+        kernel_initializer="zeros",
+        dtype="float32",
+        name="noise",
+    )(norm_act(x, "last"))
+    return keras.Model(inputs, noise, name=name)
+
+
+def noise_estimator(
+    image_shape: tuple[int, int, int] = (32, 32, 1),
+    widths: tuple[int, ...] = (32, 32, 32),
+    dense_width: int = 64,
+    name: str = "noise_estimator",
+) -> keras.Model:
+    """Builds a network that says how much noise an image holds.
+
+    3 x 3 convolutions without a bias find what does not look like an image; the logarithms of
+    their mean squares, `layers.LogEnergy`, say how much of it there is. Train it on
+    `data.NoiseBatches` with "mean_absolute_percentage_error".
+
+    Args:
+        image_shape: `(height, width, channels)`.
+        widths: Filters of each convolution.
+        dense_width: Units of the dense layer after them.
+        name: Name of the model.
+
+    Returns:
+        Model from noisy images `(batch, *image_shape)`, not cut to [0, 1], to the standard
+        deviation of their noise in units of [0, 1], `(batch, 1)`.
+    """
+    image_shape = check_image_shape(image_shape)
+    widths = check_widths("widths", widths)
+    images = keras.Input(image_shape, name="images")
+    x, energies = images, []
+    for n, filters in enumerate(widths, start=1):
+        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"conv{n}")(x)
+        energies.append(LogEnergy(name=f"energy{n}")(x))
+        x = layers.ReLU(name=f"act{n}")(x)
+    x = layers.Concatenate(name="energies")(energies)
+    x = layers.Dense(check_integer("dense_width", dense_width), "relu", name="dense")(x)
+    sigma = layers.Dense(1, "exponential", dtype="float32", name="sigma")(x)
+    return keras.Model(images, sigma, name=name)

@@ -1,0 +1,84 @@
+"""The variational autoencoder."""
+
+import math
+
+import keras
+from keras import layers
+
+from kerasim.errors import check_integer, check_number
+from kerasim.layers import Sampling
+from kerasim.models.blocks import check_image_shape, check_widths, conv, joined
+
+
+def vae(
+    image_shape: tuple[int, int, int] = (28, 28, 1),
+    latent_dim: int = 20,
+    widths: tuple[int, ...] = (32, 64),
+    dense_width: int = 512,
+    beta: float = 1.0,
+    activation: str = "relu",
+    name: str = "vae",
+) -> keras.Model:
+    """Builds a variational autoencoder: each image is a Gaussian of codes, not one code.
+
+    Compile it with "binary_crossentropy": that is a mean over pixels, and the divergence, which
+    `layers.Sampling` adds by itself, is divided by the number of values of an image to fit. So
+    the loss times `height * width * channels` is the negative evidence lower bound, in nats, if
+    `beta` is 1.
+
+    In training the decoder gets a code drawn from that Gaussian; otherwise its mean, so that
+    `predict`, `data.embed` and what is exported draw nothing.
+
+    Args:
+        image_shape: `(height, width, channels)`; height and width are multiples of
+            `2 ** len(widths)`.
+        latent_dim: Length of the code.
+        widths: Filters of each stage, from the image inwards; each stage halves the image.
+        dense_width: Units of the dense layer on either side of the code.
+        beta: Weight of the divergence; above 1 the codes say less and lie closer to a standard
+            Gaussian.
+        activation: Of every layer but the code (linear) and the image (sigmoid).
+        name: Name of the model.
+
+    Returns:
+        Model from images `(batch, *image_shape)` in [0, 1] to images of the same shape and range;
+        `get_layer("encoder")` maps images to mean codes `(batch, latent_dim)`,
+        `get_layer("decoder")` codes to images.
+
+    Raises:
+        ArgumentError: If the image cannot be halved that often; the message names the nearest
+            sizes.
+
+    Reference:
+        Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114; beta: Higgins et al., 2017.
+    """
+    widths = check_widths("widths", widths)
+    image_shape = check_image_shape(image_shape, 2 ** len(widths))
+    latent_dim = check_integer("latent_dim", latent_dim)
+    dense_width = check_integer("dense_width", dense_width)
+    weight = check_number("beta", beta, 0) / math.prod(image_shape)
+
+    images = keras.Input(image_shape, name="images")
+    x = images
+    for n, filters in enumerate(widths, start=1):
+        x = conv(x, filters, f"down{n}", 2, activation)
+    inner_shape = x.shape[1:]
+    x = layers.Flatten(name="flatten")(x)
+    x = layers.Dense(dense_width, activation=activation, name="dense")(x)
+    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
+    log_variance = layers.Dense(latent_dim, dtype="float32", name="log_variance")(x)
+    codes = Sampling(weight, name="codes")([mean, log_variance])
+    encoder = keras.Model(images, codes, name="encoder")
+
+    codes = keras.Input((latent_dim,), name="codes")
+    x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
+    x = layers.Dense(math.prod(inner_shape), activation=activation, name="dense2")(x)
+    x = layers.Reshape(inner_shape, name="reshape")(x)
+    for n, filters in reversed(list(enumerate((widths[0], *widths[:-1]), start=1))):
+        x = layers.Conv2DTranspose(
+            filters, 4, 2, padding="same", activation=activation, name=f"up{n}"
+        )(x)
+    image = layers.Conv2D(
+        image_shape[-1], 3, padding="same", activation="sigmoid", dtype="float32", name="image"
+    )(x)
+    return joined(encoder, keras.Model(codes, image, name="decoder"), name)

@@ -1,0 +1,374 @@
+import keras
+import numpy as np
+import pytest
+
+from kerasim import diffusion, models
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+# From diffusers 0.42.1 (PyTorch 2.15), of
+#   x, eps, noise = numpy.random.default_rng(0).standard_normal((3, 2, 3)):
+#   settings = dict(num_train_timesteps=1000, beta_schedule="linear" or "squaredcos_cap_v2",
+#                   clip_sample=False)
+#   s = DDPMScheduler(**settings, variance_type="fixed_small"); s.set_timesteps(1000)
+#   s.alphas_cumprod[[0, 57, 258, 500, 999]]
+#   s.add_noise(x, eps, torch.tensor([57, 500])); s.step(eps, t, x).prev_sample for t = 0, 57, 999,
+#       with randn_tensor of its module giving noise
+#   s = DDIMScheduler(**settings, set_alpha_to_one=True); s.set_timesteps(50)
+#   s.step(eps, t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
+#       for t = 0, 40, 980 and eta = 0, 0.5
+REFERENCE = {
+    "linear": {
+        "left": [
+            0.9998999834060669,
+            0.9619969725608826,
+            0.500244677066803,
+            0.07779665291309357,
+            4.035830352222547e-05,
+        ],
+        "noisy": [
+            [0.3775245477841265, 0.05505706368174074, 0.49094706861321075],
+            [-1.1859434027751503, -0.7479484884861138, 0.14054220289424998],
+        ],
+        "steps": {  # from t to t, eta
+            (0, -1, 1.0): [
+                [0.11269477453710099, -0.14158353895831896, 0.6474929666300338],
+                [0.11756126067647607, -0.5294625889990403, 0.3611998238206579],
+            ],
+            (57, 56, 1.0): [
+                [0.03710692378413427, -0.14576109419389519, 0.6021801551704156],
+                [0.08765731457126952, -0.5508762617164856, 0.35061446848942746],
+            ],
+            (999, 998, 1.0): [
+                [-0.22814729126165412, -0.183522140252985, 0.4849441789631046],
+                [0.02797283475742611, -0.6054852629388998, 0.31969967822082457],
+            ],
+            (40, 20, 0.0): [
+                [0.04303153817817385, -0.1937550297618993, 0.6900840621657882],
+                [0.1867639798160306, -0.4995199061036632, 0.361514389991112],
+            ],
+            (40, 20, 0.5): [
+                [-0.04305154041833694, -0.20779198241861235, 0.6540543160490269],
+                [0.17172187770788724, -0.5129845107122423, 0.35078339258958685],
+            ],
+            (980, 960, 0.0): [
+                [-0.12974510912110016, -0.36609461939706667, 0.9318600818080301],
+                [0.40201460721112325, -0.5166704936513112, 0.431033468920982],
+            ],
+            (980, 960, 0.5): [
+                [-0.8461106285698315, -0.4676650999578227, 0.6060964788706564],
+                [0.24584697907746805, -0.6458879858001905, 0.339216447942202],
+            ],
+        },
+    },
+    "cosine": {
+        "left": [
+            0.9999586939811707,
+            0.9896129369735718,
+            0.8367747068405151,
+            0.4922850430011749,
+            2.4287349909002387e-09,
+        ],
+        "noisy": [
+            [0.25797522942819046, -0.034893386188587755, 0.5653653700180418],
+            [-0.8280638312518057, -0.8199505810889424, 0.28315250064650843],
+        ],
+        "steps": {
+            (57, 56, 1.0): [
+                [0.08076420237759767, -0.13894148971258705, 0.6208115308894742],
+                [0.09599862589866331, -0.5433773340284201, 0.3559591574527881],
+            ],
+            (40, 20, 0.5): [
+                [0.038046278578841165, -0.17012136810580364, 0.6446983305156023],
+                [0.13737127640457816, -0.5240498033560427, 0.35518839408667513],
+            ],
+            (980, 960, 0.5): [
+                [-2.2590220048642813, -1.4582746432056566, 1.5820608473504205],
+                [1.3548265848234302, -0.6177488619802824, 0.5563318626262966],
+            ],
+        },
+    },
+}
+X, EPS, NOISE = np.random.default_rng(0).standard_normal((3, 2, 3))
+SHAPE = (8, 8, 1)
+IMAGES = np.random.default_rng(1).random((6, *SHAPE), dtype="float32")
+
+
+@pytest.mark.parametrize("kind", REFERENCE)
+def test_alphas_and_noisy_images_agree_with_diffusers(kind):
+    schedule, reference = diffusion.NoiseSchedule(1000, kind), REFERENCE[kind]
+    left = schedule.alphas_cumprod[[0, 57, 258, 500, 999]]
+    np.testing.assert_allclose(left, reference["left"], rtol=1e-5, atol=1e-9)  # theirs: float32
+    noisy = schedule.add_noise(X, EPS, np.array([57, 500]))
+    np.testing.assert_allclose(noisy, reference["noisy"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [(kind, step) for kind in REFERENCE for step in REFERENCE[kind]["steps"]]
+)
+def test_a_reverse_step_agrees_with_diffusers(kind, step):
+    t, after, eta = step
+    left = np.append(diffusion.NoiseSchedule(1000, kind).alphas_cumprod, 1.0)
+    a, b, c = diffusion._coefficients(left[t], left[after], eta)
+    expected = REFERENCE[kind]["steps"][step]
+    np.testing.assert_allclose(a * X + b * EPS + c * NOISE, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_step_of_a_noise_level_is_the_one_of_its_signal_to_noise_ratio():
+    schedule = diffusion.NoiseSchedule()
+    assert schedule.step_for_sigma([[0.1, 0.5]]).tolist() == [[57, 258]]
+    assert schedule.step_for_sigma(0.0) == 0
+    steps = schedule.step_for_sigma(schedule.sigmas)
+    assert steps.tolist() == list(range(1000))
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 1000])
+def test_a_schedule_is_finite_and_falls_at_any_length(kind, steps):
+    schedule = diffusion.NoiseSchedule(steps, kind)
+    assert schedule.alphas_cumprod.shape == schedule.sigmas.shape == (steps,)
+    assert (schedule.alphas_cumprod > 0).all() and (np.diff(schedule.alphas_cumprod) < 0).all()
+    noisy = schedule.add_noise(IMAGES[:2], IMAGES[2:4], np.array([0, steps - 1]))
+    assert noisy.dtype == "float32" and np.isfinite(noisy).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "sigmoid"}, "kind='sigmoid' is not known"),
+        ({"steps": 0}, "steps=0 is out of range"),
+        ({"steps": 10.0}, "steps must be an integer"),
+    ],
+)
+def test_a_bad_schedule_is_refused_by_name(settings, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        diffusion.NoiseSchedule(**settings)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Ideal(keras.layers.Layer):
+    """Knows the noise if images are 0.25 for label 0, 0.75 for label 1, else 0.5, give or take."""
+
+    def __init__(self, left, variance=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.left, self.variance = left, variance
+
+    def call(self, images, t, labels=None):
+        left = keras.ops.take(keras.ops.cast(self.left, "float32"), t)[:, None, None, None]
+        clean = 0.0
+        if labels is not None:
+            clean = keras.ops.take(keras.ops.cast([-0.5, 0.5, 0.0], "float32"), labels)
+            clean = clean[:, None, None, None]
+        rest = images - keras.ops.sqrt(left) * clean
+        return keras.ops.sqrt(1 - left) * rest / (1 - left + self.variance * left)
+
+
+def ideal(schedule, classes=False):
+    inputs = {
+        "images": keras.Input(SHAPE, name="images"),
+        "t": keras.Input((), dtype="int32", name="t"),
+    }
+    if classes:
+        inputs["labels"] = keras.Input((), dtype="int32", name="labels")
+    noise = Ideal(schedule.alphas_cumprod.tolist())(*inputs.values())
+    if classes:
+        table = keras.layers.Embedding(3, 1, name="classes")(inputs["labels"])
+        table = keras.layers.Reshape((1, 1, 1))(table)
+        noise = keras.layers.Add()([noise, keras.layers.Rescaling(0.0)(table)])
+    return keras.Model(inputs, noise)
+
+
+SCHEDULE = diffusion.NoiseSchedule(100, "cosine")
+
+
+@pytest.fixture(scope="module")
+def grey():
+    return ideal(SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def two():
+    return ideal(SCHEDULE, classes=True)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_network_that_knows_the_noise_draws_the_one_image_there_is(grey, eta):
+    images = diffusion.sample(grey, SCHEDULE, (3, *SHAPE), 10, eta)
+    assert images.shape == (3, *SHAPE) and images.dtype == "float32"
+    np.testing.assert_allclose(images, 0.5, atol=1e-4)
+
+
+def test_labels_lead_and_guidance_leads_beyond_them(two):
+    drawn = diffusion.sample(two, SCHEDULE, (2, *SHAPE), 10, labels=[0, 1])
+    np.testing.assert_allclose(drawn.mean(axis=(1, 2, 3)), [0.25, 0.75], atol=1e-4)
+    without = diffusion.sample(two, SCHEDULE, (2, *SHAPE), 10)
+    np.testing.assert_allclose(without, 0.5, atol=1e-4)
+    guided = diffusion.sample(two, SCHEDULE, (2, *SHAPE), 10, labels=[0, 1], guidance=0.5)
+    np.testing.assert_allclose(guided.mean(axis=(1, 2, 3)), [0.125, 0.875], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A U-Net of random weights, of small effect, so that images do not end black and white."""
+    keras.utils.set_random_seed(0)
+    model = models.unet(SHAPE, (8, 16), num_classes=3)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:  # the last layers start at zero
+        weight.assign(weight + 0.1 * rng.standard_normal(weight.shape))
+    left = SCHEDULE.alphas_cumprod.tolist()
+    known = Ideal(left, variance=0.1)(model.input["images"], model.input["t"])
+    change = keras.layers.Rescaling(0.01)(keras.layers.Activation("tanh")(model.output))
+    return keras.Model(model.input, keras.layers.Add()([known, change]))
+
+
+def by_hand(model, schedule, x, steps, eta, draw, labels=None, guidance=0.0):
+    """The sampler as a plain loop over the network."""
+    times = np.round(np.linspace(schedule.steps - 1, 0, steps)).astype("int32")
+    for n, t in enumerate(times):
+        before = schedule.alphas_cumprod[t]
+        after = schedule.alphas_cumprod[times[n + 1]] if n + 1 < steps else 1.0
+        inputs = {"images": x, "t": np.full(len(x), t)}
+        none = {"labels": np.full(len(x), 3)}
+        eps = keras.ops.convert_to_numpy(model({**inputs, **({"labels": labels} or none)}))
+        if guidance:
+            other = keras.ops.convert_to_numpy(model({**inputs, **none}))
+            eps = eps + guidance * (eps - other)
+        clean = (x - np.sqrt(1 - before) * eps) / np.sqrt(before)
+        sigma = eta * np.sqrt((1 - after) / (1 - before) * (1 - before / after))
+        x = np.sqrt(after) * clean + np.sqrt(1 - after - sigma**2) * eps + sigma * draw()
+        x = x.astype("float32")
+    return np.clip((x + 1) / 2, 0, 1)
+
+
+def test_the_loop_in_the_graph_equals_a_plain_loop(net):
+    labels = np.array([0, 1, 2, 1], dtype="int32")
+    x = np.random.default_rng(5).standard_normal((4, *SHAPE), dtype="float32")
+    expected = by_hand(net, SCHEDULE, x, 7, 0.0, lambda: 0.0, labels, 1.5)
+    drawn = diffusion.sample(net, SCHEDULE, x.shape, 7, labels=labels, guidance=1.5, seed=5)
+    assert expected.std() > 0.05 and np.mean((expected > 0) & (expected < 1)) > 0.8
+    np.testing.assert_allclose(drawn, expected, atol=1e-3)
+
+
+def test_a_seed_draws_the_same_images_and_another_seed_others(net):
+    draw = [diffusion.sample(net, SCHEDULE, (4, *SHAPE), 7, 1.0, seed=seed) for seed in (3, 3, 4)]
+    assert (draw[0] == draw[1]).all() and np.abs(draw[0] - draw[2]).max() > 0.1
+    steady = diffusion.sample(net, SCHEDULE, (4, *SHAPE), 7, 0.0, seed=3)
+    assert np.abs(draw[0] - steady).max() > 0.01  # noise was added on the way
+
+
+def test_noise_on_the_way_differs_between_images_batches_and_steps():
+    # A network that says "no noise" leaves a sum of what was added.
+    inputs = {
+        "images": keras.Input(SHAPE, name="images"),
+        "t": keras.Input((), dtype="int32", name="t"),
+    }
+    silent = keras.Model(inputs, keras.layers.Rescaling(0.0)(inputs["images"]))
+    seeds, drawn = [], []
+    for n in range(2):
+        diffusion._loop.cache_clear()
+        loop = diffusion._loop(silent, False)
+        loop.seeds.state.assign([n, 0])
+        table = np.tile(np.float32([0, 0, 1]), (300, 1, 1))  # x becomes the noise of the last step
+        x, t = np.zeros((300, *SHAPE), "float32"), np.zeros((300, 1), "int32")
+        drawn.append(loop.predict({"images": x, "t": t, "table": table}, 128, verbose=0))
+        table = np.tile(np.float32([[1, 0, 1], [1, 0, -1]]), (300, 1, 1))
+        t = np.zeros((300, 2), "int32")  # of two steps, the difference
+        seeds.append(loop.predict({"images": x, "t": t, "table": table}, 128, verbose=0))
+    drawn = np.concatenate(drawn).reshape(600, -1)
+    assert len(np.unique(drawn, axis=0)) == 600
+    assert abs(drawn.mean()) < 0.03 and abs(drawn.std() - 1) < 0.03
+    assert abs(np.std(seeds) - np.sqrt(2)) < 0.05
+
+
+def test_the_mean_is_what_the_network_takes_away_at_the_step_of_the_noise(net):
+    sigma = np.array([0.05, 0.1, 0.2, 0.3, 0.5, 0.8])
+    rng = np.random.default_rng(2)
+    noisy = IMAGES + (sigma[:, None, None, None] * rng.standard_normal(IMAGES.shape)).astype("f4")
+    clean, used = diffusion.denoise(net, SCHEDULE, noisy, sigma)
+    assert clean.dtype == "float32" and (used == sigma).all()
+    t = SCHEDULE.step_for_sigma(sigma)
+    left = np.sqrt(SCHEDULE.alphas_cumprod[t])[:, None, None, None]
+    x = (left * (2 * noisy - 1)).astype("float32")
+    inputs = {"images": x, "t": t.astype("int32"), "labels": np.full(6, 3)}
+    eps = keras.ops.convert_to_numpy(net(inputs))
+    expected = ((x - np.sqrt(1 - left**2) * eps) / left + 1) / 2
+    np.testing.assert_allclose(clean, expected.clip(0, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["mean", "sample"])
+def test_images_of_several_noise_levels_come_back_clean_at_once(grey, output):
+    sigma = np.array([0.02, 0.2, 0.6])
+    noise = np.random.default_rng(3).standard_normal((3, *SHAPE))
+    noisy = 0.5 + sigma[:, None, None, None] * noise
+    clean, _ = diffusion.denoise(grey, SCHEDULE, noisy, sigma, output=output, steps=20)
+    np.testing.assert_allclose(clean, 0.5, atol=1e-4)
+
+
+def test_without_sigma_the_estimator_says_it_for_each_image(grey):
+    class Told(keras.Model):
+        def call(self, images):
+            return keras.ops.std(images, axis=(1, 2))
+
+    noise = np.random.default_rng(3).standard_normal((3, *SHAPE))
+    noisy = (0.5 + np.array([0.05, 0.2, 0.6])[:, None, None, None] * noise).astype("float32")
+    clean, used = diffusion.denoise(grey, SCHEDULE, noisy, estimator=Told())
+    np.testing.assert_allclose(used, noisy.std(axis=(1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(clean, 0.5, atol=1e-4)
+
+
+def test_no_image_gives_no_image(grey):
+    clean, used = diffusion.denoise(grey, SCHEDULE, np.empty((0, *SHAPE), "float32"), 0.1)
+    assert clean.shape == (0, *SHAPE) and used.shape == (0,)
+
+
+def test_uint8_images_are_scaled(grey):
+    images = np.full((1, *SHAPE), 128, dtype="uint8")
+    clean, _ = diffusion.denoise(grey, SCHEDULE, images, 0.1)
+    np.testing.assert_allclose(clean, 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma": -0.1}, "sigma holds a negative number or NaN"),
+        ({"sigma": np.nan}, "sigma holds a negative number or NaN"),
+        ({"sigma": [0.1, 0.1]}, "sigma has shape \\(2,\\), images holds 6"),
+        ({"sigma": 1e9}, "sigma holds noise above .* last step"),
+        ({"sigma": None}, "sigma and estimator are both None"),
+        ({"images": IMAGES * 255}, "images holds values more than 8 sigma outside"),
+        ({"images": IMAGES[:, :4]}, "images must have shape"),
+        ({"images": IMAGES * np.nan}, "images holds NaN"),
+        ({"images": IMAGES.astype("int64")}, "images must be float or uint8"),
+        ({"labels": [0] * 6}, "labels are given, and the network takes none"),
+        ({"guidance": 1.0}, "guidance=1.0 leads to a label"),
+        ({"output": "median"}, "output='median' is not known"),
+        ({"output": "sample", "steps": 0}, "steps=0 is out of range"),
+        ({"output": "sample", "steps": 101}, "steps=101 is out of range"),
+        ({"eta": 2.0}, "eta=2.0 is out of range"),
+        ({"model": 3}, "model must be a keras.Model"),
+        ({"model": keras.Sequential([keras.Input(SHAPE), keras.layers.ReLU()])}, "named images"),
+    ],
+)
+def test_bad_input_is_refused_by_name(grey, settings, message):
+    settings = {"model": grey, "images": IMAGES, "sigma": 0.1, **settings}
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        diffusion.denoise(schedule=SCHEDULE, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps=0 is out of range"),
+        ({"steps": 101}, "steps=101 is out of range"),
+        ({"shape": (2, 9, 8, 1)}, "shape=\\(2, 9, 8, 1\\) must be \\(n, 8, 8, 1\\)"),
+        ({"shape": 3}, "shape=3 must be"),
+        ({"schedule": diffusion.NoiseSchedule(50)}, "still holds 78 % of the image"),
+        ({"labels": [0, 3]}, "labels holds a class outside 0 to 2"),
+        ({"labels": [0]}, "labels must be 2 integers"),
+        ({"labels": [0.0, 1.0]}, "labels must be 2 integers"),
+        ({"labels": [0, 1], "guidance": -1}, "guidance=-1 is out of range"),
+    ],
+)
+def test_a_sample_that_cannot_be_drawn_is_refused_by_name(net, settings, message):
+    settings = {"schedule": SCHEDULE, "shape": (2, *SHAPE), "steps": 5, **settings}
+    with pytest.raises(ArgumentError, match=message):
+        diffusion.sample(net, **settings)

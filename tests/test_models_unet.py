@@ -1,0 +1,102 @@
+import keras
+import numpy as np
+import pytest
+
+from kerasim import data, diffusion, models, training
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+SCHEDULE = diffusion.NoiseSchedule(50, "cosine")
+IMAGES = np.random.default_rng(0).random((12, 8, 8, 1), dtype="float32")
+
+
+def build(image_shape=(8, 8, 1), widths=(8, 16), **settings):
+    keras.utils.set_random_seed(0)
+    return models.unet(image_shape, widths, **settings)
+
+
+@pytest.mark.parametrize("image_shape", [(8, 8, 1), (12, 20, 3), (6, 4, 2)])
+@pytest.mark.parametrize("attention", [0, 1, 2])
+def test_the_noise_has_the_shape_of_the_images(image_shape, attention):
+    model = build(image_shape, attention=attention, blocks=2)
+    inputs = {"images": np.ones((2, *image_shape), "float32"), "t": np.array([0, 999])}
+    assert model(inputs).shape == (2, *image_shape)
+    names = [layer.name for layer in model.layers if "MultiHead" in type(layer).__name__]
+    assert len(names) == 4 * attention
+    assert model.get_layer("bottleneck").output.shape[1:] == (
+        image_shape[0] // 2,
+        image_shape[1] // 2,
+        16,
+    )
+
+
+def stir(model):
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(weight + 0.1 * rng.standard_normal(weight.shape))
+
+
+def test_the_noise_depends_on_image_step_and_label():
+    model = build(num_classes=3)
+    stir(model)
+    inputs = {"images": IMAGES[:1], "t": np.array([5]), "labels": np.array([0])}
+    noise = np.asarray(model(inputs))
+    others = {"images": IMAGES[1:2], "t": np.array([6]), "labels": np.array([3])}
+    for name, other in others.items():
+        assert np.abs(np.asarray(model({**inputs, name: other})) - noise).max() > 1e-3
+
+
+def test_only_attention_looks_from_corner_to_corner():
+    def reached(attention):
+        model = build((64, 64, 1), attention=attention)
+        for layer in model.layers:  # the means of group norm reach all over the image, too
+            if isinstance(layer, keras.layers.GroupNormalization):
+                layer.call = lambda x: x
+        stir(model)
+        images = np.zeros((2, 64, 64, 1), "float32")
+        images[1, 0, 0] = 5
+        noise = np.asarray(model({"images": images, "t": np.array([5, 5])}))
+        return np.abs(noise[0] - noise[1])[-1, -1, 0]
+
+    assert reached(0) == 0 < reached(1)
+
+
+def test_it_learns_with_averages_and_draws_images(tmp_path):
+    model = build(num_classes=2)
+    model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9), "mse")
+    labels = np.arange(12) % 2
+    batches = data.DiffusionBatches(IMAGES, SCHEDULE, labels, batch_size=4)
+    history = training.fit(model, batches, 6, tmp_path, verbose=0)
+    assert history.loss.iloc[-1] < 0.9 * history.loss.iloc[0]
+    drawn = diffusion.sample(model, SCHEDULE, (2, 8, 8, 1), 5, labels=[0, 1], guidance=1.0)
+    assert drawn.shape == (2, 8, 8, 1) and np.isfinite(drawn).all()
+
+
+def test_before_training_the_noise_is_said_to_be_none():
+    inputs = {"images": IMAGES[:2], "t": np.array([3, 4])}
+    assert (np.asarray(build()(inputs)) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"image_shape": (30, 28, 1)}, "nearest heights are \\[28, 32\\]"),
+        ({"widths": (30, 64)}, "must be multiples of groups=8"),
+        ({"attention": 4}, "attention=4 is out of range"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"blocks": 0}, "blocks=0"),
+        ({"groups": "8"}, "groups must be an integer"),
+    ],
+)
+def test_settings_that_build_no_unet_are_refused(settings, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        models.unet(**settings)
+
+
+def test_the_noise_estimator_learns_how_much_noise_there_is(tmp_path):
+    keras.utils.set_random_seed(0)
+    images = np.zeros((256, 8, 8, 1), dtype="float32")
+    model = models.noise_estimator((8, 8, 1), (4, 4), 16)
+    model.compile(keras.optimizers.Adam(1e-2), "mean_absolute_percentage_error")
+    history = training.fit(model, data.NoiseBatches(images, batch_size=32), 15, tmp_path, verbose=0)
+    assert history.loss.iloc[-1] < 20 < history.loss.iloc[0]
+    assert (model.predict(images[:3], verbose=0) > 0).all()
