@@ -145,7 +145,7 @@ class Sampling(layers.Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class TimeEmbedding(layers.Layer):
-    """Sines and cosines of a step, of wavelengths from 2 pi to about 60,000 steps.
+    """Sines and cosines of a step, of wavelengths from 2 pi to at most 20,000 pi steps.
 
     Takes `(batch,)` and gives `(batch, dim)` float32 in [-1, 1].
 

@@ -39,8 +39,8 @@ def fit(
     layers, callbacks, history) is saved in `run_dir`. A run that was killed, however hard, and
     started again ends on a CPU with the weights, to the bit, of a run never killed.
 
-    An optimizer of `use_ema=True` averages the weights as it goes: validation, `best`, `restore`
-    and the model at the end have the averages.
+    An optimizer of `use_ema=True` averages the weights as it goes: validation, callbacks at the
+    end of an epoch, `best`, `restore` and the model at the end have the averages.
 
     Args:
         model: Compiled `keras.Model`. It ends with the weights of the last epoch.
@@ -94,7 +94,8 @@ def fit(
             )
     run_dir = artifacts.check_path("run_dir", run_dir)
     with artifacts.lock(run_dir / ".lock"):
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         settings = _settings(model, batches, validation, callbacks)
         run = _Run(model, batches, run_dir, list(callbacks), settings)
         if resume and artifacts.exists(run_dir / "state"):
@@ -117,7 +118,7 @@ def fit(
                     epochs=epochs,
                     initial_epoch=done,
                     validation_data=validation,
-                    callbacks=[*callbacks, *run.swap, run],
+                    callbacks=run.around(callbacks),
                     shuffle=False,  # True draws the order from a generator that no state holds
                     verbose=verbose,
                 )
@@ -127,6 +128,9 @@ def fit(
                     "on from there."
                 )
                 raise
+        for weight in model.trainable_variables if run.swap else []:
+            # On JAX a weight now shares the memory of its average, which `predict` would give up.
+            weight.assign(keras.ops.copy(weight))
         history = pd.DataFrame(run.history)
         artifacts.write_file(run_dir / "history.csv", history.to_csv(index=False).encode())
         return history
@@ -285,7 +289,7 @@ class _Run(keras.callbacks.Callback):
         self.stopped = False
         self.saved_callbacks: list[dict] = []
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling
-        self.swap = [keras.callbacks.SwapEMAWeights()] if optimizer.use_ema else []
+        self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
         pairs = []
         if self.swap:
             pairs = zip(
@@ -295,6 +299,13 @@ class _Run(keras.callbacks.Callback):
             )
         place = {id(v): f"{group}/{n}" for group, of in self.groups for n, v in enumerate(of)}
         self.averages = {place[id(weight)]: place[id(average)] for weight, average in pairs}
+
+    def around(self, callbacks):
+        """Returns all callbacks in order; those of the caller see averages, if there are some."""
+        if self.swap is None:
+            return [*callbacks, self]
+        swap = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: self.swap._swap_variables())
+        return [self.swap, swap, *callbacks, swap, self]
 
     @property
     def groups(self):

@@ -55,13 +55,12 @@ def test_labels_go_with_their_images_but_for_the_share_that_is_dropped():
     )
     inputs, _ = batches[0]
     shown = np.round((inputs["images"].mean(axis=(1, 2, 3)) + 1) * 2)
-    dropped = inputs["labels"] == 5
+    dropped = inputs["labels"] == -1
     assert 0.2 < dropped.mean() < 0.4 and inputs["labels"].dtype == "int32"
     assert (inputs["labels"] == shown)[~dropped].all()
     kept = data.DiffusionBatches(images, SCHEDULE, LABELS, drop_label=0.0)
     assert kept[0][0]["labels"].max() == 4
-    more = data.DiffusionBatches(images, SCHEDULE, LABELS, drop_label=1.0, num_classes=10)
-    assert set(more[0][0]["labels"]) == {10}
+    assert kept[0][0]["labels"].min() == 0
 
 
 def test_settings_tell_schedules_steps_and_labels_apart():
@@ -75,7 +74,6 @@ def test_settings_tell_schedules_steps_and_labels_apart():
         settings(labels=4 - LABELS),
         settings(steps=(0, 9)),
         settings(drop_label=0.2),
-        settings(num_classes=7),
     ]
     assert len({repr(variant) for variant in variants}) == len(variants)
     assert settings() == settings()
@@ -89,9 +87,9 @@ def test_settings_tell_schedules_steps_and_labels_apart():
         ({"labels": LABELS[:3]}, "labels has shape \\(3,\\), images holds 500"),
         ({"labels": LABELS - 1}, "labels holds a negative number"),
         ({"labels": LABELS + 0.5}, "labels must be integers from 0"),
-        ({"labels": LABELS, "num_classes": 4}, "num_classes=4 is out of range"),
         ({"labels": LABELS, "drop_label": 2}, "drop_label=2 is out of range"),
         ({"steps": (0, 50)}, "steps\\[1\\]=50 is out of range"),
+        ({"steps": 50}, "steps=50 must be \\(first, last\\)"),
         ({"steps": (5, 4)}, "steps\\[0\\]=5 is out of range"),
     ],
 )
@@ -109,6 +107,29 @@ def test_noise_batches_say_how_much_noise_they_added():
     logs = np.log(sigma)
     assert np.log(0.1) <= logs.min() and logs.max() <= np.log(0.4) + 1e-6
     np.testing.assert_allclose(logs.mean(), np.log(0.2), atol=0.05)
+
+
+def test_noise_batches_for_a_denoiser_hold_the_clean_images():
+    settings = {"batch_size": 500, "seed": 3, "flip": True}
+    noisy, clean = data.NoiseBatches(IMAGES, target="images", **settings)[0]
+    again, sigma = data.NoiseBatches(IMAGES, **settings)[0]
+    np.testing.assert_array_equal(noisy, again)
+    spread = (noisy - clean).std(axis=(1, 2, 3)) / sigma[:, 0]
+    assert abs(spread.mean() - 1) < 0.05
+    _, labels = data.NoiseBatches(IMAGES, target=np.arange(500), **settings)[0]
+    np.testing.assert_array_equal(np.sort(labels), np.arange(500))
+    assert (labels != np.arange(500)).any()
+    mirrored = np.minimum(*(np.abs(IMAGES[labels, :, ::s] - clean).max((1, 2, 3)) for s in (1, -1)))
+    assert mirrored.max() == 0  # each label beside its image
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [("noise", "target='noise' is not known"), (np.arange(3), "target has 3 rows, images has 500")],
+)
+def test_a_target_that_is_none_is_refused(target, message):
+    with pytest.raises(ArgumentError, match=message):
+        data.NoiseBatches(IMAGES, target=target)
 
 
 @pytest.mark.parametrize("limits", [(0.0, 0.5), (0.5, 0.4), (-1, 1)])

@@ -113,6 +113,11 @@ def test_a_reverse_step_agrees_with_diffusers(kind, step):
     np.testing.assert_allclose(a * X + b * EPS + c * NOISE, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_more_noise_than_the_schedule_has_is_refused():
+    with pytest.raises(ArgumentError, match="sigma holds noise above 0.005, .* last step"):
+        diffusion.NoiseSchedule(1).step_for_sigma([0.1])
+
+
 def test_the_step_of_a_noise_level_is_the_one_of_its_signal_to_noise_ratio():
     schedule = diffusion.NoiseSchedule()
     assert schedule.step_for_sigma([[0.1, 0.5]]).tolist() == [[57, 258]]
@@ -220,29 +225,25 @@ def net():
     return keras.Model(model.input, keras.layers.Add()([known, change]))
 
 
-def by_hand(model, schedule, x, steps, eta, draw, labels=None, guidance=0.0):
-    """The sampler as a plain loop over the network."""
-    times = np.round(np.linspace(schedule.steps - 1, 0, steps)).astype("int32")
+def by_hand(model, x, start, steps, labels, guidance=0.0):
+    """The sampler without noise on the way, as a plain loop over the network."""
+    times = np.round(np.linspace(start, 0, steps)).astype("int32")
     for n, t in enumerate(times):
-        before = schedule.alphas_cumprod[t]
-        after = schedule.alphas_cumprod[times[n + 1]] if n + 1 < steps else 1.0
+        before = SCHEDULE.alphas_cumprod[t]
+        after = SCHEDULE.alphas_cumprod[times[n + 1]] if n + 1 < steps else 1.0
         inputs = {"images": x, "t": np.full(len(x), t)}
-        none = {"labels": np.full(len(x), 3)}
-        eps = keras.ops.convert_to_numpy(model({**inputs, **({"labels": labels} or none)}))
-        if guidance:
-            other = keras.ops.convert_to_numpy(model({**inputs, **none}))
-            eps = eps + guidance * (eps - other)
+        eps = keras.ops.convert_to_numpy(model({**inputs, "labels": labels}))
+        other = keras.ops.convert_to_numpy(model({**inputs, "labels": np.full(len(x), 3)}))
+        eps = eps + guidance * (eps - other)
         clean = (x - np.sqrt(1 - before) * eps) / np.sqrt(before)
-        sigma = eta * np.sqrt((1 - after) / (1 - before) * (1 - before / after))
-        x = np.sqrt(after) * clean + np.sqrt(1 - after - sigma**2) * eps + sigma * draw()
-        x = x.astype("float32")
+        x = (np.sqrt(after) * clean + np.sqrt(1 - after) * eps).astype("float32")
     return np.clip((x + 1) / 2, 0, 1)
 
 
 def test_the_loop_in_the_graph_equals_a_plain_loop(net):
     labels = np.array([0, 1, 2, 1], dtype="int32")
     x = np.random.default_rng(5).standard_normal((4, *SHAPE), dtype="float32")
-    expected = by_hand(net, SCHEDULE, x, 7, 0.0, lambda: 0.0, labels, 1.5)
+    expected = by_hand(net, x, 98, 7, labels, 1.5)
     drawn = diffusion.sample(net, SCHEDULE, x.shape, 7, labels=labels, guidance=1.5, seed=5)
     assert expected.std() > 0.05 and np.mean((expected > 0) & (expected < 1)) > 0.8
     np.testing.assert_allclose(drawn, expected, atol=1e-3)
@@ -294,36 +295,77 @@ def test_the_mean_is_what_the_network_takes_away_at_the_step_of_the_noise(net):
     np.testing.assert_allclose(clean, expected.clip(0, 1), atol=1e-4)
 
 
-@pytest.mark.parametrize("output", ["mean", "sample"])
-def test_images_of_several_noise_levels_come_back_clean_at_once(grey, output):
-    sigma = np.array([0.02, 0.2, 0.6])
-    noise = np.random.default_rng(3).standard_normal((3, *SHAPE))
-    noisy = 0.5 + sigma[:, None, None, None] * noise
-    clean, _ = diffusion.denoise(grey, SCHEDULE, noisy, sigma, output=output, steps=20)
-    np.testing.assert_allclose(clean, 0.5, atol=1e-4)
+def test_a_sample_of_each_image_starts_at_the_step_of_its_own_noise(net):
+    sigma, labels = np.array([0.1, 0.3, 0.6]), np.array([0, 2, -1])
+    rng = np.random.default_rng(3)
+    noisy = (0.5 + sigma[:, None, None, None] * rng.standard_normal((3, *SHAPE))).astype("float32")
+    settings = {"output": "sample", "steps": 12, "eta": 0.0}
+    with pytest.raises(ArgumentError, match="labels holds a class outside 0 to 2"):
+        diffusion.denoise(net, SCHEDULE, noisy, sigma, labels=labels, **settings)
+    labels[2] = 1
+    clean, _ = diffusion.denoise(net, SCHEDULE, noisy, sigma, labels=labels, **settings)
+    starts = SCHEDULE.step_for_sigma(sigma)
+    assert len(set(starts)) == 3
+    for n, start in enumerate(starts):
+        x = np.sqrt(SCHEDULE.alphas_cumprod[start]) * (2 * noisy[n : n + 1] - 1)
+        expected = by_hand(net, x.astype("float32"), start, 12, labels[n : n + 1])
+        assert np.abs(expected - noisy[n]).max() > 0.01
+        np.testing.assert_allclose(clean[n : n + 1], expected, atol=1e-3)
+
+
+def test_a_network_that_is_a_little_wrong_still_draws_images_on_both_schedules():
+    # All values are drawn from a Gaussian of standard deviation 0.2 in model space, 0.1 in [0, 1].
+    for kind in ("linear", "cosine"):
+        schedule = diffusion.NoiseSchedule(1000, kind)
+        inputs = {
+            "images": keras.Input(SHAPE, name="images"),
+            "t": keras.Input((), dtype="int32", name="t"),
+        }
+        right = Ideal(schedule.alphas_cumprod.tolist(), variance=0.04)(*inputs.values())
+        wrong = keras.Model(inputs, keras.layers.Rescaling(0.99)(right))
+        drawn = diffusion.sample(wrong, schedule, (50, *SHAPE))
+        assert 0.08 < drawn.std() < 0.13
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_network_of_mixed_precision_draws_images_of_full_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        mixed = models.unet(SHAPE, (8, 16))
+        drawn = diffusion.sample(mixed, SCHEDULE, (2, *SHAPE), 3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert drawn.dtype == "float32" and np.isfinite(drawn).all()
+
+
+def told(shape=SHAPE, width=1):
+    """An estimator that knows images to be grey."""
+    images = keras.Input(shape)
+    spread = keras.ops.std(images, axis=(1, 2))
+    return keras.Model(images, keras.ops.tile(spread, (1, width)))
 
 
 def test_without_sigma_the_estimator_says_it_for_each_image(grey):
-    class Told(keras.Model):
-        def call(self, images):
-            return keras.ops.std(images, axis=(1, 2))
-
     noise = np.random.default_rng(3).standard_normal((3, *SHAPE))
     noisy = (0.5 + np.array([0.05, 0.2, 0.6])[:, None, None, None] * noise).astype("float32")
-    clean, used = diffusion.denoise(grey, SCHEDULE, noisy, estimator=Told())
+    clean, used = diffusion.denoise(grey, SCHEDULE, noisy, estimator=told())
     np.testing.assert_allclose(used, noisy.std(axis=(1, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(clean, 0.5, atol=1e-4)
 
 
 def test_no_image_gives_no_image(grey):
-    clean, used = diffusion.denoise(grey, SCHEDULE, np.empty((0, *SHAPE), "float32"), 0.1)
-    assert clean.shape == (0, *SHAPE) and used.shape == (0,)
+    none = np.empty((0, *SHAPE), "float32")
+    for noise in ({"sigma": 0.1}, {"estimator": told()}):
+        clean, used = diffusion.denoise(grey, SCHEDULE, none, **noise)
+        assert clean.shape == (0, *SHAPE) and used.shape == (0,)
 
 
-def test_uint8_images_are_scaled(grey):
-    images = np.full((1, *SHAPE), 128, dtype="uint8")
-    clean, _ = diffusion.denoise(grey, SCHEDULE, images, 0.1)
-    np.testing.assert_allclose(clean, 0.5, atol=1e-3)
+def test_uint8_images_are_scaled(net):
+    images = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype="uint8")
+    clean, _ = diffusion.denoise(net, SCHEDULE, images, 0.1)
+    expected, _ = diffusion.denoise(net, SCHEDULE, images.astype("float32") / 255, 0.1)
+    assert clean.std() > 0.1
+    np.testing.assert_allclose(clean, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +374,11 @@ def test_uint8_images_are_scaled(grey):
         ({"sigma": -0.1}, "sigma holds a negative number or NaN"),
         ({"sigma": np.nan}, "sigma holds a negative number or NaN"),
         ({"sigma": [0.1, 0.1]}, "sigma has shape \\(2,\\), images holds 6"),
-        ({"sigma": 1e9}, "sigma holds noise above .* last step"),
+        ({"sigma": 25}, "sigma holds noise above 5, in units of"),
+        ({"sigma": 0.1, "estimator": told()}, "sigma and estimator are both given"),
+        ({"sigma": None, "estimator": 3}, "estimator must be a keras.Model"),
+        ({"sigma": None, "estimator": told((9, 9, 1))}, r"images must have shape \(n, 9, 9, 1\)"),
+        ({"sigma": None, "estimator": told(width=2)}, "estimator gives 2 numbers"),
         ({"sigma": None}, "sigma and estimator are both None"),
         ({"images": IMAGES * 255}, "images holds values more than 8 sigma outside"),
         ({"images": IMAGES[:, :4]}, "images must have shape"),
@@ -341,7 +387,7 @@ def test_uint8_images_are_scaled(grey):
         ({"labels": [0] * 6}, "labels are given, and the network takes none"),
         ({"guidance": 1.0}, "guidance=1.0 leads to a label"),
         ({"output": "median"}, "output='median' is not known"),
-        ({"output": "sample", "steps": 0}, "steps=0 is out of range"),
+        ({"steps": 0}, "steps=0 is out of range"),
         ({"output": "sample", "steps": 101}, "steps=101 is out of range"),
         ({"eta": 2.0}, "eta=2.0 is out of range"),
         ({"model": 3}, "model must be a keras.Model"),

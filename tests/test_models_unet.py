@@ -43,6 +43,8 @@ def test_the_noise_depends_on_image_step_and_label():
     others = {"images": IMAGES[1:2], "t": np.array([6]), "labels": np.array([3])}
     for name, other in others.items():
         assert np.abs(np.asarray(model({**inputs, name: other})) - noise).max() > 1e-3
+    none = [model({**inputs, "labels": np.array([label])}) for label in (3, -1)]
+    np.testing.assert_array_equal(*none)
 
 
 def test_only_attention_looks_from_corner_to_corner():

@@ -31,7 +31,7 @@ def test_in_training_two_passes_differ():
     assert (one != other).any()
 
 
-def test_the_loss_times_the_values_of_an_image_is_the_negative_evidence_lower_bound():
+def test_the_loss_is_cross_entropy_of_the_mean_code_and_divergence_by_the_values_of_an_image():
     model = build(beta=0.5)
     model.compile("adam", "binary_crossentropy")
     loss = model.evaluate(IMAGES, IMAGES, verbose=0)

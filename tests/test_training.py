@@ -417,16 +417,16 @@ def test_restore_names_what_is_missing(tmp_path):
 # Callbacks
 
 
-def averaging(**settings):
-    model = build(**settings)
-    model.compile(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5), "mse")
-    model.run_eagerly = True
+def averaging(eager=True):
+    model = build()
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.5)
+    model.compile(optimizer, "mse", run_eagerly=eager)
     return model
 
 
 def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
-    whole, first, second = averaging(), averaging(), averaging()
+    whole, first, second = (averaging(eager=False) for _ in range(3))
     history = fit(tmp_path / "one", 4, whole, validation=validation)
     fit(tmp_path / "two", 2, first, validation=validation)
     again = fit(tmp_path / "two", 4, second, validation=validation)
@@ -438,11 +438,14 @@ def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
 def test_a_run_with_averages_validates_keeps_and_gives_the_averages(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     model = averaging()
-    history = fit(tmp_path, 3, model, validation=validation)
+    seen = []
+    watch = Every(lambda epoch, model: seen.append(model.evaluate(validation, verbose=0)), True)
+    history = fit(tmp_path, 3, model, validation=validation, callbacks=[watch])
+    np.testing.assert_allclose(seen, history.val_loss, rtol=1e-5)
     loss = model.evaluate(validation, verbose=0)
     np.testing.assert_allclose(loss, history.val_loss.iloc[-1], rtol=1e-5)
     finished, restored, best, plain = averaging(), averaging(), averaging(), build()
-    fit(tmp_path, 3, finished, validation=validation)  # trains nothing
+    fit(tmp_path, 3, finished, validation=validation, callbacks=[watch])  # trains nothing
     training.restore(restored, tmp_path)
     training.restore(best, tmp_path, best=True)
     assert_equal(weights(finished), weights(model))

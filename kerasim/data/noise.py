@@ -7,6 +7,7 @@ from kerasim.data.batches import Batches
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
+    check_choice,
     check_integer,
     check_number,
     check_rows,
@@ -24,9 +25,7 @@ class DiffusionBatches(Batches):
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         schedule: `diffusion.NoiseSchedule`.
         labels: `(n,)` integers from 0, for a network with classes.
-        drop_label: Share of images whose label is replaced by "none", the number after the last
-            class; guidance needs some.
-        num_classes: As the network was built; None for the largest label and one.
+        drop_label: Share of images whose label is replaced by -1, for none; guidance needs some.
         steps: `(first, last)` of the schedule to draw from; None for all.
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
@@ -45,7 +44,6 @@ class DiffusionBatches(Batches):
         schedule,
         labels=None,
         drop_label: float = 0.1,
-        num_classes: int | None = None,
         steps: tuple[int, int] | None = None,
         batch_size: int = 128,
         seed: int = 0,
@@ -54,16 +52,14 @@ class DiffusionBatches(Batches):
     ):
         super().__init__(images, batch_size, seed, flip=flip, shift=shift)
         self.schedule = schedule
-        first, last = (0, schedule.steps - 1) if steps is None else steps
+        steps = (0, schedule.steps - 1) if steps is None else steps
+        if np.shape(steps) != (2,):
+            raise ArgumentTypeError(f"steps={steps!r} must be (first, last), such as (0, 99).")
+        first, last = steps
         last = check_integer("steps[1]", last, 0, schedule.steps - 1)
         self.steps = check_integer("steps[0]", first, 0, last), last
         self.drop_label = check_number("drop_label", drop_label, 0, 1)
-        self.labels, self.none = None, 0
-        if labels is not None:
-            self.labels = _check_labels(labels, len(self.images))
-            self.none = int(self.labels.max()) + 1
-            if num_classes is not None:
-                self.none = check_integer("num_classes", num_classes, self.none)
+        self.labels = None if labels is None else _check_labels(labels, len(self.images))
 
     def _draw(self, rng):
         return (rng.permutation(self.rows),)
@@ -76,15 +72,14 @@ class DiffusionBatches(Batches):
         inputs = {"images": self.schedule.add_noise(x, noise, t), "t": t}
         if self.labels is not None:
             dropped = rng.random(len(x)) < self.drop_label
-            inputs["labels"] = np.where(dropped, self.none, self.labels[rows]).astype("int32")
+            inputs["labels"] = np.where(dropped, -1, self.labels[rows]).astype("int32")
         return inputs, noise
 
     def settings(self) -> dict:
         settings = {**super().settings(), "steps": self.steps}
         settings["schedule"] = [self.schedule.kind, self.schedule.steps]
         if self.labels is not None:
-            share = {"drop_label": self.drop_label, "none": self.none}
-            settings |= {"labels": digest(self.labels), **share}
+            settings |= {"labels": digest(self.labels), "drop_label": self.drop_label}
         return settings
 
 
@@ -103,15 +98,18 @@ def _check_labels(labels, n):
 
 
 class NoiseBatches(Batches):
-    """Batches for a network that says how much noise an image holds, as `models.noise_estimator`.
+    """Batches of images with more or less noise, for networks that measure, clean or read them.
 
     A batch is `(noisy, sigma)`: images with Gaussian noise, not cut to [0, 1], and its standard
-    deviation `(batch, 1)`, float32, its logarithm evenly spread from `low` to `high`.
+    deviation `(batch, 1)`, float32, its logarithm evenly spread from `low` to `high`; or
+    `(noisy, images)`, or `(noisy, targets)`.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         low: Least standard deviation, in units of [0, 1]; above 0.
         high: Largest.
+        target: "sigma", for `models.noise_estimator`; "images", for a denoiser; or an array of one
+            target per image, such as labels.
         batch_size, seed, flip, shift: As for `DiffusionBatches`.
 
     Raises:
@@ -123,6 +121,7 @@ class NoiseBatches(Batches):
         images,
         low: float = 0.05,
         high: float = 0.8,
+        target="sigma",
         batch_size: int = 128,
         seed: int = 0,
         flip: bool = False,
@@ -131,6 +130,14 @@ class NoiseBatches(Batches):
         super().__init__(images, batch_size, seed, flip=flip, shift=shift)
         self.low = check_number("low", low, 1e-6)
         self.high = check_number("high", high, self.low)
+        if not isinstance(target, np.ndarray):
+            check_choice("target", target, ("sigma", "images"))
+        elif len(target) != len(self.images):
+            raise ArgumentError(
+                f"target has {len(target)} rows, images has {len(self.images)}: pass one for each "
+                "image."
+            )
+        self.target = target
 
     def _draw(self, rng):
         return (rng.permutation(self.rows),)
@@ -141,7 +148,12 @@ class NoiseBatches(Batches):
         sigma = np.exp(rng.uniform(np.log(self.low), np.log(self.high), len(images)))
         sigma = sigma.astype("float32")[:, None]
         noise = rng.standard_normal(images.shape, dtype="float32")
-        return images + sigma[:, :, None, None] * noise, sigma
+        noisy = images + sigma[:, :, None, None] * noise
+        if isinstance(self.target, np.ndarray):
+            return noisy, self.target[rows]
+        return noisy, sigma if self.target == "sigma" else images
 
     def settings(self) -> dict:
-        return {**super().settings(), "low": self.low, "high": self.high}
+        target = self.target if isinstance(self.target, str) else digest(self.target)
+        own = {"low": self.low, "high": self.high, "target": target}
+        return {**super().settings(), **own}

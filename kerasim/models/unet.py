@@ -1,7 +1,7 @@
 """Networks for diffusion: which noise an image holds, and how much."""
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from kerasim.errors import ArgumentError, check_integer
 from kerasim.layers import LogEnergy, TimeEmbedding
@@ -36,7 +36,7 @@ def unet(
 
     Returns:
         Model from a dict of "images" `(batch, *image_shape)` in model space, "t" `(batch,)` int32
-        and, with `num_classes`, "labels" `(batch,)` int32 (`num_classes` itself says: no label) to
+        and, with `num_classes`, "labels" `(batch,)` int32 (`num_classes` or -1: no label) to
         the noise, float32 `(batch, *image_shape)`. `get_layer("bottleneck").output` is the
         innermost stage.
 
@@ -67,8 +67,9 @@ def unet(
     if num_classes is not None:
         num_classes = check_integer("num_classes", num_classes)
         inputs["labels"] = keras.Input((), dtype="int32", name="labels")
-        # One more than there are classes: the last says that there is no label.
-        label = layers.Embedding(num_classes + 1, 4 * widths[0], name="classes")(inputs["labels"])
+        # One more than there are classes: the last says that there is no label, as -1 does.
+        label = ops.where(inputs["labels"] < 0, num_classes, inputs["labels"])
+        label = layers.Embedding(num_classes + 1, 4 * widths[0], name="classes")(label)
         told = layers.Add(name="told")([told, label])
     told = layers.Activation("silu", name="told_act")(told)
 

@@ -23,11 +23,12 @@ def vae(
 
     Compile it with "binary_crossentropy": that is a mean over pixels, and the divergence, which
     `layers.Sampling` adds by itself, is divided by the number of values of an image to fit. So
-    the loss times `height * width * channels` is the negative evidence lower bound, in nats, if
-    `beta` is 1.
+    the training loss times `height * width * channels` is the negative evidence lower bound, in
+    nats, if `beta` is 1.
 
     In training the decoder gets a code drawn from that Gaussian; otherwise its mean, so that
-    `predict`, `data.embed` and what is exported draw nothing.
+    `predict`, `data.embed` and what is exported draw nothing. `evaluate` and `val_loss` are of the
+    mean, too, and a little lower than the bound: for that call the model with `training=True`.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
