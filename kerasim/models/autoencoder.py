@@ -13,6 +13,7 @@ from kerasim.models.blocks import (
     conv,
     joined,
     residual_block,
+    zero_conv,
 )
 
 
@@ -198,15 +199,8 @@ def denoising_autoencoder(
         x = layers.Conv2DTranspose(widths[n - 1], 2, 2, name=f"up{n}")(x)
         x = layers.Add(name=f"skip{n}")([x, skips.pop()])
         x = stage(x, widths[n - 1], f"out{n}")
-    # Starts at zero: before training the network returns its input.
-    change = layers.Conv2D(
-        image_shape[-1],
-        3,
-        padding="same",
-        kernel_initializer="zeros",
-        dtype="float32",
-        name="change",
-    )(x)
+    # Before training the network returns its input.
+    change = zero_conv(x, image_shape[-1], "change", "float32")
     total = layers.Add(dtype="float32", name="sum")([images, change])
     clean = layers.ReLU(max_value=1.0, dtype="float32", name="clean")(total)
     return keras.Model(images, clean, name=name)

@@ -66,6 +66,14 @@ def conv(x, filters: int, name: str, strides: int = 1, activation: str | None = 
     return layers.Conv2D(filters, size, strides, "same", activation=activation, name=name)(x)
 
 
+def zero_conv(x, filters: int, name: str, dtype: str | None = None):
+    """A 3 x 3 convolution that gives zeros before training."""
+    layer = layers.Conv2D(
+        filters, 3, padding="same", kernel_initializer="zeros", dtype=dtype, name=name
+    )
+    return layer(x)
+
+
 def conv_norm(x, filters: int, name: str, padding: str = "same", activation: str | None = "relu"):
     """A 3 x 3 convolution, batch norm, then the activation."""
     x = layers.Conv2D(filters, 3, padding=padding, use_bias=False, name=name)(x)

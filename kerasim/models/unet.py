@@ -5,7 +5,7 @@ from keras import layers, ops
 
 from kerasim.errors import ArgumentError, check_integer
 from kerasim.layers import LogEnergy, TimeEmbedding
-from kerasim.models.blocks import check_image_shape, check_widths, conv
+from kerasim.models.blocks import check_image_shape, check_widths, conv, zero_conv
 
 
 def unet(
@@ -83,10 +83,8 @@ def unet(
         by_step = layers.Reshape((1, 1, filters), name=f"{name}_told_map")(by_step)
         y = layers.Add(name=f"{name}_add_told")([y, by_step])
         y = norm_act(y, f"{name}_2")
-        # Starts at zero: before training a block passes on what it gets.
-        y = layers.Conv2D(
-            filters, 3, padding="same", kernel_initializer="zeros", name=f"{name}_conv2"
-        )(y)
+        # Before training a block passes on what it gets.
+        y = zero_conv(y, filters, f"{name}_conv2")
         if x.shape[-1] != filters:
             x = layers.Conv2D(filters, 1, name=f"{name}_shortcut")(x)
         return layers.Add(name=f"{name}_add")([x, y])
@@ -119,14 +117,7 @@ def unet(
         x = layers.Conv2DTranspose(widths[n], 2, 2, name=f"up{n + 1}")(x)
         x = layers.Concatenate(name=f"skip{n + 1}")([x, kept.pop()])
         x = stage(x, n, "out")
-    noise = layers.Conv2D(
-        image_shape[-1],
-        3,
-        padding="same",
-        kernel_initializer="zeros",
-        dtype="float32",
-        name="noise",
-    )(norm_act(x, "last"))
+    noise = zero_conv(norm_act(x, "last"), image_shape[-1], "noise", "float32")
     return keras.Model(inputs, noise, name=name)
 
 
