@@ -243,15 +243,7 @@ def _check_labels(model, labels, guidance, n):
     if labels is None:
         return np.full(n, -1)
     classes = model.get_layer("classes").input_dim - 1  # the last says that there is no label
-    labels = np.asarray(labels)
-    if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise ArgumentError(
-            f"labels must be {n} integers, one for each image. Received shape {labels.shape}, "
-            f"dtype {labels.dtype}."
-        )
-    outside = (labels < 0) | (labels >= classes)
-    check_rows("labels", outside, f"a class outside 0 to {classes - 1}")
-    return labels
+    return data.check_classes(labels, n, classes)
 
 
 def _coefficients(before, after, eta):

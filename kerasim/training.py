@@ -128,9 +128,9 @@ def fit(
                     "on from there."
                 )
                 raise
-        for weight in model.trainable_variables if run.swap else []:
-            # On JAX a weight now shares the memory of its average, which `predict` would give up.
-            weight.assign(keras.ops.copy(weight))
+        if run.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
+            for weight in model.trainable_variables:
+                weight.assign(keras.ops.copy(weight))
         history = pd.DataFrame(run.history)
         artifacts.write_file(run_dir / "history.csv", history.to_csv(index=False).encode())
         return history

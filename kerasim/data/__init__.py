@@ -2,6 +2,7 @@
 
 from kerasim.data.arrays import (
     add_noise,
+    check_classes,
     check_embedder,
     check_images,
     check_shape,
@@ -33,6 +34,7 @@ __all__ = [
     "TripletBatches",
     "add_noise",
     "as_float",
+    "check_classes",
     "check_embedder",
     "check_images",
     "check_shape",

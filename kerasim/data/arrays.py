@@ -79,6 +79,23 @@ def check_images(name: str, images):
     return images
 
 
+def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
+    """Returns `labels` as an array of `n` integers, from 0 and below `classes` if that is given."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise ArgumentTypeError(
+            f"labels must be integers from 0. Received dtype {labels.dtype}: number the classes."
+        )
+    if labels.shape != (n,):
+        raise ArgumentError(
+            f"labels has shape {labels.shape}, there are {n} images: pass one label for each."
+        )
+    check_rows("labels", labels < 0, "a negative class")
+    if classes is not None:
+        check_rows("labels", labels >= classes, f"a class above {classes - 1}")
+    return labels
+
+
 def check_embedder(name: str, embedder) -> tuple[tuple, int]:
     """Returns the image shape that a model takes, and the width of the vectors that it gives.
 

@@ -32,8 +32,9 @@ def _shift(images, steps):
 class Batches(keras.utils.PyDataset):
     """What all batches share: rows drawn once an epoch, images gathered and altered by batch.
 
-    A kind of batches says in `_draw` which rows an epoch holds, in `__getitem__` what a batch
-    is made of. All is a function of `seed`, `epoch` and the position of the batch alone.
+    A kind of batches says in `_draw` which rows an epoch holds, if not each once in a new order,
+    in `__getitem__` what a batch is made of. All is a function of `seed`, `epoch` and the position
+    of the batch alone.
     """
 
     def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0, name="images"):
@@ -53,7 +54,7 @@ class Batches(keras.utils.PyDataset):
 
     def _draw(self, rng) -> tuple[np.ndarray, ...]:
         """Returns the columns of an epoch, each of length `self.rows`."""
-        raise NotImplementedError
+        return (rng.permutation(self.rows),)
 
     def _batch(self, index: int):
         """Returns the columns of a batch, and its generator."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasim.data.arrays import digest
+from kerasim.data.arrays import check_classes, digest, gaussian_noise
 from kerasim.data.batches import Batches
 from kerasim.errors import (
     ArgumentError,
@@ -10,7 +10,6 @@ from kerasim.errors import (
     check_choice,
     check_integer,
     check_number,
-    check_rows,
 )
 
 
@@ -59,10 +58,7 @@ class DiffusionBatches(Batches):
         last = check_integer("steps[1]", last, 0, schedule.steps - 1)
         self.steps = check_integer("steps[0]", first, 0, last), last
         self.drop_label = check_number("drop_label", drop_label, 0, 1)
-        self.labels = None if labels is None else _check_labels(labels, len(self.images))
-
-    def _draw(self, rng):
-        return (rng.permutation(self.rows),)
+        self.labels = None if labels is None else check_classes(labels, len(self.images))
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
@@ -81,20 +77,6 @@ class DiffusionBatches(Batches):
         if self.labels is not None:
             settings |= {"labels": digest(self.labels), "drop_label": self.drop_label}
         return settings
-
-
-def _check_labels(labels, n):
-    labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise ArgumentTypeError(
-            f"labels must be integers from 0. Received dtype {labels.dtype}: number the classes."
-        )
-    if labels.shape != (n,):
-        raise ArgumentError(
-            f"labels has shape {labels.shape}, images holds {n}: pass one label for each image."
-        )
-    check_rows("labels", labels < 0, "a negative number")
-    return labels
 
 
 class NoiseBatches(Batches):
@@ -130,25 +112,21 @@ class NoiseBatches(Batches):
         super().__init__(images, batch_size, seed, flip=flip, shift=shift)
         self.low = check_number("low", low, 1e-6)
         self.high = check_number("high", high, self.low)
-        if not isinstance(target, np.ndarray):
+        if isinstance(target, str):
             check_choice("target", target, ("sigma", "images"))
-        elif len(target) != len(self.images):
+        elif np.shape(target)[:1] != (len(self.images),):
             raise ArgumentError(
-                f"target has {len(target)} rows, images has {len(self.images)}: pass one for each "
-                "image."
+                f"target has shape {np.shape(target)}, images holds {len(self.images)}: pass one "
+                "for each image."
             )
-        self.target = target
-
-    def _draw(self, rng):
-        return (rng.permutation(self.rows),)
+        self.target = target if isinstance(target, str) else np.asarray(target)
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
         images = self._take(rows, rng)
         sigma = np.exp(rng.uniform(np.log(self.low), np.log(self.high), len(images)))
         sigma = sigma.astype("float32")[:, None]
-        noise = rng.standard_normal(images.shape, dtype="float32")
-        noisy = images + sigma[:, :, None, None] * noise
+        noisy = gaussian_noise(images, sigma[:, :, None, None], rng)
         if isinstance(self.target, np.ndarray):
             return noisy, self.target[rows]
         return noisy, sigma if self.target == "sigma" else images

@@ -352,9 +352,6 @@ class LabelledPairBatches(Batches):
         numbers = np.unique(groups, return_inverse=True)[1]
         self.groups = numbers.reshape(-1, 2).astype("float32")
 
-    def _draw(self, rng):
-        return (rng.permutation(self.rows),)
-
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
         left = self._take(rows, rng)
