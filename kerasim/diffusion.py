@@ -4,6 +4,7 @@ Model space is `x = 2 image - 1`; public functions take and return images in [0,
 """
 
 import functools
+import math
 
 import keras
 import numpy as np
@@ -184,7 +185,7 @@ def denoise(
             f"images must be float or uint8. Received dtype {images.dtype}: convert them."
         )
     images = data.as_float(images)
-    rows = images.reshape(len(images), images[0].size if len(images) else 1)
+    rows = images.reshape(len(images), math.prod(images.shape[1:]))
     check_rows("images", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
     if (sigma is None) == (estimator is None):
         both = "both None" if sigma is None else "both given"
