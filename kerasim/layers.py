@@ -1,5 +1,7 @@
 """The few layers that Keras lacks."""
 
+import sys
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -100,6 +102,64 @@ class CosineClassifier(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("kerasim")
+class CrossBatchMemory(layers.Layer):
+    """`losses.PairSoftmaxLoss` whose negatives are right images of past batches as well.
+
+    Takes a list of both embeddings, `(batch, 2, dim)`, and groups, `(batch, 2)`, and gives the
+    embeddings back. In training it adds to the loss of the net, for each left image, how far its
+    own right one is from being chosen among those of the batch and of the memory, without those
+    that share a group with it; then the memory takes the batch in and forgets its oldest. What it
+    holds is as old as `size / batch` steps and gets no gradient. Otherwise the batch stands alone.
+
+    Args:
+        size: Right embeddings that it holds.
+        temperature: As for `PairSoftmaxLoss`.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Reference:
+        Wang et al., 2020. https://arxiv.org/abs/1912.06798
+    """
+
+    def __init__(self, size: int = 1024, temperature: float = 0.1, **kwargs):
+        size = check_integer("size", size)
+        temperature = check_number("temperature", temperature, 1e-6)
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.size, self.temperature = size, temperature
+
+    def build(self, input_shape):
+        shapes = {"rights": (self.size, input_shape[0][-1]), "groups": (self.size, 2)}
+        for name, shape in shapes.items():  # group -1: nothing there yet
+            empty = keras.initializers.Constant(-1.0)
+            weight = self.add_weight(shape=shape, initializer=empty, trainable=False, name=name)
+            setattr(self, name, weight)
+
+    def call(self, inputs, training=False):
+        both, groups = inputs
+        directions = unit(both)
+        left, rights, marks = directions[:, 0], directions[:, 1], groups
+        own = ops.eye(ops.shape(both)[0], dtype="bool")
+        if training:
+            rights = ops.concatenate([rights, ops.stop_gradient(self.rights)])
+            marks = ops.concatenate([marks, self.groups])
+            own = ops.pad(own, ((0, 0), (0, self.size)))
+        logits = ops.matmul(left, ops.transpose(rights)) / self.temperature
+        shared = ops.any(groups[:, None, :, None] == marks[None, :, None, :], axis=(2, 3))
+        counts = own | (~shared & (marks[:, 0] >= 0))
+        total = ops.logsumexp(ops.where(counts, logits, -1e9), axis=1)
+        self.add_loss(ops.mean(total - ops.sum(ops.where(own, logits, 0.0), axis=1)))
+        if training:
+            self.rights.assign(ops.stop_gradient(rights[: self.size]))
+            self.groups.assign(marks[: self.size])
+        return both
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return {**super().get_config(), "size": self.size, "temperature": self.temperature}
+
+
+@keras.saving.register_keras_serializable("kerasim")
 class Sampling(layers.Layer):
     """Draws a code from a Gaussian in training, and gives its mean otherwise, as Dropout does.
 
@@ -194,3 +254,114 @@ class LogEnergy(layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return (input_shape[0], input_shape[-1])
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class AttentionPooling(layers.Layer):
+    """The mean of the positions of a feature map, weighted by what a small net makes of each.
+
+    Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `sum of a_i x_i`, where
+    `a = softmax over positions of w tanh(V x_i)`.
+
+    Args:
+        dim: Rows of `V`.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Reference:
+        Ilse et al., 2018. https://arxiv.org/abs/1802.04712
+    """
+
+    def __init__(self, dim: int = 128, **kwargs):
+        dim = check_integer("dim", dim)
+        super().__init__(**kwargs)
+        self.dim = dim
+
+    def build(self, input_shape):
+        self.hidden = self.add_weight(shape=(input_shape[-1], self.dim), name="hidden")
+        # Before training all positions weigh the same.
+        self.score = self.add_weight(shape=(self.dim, 1), initializer="zeros", name="score")
+
+    def attend(self, features):
+        """Returns the weight of each position, `(batch, height, width)`, of sum 1 an image."""
+        scores = ops.matmul(ops.tanh(ops.matmul(features, self.hidden)), self.score)[..., 0]
+        shape = ops.shape(scores)
+        return ops.reshape(ops.softmax(ops.reshape(scores, (shape[0], -1))), shape)
+
+    def call(self, inputs):
+        return ops.sum(self.attend(inputs)[..., None] * inputs, axis=(1, 2))
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "dim": self.dim}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class GeneralizedMean(layers.Layer):
+    """The generalized mean of each channel of a feature map (GeM).
+
+    Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `mean(max(x, 1e-6) **
+    p) ** (1 / p)`. 1 is the average, infinity the maximum; `p` is learnt.
+
+    Args:
+        p: Exponent before training, 1 or more.
+        **kwargs: As for `keras.layers.Layer`.
+
+    Reference:
+        Radenovic et al., 2018. https://arxiv.org/abs/1711.02512
+    """
+
+    def __init__(self, p: float = 3.0, **kwargs):
+        p = check_number("p", p, 1)
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.p = p
+
+    def build(self, input_shape):
+        constant = keras.initializers.Constant(self.p)
+        self.exponent = self.add_weight(shape=(), initializer=constant, name="exponent")
+
+    def call(self, inputs):
+        powers = ops.power(ops.maximum(inputs, 1e-6), self.exponent)
+        return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.exponent)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], input_shape[-1])
+
+    def get_config(self):
+        return {**super().get_config(), "p": self.p}
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class BackbonePreprocessing(layers.Layer):
+    """Makes of RGB images in [0, 1] what a backbone of `keras.applications` was trained on.
+
+    It is that backbone's own `preprocess_input`, on images in [0, 255]; "squeezenet" has that of
+    VGG16. Computes in float32, under any dtype policy.
+
+    Args:
+        backbone: Its name in lower case, such as "resnet50".
+        **kwargs: As for `keras.layers.Layer`.
+    """
+
+    def __init__(self, backbone: str, **kwargs):
+        self.find("vgg16" if backbone == "squeezenet" else backbone)
+        super().__init__(**{"dtype": "float32", **kwargs})
+        self.backbone = backbone
+
+    @staticmethod
+    def find(name: str):
+        """Returns the function of `keras.applications` that builds the backbone of that name."""
+        builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
+        check_choice("backbone", name, tuple(builders))
+        return getattr(keras.applications, builders[name])
+
+    def call(self, inputs):
+        build = self.find("vgg16" if self.backbone == "squeezenet" else self.backbone)
+        return sys.modules[build.__module__].preprocess_input(255 * inputs)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "backbone": self.backbone}

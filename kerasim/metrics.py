@@ -509,3 +509,72 @@ def all_pairs(
         "like": like,
         "unlike": unlike,
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """How often the right candidate is among the nearest. See `candidate_accuracy`.
+
+    Attributes:
+        accuracy: Share of queries whose own candidate is among the `k` nearest.
+        low, high: Its 95 % interval, by Wilson's score.
+        ranks: `(n,)` int64: place of the own candidate, from 1 on; a tie counts as lost.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    ranks: np.ndarray
+
+
+def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -> Candidates:
+    """Measures how often a left image finds its own right one in a pool of candidates.
+
+    Args:
+        left: `(n, dim)` embeddings of the queries.
+        right: `(n, dim)` embeddings; `right[i]` belongs to `left[i]`.
+        pools: `(n, c)` positions in `right`, as `data.candidate_pools` draws them; row `i` holds
+            `i` once.
+        k: How many of the nearest count.
+        metric: "euclidean", "manhattan" or "cosine".
+
+    Raises:
+        ArgumentError: If the shapes do not fit, or a pool does not hold its own candidate.
+
+    Reference:
+        Wilson, 1927. https://doi.org/10.1080/01621459.1927.10502953
+    """
+    from scipy.stats import binomtest
+    from sklearn.metrics.pairwise import paired_distances
+
+    check_choice("metric", metric, METRICS)
+    left, right = check_vectors("left", left), check_vectors("right", right)
+    if left.shape != right.shape:
+        raise ArgumentError(
+            f"left has shape {left.shape}, right {right.shape}: pass one embedding for each side "
+            "of each pair, of one model."
+        )
+    pools, n = np.asarray(pools), len(left)
+    if pools.ndim != 2 or len(pools) != n or pools.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"pools must be integers of shape ({n}, candidates). Received {pools.dtype} of shape "
+            f"{pools.shape}: pass data.candidate_pools({n})."
+        )
+    check_rows(
+        "pools", ((pools < 0) | (pools >= n)).any(axis=1), f"a position outside 0 to {n - 1}"
+    )
+    own = pools == np.arange(n)[:, None]
+    check_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
+    check_integer("k", k, 1, pools.shape[1])
+    if metric == "cosine":
+        check_directions("left", left)
+        check_directions("right", right)
+    # In float64 two equal embeddings are at equal distances, whatever column they stand in.
+    left, right = left.astype("float64"), right.astype("float64")
+    distances = np.stack(
+        [paired_distances(left, right[column], metric=metric) for column in pools.T], axis=1
+    )
+    ranks = (distances <= distances[own][:, None]).sum(axis=1)
+    hits = int((ranks <= k).sum())
+    low, high = binomtest(hits, n).proportion_ci(method="wilson")
+    return Candidates(hits / n, float(low), float(high), ranks)

@@ -4,7 +4,7 @@ import pytest
 from helpers import EMBEDDER, FLOATS, LEVELS, RNG, picture
 
 from kerasim import data, training
-from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 
 def epoch_of(batches, epoch=0):
@@ -327,3 +327,32 @@ def test_a_model_of_pairs_is_refused():
 def test_what_is_no_built_model_is_refused_with_its_type(embedder):
     with pytest.raises(ArgumentTypeError, match=f"embedder .*{type(embedder).__name__}"):
         data.embed(embedder, FLOATS)
+
+
+def test_kept_embeddings_are_given_back_while_network_weights_and_images_are_the_same(
+    tmp_path, monkeypatch
+):
+    vectors = data.embed(EMBEDDER, LEVELS, cache=tmp_path)
+    np.testing.assert_array_equal(vectors, data.embed(EMBEDDER, LEVELS))
+    other = keras.models.clone_model(EMBEDDER)
+    other.set_weights(EMBEDDER.get_weights())
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "predict", lambda *_, **__: pytest.fail("embedded again"))
+        np.testing.assert_array_equal(data.embed(EMBEDDER, LEVELS, cache=tmp_path), vectors)
+        np.testing.assert_array_equal(data.embed(other, LEVELS, cache=tmp_path), vectors)
+    other.set_weights([weight + 0.1 for weight in EMBEDDER.get_weights()])
+    np.testing.assert_array_equal(
+        data.embed(other, LEVELS, cache=tmp_path), data.embed(other, LEVELS)
+    )
+    changed = LEVELS.copy()
+    changed[0, 0, 0, 0] ^= 1
+    assert len(data.embed(EMBEDDER, changed[:2], cache=tmp_path)) == 2
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_damaged_kept_embeddings_are_refused(tmp_path):
+    data.embed(EMBEDDER, LEVELS, cache=tmp_path)
+    file = next(tmp_path.glob("*/x.npz"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="x.npz"):
+        data.embed(EMBEDDER, LEVELS, cache=tmp_path)

@@ -474,3 +474,44 @@ def test_all_pairs_refuses_by_name(change, said):
     given = {"embeddings": [[0.0], [1.0], [2.0]], "labels": [0, 0, 1], **change}
     with pytest.raises(ArgumentError, match=said):
         metrics.all_pairs(**given)
+
+
+def test_candidates_are_ranked_and_ties_are_lost():
+    left = np.array([[0.0], [10.0], [20.0]])
+    right = np.array([[1.0], [11.0], [1.0]])
+    # Pool 0: its own at 1, and another just as near; 1: its own is nearest; 2: own last.
+    pools = np.array([[0, 2], [0, 1], [1, 2]])
+    found = metrics.candidate_accuracy(left, right, pools, k=1, metric="euclidean")
+    assert found.ranks.tolist() == [2, 1, 2]
+    assert found.accuracy == 1 / 3
+    # Wilson's interval of 1 of 3, by hand: centre (p + z2 / 2n) / (1 + z2 / n).
+    z2 = 1.959964**2
+    centre, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
+    np.testing.assert_allclose([found.low, found.high], [centre - half, centre + half], rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])
+def test_the_accuracy_of_candidates_agrees_with_a_loop(metric):
+    rng = np.random.default_rng(0)
+    left = rng.normal(size=(50, 6))
+    right = left + 1.5 * rng.normal(size=(50, 6))
+    pools = np.stack([np.append(i, rng.choice(np.delete(np.arange(50), i), 4)) for i in range(50)])
+    ranks = []
+    for i, pool in enumerate(pools):
+        gaps = pairwise_distances(left[[i]], right[pool], metric=metric)[0]
+        ranks.append(1 + (gaps[1:] <= gaps[0]).sum())
+    found = metrics.candidate_accuracy(left, right, pools, metric=metric)
+    assert found.ranks.tolist() == ranks
+    assert found.accuracy == np.mean(np.array(ranks) <= 2)
+
+
+def test_pools_without_their_own_candidate_are_refused():
+    x = np.eye(3)
+    with pytest.raises(ArgumentError, match="its own position not at all or more than once"):
+        metrics.candidate_accuracy(x, x, [[0, 1], [0, 2], [2, 1]])
+    with pytest.raises(ArgumentError, match="a position outside 0 to 2"):
+        metrics.candidate_accuracy(x, x, [[0, 1], [1, 3], [2, 1]])
+    with pytest.raises(ArgumentError, match="pools must be integers of shape"):
+        metrics.candidate_accuracy(x, x, [[0.0, 1.0]] * 3)
+    with pytest.raises(ArgumentError, match="left has shape"):
+        metrics.candidate_accuracy(x, x[:2], [[0, 1]] * 3)

@@ -11,6 +11,11 @@ def embedder(name="conv_embedder"):
     return models.conv_embedder(IMAGE_SHAPE, 5, (2, 3), name=name)
 
 
+def backbone():
+    images = keras.Input(IMAGE_SHAPE)
+    return keras.Model(images, keras.layers.Conv2D(4, 3)(images))
+
+
 BUILDERS = {
     "conv_autoencoder": lambda: models.conv_autoencoder(IMAGE_SHAPE, 5, (2, 3), (6, 7)),
     "residual_autoencoder": lambda: models.residual_autoencoder(IMAGE_SHAPE, 5, (2, 3)),
@@ -22,6 +27,7 @@ BUILDERS = {
     "vae": lambda: models.vae(IMAGE_SHAPE, 5, (2, 3), 8),
     "unet": lambda: models.unet(IMAGE_SHAPE, (4, 6), groups=2, num_classes=3),
     "noise_estimator": lambda: models.noise_estimator(IMAGE_SHAPE, (2, 3), 4),
+    "pretrained_embedder": lambda: models.pretrained_embedder(backbone()),
 }
 
 
@@ -33,7 +39,7 @@ def mixed_precision():
 
 
 def test_every_builder_is_tested():
-    assert set(BUILDERS) == set(models.__all__)
+    assert {*BUILDERS, "set_trainable"} == set(models.__all__)
 
 
 @pytest.mark.parametrize("name", BUILDERS)

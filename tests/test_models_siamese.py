@@ -114,3 +114,61 @@ def test_an_ensemble_needs_two_members_of_one_shape():
 def test_an_unknown_distance_is_refused_with_the_known_ones():
     with pytest.raises(ArgumentError, match="distance='manhattan'.*'cosine'"):
         models.siamese(embedder(), "manhattan")
+
+
+def softmax_loss(left, rights, own, keep, temperature=0.1):
+    """The loss of one left image by hand: its own right among those kept."""
+    unit = [x / np.linalg.norm(x) for x in (left, *rights)]
+    logits = np.array([unit[0] @ x for x in unit[1:]]) / temperature
+    return np.log(np.exp(logits[keep]).sum()) - logits[own]
+
+
+def test_a_memory_adds_right_images_of_past_batches_as_negatives():
+    net = models.siamese(EMBEDDER, None, memory=4)
+    net.compile(keras.optimizers.SGD(0.0))
+    groups = np.array([0, 1, 2, 3, 0, 5], "float32")  # pair 4 shares a group with pair 0
+    batches = data.LabelledPairBatches(LEFT, RIGHT, groups, batch_size=3, give_groups=True)
+    seen = [batches[n] for n in range(2)]
+    history = net.fit(batches, shuffle=False, verbose=0).history
+    left = [data.embed(EMBEDDER, x[0]) for x, _ in seen]
+    right = [data.embed(EMBEDDER, x[1]) for x, _ in seen]
+    marks = np.concatenate([y[:, 0] for _, y in seen])
+    losses_ = []
+    for n in range(6):
+        known = np.concatenate(right)[: 3 if n < 3 else 6]
+        keep = [m for m in range(len(known)) if m == n or marks[m] != marks[n]]
+        losses_.append(softmax_loss(np.concatenate(left)[n], known, n, keep))
+    np.testing.assert_allclose(history["loss"], [np.mean(losses_)], rtol=1e-4)
+    kept = values(net.get_layer("memory").rights)
+    newest = np.concatenate([right[1], right[0]])[:4]
+    np.testing.assert_allclose(kept, newest / np.linalg.norm(newest, axis=1)[:, None], atol=1e-5)
+
+
+def test_without_training_a_memory_is_left_out_and_kept():
+    net = models.siamese(EMBEDDER, None, memory=4)
+    net.compile("sgd")
+    batches = data.LabelledPairBatches(LEFT, RIGHT, batch_size=6, give_groups=True)
+    before = net.get_weights()
+    loss = net.evaluate(batches, verbose=0)
+    plain = models.siamese(EMBEDDER, None)
+    plain.compile("sgd", losses.PairSoftmaxLoss(0.1))
+    batches = data.LabelledPairBatches(LEFT, RIGHT, batch_size=6)
+    np.testing.assert_allclose(loss, plain.evaluate(batches, verbose=0), rtol=1e-5)
+    for old, new in zip(before, net.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_memory_is_saved_with_its_net_and_goes_on_in_it(tmp_path):
+    net = models.siamese(embedder(), None, memory=4)
+    net.compile("sgd")
+    net.fit(data.LabelledPairBatches(LEFT, RIGHT, batch_size=3, give_groups=True), verbose=0)
+    net.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    one, other = (values(model.get_layer("memory").rights) for model in (net, loaded))
+    assert np.abs(one).min() > 0 and len(np.unique(one, axis=0)) == 4
+    np.testing.assert_array_equal(one, other)
+
+
+def test_a_memory_needs_embeddings():
+    with pytest.raises(ArgumentError, match="memory=4 is of embeddings"):
+        models.siamese(EMBEDDER, "cosine", memory=4)

@@ -10,6 +10,14 @@ from kerasim.data.arrays import (
     find_copies,
 )
 from kerasim.data.batches import ImageBatches, embed
+from kerasim.data.candidates import (
+    PairFolder,
+    candidate_pools,
+    find_near_copies,
+    pair_folder,
+    read_candidates,
+    write_scores,
+)
 from kerasim.data.folders import ImageFolder, as_float, image_folder
 from kerasim.data.noise import DiffusionBatches, NoiseBatches
 from kerasim.data.pairs import (
@@ -31,9 +39,11 @@ __all__ = [
     "LabelledPairBatches",
     "NoiseBatches",
     "PairBatches",
+    "PairFolder",
     "TripletBatches",
     "add_noise",
     "as_float",
+    "candidate_pools",
     "check_classes",
     "check_embedder",
     "check_images",
@@ -45,6 +55,10 @@ __all__ = [
     "draw_triplets",
     "embed",
     "find_copies",
+    "find_near_copies",
     "image_folder",
     "load",
+    "pair_folder",
+    "read_candidates",
+    "write_scores",
 ]

@@ -1,8 +1,11 @@
 """Batches for training, and embeddings batch by batch."""
 
+import hashlib
+
 import keras
 import numpy as np
 
+from kerasim import artifacts
 from kerasim.data.arrays import (
     check_embedder,
     check_images,
@@ -149,13 +152,15 @@ class ImageBatches(Batches):
         return {**super().settings(), "targets": targets, "shuffle": self.shuffle}
 
 
-def embed(embedder, images, batch_size: int = 256) -> np.ndarray:
+def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
     """Embeds images with a model, batch by batch.
 
     Args:
         embedder: `keras.Model` from images to vectors.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         batch_size: Images per call.
+        cache: Folder that keeps the embeddings, and gives them back as long as the network, its
+            weights and the images (of a folder: names, sizes and times of its files) are the same.
 
     Returns:
         `(n, dim)` float32, in the order of `images`.
@@ -169,7 +174,19 @@ def embed(embedder, images, batch_size: int = 256) -> np.ndarray:
     images = check_shape("images", images, shape)
     if len(images) == 0:
         return np.empty((0, dim), dtype="float32")
+    if cache is not None:
+        key = hashlib.sha256(f"{artifacts.fingerprint(embedder)}{digest(images)}".encode())
+        kept = artifacts.check_path("cache", cache) / key.hexdigest()[:32]
+        if artifacts.exists(kept):
+            return artifacts.read(kept, "embeddings", _load)
+        embeddings = embed(embedder, images, batch_size)
+        artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
+        return embeddings
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
     embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
     check_rows("the embedder's output", ~np.isfinite(embeddings).all(axis=1), "NaN or infinity")
     return embeddings
+
+
+def _load(folder, manifest):
+    return artifacts.read_arrays(folder / "x.npz", ("x",))["x"]

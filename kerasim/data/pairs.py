@@ -7,7 +7,13 @@ import numpy as np
 from kerasim.data.arrays import check_images, digest, find_copies
 from kerasim.data.batches import Batches
 from kerasim.data.folders import ImageFolder
-from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer, check_number
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    check_flag,
+    check_integer,
+    check_number,
+)
 
 
 class _Classes:
@@ -317,6 +323,7 @@ class LabelledPairBatches(Batches):
         batch_size: Pairs per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         sigma, flip, shift: As for `ImageBatches`, drawn for each side.
+        give_groups: Whether the groups are a third input as well, for a net with a memory.
 
     Raises:
         ArgumentError: If the sides have other lengths or shapes, or `groups` does not fit.
@@ -332,8 +339,10 @@ class LabelledPairBatches(Batches):
         sigma: float = 0.0,
         flip: bool = False,
         shift: int = 0,
+        give_groups: bool = False,
     ):
         super().__init__(left, batch_size, seed, sigma, flip, shift, name="left")
+        self.give_groups = check_flag("give_groups", give_groups)
         self.right = check_images("right", right)
         if self.right.shape != self.images.shape:
             raise ArgumentError(
@@ -354,8 +363,9 @@ class LabelledPairBatches(Batches):
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
-        left = self._take(rows, rng)
-        return (left, self._take(rows, rng, self.right)), self.groups[rows]
+        groups, left = self.groups[rows], self._take(rows, rng)
+        both = left, self._take(rows, rng, self.right)
+        return ((*both, groups) if self.give_groups else both), groups
 
     def settings(self) -> dict:
         sides = {"right": digest(self.right), "groups": digest(self.groups)}

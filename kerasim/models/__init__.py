@@ -2,6 +2,7 @@
 
 from kerasim.models.autoencoder import conv_autoencoder, denoising_autoencoder, residual_autoencoder
 from kerasim.models.embedder import conv_embedder, resnet_embedder
+from kerasim.models.pretrained import pretrained_embedder, set_trainable
 from kerasim.models.siamese import ensemble, siamese
 from kerasim.models.unet import noise_estimator, unet
 from kerasim.models.vae import vae
@@ -12,8 +13,10 @@ __all__ = [
     "denoising_autoencoder",
     "ensemble",
     "noise_estimator",
+    "pretrained_embedder",
     "residual_autoencoder",
     "resnet_embedder",
+    "set_trainable",
     "siamese",
     "unet",
     "vae",

@@ -4,12 +4,15 @@ import keras
 from keras import layers
 
 from kerasim.data import check_embedder
-from kerasim.errors import ArgumentError, check_choice
-from kerasim.layers import DISTANCES, Distance
+from kerasim.errors import ArgumentError, check_choice, check_integer
+from kerasim.layers import DISTANCES, CrossBatchMemory, Distance
 
 
 def siamese(
-    embedder: keras.Model, distance: str | None = "euclidean", name: str = "siamese"
+    embedder: keras.Model,
+    distance: str | None = "euclidean",
+    memory: int = 0,
+    name: str = "siamese",
 ) -> keras.Model:
     """Builds a net that passes two images through one embedder, whose weights they share.
 
@@ -17,14 +20,20 @@ def siamese(
         embedder: `keras.Model` from images to vectors; training the net trains it.
         distance: "euclidean", "squared_euclidean" or "cosine"; None for the embeddings of both,
             which `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` take.
+        memory: With `distance=None`, how many right embeddings of past batches are negatives,
+            too, so that small batches have many (`layers.CrossBatchMemory`). The net then has a
+            loss of its own, so compile it with an optimizer alone, and takes
+            `data.LabelledPairBatches(..., give_groups=True)`. 0 for none.
         name: Name of the model.
 
     Returns:
         Model from `[left, right]`, each `(batch, *image_shape)`, to their distances
-        `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`.
+        `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`; with `memory`
+        from `[left, right, groups]`, the last `(batch, 2)`.
 
     Raises:
-        ArgumentError: If the embedder does not map one image to one vector.
+        ArgumentError: If the embedder does not map one image to one vector, or there is a
+            memory and a distance.
 
     Reference:
         Bromley et al., 1993; Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
@@ -32,6 +41,11 @@ def siamese(
     shape, dim = check_embedder("embedder", embedder)
     if distance is not None:
         check_choice("distance", distance, DISTANCES)
+    if check_integer("memory", memory, 0) and distance is not None:
+        raise ArgumentError(
+            f"memory={memory} is of embeddings, and distance={distance!r} gives none: pass "
+            "distance=None."
+        )
     left, right = keras.Input(shape, name="left"), keras.Input(shape, name="right")
     vectors = [embedder(left), embedder(right)]
     if distance is not None:
@@ -39,7 +53,11 @@ def siamese(
     else:
         both = layers.Concatenate(dtype="float32")(vectors)
         output = layers.Reshape((2, dim), dtype="float32", name="both")(both)
-    return keras.Model([left, right], output, name=name)
+    if not memory:
+        return keras.Model([left, right], output, name=name)
+    groups = keras.Input((2,), name="groups")
+    output = CrossBatchMemory(memory, name="memory")([output, groups])
+    return keras.Model([left, right, groups], output, name=name)
 
 
 def ensemble(embedders, name: str = "ensemble") -> keras.Model:

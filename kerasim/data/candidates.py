@@ -1,0 +1,209 @@
+"""Folders of pairs, near-copies among them, and pools of candidates to pick the right one from."""
+
+import dataclasses
+import io
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from kerasim import artifacts
+from kerasim.data.arrays import check_images
+from kerasim.data.folders import ImageFolder, image_folder
+from kerasim.errors import ArgumentError, ArtifactError, check_integer
+from kerasim.images import read_image
+
+_HASH = 16  # rows and columns of the difference hash
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFolder:
+    """Pairs of images `left[i]`, `right[i]`; `groups` `(n,)` int64 joins pairs of near-copies."""
+
+    left: ImageFolder
+    right: ImageFolder
+    groups: np.ndarray
+
+
+def pair_folder(path, image_size=None) -> PairFolder:
+    """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
+
+    `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
+    Pairs that share a picture or a near-copy of one (`find_near_copies`), on any side, are of one
+    group: split by group (`sklearn.model_selection.GroupKFold`), and no test picture was seen in
+    training; pass the groups to `LabelledPairBatches` and `candidate_pools`, and none of them is
+    taken for the negative of its copy.
+
+    Args:
+        path: The folder.
+        image_size: `(height, width)` or one number; None for the size of the first left picture.
+
+    Raises:
+        ArtifactError: If `pairs.csv` is missing, has other columns, or names a picture that is
+            not there.
+        ImageError: If a picture cannot be decoded.
+    """
+    root = artifacts.check_path("path", path)
+    pairs = _read_table(root / "pairs.csv", ["left", "right"])
+    if not len(pairs):
+        raise ArtifactError(f"{ascii(str(root / 'pairs.csv'))} has no rows: write one for a pair.")
+    sides = []
+    for side in ("left", "right"):
+        if image_size is None:
+            files = image_folder(root / side, 1, check=False).files
+            first = next((file for file in files if file.stem == pairs[side][0]), files[0])
+            image_size = read_image(first).shape[:2]
+        folder = image_folder(root / side, image_size)
+        files = {file.stem: file for file in folder.files}
+        missing = [name for name in pairs[side] if name not in files]
+        if missing:
+            shown = ", ".join(map(ascii, missing[:5]))
+            raise ArtifactError(
+                f"pairs.csv names {len(missing)} pictures that are not in "
+                f"{ascii(str(root / side))}: {shown}. Add them or drop their rows."
+            )
+        names = [files[name] for name in pairs[side]]
+        sides.append(ImageFolder(names, None, [], folder.skipped, folder.shape[1:3], 3))
+    return PairFolder(*sides, _join(*sides))
+
+
+def _join(left, right):
+    """Returns one number for all pairs that near-copies join, however many lie between them."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(left)
+    codes = np.concatenate([_difference_hash(left), _difference_hash(right)])
+    copy, original = _near(codes, 30).T % n
+    edges = coo_matrix((np.ones(len(copy)), (copy, original)), (n, n))
+    return connected_components(edges, directed=False)[1].astype("int64")
+
+
+def find_near_copies(images, bits: int = 30) -> np.ndarray:
+    """Finds pictures that look alike: re-encoded, resized, a little brighter or noisier.
+
+    A picture's difference hash has 256 bits: of its grey version on 17 x 16 pixels, whether each
+    is darker than its right neighbour. Even pictures, white or black, have no such differences and
+    count as copies of one another.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        bits: How many bits of two near-copies may differ, 0 to 256.
+
+    Returns:
+        `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
+
+    Reference:
+        Krawetz, 2013, "Kind of like that" (the difference hash).
+    """
+    bits = check_integer("bits", bits, 0, _HASH * _HASH)
+    return _near(_difference_hash(check_images("images", images)), bits)
+
+
+def _difference_hash(images):
+    codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
+    for n in range(len(images)):
+        image = images[n]
+        levels = 255 * image if image.dtype.kind == "f" else image
+        grey = Image.fromarray(np.round(levels.mean(axis=-1)).astype("uint8"))
+        small = np.asarray(grey.resize((_HASH + 1, _HASH), Image.Resampling.BOX), dtype=int)
+        codes[n] = (small[:, 1:] > small[:, :-1]).reshape(-1)
+    return codes
+
+
+def _near(codes, bits):
+    signs = np.where(codes, 1.0, -1.0).astype("float32")
+    found = [np.empty((0, 2), dtype="int64")]
+    for start in range(0, len(signs), 1024):
+        block = signs[start : start + 1024]
+        # The product of two rows of signs is 256 less twice the bits that differ.
+        alike = block @ signs[: start + len(block)].T >= _HASH * _HASH - 2 * bits
+        pairs = np.argwhere(np.tril(alike, start - 1))
+        found.append(pairs + [start, 0])
+    return np.concatenate(found)
+
+
+def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarray:
+    """Draws for each of `n` left images a pool of right ones: its own and `k - 1` foils.
+
+    Args:
+        n: Number of pairs.
+        k: Size of each pool, 2 or more.
+        seed: The same seed draws the same pools.
+        groups: `(n,)` integers: a foil is of another group than the pair. None: any other pair.
+
+    Returns:
+        `(n, k)` int64 positions; row `i` holds `i` and its foils, in random order.
+
+    Raises:
+        ArgumentError: If there are fewer than `k - 1` possible foils.
+    """
+    n, k = check_integer("n", n), check_integer("k", k, 2)
+    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    groups = np.arange(n) if groups is None else np.asarray(groups)
+    if groups.shape != (n,):
+        raise ArgumentError(f"groups has shape {groups.shape}: pass one for each pair, ({n},).")
+    pools = np.empty((n, k), dtype="int64")
+    for i in range(n):
+        foils = np.flatnonzero(groups != groups[i])
+        if len(foils) < k - 1:
+            raise ArgumentError(
+                f"k={k} needs {k - 1} foils, pair {i} has {len(foils)} pairs of other groups: pass "
+                "a smaller k, or more pairs."
+            )
+        pools[i] = rng.permutation([i, *rng.choice(foils, k - 1, replace=False)])
+    return pools
+
+
+def read_candidates(path) -> pd.DataFrame:
+    """Reads a table of candidates: the name of a left image, then those of the right ones.
+
+    Args:
+        path: CSV with the columns left, c0, c1 and so on.
+
+    Returns:
+        The names, as strings.
+
+    Raises:
+        ArtifactError: If the file is missing, or its columns are others.
+    """
+    return _read_table(path, None)
+
+
+def write_scores(path, candidates: pd.DataFrame, scores) -> None:
+    """Writes the score of each candidate under the header that `candidates` was read with.
+
+    Args:
+        path: CSV to write: left, then a score in each of the columns c0, c1 and so on.
+        candidates: From `read_candidates`.
+        scores: `(n, k)` finite numbers, greater for a more likely candidate.
+
+    Raises:
+        ArgumentError: If there is not one finite score for each candidate.
+    """
+    scores = np.asarray(scores, dtype="float64")
+    shape = (len(candidates), candidates.shape[1] - 1)
+    if scores.shape != shape or not np.isfinite(scores).all():
+        raise ArgumentError(
+            f"scores must be finite numbers of shape {shape}. Received shape {scores.shape}: pass "
+            "one for each candidate."
+        )
+    table = pd.DataFrame(scores, columns=candidates.columns[1:])
+    table.insert(0, "left", candidates["left"].to_numpy())
+    artifacts.write_file(path, table.to_csv(index=False).encode())
+
+
+def _read_table(path, columns):
+    file = artifacts.check_file(path)
+    try:
+        table = pd.read_csv(io.BytesIO(file.read_bytes()), dtype=str, keep_default_na=False)
+    except ValueError as error:  # no columns, unequal rows, bytes that are no text
+        raise ArtifactError(f"{ascii(str(file))} is no CSV table: {error}.") from error
+    wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
+    if list(table.columns) != wanted:
+        shown = ", ".join(map(ascii, table.columns[:5]))
+        raise ArtifactError(
+            f"{ascii(str(file))} has the columns {shown}; expected {', '.join(wanted[:5])}"
+            f"{', ...' if len(wanted) > 5 else ''}: mend its header."
+        )
+    return table

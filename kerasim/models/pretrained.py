@@ -1,0 +1,234 @@
+"""Embedders on backbones that others have trained."""
+
+import hashlib
+import inspect
+import re
+import sys
+
+import keras
+from keras import layers
+
+from kerasim import artifacts
+from kerasim.data import data_dir
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArtifactError,
+    check_choice,
+    check_flag,
+    check_integer,
+)
+from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
+
+_POOLINGS = {
+    "attention": AttentionPooling,
+    "gem": GeneralizedMean,
+    "max": layers.GlobalMaxPooling2D,
+    "average": layers.GlobalAveragePooling2D,
+    "flatten": layers.Flatten,
+}
+_SQUEEZENET = "squeezenet_notop.h5"
+_SQUEEZENET_SHA256 = "17154246284f555591549ac2c83e127abfbf4307dc4b0060fdaa2931d0fa38da"
+
+
+def pretrained_embedder(
+    backbone: str | keras.Model = "vgg16",
+    weights="imagenet",
+    preprocess=None,
+    pooling: str = "attention",
+    embedding_dim: int | None = 256,
+    image_shape: tuple[int | None, int | None, int] = (None, None, 3),
+    stages: tuple[str, ...] | None = None,
+    self_attention: bool = False,
+    trainable: bool | str = False,
+    name: str = "pretrained_embedder",
+) -> keras.Model:
+    """Builds an embedder on a pretrained backbone: preprocessing, features, pooling, dense.
+
+    The head of the student report that kerasim began with, on VGG16 or ResNet50: self-attention
+    among the positions of the features, max-pooling, flatten, dense:
+    `pretrained_embedder("vgg16", pooling="flatten", self_attention=True, image_shape=(224, 224,
+    3))`. Frozen features, for a baseline or for heads that train in seconds:
+    `pretrained_embedder("vgg16", pooling="average", embedding_dim=None)`.
+
+    Args:
+        backbone: A model of `keras.applications` by its name in lower case, "squeezenet" (v1.1,
+            the smallest), or a `keras.Model` from images to feature maps with weights of its own.
+        weights: Of a backbone by name: "imagenet" (Keras downloads the file and checks its hash;
+            that of "squeezenet" lies in `data.data_dir()`), the path of a weights file, or None
+            for random numbers: figures of such an embedder say nothing of the backbone.
+        preprocess: What a `keras.Model` wants done with images in [0, 1]: a layer, or the name of
+            a backbone with the same preprocessing; None for nothing.
+        pooling: From feature maps to a vector: "attention", "gem", "max", "average", "flatten".
+        embedding_dim: Length of the embedding; None for the pooled features themselves.
+        image_shape: `(height, width, channels)`; None for any height or width, unless features
+            are flattened. With one channel the backbone gets it three times.
+        stages: Names of layers of the backbone whose outputs are pooled and set side by side;
+            None for its output alone.
+        self_attention: Whether dot-product attention among the positions and 2 x 2 max-pooling
+            come before `pooling`.
+        trainable: What learns of the backbone, as for `set_trainable`.
+        name: Name of the model.
+
+    Returns:
+        Model from images `(batch, *image_shape)` in [0, 1] to `(batch, embedding_dim)`.
+        `get_layer("backbone")` is the backbone; `get_layer("pooling").attend(features)` says
+        where attention pooling looked.
+
+    Raises:
+        ArgumentError: If the backbone is not known, or does not take such images.
+        ArtifactError: If there are no such weights, or they are damaged; the message says which
+            file goes where.
+
+    Reference:
+        VGG: Simonyan & Zisserman, 2015. https://arxiv.org/abs/1409.1556; ResNet: He et al., 2016.
+        https://arxiv.org/abs/1512.03385; SqueezeNet: Iandola et al., 2016.
+        https://arxiv.org/abs/1602.07360
+    """
+    check_choice("pooling", pooling, tuple(_POOLINGS))
+    check_flag("self_attention", self_attention)
+    height, width, channels = image_shape
+    for side, size in (("height", height), ("width", width)):
+        if size is not None:
+            check_integer(f"{side} of image_shape={image_shape}", size)
+    if channels not in (1, 3):
+        raise ArgumentError(
+            f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
+        )
+    if (self_attention or pooling == "flatten") and None in image_shape:
+        raise ArgumentError(
+            f"image_shape={image_shape} leaves the size open, and these features are flattened: "
+            "pass a height and a width, or another pooling."
+        )
+    if isinstance(backbone, str):
+        preprocess = BackbonePreprocessing(backbone, name="preprocessing")
+        backbone = _named(backbone, weights, (height, width, 3))
+    elif not isinstance(backbone, keras.Model) or len(backbone.output_shape) != 4:
+        raise ArgumentTypeError(
+            "backbone must be a name or a keras.Model from images to feature maps (n, height, "
+            f"width, channels). Received {backbone!r}: pass such as keras.Model(net.inputs, "
+            "net.get_layer(...).output)."
+        )
+    if isinstance(preprocess, str):
+        preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
+
+    images = keras.Input(image_shape, name="images")
+    x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if channels == 1 else images
+    x = x if preprocess is None else preprocess(x)
+    maps = [backbone.output] if stages is None else [_output(backbone, name) for name in stages]
+    several = len(maps) > 1
+    features = keras.Model(backbone.input, maps if several else maps[0], name="backbone")(x)
+    pooled = []
+    for n, x in enumerate(features if several else [features], start=1):
+        mark = n if several else ""
+        if self_attention:
+            rows = layers.Reshape((-1, x.shape[-1]), name=f"rows{mark}")(x)
+            y = layers.Attention(name=f"self_attention{mark}")([rows, rows])
+            x = layers.Reshape(x.shape[1:], name=f"map{mark}")(y)
+            x = layers.MaxPooling2D(name=f"max{mark}")(x)
+        pooled.append(_POOLINGS[pooling](dtype="float32", name=f"pooling{mark}")(x))
+    x = pooled[0] if not several else layers.Concatenate(dtype="float32", name="all")(pooled)
+    if embedding_dim is not None:
+        embedding_dim = check_integer("embedding_dim", embedding_dim)
+        x = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
+    embedder = keras.Model(images, x, name=name)
+    set_trainable(embedder, trainable)
+    return embedder
+
+
+def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
+    """Says what learns of the backbone of a `pretrained_embedder`; compile the net again after.
+
+    Batch norm is held still in any case: at small batches its averages would drift from those
+    that the backbone was trained with.
+
+    Args:
+        embedder: As `pretrained_embedder` builds it.
+        trainable: False for nothing, True for everything, or the name of the layer of the
+            backbone from which on layers learn, in the order of its summary.
+
+    Raises:
+        ArgumentError: If there is no such layer.
+    """
+    parts = embedder.get_layer("backbone").layers
+    names = [layer.name for layer in parts]
+    if isinstance(trainable, str):
+        check_choice("trainable", trainable, names)
+        first = names.index(trainable)
+    else:
+        first = 0 if check_flag("trainable", trainable) else len(parts)
+    for n, layer in enumerate(parts):
+        layer.trainable = n >= first and not isinstance(layer, layers.BatchNormalization)
+
+
+def _output(backbone, stage):
+    check_choice("each of stages", stage, [layer.name for layer in backbone.layers])
+    return backbone.get_layer(stage).output
+
+
+def _named(name, weights, image_shape):
+    """Returns the backbone of that name with its weights."""
+    squeezenet = name == "squeezenet"
+    build = _squeezenet if squeezenet else BackbonePreprocessing.find(name)
+    if weights == "imagenet" and not squeezenet:
+        return _download(build, name, image_shape)
+    backbone = build(include_top=False, weights=None, input_shape=image_shape)
+    if weights is None:
+        return backbone
+    if weights == "imagenet":
+        file = data_dir() / _SQUEEZENET
+        if not file.exists():
+            raise ArtifactError(
+                f"There is no {ascii(str(file))}: put the file of that name from "
+                "github.com/DeepCognition/keras-squeezenet there, or name its folder in "
+                "KERASIM_DATA_DIR."
+            )
+        if hashlib.sha256(file.read_bytes()).hexdigest() != _SQUEEZENET_SHA256:
+            raise ArtifactError(f"{ascii(str(file))} is damaged: fetch it again.")
+    else:
+        file = artifacts.check_file(weights)
+    try:
+        backbone.load_weights(file)
+    except Exception as error:  # Keras and h5py raise whatever comes
+        raise ArtifactError(
+            f"{ascii(str(file))} does not fit the backbone {name!r} without its top, or is damaged "
+            f"({error}): pass the weights of that backbone, as .h5 or .weights.h5."
+        ) from error
+    return backbone
+
+
+def _download(build, name, image_shape):
+    # Keras checks a download only if it knows its hash.
+    if "file_hash" not in inspect.getsource(sys.modules[build.__module__]):
+        raise ArgumentError(
+            f'weights="imagenet": Keras knows no hash of the file of {name!r}, so that a damaged '
+            "one would go unseen. Fetch it yourself and pass its path, or take another backbone."
+        )
+    try:
+        return build(include_top=False, weights="imagenet", input_shape=image_shape)
+    except Exception as error:  # a bare Exception when it is offline, ValueError if damaged
+        if "fetch failure" not in str(error) and "corrupted" not in str(error):
+            raise
+        file = re.search(r"[^/\s]+\.h5", str(error))
+        raise ArtifactError(
+            f"Keras could not fetch the weights of {name!r} ({error}). Put the file "
+            f"{file[0] if file else 'of that address'} into ~/.keras/models, or pass its path as "
+            "weights."
+        ) from error
+
+
+def _squeezenet(include_top, weights, input_shape):
+    """SqueezeNet v1.1, with the names of keras-squeezenet."""
+    images = keras.Input(input_shape)
+    x = layers.Conv2D(64, 3, 2, activation="relu", name="conv1")(images)
+    for n in range(2, 10):
+        if n in (2, 4, 6):
+            x = layers.MaxPooling2D(3, 2, name=f"pool{n - 1}")(x)
+        narrow = 16 * (n // 2)
+        x = layers.Conv2D(narrow, 1, activation="relu", name=f"fire{n}_squeeze")(x)
+        sides = [
+            layers.Conv2D(4 * narrow, k, padding="same", activation="relu", name=f"fire{n}_{k}x{k}")
+            for k in (1, 3)
+        ]
+        x = layers.Concatenate(name=f"fire{n}")([side(x) for side in sides])
+    return keras.Model(images, x, name="squeezenet")

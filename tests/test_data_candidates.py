@@ -1,0 +1,133 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageEnhance
+
+from kerasim import data
+from kerasim.errors import ArgumentError, ArtifactError, ImageError
+
+RNG = np.random.default_rng(0)
+
+
+def scene(seed):
+    """A picture with structure: 8 x 8 random colours, blown up smoothly."""
+    levels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype="uint8")
+    return Image.fromarray(levels).resize((40, 48), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six pairs; right of 2 is a re-encoded left of 0, left of 4 a brighter right of 2."""
+    for n in range(6):
+        for side, seed in (("left", n), ("right", 100 + n)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            scene(seed).save(tmp_path / side / f"{side[0]}{n}.png")
+    scene(0).save(tmp_path / "right" / "r2.jpg", quality=40)
+    (tmp_path / "right" / "r2.png").unlink()
+    ImageEnhance.Brightness(scene(0)).enhance(1.1).save(tmp_path / "left" / "l4.png")
+    rows = [(f"l{n}", f"r{n}") for n in range(6)]
+    pd.DataFrame(rows, columns=["left", "right"]).to_csv(tmp_path / "pairs.csv", index=False)
+    return tmp_path
+
+
+def test_pairs_come_in_the_order_of_the_table_at_the_size_of_the_first(folder):
+    pairs = data.pair_folder(folder)
+    assert pairs.left.shape == pairs.right.shape == (6, 48, 40, 3)
+    assert [file.stem for file in pairs.left.files] == [f"l{n}" for n in range(6)]
+    assert [file.stem for file in pairs.right.files] == [f"r{n}" for n in range(6)]
+    assert data.pair_folder(folder, 8).right[0].shape == (8, 8, 3)
+
+
+def test_pairs_joined_by_near_copies_are_one_group(folder):
+    groups = data.pair_folder(folder).groups
+    assert groups[0] == groups[2] == groups[4]
+    assert len({groups[0], groups[1], groups[3], groups[5]}) == 4
+
+
+def test_planted_near_copies_are_found_and_other_pictures_are_not():
+    images = np.stack([np.asarray(scene(n)) for n in range(30)])
+    noisy = data.add_noise(images[4:5], 0.03)
+    brighter = np.asarray(ImageEnhance.Brightness(scene(9)).enhance(1.15))[None] / np.float32(255)
+    planted = np.concatenate([data.as_float(images), noisy, brighter])
+    assert data.find_near_copies(planted).tolist() == [[30, 4], [31, 9]]
+    assert data.find_near_copies(images).shape == (0, 2)
+    assert len(data.find_near_copies(images, bits=256)) == 30 * 29 // 2
+
+
+def test_near_copies_are_found_across_blocks(monkeypatch):
+    images = np.stack([np.asarray(scene(n % 1030).resize((17, 16))) for n in range(1040)])
+    found = data.find_near_copies(images, bits=0).tolist()
+    assert [[1030 + n, n] for n in range(10)] == found
+
+
+def test_a_missing_picture_or_column_is_named(folder):
+    table = pd.read_csv(folder / "pairs.csv")
+    table.assign(right=["r9", *table["right"][1:]]).to_csv(folder / "pairs.csv", index=False)
+    with pytest.raises(ArtifactError, match="names 1 pictures that are not in .*right.*'r9'"):
+        data.pair_folder(folder)
+    table.rename(columns={"left": "query"}).to_csv(folder / "pairs.csv", index=False)
+    with pytest.raises(ArtifactError, match="columns 'query', 'right'; expected left, right"):
+        data.pair_folder(folder)
+    (folder / "pairs.csv").write_text("left,right\n")
+    with pytest.raises(ArtifactError, match="has no rows"):
+        data.pair_folder(folder)
+    (folder / "pairs.csv").unlink()
+    with pytest.raises(ArtifactError, match="There is no file"):
+        data.pair_folder(folder)
+
+
+def test_a_damaged_picture_is_named(folder):
+    (folder / "left" / "l3.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="l3.png"):
+        data.pair_folder(folder)
+
+
+def test_a_pool_holds_its_own_image_and_foils_of_other_groups():
+    groups = RNG.integers(0, 12, 60)
+    pools = data.candidate_pools(60, 20, seed=1, groups=groups)
+    assert pools.shape == (60, 20)
+    for i, pool in enumerate(pools):
+        assert len(set(pool)) == 20 and i in pool
+        assert all(groups[j] != groups[i] for j in pool if j != i)
+
+
+def test_pools_follow_their_seed_and_hide_the_right_place():
+    pools = data.candidate_pools(500, 5, seed=3)
+    np.testing.assert_array_equal(pools, data.candidate_pools(500, 5, seed=3))
+    assert (pools != data.candidate_pools(500, 5, seed=4)).any()
+    places = np.bincount((pools == np.arange(500)[:, None]).argmax(axis=1), minlength=5)
+    assert places.min() > 70  # of 100 expected
+
+
+def test_too_few_foils_are_refused():
+    with pytest.raises(ArgumentError, match="k=4 needs 3 foils, pair 0 has 2 pairs"):
+        data.candidate_pools(4, 4, groups=[0, 0, 1, 2])
+    with pytest.raises(ArgumentError, match=r"groups has shape \(3,\): pass one for each pair"):
+        data.candidate_pools(4, 2, groups=[0, 1, 2])
+
+
+def test_scores_are_written_under_the_header_of_the_candidates(tmp_path):
+    header = ["left", *(f"c{n}" for n in range(20))]
+    names = [["007", *(f"x{i}{n}" for n in range(20))] for i in range(3)]
+    pd.DataFrame(names, columns=header).to_csv(tmp_path / "test_candidates.csv", index=False)
+    candidates = data.read_candidates(tmp_path / "test_candidates.csv")
+    assert candidates["left"][0] == "007" and list(candidates.columns) == header
+    scores = RNG.random((3, 20))
+    data.write_scores(tmp_path / "submission.csv", candidates, scores)
+    written = pd.read_csv(tmp_path / "submission.csv", dtype={"left": str})
+    assert list(written.columns) == header and list(written["left"]) == ["007"] * 3
+    np.testing.assert_allclose(written.iloc[:, 1:], scores)
+
+
+def test_scores_and_candidates_that_do_not_fit_are_refused(tmp_path):
+    (tmp_path / "bad.csv").write_text("left,c0,c2\na,b,c\n")
+    with pytest.raises(ArtifactError, match="columns 'left', 'c0', 'c2'; expected left, c0, c1"):
+        data.read_candidates(tmp_path / "bad.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(ArtifactError, match="no CSV table"):
+        data.read_candidates(tmp_path / "empty.csv")
+    candidates = pd.DataFrame([["a", "b", "c"]], columns=["left", "c0", "c1"])
+    for scores in (np.ones((1, 3)), np.array([[1.0, np.nan]])):
+        with pytest.raises(ArgumentError, match=r"finite numbers of shape \(1, 2\)"):
+            data.write_scores(tmp_path / "out.csv", candidates, scores)
+    assert not (tmp_path / "out.csv").exists()

@@ -1,0 +1,198 @@
+import keras
+import numpy as np
+import pytest
+
+from kerasim import data, models
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim.layers import BackbonePreprocessing
+
+IMAGES = np.random.default_rng(0).random((3, 64, 64, 3), dtype="float32")
+
+
+def tiny():
+    images = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv1")(images)
+    x = keras.layers.BatchNormalization(name="norm1")(x)
+    return keras.Model(images, keras.layers.Conv2D(5, 3, name="conv2")(x))
+
+
+def test_squeezenet_has_as_many_weights_as_the_published_file():
+    net = models.pretrained_embedder("squeezenet", None, pooling="average", embedding_dim=None)
+    assert net.count_params() == 722_496
+    assert net.output_shape == (None, 512)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet50v2", "efficientnetb0"])
+def test_preprocessing_is_that_of_the_backbone(name):
+    module = {
+        "vgg16": keras.applications.vgg16,
+        "resnet50": keras.applications.resnet50,
+        "resnet50v2": keras.applications.resnet_v2,
+        "efficientnetb0": keras.applications.efficientnet,
+    }[name]
+    ours = keras.ops.convert_to_numpy(BackbonePreprocessing(name)(IMAGES))
+    np.testing.assert_allclose(ours, module.preprocess_input(255 * IMAGES), atol=1e-4)
+
+
+def test_the_embedder_passes_its_backbone_what_it_was_trained_on():
+    backbone = tiny()
+    net = models.pretrained_embedder(
+        backbone, preprocess="vgg16", pooling="average", embedding_dim=None
+    )
+    prepared = keras.applications.vgg16.preprocess_input(255 * IMAGES)
+    features = backbone.predict(prepared, verbose=0).mean(axis=(1, 2))
+    np.testing.assert_allclose(data.embed(net, IMAGES), features, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_can_do_the_preprocessing():
+    halve = keras.layers.Rescaling(0.5)
+    net = models.pretrained_embedder(tiny(), preprocess=halve, pooling="max", embedding_dim=None)
+    same = models.pretrained_embedder(net.get_layer("backbone"), pooling="max", embedding_dim=None)
+    np.testing.assert_allclose(data.embed(net, IMAGES), data.embed(same, IMAGES / 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten"])
+def test_each_pooling_gives_embeddings_and_loads_again(pooling, tmp_path):
+    net = models.pretrained_embedder(tiny(), None, None, pooling, 7, (16, 16, 3))
+    net.save(tmp_path / "net.keras")
+    loaded = keras.models.load_model(tmp_path / "net.keras")
+    vectors = data.embed(net, IMAGES[:, :16, :16])
+    assert vectors.shape == (3, 7)
+    np.testing.assert_array_equal(data.embed(loaded, IMAGES[:, :16, :16]), vectors)
+
+
+def test_before_training_attention_pooling_is_the_average():
+    settings = {"embedding_dim": None}
+    backbone = tiny()
+    nets = [
+        models.pretrained_embedder(backbone, pooling=pooling, **settings)
+        for pooling in ("attention", "average")
+    ]
+    one, other = (data.embed(net, IMAGES) for net in nets)
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    looked = nets[0].get_layer("pooling").attend(nets[0].get_layer("backbone")(IMAGES))
+    np.testing.assert_allclose(looked, np.full((3, 60, 60), 1 / 3600), rtol=1e-5)
+
+
+def test_the_head_of_the_report_has_self_attention_max_pooling_flatten_and_dense():
+    net = models.pretrained_embedder(
+        "vgg16", None, pooling="flatten", self_attention=True, image_shape=(64, 64, 3)
+    )
+    kinds = [type(layer).__name__ for layer in net.layers[3:]]
+    assert kinds == ["Reshape", "Attention", "Reshape", "MaxPooling2D", "Flatten", "Dense"]
+    assert net.output_shape == (None, 256)
+    assert net.get_layer("pooling").output.shape == (None, 512)
+
+
+def test_stages_are_pooled_and_set_side_by_side():
+    net = models.pretrained_embedder(
+        tiny(), pooling="average", embedding_dim=None, stages=("conv1", "conv2")
+    )
+    assert net.output_shape == (None, 9)
+    with pytest.raises(ArgumentError, match="each of stages='conv3' is not known"):
+        models.pretrained_embedder(tiny(), stages=("conv1", "conv3"))
+
+
+def test_an_embedder_of_open_size_takes_images_of_any_size():
+    net = models.pretrained_embedder(tiny())
+    assert data.embed(net, IMAGES[:, :40]).shape == data.embed(net, IMAGES).shape == (3, 256)
+
+
+def test_a_grey_image_goes_in_three_times():
+    backbone = tiny()
+    grey = models.pretrained_embedder(
+        backbone, preprocess="vgg16", pooling="max", embedding_dim=None, image_shape=(64, 64, 1)
+    )
+    rgb = models.pretrained_embedder(
+        backbone, preprocess="vgg16", pooling="max", embedding_dim=None
+    )
+    one = IMAGES[..., :1]
+    np.testing.assert_allclose(
+        data.embed(grey, one), data.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
+    )
+
+
+def learning(net):
+    return [layer.name for layer in net.get_layer("backbone").layers if layer.trainable_weights]
+
+
+def test_a_frozen_backbone_learns_nothing_and_its_head_does():
+    net = models.pretrained_embedder(tiny())
+    assert learning(net) == []
+    assert {w.path.split("/")[0] for w in net.trainable_weights} == {"pooling", "embeddings"}
+
+
+def test_stages_are_unfrozen_by_name_and_batch_norm_never():
+    net = models.pretrained_embedder(tiny(), trainable=True)
+    assert learning(net) == ["conv1", "conv2"]
+    models.set_trainable(net, "norm1")
+    assert learning(net) == ["conv2"]
+    with pytest.raises(ArgumentError, match="trainable='conv9' is not known"):
+        models.set_trainable(net, "conv9")
+
+
+def test_batch_norm_holds_still_in_training():
+    net = models.pretrained_embedder(tiny(), embedding_dim=2, trainable=True)
+    before = net.get_layer("backbone").get_layer("norm1").get_weights()
+    net.compile("sgd", "mse")
+    net.fit(IMAGES, np.ones((3, 2)), verbose=0)
+    for old, new in zip(
+        before, net.get_layer("backbone").get_layer("norm1").get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_weights_are_read_from_a_path(tmp_path):
+    net = models.pretrained_embedder("squeezenet", None, pooling="average", embedding_dim=None)
+    net.get_layer("backbone").save_weights(tmp_path / "its.weights.h5")
+    again = models.pretrained_embedder(
+        "squeezenet", tmp_path / "its.weights.h5", pooling="average", embedding_dim=None
+    )
+    np.testing.assert_array_equal(data.embed(again, IMAGES), data.embed(net, IMAGES))
+
+
+def test_weights_of_another_backbone_or_of_none_are_refused(tmp_path):
+    tiny().save_weights(tmp_path / "tiny.weights.h5")
+    with pytest.raises(ArtifactError, match="does not fit the backbone 'squeezenet'"):
+        models.pretrained_embedder("squeezenet", tmp_path / "tiny.weights.h5")
+    (tmp_path / "text.h5").write_text("no weights")
+    with pytest.raises(ArtifactError, match="does not fit the backbone 'squeezenet'"):
+        models.pretrained_embedder("squeezenet", tmp_path / "text.h5")
+    with pytest.raises(ArtifactError, match="There is no file"):
+        models.pretrained_embedder("squeezenet", tmp_path / "none.h5")
+
+
+def test_squeezenet_says_which_file_goes_where_and_checks_its_hash(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASIM_DATA_DIR", str(tmp_path))
+    with pytest.raises(ArtifactError, match="squeezenet_notop.h5.*put the file of that name"):
+        models.pretrained_embedder("squeezenet")
+    (tmp_path / "squeezenet_notop.h5").write_bytes(b"truncated")
+    with pytest.raises(ArtifactError, match="is damaged: fetch it again"):
+        models.pretrained_embedder("squeezenet")
+
+
+def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with pytest.raises(ArtifactError, match="Put the file vgg16_weights.*notop.h5 into"):
+        models.pretrained_embedder("vgg16")
+
+
+def test_weights_that_keras_cannot_check_are_refused():
+    with pytest.raises(ArgumentError, match="Keras knows no hash of the file of 'mobilenetv2'"):
+        models.pretrained_embedder("mobilenetv2")
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ArgumentError, match="backbone='vgg61' is not known"):
+        models.pretrained_embedder("vgg61")
+    with pytest.raises(ArgumentError, match="pooling='mean' is not known"):
+        models.pretrained_embedder(tiny(), pooling="mean")
+    with pytest.raises(ArgumentError, match="has 4 channels: pass 3, or 1"):
+        models.pretrained_embedder(tiny(), image_shape=(8, 8, 4))
+    with pytest.raises(ArgumentError, match="leaves the size open"):
+        models.pretrained_embedder(tiny(), pooling="flatten")
+    with pytest.raises(ArgumentTypeError, match="backbone must be a name or a keras.Model"):
+        models.pretrained_embedder(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
