@@ -286,6 +286,37 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     return float(low), float(high)
 
 
+def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
+    """Measures the distance of each pair of embeddings, for `verification`.
+
+    Args:
+        left: `(n, dim)`.
+        right: `(n, dim)`; row `i` is the other one of the pair `left[i]`.
+        metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
+
+    Returns:
+        `(n,)` float64.
+
+    Raises:
+        ArgumentError: If shapes differ, or a vector is not finite or, under "cosine", zero.
+    """
+    from sklearn.metrics.pairwise import paired_distances
+
+    check_choice("metric", metric, METRICS)
+    sides = check_vectors("left", left), check_vectors("right", right)
+    if sides[0].shape != sides[1].shape:
+        raise ArgumentError(
+            f"left has shape {sides[0].shape}, right {sides[1].shape}: pass one embedding for each "
+            "side of each pair, of one model."
+        )
+    if metric == "cosine":
+        check_directions("left", sides[0])
+        check_directions("right", sides[1])
+    if not len(sides[0]):
+        return np.empty(0)
+    return paired_distances(*(side.astype("float64") for side in sides), metric=metric)
+
+
 @dataclasses.dataclass(frozen=True)
 class Verification:
     """How well a threshold on distances tells like from unlike pairs. See `verification`.
@@ -376,7 +407,7 @@ def verification(distances, same) -> Verification:
     on another, `verification(...).at(threshold)`. No figure depends on the share of like pairs.
 
     Args:
-        distances: `(n,)` or `(n, 1)`, greater for less like pairs.
+        distances: `(n,)` or `(n, 1)`, greater for less like pairs, as from `pair_distances`.
         same: As many: 1 or True for a like pair, else 0.
 
     Raises:

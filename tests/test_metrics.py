@@ -273,6 +273,25 @@ def test_an_interval_needs_two_values(values):
         metrics.interval(values)
 
 
+# pair_distances
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_distance_of_each_pair_is_that_of_all_pairs(metric):
+    all_of_them = pairwise_distances(QUERIES, GALLERY[:20], metric=metric)
+    found = metrics.pair_distances(QUERIES, GALLERY[:20], metric)
+    np.testing.assert_allclose(found, np.diag(all_of_them), rtol=1e-12)
+    assert metrics.pair_distances(QUERIES[:0], GALLERY[:0], metric).shape == (0,)
+
+
+def test_pairs_of_unequal_shape_or_without_direction_are_refused():
+    with pytest.raises(ArgumentError, match=r"left has shape \(20, 4\), right \(30, 4\)"):
+        metrics.pair_distances(QUERIES, GALLERY)
+    with pytest.raises(ArgumentError, match="right"):
+        metrics.pair_distances(QUERIES, 0 * QUERIES)
+    assert metrics.pair_distances(QUERIES, 0 * QUERIES, "euclidean").min() > 0
+
+
 # verification
 
 
