@@ -576,15 +576,9 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
         Wilson, 1927. https://doi.org/10.1080/01621459.1927.10502953
     """
     from scipy.stats import binomtest
-    from sklearn.metrics.pairwise import paired_distances
 
-    check_choice("metric", metric, METRICS)
-    left, right = check_vectors("left", left), check_vectors("right", right)
-    if left.shape != right.shape:
-        raise ArgumentError(
-            f"left has shape {left.shape}, right {right.shape}: pass one embedding for each side "
-            "of each pair, of one model."
-        )
+    left, right = check_vectors("left", left, rows=1), check_vectors("right", right)
+    own_distance = pair_distances(left, right, metric)
     pools, n = np.asarray(pools), len(left)
     if pools.ndim != 2 or len(pools) != n or pools.dtype.kind not in "iu":
         raise ArgumentError(
@@ -597,15 +591,7 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     own = pools == np.arange(n)[:, None]
     check_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
     check_integer("k", k, 1, pools.shape[1])
-    if metric == "cosine":
-        check_directions("left", left)
-        check_directions("right", right)
-    # In float64 two equal embeddings are at equal distances, whatever column they stand in.
-    left, right = left.astype("float64"), right.astype("float64")
-    distances = np.stack(
-        [paired_distances(left, right[column], metric=metric) for column in pools.T], axis=1
-    )
-    ranks = (distances <= distances[own][:, None]).sum(axis=1)
+    ranks = sum(pair_distances(left, right[column], metric) <= own_distance for column in pools.T)
     hits = int((ranks <= k).sum())
     low, high = binomtest(hits, n).proportion_ci(method="wilson")
     return Candidates(hits / n, float(low), float(high), ranks)
