@@ -100,6 +100,23 @@ class NeighborIndex:
             self._error = 2 * _EPS + np.sqrt(width * 2.3e-16)
         return self
 
+    def add(self, embeddings) -> "NeighborIndex":
+        """Takes more vectors in; an exact index is fitted again, a graph grows.
+
+        Args:
+            embeddings: `(n, dim)`, as for `fit`.
+        """
+        if not len(self):
+            return self.fit(embeddings)
+        embeddings = check_vectors("embeddings", embeddings, self.embeddings.shape[1])
+        self._check_zeros("embeddings", embeddings)
+        both = np.concatenate([self.embeddings, embeddings])
+        if self.kind == "exact":
+            return self._fit(both)
+        self._graph.add(self._reduce(self._float64(embeddings)))
+        self.embeddings = both
+        return self
+
     def query(self, x, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds the `k` nearest vectors of each row.
 
