@@ -22,7 +22,7 @@ demo: $(VENV)/.ok
 
 # Style, types, unit tests, fault tests and each notebook with one epoch.
 test: lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n auto --dist loadfile
 
 lint: $(VENV)/.ok
 	$(BIN)/ruff format --check .

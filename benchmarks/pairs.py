@@ -119,9 +119,11 @@ def train_torch(left, right, same):
 def in_process(peer, threads):
     """Returns pairs per second, measured in a process of its own with so many threads."""
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+    # TensorFlow and PyTorch in one process would quarrel over LLVM.
+    backend = {"KERAS_BACKEND": "torch"} if peer == "torch" else {}
     done = subprocess.run(
         [sys.executable, __file__, "--peer", peer],
-        env={**os.environ, **dict.fromkeys(names, str(threads))},
+        env={**os.environ, **dict.fromkeys(names, str(threads)), **backend},
         capture_output=True,
         text=True,
     )

@@ -314,7 +314,8 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
         check_directions("right", sides[1])
     if not len(sides[0]):
         return np.empty(0)
-    return paired_distances(*(side.astype("float64") for side in sides), metric=metric)
+    left, right = (side.astype("float64") for side in sides)
+    return np.asarray(paired_distances(left, right, metric=metric))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the README shows, runs."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -24,12 +25,15 @@ def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
         pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype="uint8")
         Path("my-pictures", f"class-{n % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(f"my-pictures/class-{n % 2}/{n}.png")
-    first, second = BLOCKS
+    first, second, third = BLOCKS
     exec(first, namespace)
     assert "(5, 10)" in capsys.readouterr().out
     assert Path("runs/strips.png").stat().st_size > 10_000
     exec(second, namespace)
     assert namespace["indices"].shape == (30, 11)
+    exec(third, namespace)
+    rates = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
+    assert rates["accuracy"] > 0.6
 
 
 def test_the_first_example_is_no_longer_than_promised():
