@@ -76,12 +76,9 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
             there before is unchanged.
     """
     path = _place(path)
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _beside(path) as temporary:
         _recover(path, kind)
         check_replaceable(path, kind)
-        _sweep(path)
         temporary.mkdir()
         fill(temporary)
         files = {name: _describe(temporary / name) for name in _names(temporary)}
@@ -91,30 +88,16 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
             for name in (*names, "."):
                 _sync(os.path.join(folder, name))
         _swap(temporary, path)
-        _settle(path)
-    except OSError as error:
-        raise _write_error(path, temporary, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def write_file(path, content: bytes) -> Path:
     """Writes a single file whole or not at all: a table, a page, a figure."""
     path = _place(path)
-    temporary = _temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+    with _beside(path) as temporary:
         temporary.write_bytes(content)
         _sync(temporary)
         os.replace(temporary, path)
-        _settle(path)
-    except OSError as error:
-        raise _write_error(path, temporary, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     return path
 
 
@@ -324,15 +307,12 @@ def _check(folder: Path, kind: str, raw: bytes, fingerprint: str | None) -> Mani
         )
     for name, expected in manifest.files.items():
         found = _describe(folder / name, expected["size"])
-        if found["size"] != expected["size"]:
-            raise ArtifactError(
-                f"{folder / name} is damaged: expected {expected['size']} bytes, found "
-                f"{found['size']}. Restore it from a copy or save it again."
-            )
         if found != expected:
+            what = f"expected {expected['size']} bytes, found {found['size']}"
+            if found["size"] == expected["size"]:
+                what = "its SHA-256 is not the manifest's"
             raise ArtifactError(
-                f"{folder / name} is damaged: its SHA-256 is not the manifest's. Restore it from "
-                "a copy or save it again."
+                f"{folder / name} is damaged: {what}. Restore it from a copy or save it again."
             )
     return manifest
 
@@ -463,6 +443,27 @@ def _temporary(path: Path) -> Path:
     return path.parent / f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
 
 
+@contextlib.contextmanager
+def _beside(path: Path):
+    """Gives a name beside `path` to write at, and removes what is left there at the end."""
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+        yield temporary
+        _settle(path)
+    except OSError as error:
+        raise _write_error(path, temporary, error) from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # another writer may be sweeping, too
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
 def _aside(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
 
@@ -491,11 +492,7 @@ def _sweep(path: Path) -> None:
         try:
             os.kill(int(found[1]), 0)
         except ProcessLookupError:
-            left = path.parent / name
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)  # another writer may be sweeping, too
-            else:
-                left.unlink(missing_ok=True)
+            _remove(path.parent / name)
         except (PermissionError, OverflowError):
             pass  # alive, under another user
 

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasim import artifacts
+from kerasim import artifacts, checks
 from kerasim.data import as_float, check_images, check_shape
 from kerasim.errors import (
     ArgumentError,
@@ -13,7 +13,6 @@ from kerasim.errors import (
     ArtifactError,
     DependencyError,
     ImageError,
-    check_flag,
 )
 
 _KIND = "saved_model"
@@ -127,7 +126,7 @@ def load_saved_model(path, trust: bool = False):
         ArtifactError: If the folder is missing, damaged or not kerasim's and not trusted.
         DependencyError: If TensorFlow is not installed.
     """
-    check_flag("trust", trust)
+    checks.flag("trust", trust)
     tf = _tensorflow()
 
     def load(folder, manifest=None):

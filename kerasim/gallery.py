@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerasim import artifacts, data, metrics
-from kerasim.errors import ArgumentError, ArtifactError, check_integer
+from kerasim import artifacts, checks, data, metrics
+from kerasim.errors import ArgumentError, ArtifactError
 from kerasim.neighbors import NeighborIndex
 
 _KIND = "gallery"
@@ -74,16 +74,13 @@ class Gallery:
         """
         from tqdm.auto import tqdm
 
-        check_integer("chunk", chunk)
+        checks.integer("chunk", chunk)
         images = self._images(images, on_error)
         files = [str(file) for file in getattr(images, "files", [""] * len(images))]
         if labels is None and getattr(images, "labels", None) is not None:
             labels = [images.class_names[label] for label in images.labels]
         labels = [""] * len(images) if labels is None else [str(label) for label in labels]
-        if len(labels) != len(images):
-            raise ArgumentError(
-                f"labels has {len(labels)} entries for {len(images)} images: pass one for each."
-            )
+        checks.each("labels", labels, len(images), "images", 1)
         known, taken = set(self.items["file"]) - {""}, []
         rows = np.array([n for n, file in enumerate(files) if file not in known], dtype="int64")
         for start in tqdm(range(0, len(rows), chunk), unit="chunk", disable=len(rows) <= chunk):
@@ -114,7 +111,7 @@ class Gallery:
         Raises:
             ArgumentError: If the gallery is empty, or the images do not fit.
         """
-        check_integer("k", k)
+        checks.integer("k", k)
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
         vectors, removed = data.embed(self.embedder, self._images(images)), self._removed()

@@ -10,13 +10,8 @@ import warnings
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ImageError,
-    check_choice,
-    check_integer,
-)
+from kerasim import checks
+from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
@@ -58,7 +53,7 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
         ImageError: If the file is missing, no image of `FORMATS`, damaged, or of more than
             `MAX_PIXELS` pixels. The message names it.
     """
-    check_choice("dtype", dtype, ("float32", "uint8"))
+    checks.choice("dtype", dtype, ("float32", "uint8"))
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))
     if animated:
         warnings.warn(f"{_name(source)} has several frames: the first is used.", stacklevel=2)
@@ -99,7 +94,7 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
 
 def check_channels(channels) -> int:
     """Returns `channels` if it is 1 or 3."""
-    if check_integer("channels", channels) not in (1, 3):
+    if checks.integer("channels", channels) not in (1, 3):
         raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for grey.")
     return int(channels)
 

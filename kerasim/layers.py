@@ -1,12 +1,14 @@
 """The few layers that Keras lacks."""
 
+import inspect
 import sys
 
 import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasim.errors import ArgumentError, check_choice, check_integer, check_number
+from kerasim import checks
+from kerasim.errors import ArgumentError
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 
@@ -23,8 +25,24 @@ def root(squares):
     return ops.where(some, ops.sqrt(ops.where(some, squares, 1.0)), 0.0)
 
 
+class Configured:
+    """What Keras saves of a layer or loss: each argument, kept as the attribute of its name."""
+
+    def get_config(self):
+        names = inspect.signature(self.__init__).parameters
+        config = super().get_config()  # type: ignore[misc]
+        return {**config, **{name: getattr(self, name) for name in names if name != "kwargs"}}
+
+
+class _Layer(Configured, layers.Layer):
+    """Computes in float32, under any dtype policy."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"dtype": "float32", **kwargs})
+
+
 @keras.saving.register_keras_serializable("kerasim")
-class Distance(layers.Layer):
+class Distance(_Layer):
     """The distance of two batches of vectors, row by row.
 
     Takes a list of two tensors `(batch, dim)` and gives `(batch, 1)`. The gradient is finite
@@ -36,8 +54,8 @@ class Distance(layers.Layer):
     """
 
     def __init__(self, metric: str = "euclidean", **kwargs):
-        check_choice("metric", metric, DISTANCES)
-        super().__init__(**{"dtype": "float32", **kwargs})
+        checks.choice("metric", metric, DISTANCES)
+        super().__init__(**kwargs)
         self.metric = metric
 
     def build(self, input_shape):
@@ -58,15 +76,9 @@ class Distance(layers.Layer):
         # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
         return root(squares) if self.metric == "euclidean" else squares / 2
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0][0], 1)
-
-    def get_config(self):
-        return {**super().get_config(), "metric": self.metric}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class CosineClassifier(layers.Layer):
+class CosineClassifier(_Layer):
     """The cosine of each vector with a learnt direction for each class, for `ArcFaceLoss`.
 
     Takes `(batch, dim)` and gives `(batch, num_classes)` in [-1, 1]. Train
@@ -82,8 +94,8 @@ class CosineClassifier(layers.Layer):
     """
 
     def __init__(self, num_classes: int, **kwargs):
-        num_classes = check_integer("num_classes", num_classes)
-        super().__init__(**{"dtype": "float32", **kwargs})
+        num_classes = checks.integer("num_classes", num_classes)
+        super().__init__(**kwargs)
         self.num_classes = num_classes
 
     def build(self, input_shape):
@@ -94,15 +106,9 @@ class CosineClassifier(layers.Layer):
     def call(self, inputs):
         return ops.matmul(unit(inputs), unit(self.kernel, axis=0))
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape[:-1], self.num_classes)
-
-    def get_config(self):
-        return {**super().get_config(), "num_classes": self.num_classes}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class CrossBatchMemory(layers.Layer):
+class CrossBatchMemory(_Layer):
     """`losses.PairSoftmaxLoss` whose negatives are right images of past batches as well.
 
     Takes a list of both embeddings, `(batch, 2, dim)`, and groups, `(batch, 2)`, and gives the
@@ -121,9 +127,9 @@ class CrossBatchMemory(layers.Layer):
     """
 
     def __init__(self, size: int = 1024, temperature: float = 0.1, **kwargs):
-        size = check_integer("size", size)
-        temperature = check_number("temperature", temperature, 1e-6)
-        super().__init__(**{"dtype": "float32", **kwargs})
+        size = checks.integer("size", size)
+        temperature = checks.number("temperature", temperature, 1e-6)
+        super().__init__(**kwargs)
         self.size, self.temperature = size, temperature
 
     def build(self, input_shape):
@@ -152,15 +158,9 @@ class CrossBatchMemory(layers.Layer):
             self.groups.assign(marks[: self.size])
         return both
 
-    def compute_output_shape(self, input_shape):
-        return input_shape[0]
-
-    def get_config(self):
-        return {**super().get_config(), "size": self.size, "temperature": self.temperature}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class Sampling(layers.Layer):
+class Sampling(_Layer):
     """Draws a code from a Gaussian in training, and gives its mean otherwise, as Dropout does.
 
     Takes a list of two tensors `(batch, dim)`, the mean and the logarithm of the variance (cut to
@@ -180,9 +180,9 @@ class Sampling(layers.Layer):
     """
 
     def __init__(self, weight: float = 1.0, seed: int | None = None, **kwargs):
-        weight = check_number("weight", weight, 0)
-        super().__init__(**{"dtype": "float32", **kwargs})
-        self.weight = weight
+        weight = checks.number("weight", weight, 0)
+        super().__init__(**kwargs)
+        self.weight, self.seed = weight, seed
         self.seeds = keras.random.SeedGenerator(seed)
 
     def call(self, inputs, training=False):
@@ -195,16 +195,9 @@ class Sampling(layers.Layer):
         noise = keras.random.normal(ops.shape(mean), dtype="float32", seed=self.seeds)
         return mean + ops.exp(log_variance / 2) * noise
 
-    def compute_output_shape(self, input_shape):
-        return input_shape[0]
-
-    def get_config(self):
-        seed = self.seeds.get_config()["seed"]
-        return {**super().get_config(), "weight": self.weight, "seed": seed}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class TimeEmbedding(layers.Layer):
+class TimeEmbedding(_Layer):
     """Sines and cosines of a step, of wavelengths from 2 pi to at most 20,000 pi steps.
 
     Takes `(batch,)` and gives `(batch, dim)` float32 in [-1, 1].
@@ -218,9 +211,9 @@ class TimeEmbedding(layers.Layer):
     """
 
     def __init__(self, dim: int, **kwargs):
-        if check_integer("dim", dim, 2) % 2:
+        if checks.integer("dim", dim, 2) % 2:
             raise ArgumentError(f"dim={dim} is odd, half of it are sines: pass an even number.")
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**kwargs)
         self.dim = dim
 
     def call(self, inputs):
@@ -228,15 +221,9 @@ class TimeEmbedding(layers.Layer):
         angles = ops.cast(inputs, "float32")[:, None] * ops.cast(rates, "float32")
         return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
 
-    def compute_output_shape(self, input_shape):
-        return (*input_shape, self.dim)
-
-    def get_config(self):
-        return {**super().get_config(), "dim": self.dim}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class LogEnergy(layers.Layer):
+class LogEnergy(_Layer):
     """The logarithm of each channel's mean square: twice as much of a picture adds log 4.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`. Computes in float32,
@@ -246,18 +233,12 @@ class LogEnergy(layers.Layer):
         **kwargs: As for `keras.layers.Layer`.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
-
     def call(self, inputs):
         return ops.log(ops.mean(ops.square(inputs), axis=(1, 2)) + 1e-8)
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], input_shape[-1])
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class AttentionPooling(layers.Layer):
+class AttentionPooling(_Layer):
     """The mean of the positions of a feature map, weighted by what a small net makes of each.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `sum of a_i x_i`, where
@@ -272,7 +253,7 @@ class AttentionPooling(layers.Layer):
     """
 
     def __init__(self, dim: int = 128, **kwargs):
-        dim = check_integer("dim", dim)
+        dim = checks.integer("dim", dim)
         super().__init__(**kwargs)
         self.dim = dim
 
@@ -290,15 +271,9 @@ class AttentionPooling(layers.Layer):
     def call(self, inputs):
         return ops.sum(self.attend(inputs)[..., None] * inputs, axis=(1, 2))
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], input_shape[-1])
-
-    def get_config(self):
-        return {**super().get_config(), "dim": self.dim}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class GeneralizedMean(layers.Layer):
+class GeneralizedMean(_Layer):
     """The generalized mean of each channel of a feature map (GeM).
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `mean(max(x, 1e-6) **
@@ -313,8 +288,8 @@ class GeneralizedMean(layers.Layer):
     """
 
     def __init__(self, p: float = 3.0, **kwargs):
-        p = check_number("p", p, 1)
-        super().__init__(**{"dtype": "float32", **kwargs})
+        p = checks.number("p", p, 1)
+        super().__init__(**kwargs)
         self.p = p
 
     def build(self, input_shape):
@@ -325,15 +300,9 @@ class GeneralizedMean(layers.Layer):
         powers = ops.power(ops.maximum(inputs, 1e-6), self.exponent)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.exponent)
 
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], input_shape[-1])
-
-    def get_config(self):
-        return {**super().get_config(), "p": self.p}
-
 
 @keras.saving.register_keras_serializable("kerasim")
-class BackbonePreprocessing(layers.Layer):
+class BackbonePreprocessing(_Layer):
     """Makes of RGB images in [0, 1] what a backbone of `keras.applications` was trained on.
 
     It is that backbone's own `preprocess_input`, on images in [0, 255]; "squeezenet" has that of
@@ -346,22 +315,16 @@ class BackbonePreprocessing(layers.Layer):
 
     def __init__(self, backbone: str, **kwargs):
         self.find("vgg16" if backbone == "squeezenet" else backbone)
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**kwargs)
         self.backbone = backbone
 
     @staticmethod
     def find(name: str):
         """Returns the function of `keras.applications` that builds the backbone of that name."""
         builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
-        check_choice("backbone", name, tuple(builders))
+        checks.choice("backbone", name, tuple(builders))
         return getattr(keras.applications, builders[name])
 
     def call(self, inputs):
         build = self.find("vgg16" if self.backbone == "squeezenet" else self.backbone)
         return sys.modules[build.__module__].preprocess_input(255 * inputs)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "backbone": self.backbone}

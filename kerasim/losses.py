@@ -13,15 +13,28 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasim.errors import ArgumentError, ArgumentTypeError, check_choice, check_flag, check_number
-from kerasim.layers import DISTANCES, root, unit
+from kerasim import checks
+from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.layers import DISTANCES, Configured, root, unit
 
 _MINING = ("all", "semi_hard", "hard")
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
 
+class _BatchLoss(Configured, keras.Loss):
+    """Mean cost of what counts in a batch: `_costs` returns costs and a mask of their shape."""
+
+    def call(self, y_true, y_pred):
+        costs, kept = self._costs(y_true, y_pred)
+        return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(_count(kept), 1.0)
+
+    def count_valid(self, y_true, y_pred):
+        """Returns how many anchors, pairs or triplets count in a batch."""
+        return _count(self._costs(y_true, y_pred)[1])
+
+
 @keras.saving.register_keras_serializable("kerasim")
-class ContrastiveLoss(keras.Loss):
+class ContrastiveLoss(Configured, keras.Loss):
     """Draws like pairs together and pushes unlike pairs a margin apart.
 
     `same d**2 + (1 - same) max(margin - d, 0)**2`, where `y_true` is `same`, `(batch,)` or
@@ -43,8 +56,8 @@ class ContrastiveLoss(keras.Loss):
         self, margin: float = 1.0, squared_margin: bool = False, name="contrastive_loss", **kwargs
     ):
         super().__init__(name=name, **kwargs)
-        self.margin = check_number("margin", margin, 0)
-        self.squared_margin = check_flag("squared_margin", squared_margin)
+        self.margin = checks.number("margin", margin, 0)
+        self.squared_margin = checks.flag("squared_margin", squared_margin)
 
     def call(self, y_true, y_pred):
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
@@ -57,30 +70,18 @@ class ContrastiveLoss(keras.Loss):
             unlike = ops.square(ops.maximum(self.margin - y_pred, 0.0))
         return ops.mean(same * squares + (1 - same) * unlike, axis=-1)
 
-    def get_config(self):
-        config = {"margin": self.margin, "squared_margin": self.squared_margin}
-        return {**super().get_config(), **config}
 
-
-class _TripletLoss(keras.Loss):
+class _TripletLoss(_BatchLoss):
     """Mean of `max(d_ap - d_an + margin, 0)` over the triplets that mining keeps."""
 
     def __init__(self, margin, mining, name, **kwargs):
         super().__init__(name=name, **kwargs)
-        check_choice("mining", mining, _MINING)
-        self.margin, self.mining = check_number("margin", margin, 0), mining
+        checks.choice("mining", mining, _MINING)
+        self.margin, self.mining = checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
             raise ArgumentError(
                 'margin=0 leaves no triplet with mining="semi_hard": pass a margin above 0.'
             )
-
-    def call(self, y_true, y_pred):
-        costs, kept = self._triplets(y_true, y_pred)
-        return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(_count(kept), 1.0)
-
-    def count_valid(self, y_true, y_pred):
-        """Returns the number of triplets that count in a batch."""
-        return _count(self._triplets(y_true, y_pred)[1])
 
     def _mine(self, d_ap, d_an, valid):
         gaps = d_ap - d_an
@@ -89,9 +90,6 @@ class _TripletLoss(keras.Loss):
         elif self.mining == "hard":
             valid = valid & (gaps >= 0)
         return ops.maximum(gaps + self.margin, 0.0), valid
-
-    def get_config(self):
-        return {**super().get_config(), "margin": self.margin, "mining": self.mining}
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -122,17 +120,14 @@ class TripletLoss(_TripletLoss):
         **kwargs,
     ):
         super().__init__(margin, mining, name, **kwargs)
-        check_choice("distance", distance, DISTANCES)
+        checks.choice("distance", distance, DISTANCES)
         self.distance = distance
 
-    def _triplets(self, y_true, y_pred):
+    def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
         distances = _pairwise(y_pred, self.distance)
         valid = alike[:, :, None] & unlike[:, None, :]
         return self._mine(distances[:, :, None], distances[:, None, :], valid)
-
-    def get_config(self):
-        return {**super().get_config(), "distance": self.distance}
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -159,21 +154,18 @@ class CosineTripletLoss(_TripletLoss):
     ):
         super().__init__(margin, mining, name, **kwargs)
 
-    def _triplets(self, y_true, y_pred):
+    def _costs(self, y_true, y_pred):
         distances = 1 - _left_by_right(y_pred)
         others = _other_groups(y_true, y_pred)
         return self._mine(ops.diagonal(distances)[:, None], distances, others)
 
 
-class _SoftmaxLoss(keras.Loss):
+class _SoftmaxLoss(_BatchLoss):
     """A loss on cosines over a temperature."""
 
     def __init__(self, temperature, name, **kwargs):
         super().__init__(name=name, **kwargs)
-        self.temperature = check_number("temperature", temperature, 1e-6)
-
-    def get_config(self):
-        return {**super().get_config(), "temperature": self.temperature}
+        self.temperature = checks.number("temperature", temperature, 1e-6)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -210,7 +202,7 @@ class PairSoftmaxLoss(_SoftmaxLoss):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class AngularLoss(keras.Loss):
+class AngularLoss(_BatchLoss):
     """Bounds the angle at the negative of the triangle anchor, positive, negative.
 
     With embeddings scaled to unit length, mean over ordered pairs (a, p) of one label of
@@ -227,28 +219,20 @@ class AngularLoss(keras.Loss):
 
     def __init__(self, angle: float = 40.0, name="angular_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.angle = check_number("angle", angle, 1e-3, 89.9)
+        self.angle = checks.number("angle", angle, 1e-3, 89.9)
 
-    def call(self, y_true, y_pred):
+    def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
         cosines = _cosines(y_pred)
         tangent = math.tan(math.radians(self.angle)) ** 2
         sums = cosines[:, None, :] + cosines[None, :, :]
         exponents = 4 * tangent * sums - 2 * (1 + tangent) * cosines[:, :, None]
         exponents = ops.where(unlike[:, None, :], exponents, _FAR)
-        costs = _log_one_plus_sum(exponents)
-        return ops.sum(ops.where(alike, costs, 0.0)) / ops.maximum(_count(alike), 1.0)
-
-    def count_valid(self, y_true, y_pred):
-        """Returns the number of pairs of one label, with a negative, in a batch."""
-        return _count_with_negative(y_true)
-
-    def get_config(self):
-        return {**super().get_config(), "angle": self.angle}
+        return _log_one_plus_sum(exponents), _with_negative(alike, unlike)
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class MultiSimilarityLoss(keras.Loss):
+class MultiSimilarityLoss(_BatchLoss):
     """Weighs each pair by how it compares with the anchor's other pairs.
 
     With s the cosine, mean over all anchors of
@@ -274,25 +258,16 @@ class MultiSimilarityLoss(keras.Loss):
         **kwargs,
     ):
         super().__init__(name=name, **kwargs)
-        self.alpha = check_number("alpha", alpha, 1e-6)
-        self.beta = check_number("beta", beta, 1e-6)
-        self.base = check_number("base", base, -1, 1)
+        self.alpha = checks.number("alpha", alpha, 1e-6)
+        self.beta = checks.number("beta", beta, 1e-6)
+        self.base = checks.number("base", base, -1, 1)
 
-    def call(self, y_true, y_pred):
+    def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
         above = _cosines(y_pred) - self.base
         near = _log_one_plus_sum(ops.where(alike, -self.alpha * above, _FAR)) / self.alpha
         far = _log_one_plus_sum(ops.where(unlike, self.beta * above, _FAR)) / self.beta
-        return ops.mean(near + far)
-
-    def count_valid(self, y_true, y_pred):
-        """Returns the number of pairs that count in a batch."""
-        alike, unlike = _masks(y_true)
-        return _count(alike) + _count(unlike)
-
-    def get_config(self):
-        config = {"alpha": self.alpha, "beta": self.beta, "base": self.base}
-        return {**super().get_config(), **config}
+        return near + far, ops.any(alike | unlike, axis=1)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -313,18 +288,13 @@ class SupConLoss(_SoftmaxLoss):
     def __init__(self, temperature: float = 0.1, name="sup_con_loss", **kwargs):
         super().__init__(temperature, name, **kwargs)
 
-    def call(self, y_true, y_pred):
+    def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
         logits = _cosines(y_pred) / self.temperature
         total = ops.logsumexp(ops.where(alike | unlike, logits, _FAR), axis=1, keepdims=True)
         positives = ops.sum(ops.cast(alike, logits.dtype), axis=1)
         costs = ops.sum(ops.where(alike, total - logits, 0.0), axis=1)
-        anchors = ops.maximum(_count(positives > 0), 1.0)
-        return ops.sum(costs / ops.maximum(positives, 1.0)) / anchors
-
-    def count_valid(self, y_true, y_pred):
-        """Returns the number of pairs of one label in a batch."""
-        return _count(_masks(y_true)[0])
+        return costs / ops.maximum(positives, 1.0), positives > 0
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -345,20 +315,15 @@ class NTXentLoss(_SoftmaxLoss):
     def __init__(self, temperature: float = 0.1, name="nt_xent_loss", **kwargs):
         super().__init__(temperature, name, **kwargs)
 
-    def call(self, y_true, y_pred):
+    def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
         logits = _cosines(y_pred) / self.temperature
         negatives = ops.logsumexp(ops.where(unlike, logits, _FAR), axis=1, keepdims=True)
-        costs = ops.softplus(negatives - logits)
-        return ops.sum(ops.where(alike, costs, 0.0)) / ops.maximum(_count(alike), 1.0)
-
-    def count_valid(self, y_true, y_pred):
-        """Returns the number of pairs of one label, with a negative, in a batch."""
-        return _count_with_negative(y_true)
+        return ops.softplus(negatives - logits), _with_negative(alike, unlike)
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class ArcFaceLoss(keras.Loss):
+class ArcFaceLoss(Configured, keras.Loss):
     """Softmax cross-entropy in which the angle to the own class is made wider by a margin.
 
     `-log(exp(scale cos(t + margin)) / (exp(scale cos(t + margin)) + sum over other classes of
@@ -380,8 +345,8 @@ class ArcFaceLoss(keras.Loss):
 
     def __init__(self, margin: float = 0.5, scale: float = 64.0, name="arc_face_loss", **kwargs):
         super().__init__(name=name, **kwargs)
-        self.margin = check_number("margin", margin, 0, math.pi / 2)
-        self.scale = check_number("scale", scale, 1e-6)
+        self.margin = checks.number("margin", margin, 0, math.pi / 2)
+        self.scale = checks.number("scale", scale, 1e-6)
 
     def call(self, y_true, y_pred):
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
@@ -395,9 +360,6 @@ class ArcFaceLoss(keras.Loss):
         logits = self.scale * (own * wider + (1 - own) * cosine)
         costs = ops.logsumexp(logits, axis=-1) - ops.sum(own * logits, axis=-1)
         return ops.where(ops.sum(own, axis=-1) > 0, costs, np.nan)
-
-    def get_config(self):
-        return {**super().get_config(), "margin": self.margin, "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -449,9 +411,8 @@ def _count(mask):
     return ops.sum(ops.cast(mask, "float32"))
 
 
-def _count_with_negative(y_true):
-    alike, unlike = _masks(y_true)
-    return _count(alike & ops.any(unlike, axis=1, keepdims=True))
+def _with_negative(alike, unlike):
+    return alike & ops.any(unlike, axis=1, keepdims=True)
 
 
 def _cosines(embeddings):

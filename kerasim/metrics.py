@@ -6,16 +6,8 @@ from bisect import bisect_left
 
 import numpy as np
 
-from kerasim.errors import (
-    ArgumentError,
-    check_choice,
-    check_directions,
-    check_flag,
-    check_integer,
-    check_number,
-    check_rows,
-    check_vectors,
-)
+from kerasim import checks
+from kerasim.errors import ArgumentError
 from kerasim.neighbors import METRICS
 
 _BLOCK = 64  # MiB of distances worked on at a time
@@ -106,8 +98,8 @@ def frechet_distance(features_a, features_b) -> float:
     Reference:
         Dowson & Landau, 1982; Heusel et al., 2017. https://arxiv.org/abs/1706.08500
     """
-    a = check_vectors("features_a", features_a, rows=2).astype("float64")
-    b = check_vectors("features_b", features_b, a.shape[1], rows=2).astype("float64")
+    a = checks.vectors("features_a", features_a, rows=2).astype("float64")
+    b = checks.vectors("features_b", features_b, a.shape[1], rows=2).astype("float64")
     of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(of_a)
     root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
@@ -119,7 +111,7 @@ def frechet_distance(features_a, features_b) -> float:
 
 def _check_both(images, reference, data_range):
     """Returns images and what they should be, as float arrays of one shape."""
-    check_number("data_range", data_range, 1e-300)
+    checks.number("data_range", data_range, 1e-300)
     images, reference = np.asarray(images), np.asarray(reference)
     if images.shape != reference.shape or images.ndim != 4:
         raise ArgumentError(
@@ -174,23 +166,22 @@ def retrieval(
     """
     from sklearn.metrics import pairwise_distances_chunked
 
-    check_choice("metric", metric, METRICS)
-    check_flag("per_query", per_query)
-    queries = check_vectors("queries", queries, rows=1)
-    query_labels = _check_labels("query_labels", query_labels, "queries", queries)
+    checks.choice("metric", metric, METRICS)
+    checks.flag("per_query", per_query)
+    queries = checks.vectors("queries", queries, rows=1, metric=metric)
+    query_labels = checks.each("query_labels", query_labels, len(queries), "queries", 1)
     alone = gallery is None
     if alone:
         if gallery_labels is not None:
             raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
         gallery, gallery_labels = queries, query_labels
     else:
-        gallery = check_vectors("gallery", gallery, queries.shape[1], rows=1)
-        gallery_labels = _check_labels("gallery_labels", gallery_labels, "gallery", gallery)
-    if metric == "cosine":
-        check_directions("queries", queries)
-        check_directions("gallery", gallery)
+        gallery = checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
+        gallery_labels = checks.each(
+            "gallery_labels", gallery_labels, len(gallery), "gallery vectors", 1
+        )
     most = len(gallery) - alone
-    ks = [check_integer("each of ks", k, 1, most) for k in np.ravel(ks).tolist()]
+    ks = [checks.integer("each of ks", k, 1, most) for k in np.ravel(ks).tolist()]
     names, counts = np.unique(gallery_labels, return_counts=True)
     at = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
     relevant = np.where(names[at] == query_labels, counts[at] - alone, 0)
@@ -243,15 +234,6 @@ def retrieval(
     return {**scores, "left_out": int((relevant == 0).sum())}
 
 
-def _check_labels(name, labels, of, x):
-    labels = np.asarray(labels)
-    if labels.shape != (len(x),):
-        raise ArgumentError(
-            f"{name} has shape {labels.shape}, {of} has {len(x)} rows: pass one label for each."
-        )
-    return labels
-
-
 def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
     """Returns the 95 % interval of the mean of `values` by the percentile bootstrap.
 
@@ -277,10 +259,10 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     found = bootstrap(
         (valid,),
         np.mean,
-        n_resamples=check_integer("resamples", resamples),
+        n_resamples=checks.integer("resamples", resamples),
         batch=max(1, 2**22 // len(valid)),
         method="percentile",
-        rng=np.random.default_rng(check_integer("seed", seed, 0)),
+        rng=np.random.default_rng(checks.integer("seed", seed, 0)),
     )
     low, high = found.confidence_interval
     return float(low), float(high)
@@ -302,16 +284,15 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
     """
     from sklearn.metrics.pairwise import paired_distances
 
-    check_choice("metric", metric, METRICS)
-    sides = check_vectors("left", left), check_vectors("right", right)
+    checks.choice("metric", metric, METRICS)
+    sides = [
+        checks.vectors(name, x, metric=metric) for name, x in (("left", left), ("right", right))
+    ]
     if sides[0].shape != sides[1].shape:
         raise ArgumentError(
             f"left has shape {sides[0].shape}, right {sides[1].shape}: pass one embedding for each "
             "side of each pair, of one model."
         )
-    if metric == "cosine":
-        check_directions("left", sides[0])
-        check_directions("right", sides[1])
     if not len(sides[0]):
         return np.empty(0)
     left, right = (side.astype("float64") for side in sides)
@@ -345,7 +326,7 @@ class Verification:
     def threshold(self, far: float) -> float:
         """Returns the largest threshold that accepts a share of `far` of unlike pairs or less."""
         # 0.29 * 100 is a little less than 29.
-        allowed = int(check_number("far", far, 0, 1) * len(self.unlike) + 1e-6)
+        allowed = int(checks.number("far", far, 0, 1) * len(self.unlike) + 1e-6)
         if allowed == len(self.unlike):
             return float(max(self.like[-1], self.unlike[-1]))
         return float(np.nextafter(self.unlike[allowed], -np.inf))
@@ -357,7 +338,7 @@ class Verification:
             "far", unlike pairs accepted; "frr", like pairs rejected; "accuracy", with half of the
             weight on like pairs whatever their number.
         """
-        check_number("threshold", threshold)
+        checks.number("threshold", threshold)
         far, accepted = (
             float(np.searchsorted(sorted_, threshold, "right") / len(sorted_))
             for sorted_ in (self.unlike, self.like)
@@ -386,7 +367,7 @@ class Verification:
         """
         distances = np.asarray(distances, dtype="float64")
         column = distances.reshape(-1, 1)
-        check_rows("distances", ~np.isfinite(column[:, 0]), "NaN or infinity")
+        checks.bad_rows("distances", ~np.isfinite(column[:, 0]), "NaN or infinity")
         return self._curve.predict_proba(column)[:, 1].reshape(distances.shape)
 
     @functools.cached_property
@@ -417,15 +398,12 @@ def verification(distances, same) -> Verification:
     from sklearn.metrics import auc, roc_curve
 
     distances, same = np.asarray(distances).reshape(-1), np.asarray(same).reshape(-1)
-    if distances.shape != same.shape:
-        raise ArgumentError(
-            f"distances holds {len(distances)} pairs, same {len(same)}: pass one for each."
-        )
+    checks.each("same", same, len(distances), "distances")
     if not np.isin(same, (0, 1)).all() or len(np.unique(same)) < 2:
         raise ArgumentError(
             f"same holds the values {np.unique(same)[:5]}: pass like pairs (1) and unlike ones (0)."
         )
-    check_rows("distances", ~np.isfinite(distances), "NaN or infinity")
+    checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
     if distances.dtype.kind != "f":  # the negative of an unsigned number is none
         distances = distances.astype("float64")
@@ -489,9 +467,9 @@ def all_pairs(
     """
     from sklearn.metrics import auc, pairwise_distances
 
-    check_choice("metric", metric, METRICS)
-    x = check_vectors("embeddings", embeddings, rows=2).astype("float64")
-    labels = _check_labels("labels", labels, "embeddings", x)
+    checks.choice("metric", metric, METRICS)
+    x = checks.vectors("embeddings", embeddings, rows=2, metric=metric).astype("float64")
+    labels = checks.each("labels", labels, len(x), "embeddings", 1)
     n, bins = len(x), 2**14
     counts = np.unique(labels, return_counts=True)[1]
     like = int((counts * (counts - 1) // 2).sum())
@@ -501,10 +479,8 @@ def all_pairs(
             f"labels make {like} like pairs and {unlike} unlike ones: pass two classes or more, "
             "one of them with two images or more."
         )
-    if metric == "cosine":
-        check_directions("embeddings", x)
-    rng = np.random.default_rng(check_integer("seed", seed, 0))
-    drawn = rng.multinomial(n, np.full(n, 1 / n), check_integer("resamples", resamples))
+    rng = np.random.default_rng(checks.integer("seed", seed, 0))
+    drawn = rng.multinomial(n, np.full(n, 1 / n), checks.integer("resamples", resamples))
     weights = np.concatenate([np.ones((1, n)), drawn])
     step = max(1, int(_BLOCK * 2**15 / n))  # a block needs indices, too
 
@@ -578,7 +554,7 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     """
     from scipy.stats import binomtest
 
-    left, right = check_vectors("left", left, rows=1), check_vectors("right", right)
+    left, right = checks.vectors("left", left, rows=1), checks.vectors("right", right)
     own_distance = pair_distances(left, right, metric)
     pools, n = np.asarray(pools), len(left)
     if pools.ndim != 2 or len(pools) != n or pools.dtype.kind not in "iu":
@@ -586,12 +562,12 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
             f"pools must be integers of shape ({n}, candidates). Received {pools.dtype} of shape "
             f"{pools.shape}: pass data.candidate_pools({n})."
         )
-    check_rows(
+    checks.bad_rows(
         "pools", ((pools < 0) | (pools >= n)).any(axis=1), f"a position outside 0 to {n - 1}"
     )
     own = pools == np.arange(n)[:, None]
-    check_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
-    check_integer("k", k, 1, pools.shape[1])
+    checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
+    checks.integer("k", k, 1, pools.shape[1])
     ranks = sum(pair_distances(left, right[column], metric) <= own_distance for column in pools.T)
     hits = int((ranks <= k).sum())
     low, high = binomtest(hits, n).proportion_ci(method="wilson")

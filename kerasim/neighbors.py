@@ -2,16 +2,8 @@
 
 import numpy as np
 
-from kerasim import artifacts
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    check_choice,
-    check_directions,
-    check_integer,
-    check_number,
-    check_vectors,
-)
+from kerasim import artifacts, checks
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 METRICS = ("euclidean", "manhattan", "cosine")
 _KIND = "neighbor_index"
@@ -49,12 +41,12 @@ class NeighborIndex:
         ef_construction: int = 200,
         ef_search: int = 64,
     ):
-        check_choice("metric", metric, METRICS)
-        check_choice("kind", kind, ("exact", "hnsw"))
+        checks.choice("metric", metric, METRICS)
+        checks.choice("kind", kind, ("exact", "hnsw"))
         self.metric, self.kind = metric, kind
-        self.m = check_integer("m", m, 2)
-        self.ef_construction = check_integer("ef_construction", ef_construction)
-        self.ef_search = check_integer("ef_search", ef_search)
+        self.m = checks.integer("m", m, 2)
+        self.ef_construction = checks.integer("ef_construction", ef_construction)
+        self.ef_search = checks.integer("ef_search", ef_search)
 
     def fit(self, embeddings) -> "NeighborIndex":
         """Takes the vectors to search.
@@ -65,10 +57,9 @@ class NeighborIndex:
         Raises:
             ArgumentError: On NaN, infinity or, under "cosine", zero vectors, with their rows.
         """
-        return self._fit(check_vectors("embeddings", embeddings, rows=1))
+        return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric))
 
     def _fit(self, embeddings, graph=None):
-        self._check_zeros("embeddings", embeddings)
         self.recall_ = 1.0
         self.embeddings = embeddings.copy()
         self.fingerprint = None
@@ -108,8 +99,9 @@ class NeighborIndex:
         """
         if not len(self):
             return self.fit(embeddings)
-        embeddings = check_vectors("embeddings", embeddings, self.embeddings.shape[1])
-        self._check_zeros("embeddings", embeddings)
+        embeddings = checks.vectors(
+            "embeddings", embeddings, self.embeddings.shape[1], 0, self.metric
+        )
         both = np.concatenate([self.embeddings, embeddings])
         if self.kind == "exact":
             return self._fit(both)
@@ -135,9 +127,8 @@ class NeighborIndex:
         if not hasattr(self, "embeddings"):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         size, width = self.embeddings.shape
-        k = check_integer("k", k, 1, size)
-        x = check_vectors("x", x, width)
-        self._check_zeros("x", x)
+        k = checks.integer("k", k, 1, size)
+        x = checks.vectors("x", x, width, 0, self.metric)
         distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype="int64")
         waiting, count = np.arange(len(x)), min(size, k + 6)
         while len(waiting):
@@ -173,13 +164,8 @@ class NeighborIndex:
                 is `unknown`.
             ArgumentTypeError: If `unknown` is not of the kind of `labels`.
         """
-        check_number("threshold", threshold)
-        labels = np.asarray(labels)
-        if labels.shape != (len(self),):
-            raise ArgumentError(
-                f"labels has shape {labels.shape}, the index holds {len(self)} vectors: pass one "
-                "label for each."
-            )
+        checks.number("threshold", threshold)
+        labels = checks.each("labels", labels, len(self), "vectors in the index", 1)
         if any(isinstance(label, str) != isinstance(unknown, str) for label in labels.tolist()):
             raise ArgumentTypeError(
                 f"unknown={unknown!r} is not of the kind of labels ({labels.dtype}): pass such as "
@@ -243,16 +229,12 @@ class NeighborIndex:
 
             graph = faiss.read_index(str(folder / "index.faiss"))
         vectors = np.load(folder / "embeddings.npy", allow_pickle=False)
-        index._fit(check_vectors("embeddings", vectors, rows=1), graph)
+        index._fit(checks.vectors("embeddings", vectors, None, 1, index.metric), graph)
         index.fingerprint = manifest.fingerprint
         return index
 
     def __len__(self) -> int:
         return len(getattr(self, "embeddings", ()))
-
-    def _check_zeros(self, name, x):
-        if self.metric == "cosine":
-            check_directions(name, x)
 
     def _float64(self, x):
         x = np.asarray(x, dtype="float64")

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from kerasim import checks
 from kerasim.data import as_float, check_images
-from kerasim.errors import ArgumentError, check_integer, check_vectors
+from kerasim.errors import ArgumentError
 
 # Okabe & Ito (2008), told apart by colour-blind readers, then by marker.
 COLOURS = (
@@ -64,11 +65,9 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
         The figure.
     """
     images = _check_some("images", images)
-    if titles is not None and len(titles) != len(images):
-        raise ArgumentError(
-            f"titles has {len(titles)} entries for {len(images)} images: pass one for each."
-        )
-    columns = min(check_integer("columns", columns), len(images))
+    if titles is not None:
+        checks.each("titles", titles, len(images), "images")
+    columns = min(checks.integer("columns", columns), len(images))
     rows = -(-len(images) // columns)
     height, width = np.shape(images[0])[:2]
     room = 0.25 if titles is not None else 0
@@ -132,7 +131,7 @@ def latent_distribution(codes, ax=None, title: str = ""):
     Returns:
         The axes.
     """
-    codes = check_vectors("codes", codes, rows=2)
+    codes = checks.vectors("codes", codes, rows=2)
     ax = _axes(ax, (7, 3))
     positions = np.arange(1, codes.shape[1] + 1)
     violins: Any = ax.violinplot(list(codes.T), positions, showextrema=False, widths=0.85)
@@ -160,12 +159,9 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     Returns:
         The axes.
     """
-    distances = check_vectors("distances", np.reshape(distances, (-1, 1)), rows=2)[:, 0]
+    distances = checks.vectors("distances", np.reshape(distances, (-1, 1)), rows=2)[:, 0]
     same = np.reshape(same, -1).astype(bool)
-    if len(same) != len(distances):
-        raise ArgumentError(
-            f"distances holds {len(distances)} pairs, same {len(same)}: pass one for each."
-        )
+    checks.each("same", same, len(distances), "distances")
     ax = _axes(ax, (6, 3))
     edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
     for kind, chosen, colour, hatch in (
@@ -235,16 +231,13 @@ def latent_map(
     Returns:
         The axes.
     """
-    coordinates = check_vectors("coordinates", coordinates, 2, rows=1)
+    coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
     for name, rows in (("labels", labels), ("images", images)):
-        if rows is not None and len(rows) != len(coordinates):
-            raise ArgumentError(
-                f"{name} has {len(rows)} rows, coordinates has {len(coordinates)}: pass one for "
-                "each point."
-            )
+        if rows is not None:
+            checks.each(name, range(len(rows)), len(coordinates), "coordinates")
     if images is not None:
         images = _check_some("images", images)
-    check_integer("thumbnails", thumbnails, 0)
+    checks.integer("thumbnails", thumbnails, 0)
     if labels is not None:
         labels = np.asarray(labels)
         classes = np.unique(labels)

@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 
-from kerasim import artifacts
-from kerasim.errors import ArgumentError, check_integer, check_number, check_vectors
+from kerasim import artifacts, checks
+from kerasim.errors import ArgumentError
 from kerasim.neighbors import NeighborIndex
 
 _KIND = "projection"
@@ -35,9 +35,9 @@ class Projection:
     """
 
     def __init__(self, n_neighbors: int = 15, min_dist: float = 0.1, seed: int = 0):
-        self.n_neighbors = check_integer("n_neighbors", n_neighbors, 2)
-        self.min_dist = check_number("min_dist", min_dist, 0, 1)
-        self.seed = check_integer("seed", seed, 0)
+        self.n_neighbors = checks.integer("n_neighbors", n_neighbors, 2)
+        self.min_dist = checks.number("min_dist", min_dist, 0, 1)
+        self.seed = checks.integer("seed", seed, 0)
 
     def fit_transform(self, x) -> np.ndarray:
         """Draws the map.
@@ -51,7 +51,7 @@ class Projection:
         Raises:
             ArgumentError: On too few rows, NaN or infinity.
         """
-        x = check_vectors("x", x)
+        x = checks.vectors("x", x)
         least = max(self.n_neighbors + 1, 5)
         if len(x) < least:
             raise ArgumentError(

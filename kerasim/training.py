@@ -10,15 +10,8 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerasim import artifacts, data, metrics
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ArtifactError,
-    TrainingError,
-    check_flag,
-    check_integer,
-)
+from kerasim import artifacts, checks, data, metrics
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
 _KIND = "training_state"
 
@@ -64,7 +57,7 @@ def fit(
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
-    epochs = check_integer("epochs", epochs)
+    epochs = checks.integer("epochs", epochs)
     for name, value in (("batches", batches), ("validation", validation)):
         if not isinstance(value, keras.utils.PyDataset) and not (
             name == "validation" and value is None
@@ -73,7 +66,7 @@ def fit(
                 f"{name} must be a keras.utils.PyDataset. Received {type(value).__name__}: wrap "
                 "arrays in kerasim.data.ImageBatches."
             )
-    check_flag("resume", resume)
+    checks.flag("resume", resume)
     if not isinstance(model, keras.Model):
         raise ArgumentTypeError(
             f"model must be a keras.Model. Received {type(model).__name__}: build one first."
@@ -150,7 +143,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     Raises:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
-    check_flag("best", best)
+    checks.flag("best", best)
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / ("best" if best else "state")
@@ -203,7 +196,7 @@ class RetrievalCallback(keras.callbacks.Callback):
             raise ArgumentError(f"images holds {len(self.images)}: pass two or more.")
         self.gallery = None if gallery is None else data.check_images("gallery", gallery)
         self.labels, self.gallery_labels = np.asarray(labels), gallery_labels
-        self.metric, self.k, self.prefix = metric, check_integer("k", k), prefix
+        self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
 
     def settings(self) -> dict:
         """Returns what decides the figures, for `fit` to compare on resume."""

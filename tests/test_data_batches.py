@@ -193,7 +193,7 @@ def test_no_images_are_refused():
 
 
 def test_targets_of_another_length_are_refused_with_both_lengths():
-    with pytest.raises(ArgumentError, match="targets has 6 rows, images has 7"):
+    with pytest.raises(ArgumentError, match=r"targets has shape \(6,\), there are 7 images"):
         data.ImageBatches(FLOATS, np.zeros(6))
 
 

@@ -127,7 +127,7 @@ def test_noise_batches_for_a_denoiser_hold_the_clean_images():
     ("target", "message"),
     [
         ("noise", "target='noise' is not known"),
-        (np.arange(3), "target has shape .*, images holds 500"),
+        (np.arange(3), "target has shape .*, there are 500 images"),
     ],
 )
 def test_a_target_that_is_none_is_refused(target, message):

@@ -373,7 +373,7 @@ def test_uint8_images_are_scaled(net):
     [
         ({"sigma": -0.1}, "sigma holds a negative number or NaN"),
         ({"sigma": np.nan}, "sigma holds a negative number or NaN"),
-        ({"sigma": [0.1, 0.1]}, "sigma has shape \\(2,\\), images holds 6"),
+        ({"sigma": [0.1, 0.1]}, "sigma has shape \\(2,\\), there are 6 images"),
         ({"sigma": 25}, "sigma holds noise above 5, in units of"),
         ({"sigma": 0.1, "estimator": told()}, "sigma and estimator are both given"),
         ({"sigma": None, "estimator": 3}, "estimator must be a keras.Model"),

@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 
 # A module imports only those before it.
 ORDER = """
-    errors images artifacts data layers losses diffusion models neighbors metrics training
+    errors checks images artifacts data layers losses diffusion models neighbors metrics training
     projection plots explorer export distribute gallery cli __main__
 """.split()
 

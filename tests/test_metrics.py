@@ -227,8 +227,8 @@ def test_labels_may_be_strings():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"query_labels": np.zeros(19)}, r"query_labels has shape \(19,\), queries has 20 rows"),
-        ({"gallery_labels": None}, r"gallery_labels has shape \(\), gallery has 30 rows"),
+        ({"query_labels": np.zeros(19)}, r"query_labels has shape \(19,\), there are 20 queries"),
+        ({"gallery_labels": None}, r"gallery_labels has shape \(\), there are 30 gallery vectors"),
         ({"gallery": None}, "gallery_labels came without gallery"),
         ({"gallery": GALLERY[:, :3]}, r"gallery must be an array \(n, 4\)"),
         ({"queries": np.full((20, 4), np.nan)}, "queries holds NaN"),
@@ -395,7 +395,7 @@ def test_the_share_of_like_pairs_changes_no_rate():
 @pytest.mark.parametrize(
     ("distances", "same", "said"),
     [
-        ([0.1, 0.2], [1], "distances holds 2 pairs, same 1"),
+        ([0.1, 0.2], [1], "same has shape .1,., there are 2 distances"),
         ([0.1, 0.2], [1, 1], "same holds the values .*1"),
         ([0.1, 0.2], [0.5, 1], "same holds the values"),
         ([0.1, np.nan], [0, 1], "distances holds NaN or infinity in 1 of 2 rows: 1"),

@@ -439,7 +439,7 @@ def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"labels": [0]}, "labels has shape .1,., the index holds 2"),
+        ({"labels": [0]}, "labels has shape .1,., there are 2 vectors in the index"),
         ({"labels": [0, -1]}, "unknown=-1 is the label of a vector"),
         ({"labels": ["a", "b"]}, "unknown=-1 is not of the kind of labels .<U1"),
         ({"threshold": np.nan}, "threshold=nan"),

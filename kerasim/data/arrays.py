@@ -6,15 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from kerasim import checks
 from kerasim.data.folders import ImageFolder, as_float
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    check_flag,
-    check_integer,
-    check_number,
-    check_rows,
-)
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 def check_shape(name: str, images, shape=(None, None, None)):
@@ -69,7 +63,7 @@ def check_images(name: str, images):
         low, high = images[rows].min(axis=(1, 2, 3)), images[rows].max(axis=(1, 2, 3))
         bad[rows] = ~(np.isfinite(low) & np.isfinite(high))
         outside[rows] = (low < 0) | (high > 1)
-    check_rows(name, bad, "NaN or infinity")
+    checks.bad_rows(name, bad, "NaN or infinity")
     if outside.any():
         raise ArgumentError(
             f"{name} must lie in [0, 1] if it is float. Received values from {images.min()} to "
@@ -86,13 +80,10 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
         raise ArgumentTypeError(
             f"labels must be integers from 0. Received dtype {labels.dtype}: number the classes."
         )
-    if labels.shape != (n,):
-        raise ArgumentError(
-            f"labels has shape {labels.shape}, there are {n} images: pass one label for each."
-        )
-    check_rows("labels", labels < 0, "a negative class")
+    checks.each("labels", labels, n, "images", 1)
+    checks.bad_rows("labels", labels < 0, "a negative class")
     if classes is not None:
-        check_rows("labels", labels >= classes, f"a class above {classes - 1}")
+        checks.bad_rows("labels", labels >= classes, f"a class above {classes - 1}")
     return labels
 
 
@@ -137,10 +128,10 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
     Returns:
         float32 images of the same shape.
     """
-    check_number("sigma", sigma, 0)
-    check_flag("clip", clip)
+    checks.number("sigma", sigma, 0)
+    checks.flag("clip", clip)
     images = check_images("images", images)
-    rng = np.random.default_rng(check_integer("seed", seed, 0))
+    rng = np.random.default_rng(checks.integer("seed", seed, 0))
     noisy = gaussian_noise(as_float(images[:]), sigma, rng)
     return np.clip(noisy, 0, 1, out=noisy) if clip else noisy
 

@@ -5,7 +5,7 @@ import hashlib
 import keras
 import numpy as np
 
-from kerasim import artifacts
+from kerasim import artifacts, checks
 from kerasim.data.arrays import (
     check_embedder,
     check_images,
@@ -14,13 +14,7 @@ from kerasim.data.arrays import (
     gaussian_noise,
 )
 from kerasim.data.folders import as_float
-from kerasim.errors import (
-    ArgumentError,
-    check_flag,
-    check_integer,
-    check_number,
-    check_rows,
-)
+from kerasim.errors import ArgumentError
 
 
 def _shift(images, steps):
@@ -40,15 +34,17 @@ class Batches(keras.utils.PyDataset):
     of the batch alone.
     """
 
+    _own: tuple[str, ...] = ()  # what decides the batches of one kind, beside what all kinds have
+
     def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0, name="images"):
         super().__init__()
         self.images = check_images(name, images)
         if len(self.images) == 0:
             raise ArgumentError(f"{name} is empty: pass one image or more.")
-        self.batch_size = check_integer("batch_size", batch_size)
-        self.seed = check_integer("seed", seed, 0)
-        self.sigma = check_number("sigma", sigma, 0)
-        self.flip, self.shift = check_flag("flip", flip), check_integer("shift", shift, 0)
+        self.batch_size = checks.integer("batch_size", batch_size)
+        self.seed = checks.integer("seed", seed, 0)
+        self.sigma = checks.number("sigma", sigma, 0)
+        self.flip, self.shift = checks.flag("flip", flip), checks.integer("shift", shift, 0)
         self.epoch, self.rows = 0, len(self.images)
         self._drawn = (-1, ())
 
@@ -85,12 +81,10 @@ class Batches(keras.utils.PyDataset):
 
     def settings(self) -> dict:
         """Returns what decides the batches, for `training.fit` to compare on resume."""
-        settings = ("batch_size", "seed", "sigma", "flip", "shift")
-        return {
-            "class": type(self).__name__,
-            "images": digest(self.images),
-            **{name: getattr(self, name) for name in settings},
-        }
+        shared = ("images", "batch_size", "seed", "sigma", "flip", "shift")
+        values = {name: getattr(self, name) for name in (*shared, *self._own)}
+        arrays = {name: digest(x) for name, x in values.items() if hasattr(x, "dtype")}
+        return {"class": type(self).__name__, **values, **arrays}
 
 
 class ImageBatches(Batches):
@@ -115,6 +109,8 @@ class ImageBatches(Batches):
             targets have another length.
     """
 
+    _own = ("targets", "shuffle")
+
     def __init__(
         self,
         images,
@@ -127,16 +123,13 @@ class ImageBatches(Batches):
         shuffle: bool = True,
     ):
         super().__init__(images, batch_size, seed, sigma, flip, shift)
-        self.targets = None if targets is None else np.asarray(targets)
-        if self.targets is not None and len(self.targets) != len(self.images):
-            raise ArgumentError(
-                f"targets has {len(self.targets)} rows, images has {len(self.images)}: pass one "
-                "target per image."
-            )
-        if self.targets is not None and self.targets.dtype.kind == "f":
-            rows = self.targets.reshape(len(self.targets), -1)
-            check_rows("targets", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
-        self.shuffle = check_flag("shuffle", shuffle)
+        if targets is not None:
+            targets = checks.each("targets", targets, len(self.images), "images")
+            if targets.dtype.kind == "f":
+                rows = targets.reshape(len(targets), -1)
+                checks.bad_rows("targets", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
+        self.targets = targets
+        self.shuffle = checks.flag("shuffle", shuffle)
 
     def _draw(self, rng):
         return (rng.permutation(self.rows) if self.shuffle else np.arange(self.rows),)
@@ -146,10 +139,6 @@ class ImageBatches(Batches):
         images = self._move(as_float(self.images[rows]), rng)
         targets = images if self.targets is None else self.targets[rows]
         return self._noise(images, rng), targets
-
-    def settings(self) -> dict:
-        targets = None if self.targets is None else digest(self.targets)
-        return {**super().settings(), "targets": targets, "shuffle": self.shuffle}
 
 
 def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
@@ -184,7 +173,9 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
         return embeddings
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
     embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
-    check_rows("the embedder's output", ~np.isfinite(embeddings).all(axis=1), "NaN or infinity")
+    checks.bad_rows(
+        "the embedder's output", ~np.isfinite(embeddings).all(axis=1), "NaN or infinity"
+    )
     return embeddings
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kerasim import artifacts
+from kerasim import artifacts, checks
 from kerasim.data.arrays import check_images
 from kerasim.data.folders import ImageFolder, image_folder
-from kerasim.errors import ArgumentError, ArtifactError, check_integer
+from kerasim.errors import ArgumentError, ArtifactError
 from kerasim.images import read_image
 
 _HASH = 16  # rows and columns of the difference hash
@@ -96,7 +96,7 @@ def find_near_copies(images, bits: int = 30) -> np.ndarray:
     Reference:
         Krawetz, 2013, "Kind of like that" (the difference hash).
     """
-    bits = check_integer("bits", bits, 0, _HASH * _HASH)
+    bits = checks.integer("bits", bits, 0, _HASH * _HASH)
     return _near(_difference_hash(check_images("images", images)), bits)
 
 
@@ -138,11 +138,9 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
     Raises:
         ArgumentError: If there are fewer than `k - 1` possible foils.
     """
-    n, k = check_integer("n", n), check_integer("k", k, 2)
-    rng = np.random.default_rng(check_integer("seed", seed, 0))
-    groups = np.arange(n) if groups is None else np.asarray(groups)
-    if groups.shape != (n,):
-        raise ArgumentError(f"groups has shape {groups.shape}: pass one for each pair, ({n},).")
+    n, k = checks.integer("n", n), checks.integer("k", k, 2)
+    rng = np.random.default_rng(checks.integer("seed", seed, 0))
+    groups = np.arange(n) if groups is None else checks.each("groups", groups, n, "pairs", 1)
     pools = np.empty((n, k), dtype="int64")
     for i in range(n):
         foils = np.flatnonzero(groups != groups[i])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasim import artifacts
-from kerasim.errors import ArgumentError, ArtifactError, ImageError, check_choice, check_flag
+from kerasim import artifacts, checks
+from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.images import SUFFIXES, check_channels, check_size, decode
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
@@ -79,8 +79,8 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
         ImageError: If `on_error="raise"` and an image cannot be decoded.
         ArtifactError: If the folder is missing or holds no image.
     """
-    check_choice("on_error", on_error, ("raise", "skip"))
-    check_flag("check", check)
+    checks.choice("on_error", on_error, ("raise", "skip"))
+    checks.flag("check", check)
     channels = check_channels(channels)
     size = check_size(image_size)
     if size is None:

@@ -2,15 +2,10 @@
 
 import numpy as np
 
-from kerasim.data.arrays import check_classes, digest, gaussian_noise
+from kerasim import checks
+from kerasim.data.arrays import check_classes, gaussian_noise
 from kerasim.data.batches import Batches
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from kerasim.errors import ArgumentTypeError
 
 
 class DiffusionBatches(Batches):
@@ -37,6 +32,8 @@ class DiffusionBatches(Batches):
         Ho et al., 2020. https://arxiv.org/abs/2006.11239
     """
 
+    _own = ("schedule", "steps", "labels", "drop_label")
+
     def __init__(
         self,
         images,
@@ -55,9 +52,9 @@ class DiffusionBatches(Batches):
         if np.shape(steps) != (2,):
             raise ArgumentTypeError(f"steps={steps!r} must be (first, last), such as (0, 99).")
         first, last = steps
-        last = check_integer("steps[1]", last, 0, schedule.steps - 1)
-        self.steps = check_integer("steps[0]", first, 0, last), last
-        self.drop_label = check_number("drop_label", drop_label, 0, 1)
+        last = checks.integer("steps[1]", last, 0, schedule.steps - 1)
+        self.steps = checks.integer("steps[0]", first, 0, last), last
+        self.drop_label = checks.number("drop_label", drop_label, 0, 1)
         self.labels = None if labels is None else check_classes(labels, len(self.images))
 
     def __getitem__(self, index: int):
@@ -70,13 +67,6 @@ class DiffusionBatches(Batches):
             dropped = rng.random(len(x)) < self.drop_label
             inputs["labels"] = np.where(dropped, -1, self.labels[rows]).astype("int32")
         return inputs, noise
-
-    def settings(self) -> dict:
-        settings = {**super().settings(), "steps": self.steps}
-        settings["schedule"] = [self.schedule.kind, self.schedule.steps]
-        if self.labels is not None:
-            settings |= {"labels": digest(self.labels), "drop_label": self.drop_label}
-        return settings
 
 
 class NoiseBatches(Batches):
@@ -98,6 +88,8 @@ class NoiseBatches(Batches):
         ArgumentError: If `low` is not above 0, or `high` is below it.
     """
 
+    _own = ("low", "high", "target")
+
     def __init__(
         self,
         images,
@@ -110,16 +102,13 @@ class NoiseBatches(Batches):
         shift: int = 0,
     ):
         super().__init__(images, batch_size, seed, flip=flip, shift=shift)
-        self.low = check_number("low", low, 1e-6)
-        self.high = check_number("high", high, self.low)
+        self.low = checks.number("low", low, 1e-6)
+        self.high = checks.number("high", high, self.low)
         if isinstance(target, str):
-            check_choice("target", target, ("sigma", "images"))
-        elif np.shape(target)[:1] != (len(self.images),):
-            raise ArgumentError(
-                f"target has shape {np.shape(target)}, images holds {len(self.images)}: pass one "
-                "for each image."
-            )
-        self.target = target if isinstance(target, str) else np.asarray(target)
+            checks.choice("target", target, ("sigma", "images"))
+        else:
+            target = checks.each("target", target, len(self.images), "images")
+        self.target = target
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
@@ -130,8 +119,3 @@ class NoiseBatches(Batches):
         if isinstance(self.target, np.ndarray):
             return noisy, self.target[rows]
         return noisy, sigma if self.target == "sigma" else images
-
-    def settings(self) -> dict:
-        target = self.target if isinstance(self.target, str) else digest(self.target)
-        own = {"low": self.low, "high": self.high, "target": target}
-        return {**super().settings(), **own}

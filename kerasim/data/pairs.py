@@ -4,16 +4,11 @@ import warnings
 
 import numpy as np
 
-from kerasim.data.arrays import check_images, digest, find_copies
+from kerasim import checks
+from kerasim.data.arrays import check_images, find_copies
 from kerasim.data.batches import Batches
 from kerasim.data.folders import ImageFolder
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    check_flag,
-    check_integer,
-    check_number,
-)
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 class _Classes:
@@ -21,16 +16,7 @@ class _Classes:
 
     def __init__(self, labels, images=None, fewest=2):
         self.labels = labels = _check_names("labels", labels)
-        if labels.ndim != 1:
-            raise ArgumentError(
-                f"labels has shape {labels.shape}; expected one per image, (n,): pass such as "
-                "labels.reshape(-1)."
-            )
-        if images is not None and len(labels) != len(images):
-            raise ArgumentError(
-                f"labels has {len(labels)} rows, images has {len(images)}: pass one label per "
-                "image."
-            )
+        checks.each("labels", labels, len(labels if images is None else images), "images", 1)
         self.names, self.label, self.counts = np.unique(
             labels, return_inverse=True, return_counts=True
         )
@@ -101,9 +87,9 @@ def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 
         ArgumentError: If there is one class, or a class of one image; the message names it.
     """
     classes = _Classes(labels)
-    n = len(classes.label) if n is None else check_integer("n", n)
-    check_number("positive", positive, 0, 1)
-    return _draw_pairs(classes, n, positive, np.random.default_rng(check_integer("seed", seed, 0)))
+    n = len(classes.label) if n is None else checks.integer("n", n)
+    checks.number("positive", positive, 0, 1)
+    return _draw_pairs(classes, n, positive, np.random.default_rng(checks.integer("seed", seed, 0)))
 
 
 def _draw_pairs(classes, n, positive, rng):
@@ -128,8 +114,8 @@ def draw_triplets(labels, n: int | None = None, seed: int = 0):
         ArgumentError: As for `draw_pairs`.
     """
     classes = _Classes(labels)
-    n = len(classes.label) if n is None else check_integer("n", n)
-    return _draw_triplets(classes, n, np.random.default_rng(check_integer("seed", seed, 0)))
+    n = len(classes.label) if n is None else checks.integer("n", n)
+    return _draw_triplets(classes, n, np.random.default_rng(checks.integer("seed", seed, 0)))
 
 
 def _draw_triplets(classes, n, rng):
@@ -140,11 +126,13 @@ def _draw_triplets(classes, n, rng):
 class _LabelledBatches(Batches):
     """Batches drawn by class."""
 
+    _own = ("labels", "rows")
+
     def __init__(self, images, labels, batch_size, seed, n, fewest=2, **altered):
         super().__init__(images, batch_size, seed, **altered)
         self.classes = _Classes(labels, self.images, fewest)
         self.labels = self.classes.labels
-        self.rows = len(self.images) if n is None else check_integer("n", n)
+        self.rows = len(self.images) if n is None else checks.integer("n", n)
         if not isinstance(self.images, ImageFolder):
             copies = find_copies(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
@@ -154,9 +142,6 @@ class _LabelledBatches(Batches):
                     f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once.",
                     stacklevel=3,
                 )
-
-    def settings(self) -> dict:
-        return {**super().settings(), "labels": digest(self.labels), "rows": self.rows}
 
 
 class PairBatches(_LabelledBatches):
@@ -179,6 +164,8 @@ class PairBatches(_LabelledBatches):
         ArgumentError: If there is one class, a class of one image, or not a label for each image.
     """
 
+    _own = ("labels", "rows", "positive")
+
     def __init__(
         self,
         images,
@@ -192,7 +179,7 @@ class PairBatches(_LabelledBatches):
         shift: int = 0,
     ):
         super().__init__(images, labels, batch_size, seed, n, sigma=sigma, flip=flip, shift=shift)
-        self.positive = check_number("positive", positive, 0, 1)
+        self.positive = checks.number("positive", positive, 0, 1)
 
     def _draw(self, rng):
         return _draw_pairs(self.classes, self.rows, self.positive, rng)
@@ -200,9 +187,6 @@ class PairBatches(_LabelledBatches):
     def __getitem__(self, index: int):
         (left, right, same), rng = self._batch(index)
         return (self._take(left, rng), self._take(right, rng)), same
-
-    def settings(self) -> dict:
-        return {**super().settings(), "positive": self.positive}
 
 
 class TripletBatches(_LabelledBatches):
@@ -261,6 +245,8 @@ class BalancedBatches(_LabelledBatches):
         ArgumentError: If there are fewer than `m` classes, or a class has fewer than `k` images.
     """
 
+    _own = ("labels", "rows", "m", "k")
+
     def __init__(
         self,
         images,
@@ -273,11 +259,11 @@ class BalancedBatches(_LabelledBatches):
         flip: bool = False,
         shift: int = 0,
     ):
-        m, k = check_integer("m", m, 2), check_integer("k", k, 2)
+        m, k = checks.integer("m", m, 2), checks.integer("k", k, 2)
         images = check_images("images", images)
         if batches is None:
             batches = max(1, len(images) // (m * k))
-        n = check_integer("batches", batches) * m * k
+        n = checks.integer("batches", batches) * m * k
         super().__init__(images, labels, m * k, seed, n, k, sigma=sigma, flip=flip, shift=shift)
         if m > len(self.classes.names):
             raise ArgumentError(
@@ -305,9 +291,6 @@ class BalancedBatches(_LabelledBatches):
         (rows,), rng = self._batch(index)
         return self._take(rows, rng), self.classes.label[rows]
 
-    def settings(self) -> dict:
-        return {**super().settings(), "m": self.m, "k": self.k}
-
 
 class LabelledPairBatches(Batches):
     """Batches of like pairs without classes: in a batch, other pairs are the negatives.
@@ -329,6 +312,8 @@ class LabelledPairBatches(Batches):
         ArgumentError: If the sides have other lengths or shapes, or `groups` does not fit.
     """
 
+    _own = ("right", "groups", "give_groups")
+
     def __init__(
         self,
         left,
@@ -342,7 +327,7 @@ class LabelledPairBatches(Batches):
         give_groups: bool = False,
     ):
         super().__init__(left, batch_size, seed, sigma, flip, shift, name="left")
-        self.give_groups = check_flag("give_groups", give_groups)
+        self.give_groups = checks.flag("give_groups", give_groups)
         self.right = check_images("right", right)
         if self.right.shape != self.images.shape:
             raise ArgumentError(
@@ -366,7 +351,3 @@ class LabelledPairBatches(Batches):
         groups, left = self.groups[rows], self._take(rows, rng)
         both = left, self._take(rows, rng, self.right)
         return ((*both, groups) if self.give_groups else both), groups
-
-    def settings(self) -> dict:
-        sides = {"right": digest(self.right), "groups": digest(self.groups)}
-        return {**super().settings(), **sides}

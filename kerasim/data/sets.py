@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import artifacts
-from kerasim.errors import ArtifactError, check_choice, check_integer
+from kerasim import artifacts, checks
+from kerasim.errors import ArtifactError
 
 _CLASS_NAMES = {
     "digits": "0 1 2 3 4 5 6 7 8 9".split(),
@@ -52,8 +52,8 @@ def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Da
     Raises:
         ArtifactError: If the file is damaged, or there is none and it cannot be fetched.
     """
-    check_choice("name", name, tuple(_CLASS_NAMES))
-    check_choice("dtype", dtype, ("float32", "uint8"))
+    checks.choice("name", name, tuple(_CLASS_NAMES))
+    checks.choice("dtype", dtype, ("float32", "uint8"))
     parts = _digits() if name == "digits" else _load_npz(name)
     x_train, y_train, x_test, y_test = parts
     images = [_prepare(x, name, image_size, dtype) for x in (x_train, x_test)]
@@ -113,7 +113,7 @@ def _prepare(x, name, image_size, dtype):
     if x.ndim == 3:
         x = x[..., None]
     if image_size is not None:
-        size = check_integer("image_size", image_size, x.shape[1])
+        size = checks.integer("image_size", image_size, x.shape[1])
         before = (size - x.shape[1]) // 2
         after = size - x.shape[1] - before
         x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))

@@ -6,18 +6,3 @@ from kerasim.models.pretrained import pretrained_embedder, set_trainable
 from kerasim.models.siamese import ensemble, siamese
 from kerasim.models.unet import noise_estimator, unet
 from kerasim.models.vae import vae
-
-__all__ = [
-    "conv_autoencoder",
-    "conv_embedder",
-    "denoising_autoencoder",
-    "ensemble",
-    "noise_estimator",
-    "pretrained_embedder",
-    "residual_autoencoder",
-    "resnet_embedder",
-    "set_trainable",
-    "siamese",
-    "unet",
-    "vae",
-]

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers
 
-from kerasim.errors import check_integer
+from kerasim import checks
 from kerasim.models.blocks import (
     check_image_shape,
     check_least,
@@ -50,7 +50,7 @@ def conv_autoencoder(
         Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647
     """
     image_shape = check_image_shape(image_shape)
-    latent_dim = check_integer("latent_dim", latent_dim)
+    latent_dim = checks.integer("latent_dim", latent_dim)
     widths = check_widths("widths", widths)
     dense_widths = check_widths("dense_widths", dense_widths)
     least = 3
@@ -113,9 +113,9 @@ def residual_autoencoder(
     """
     widths = check_widths("widths", widths)
     image_shape = check_image_shape(image_shape, 2 ** len(widths))
-    latent_dim = check_integer("latent_dim", latent_dim)
-    check_integer("blocks", blocks, 0)
-    dense_width = check_integer("dense_width", dense_width)
+    latent_dim = checks.integer("latent_dim", latent_dim)
+    checks.integer("blocks", blocks, 0)
+    dense_width = checks.integer("dense_width", dense_width)
 
     images = keras.Input(image_shape, name="images")
     x = images
@@ -181,7 +181,7 @@ def denoising_autoencoder(
     """
     widths = check_widths("widths", widths)
     image_shape = check_image_shape(image_shape, 2 ** (len(widths) - 1))
-    check_integer("blocks", blocks, 0)
+    checks.integer("blocks", blocks, 0)
 
     def stage(x, filters, name):
         for block in range(1, blocks + 1):

@@ -3,7 +3,8 @@
 import keras
 from keras import layers
 
-from kerasim.errors import ArgumentError, ArgumentTypeError, check_integer
+from kerasim import checks
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
@@ -23,7 +24,7 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
         )
     names = ("height", "width", "channels")
     height, width, channels = (
-        check_integer(f"{name} of image_shape={shape}", n)
+        checks.integer(f"{name} of image_shape={shape}", n)
         for name, n in zip(names, shape, strict=True)
     )
     if any(n % factor for n in shape[:2]):
@@ -54,7 +55,7 @@ def check_widths(name: str, widths) -> tuple[int, ...]:
         raise ArgumentTypeError(
             f"{name} must be a tuple of integers. Received {widths!r}: pass such as (32, 64)."
         )
-    widths = tuple(check_integer(f"each of {name}", width) for width in widths)
+    widths = tuple(checks.integer(f"each of {name}", width) for width in widths)
     if not widths:
         raise ArgumentError(f"{name}=() is empty: pass one number or more, such as (32, 64).")
     return widths

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from kerasim.errors import check_integer
+from kerasim import checks
 from kerasim.models.blocks import check_image_shape, check_least, check_widths, conv_norm
 
 
@@ -41,9 +41,9 @@ def conv_embedder(
         ArgumentError: If the image is too small for that many stages.
     """
     image_shape = check_image_shape(image_shape)
-    embedding_dim = check_integer("embedding_dim", embedding_dim)
+    embedding_dim = checks.integer("embedding_dim", embedding_dim)
     widths = check_widths("widths", widths)
-    convs = check_integer("convs", convs)
+    convs = checks.integer("convs", convs)
     least = (2 * convs + 1) * 2 ** (len(widths) - 1)
     check_least(image_shape, least, widths)
 
@@ -57,7 +57,7 @@ def conv_embedder(
             x = conv_norm(x, filters, f"conv{n}_{m}", padding, activation)
     x = layers.GlobalAveragePooling2D(name="average")(x)
     if dense_width is not None:
-        x = layers.Dense(check_integer("dense_width", dense_width), name="dense")(x)
+        x = layers.Dense(checks.integer("dense_width", dense_width), name="dense")(x)
         x = layers.BatchNormalization(name="dense_norm")(x)
         if activation is not None:
             x = layers.Activation(activation, name="dense_activation")(x)
@@ -94,7 +94,7 @@ def resnet_embedder(
         He et al., 2016. https://arxiv.org/abs/1512.03385
     """
     image_shape = check_image_shape(image_shape)
-    embedding_dim = check_integer("embedding_dim", embedding_dim)
+    embedding_dim = checks.integer("embedding_dim", embedding_dim)
     widths = check_widths("widths", widths)
     least = 2 ** (len(widths) - 1)
     check_least(image_shape, least, widths)

@@ -8,16 +8,9 @@ import sys
 import keras
 from keras import layers
 
-from kerasim import artifacts
+from kerasim import artifacts, checks
 from kerasim.data import data_dir
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ArtifactError,
-    check_choice,
-    check_flag,
-    check_integer,
-)
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
 
 _POOLINGS = {
@@ -85,12 +78,12 @@ def pretrained_embedder(
         https://arxiv.org/abs/1512.03385; SqueezeNet: Iandola et al., 2016.
         https://arxiv.org/abs/1602.07360
     """
-    check_choice("pooling", pooling, tuple(_POOLINGS))
-    check_flag("self_attention", self_attention)
+    checks.choice("pooling", pooling, tuple(_POOLINGS))
+    checks.flag("self_attention", self_attention)
     height, width, channels = image_shape
     for side, size in (("height", height), ("width", width)):
         if size is not None:
-            check_integer(f"{side} of image_shape={image_shape}", size)
+            checks.integer(f"{side} of image_shape={image_shape}", size)
     if channels not in (1, 3):
         raise ArgumentError(
             f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
@@ -129,7 +122,7 @@ def pretrained_embedder(
         pooled.append(_POOLINGS[pooling](dtype="float32", name=f"pooling{mark}")(x))
     x = pooled[0] if not several else layers.Concatenate(dtype="float32", name="all")(pooled)
     if embedding_dim is not None:
-        embedding_dim = check_integer("embedding_dim", embedding_dim)
+        embedding_dim = checks.integer("embedding_dim", embedding_dim)
         x = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
     embedder = keras.Model(images, x, name=name)
     set_trainable(embedder, trainable)
@@ -153,16 +146,16 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     parts = embedder.get_layer("backbone").layers
     names = [layer.name for layer in parts]
     if isinstance(trainable, str):
-        check_choice("trainable", trainable, names)
+        checks.choice("trainable", trainable, names)
         first = names.index(trainable)
     else:
-        first = 0 if check_flag("trainable", trainable) else len(parts)
+        first = 0 if checks.flag("trainable", trainable) else len(parts)
     for n, layer in enumerate(parts):
         layer.trainable = n >= first and not isinstance(layer, layers.BatchNormalization)
 
 
 def _output(backbone, stage):
-    check_choice("each of stages", stage, [layer.name for layer in backbone.layers])
+    checks.choice("each of stages", stage, [layer.name for layer in backbone.layers])
     return backbone.get_layer(stage).output
 
 

@@ -3,8 +3,9 @@
 import keras
 from keras import layers
 
+from kerasim import checks
 from kerasim.data import check_embedder
-from kerasim.errors import ArgumentError, check_choice, check_integer
+from kerasim.errors import ArgumentError
 from kerasim.layers import DISTANCES, CrossBatchMemory, Distance
 
 
@@ -40,8 +41,8 @@ def siamese(
     """
     shape, dim = check_embedder("embedder", embedder)
     if distance is not None:
-        check_choice("distance", distance, DISTANCES)
-    if check_integer("memory", memory, 0) and distance is not None:
+        checks.choice("distance", distance, DISTANCES)
+    if checks.integer("memory", memory, 0) and distance is not None:
         raise ArgumentError(
             f"memory={memory} is of embeddings, and distance={distance!r} gives none: pass "
             "distance=None."

@@ -3,7 +3,8 @@
 import keras
 from keras import layers, ops
 
-from kerasim.errors import ArgumentError, check_integer
+from kerasim import checks
+from kerasim.errors import ArgumentError
 from kerasim.layers import LogEnergy, TimeEmbedding
 from kerasim.models.blocks import check_image_shape, check_widths, conv, zero_conv
 
@@ -50,9 +51,9 @@ def unet(
     """
     widths = check_widths("widths", widths)
     image_shape = check_image_shape(image_shape, 2 ** (len(widths) - 1))
-    check_integer("attention", attention, 0, len(widths))
-    check_integer("blocks", blocks)
-    check_integer("groups", groups)
+    checks.integer("attention", attention, 0, len(widths))
+    checks.integer("blocks", blocks)
+    checks.integer("groups", groups)
     if any(width % groups for width in widths):
         raise ArgumentError(
             f"widths={widths} must be multiples of groups={groups}: change either of them."
@@ -65,7 +66,7 @@ def unet(
     )
     told = layers.Dense(4 * widths[0], name="time2")(told)
     if num_classes is not None:
-        num_classes = check_integer("num_classes", num_classes)
+        num_classes = checks.integer("num_classes", num_classes)
         inputs["labels"] = keras.Input((), dtype="int32", name="labels")
         # One more than there are classes: the last says that there is no label, as -1 does.
         label = ops.where(inputs["labels"] < 0, num_classes, inputs["labels"])
@@ -152,6 +153,6 @@ def noise_estimator(
         energies.append(LogEnergy(name=f"energy{n}")(x))
         x = layers.ReLU(name=f"act{n}")(x)
     x = layers.Concatenate(name="energies")(energies)
-    x = layers.Dense(check_integer("dense_width", dense_width), "relu", name="dense")(x)
+    x = layers.Dense(checks.integer("dense_width", dense_width), "relu", name="dense")(x)
     sigma = layers.Dense(1, "exponential", dtype="float32", name="sigma")(x)
     return keras.Model(images, sigma, name=name)

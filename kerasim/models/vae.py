@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers
 
-from kerasim.errors import check_integer, check_number
+from kerasim import checks
 from kerasim.layers import Sampling
 from kerasim.models.blocks import check_image_shape, check_widths, conv, joined
 
@@ -55,9 +55,9 @@ def vae(
     """
     widths = check_widths("widths", widths)
     image_shape = check_image_shape(image_shape, 2 ** len(widths))
-    latent_dim = check_integer("latent_dim", latent_dim)
-    dense_width = check_integer("dense_width", dense_width)
-    weight = check_number("beta", beta, 0) / math.prod(image_shape)
+    latent_dim = checks.integer("latent_dim", latent_dim)
+    dense_width = checks.integer("dense_width", dense_width)
+    weight = checks.number("beta", beta, 0) / math.prod(image_shape)
 
     images = keras.Input(image_shape, name="images")
     x = images

@@ -1,0 +1,122 @@
+"""Arguments, looked at before they are used: each check raises in the name of what it is told."""
+
+import math
+import numbers
+import operator
+
+import numpy as np
+
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+
+def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
+    """Returns `value` as an `int` in `[low, high]`, else raises in the name of `name`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise ArgumentTypeError(
+            f"{name} must be an integer. Received {value!r} of type "
+            f"{type(value).__name__}: pass a whole number{_range(low, high)}."
+        )
+    if value < low or (high is not None and value > high):
+        raise ArgumentError(
+            f"{name}={value} is out of range: pass a whole number{_range(low, high)}."
+        )
+    return operator.index(value)
+
+
+def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
+    """Returns `value` as a finite `float` in `[low, high]`, else raises in the name of `name`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise ArgumentTypeError(
+            f"{name} must be a number. Received {value!r} of type "
+            f"{type(value).__name__}: pass a number{_range(low, high)}."
+        )
+    try:
+        found = float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        found = math.inf
+    if not (math.isfinite(found) and low <= found <= high):
+        raise ArgumentError(f"{name}={value} is out of range: pass a number{_range(low, high)}.")
+    return found
+
+
+def flag(name: str, value) -> bool:
+    """Returns `value` as a `bool`; "no" or 0.5 would be taken for true, and is refused."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ArgumentTypeError(f"{name} must be a flag. Received {value!r}: pass True or False.")
+    return bool(value)
+
+
+def choice(name: str, value, choices) -> None:
+    """Raises in the name of `name` unless `value` is one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ArgumentError(
+            f"{name}={value!r} is not known: pass one of {', '.join(map(repr, choices))}."
+        )
+
+
+def _range(low, high) -> str:
+    if high in (None, math.inf):
+        return "" if low == -math.inf else f", {low} or more"
+    return f" from {low} to {high}"
+
+
+def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
+    """Returns `values` as an array of `n` rows, else raises in the name of `name`.
+
+    Args:
+        name: Argument that the message names.
+        values: What came.
+        n: How many there must be.
+        of: What there are `n` of, such as "images".
+        rank: Required number of axes; None for any.
+    """
+    values = np.asarray(values)
+    if values.shape[:1] != (n,) or rank not in (None, values.ndim):
+        wanted = f"({n},)" if rank == 1 else f"({n}, ...)"
+        raise ArgumentError(
+            f"{name} has shape {values.shape}, there are {n} {of}: pass one for each, {wanted}."
+        )
+    return values
+
+
+def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") -> np.ndarray:
+    """Returns `x` as a finite real array `(n, dim)`, else raises in the name of `name`.
+
+    Args:
+        name: Argument that the message names.
+        x: What came.
+        width: Required `dim`.
+        rows: Least `n`.
+        metric: Under "cosine" a row of zeros is refused, too: it has no direction.
+    """
+    try:
+        x = np.asarray(x)
+    except ValueError as error:  # a list of several lengths
+        raise ArgumentError(
+            f"{name} cannot be made one array ({error}): pass rows of one length."
+        ) from error
+    if x.dtype.kind not in "fiu":
+        raise ArgumentTypeError(
+            f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."
+        )
+    if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
+        raise ArgumentError(
+            f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. Received shape "
+            f"{x.shape}: pass one row per image, embedded by the same model."
+        )
+    if x.dtype.kind == "f":
+        bad_rows(name, ~np.isfinite(x).all(axis=1), "NaN or infinity")
+    if metric == "cosine":
+        bad_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
+    return x
+
+
+def bad_rows(name: str, bad, what: str) -> None:
+    """Raises in the name of `name` if any of its rows is marked `bad` for holding `what`."""
+    rows = np.flatnonzero(bad)
+    if len(rows):
+        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+        raise ArgumentError(
+            f"{name} holds {what} in {len(rows)} of {len(bad)} rows: {shown}. Remove or mend those "
+            "rows."
+        )

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from kerasim import checks, data, errors, export, losses, metrics, training
+
+
+@pytest.mark.parametrize("value", [2.5, "8", None, True, np.bool_(True), np.float32(3)])
+def test_what_is_no_integer_is_refused_with_its_type_and_the_range(value):
+    with pytest.raises(errors.ArgumentTypeError) as caught:
+        checks.integer("batch_size", value)
+    for part in ("batch_size", repr(value), type(value).__name__, "1 or more"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 9])
+def test_an_integer_out_of_range_is_refused_with_the_range(value):
+    with pytest.raises(errors.ArgumentError, match=f"k={value} .* from 1 to 8"):
+        checks.integer("k", value, 1, 8)
+
+
+def test_an_integer_of_numpy_becomes_one_of_python():
+    assert type(checks.integer("k", np.int64(8), 1, 8)) is int
+
+
+@pytest.mark.parametrize("value", ["1", None, True, 1j])
+def test_what_is_no_number_is_refused_with_its_type(value):
+    with pytest.raises(errors.ArgumentTypeError, match=f"sigma .*{type(value).__name__}"):
+        checks.number("sigma", value, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 10**400])
+def test_a_number_out_of_range_is_refused_with_the_range(value):
+    with pytest.raises(errors.ArgumentError, match="sigma=.* 0 or more"):
+        checks.number("sigma", value, 0)
+
+
+@pytest.mark.parametrize("value", [0, 0.5, np.float32(0.5), np.int8(1)])
+def test_a_number_in_range_becomes_a_float(value):
+    number = checks.number("sigma", value, 0, 1)
+    assert type(number) is float and number == value
+
+
+@pytest.mark.parametrize("value", ["eucledian", None, 3, ["cosine"]])
+def test_an_unknown_choice_is_refused_with_the_known_ones(value):
+    with pytest.raises(errors.ArgumentError) as caught:
+        checks.choice("metric", value, ("cosine", "euclidean"))
+    assert f"metric={value!r}" in str(caught.value)
+    assert "'cosine', 'euclidean'" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (3, 5), (1, 4), (3, 2, 2)])
+def test_vectors_of_another_shape_are_refused_with_both_shapes(shape):
+    with pytest.raises(errors.ArgumentError) as caught:
+        checks.vectors("queries", np.zeros(shape), width=4, rows=2)
+    assert "queries" in str(caught.value) and "(n, 4)" in str(caught.value)
+    assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "complex64", "object", "U3"])
+def test_vectors_that_are_no_numbers_are_refused_with_their_dtype(dtype):
+    with pytest.raises(errors.ArgumentTypeError, match="queries .* dtype"):
+        checks.vectors("queries", np.zeros((2, 2), dtype))
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_not_finite_are_refused_with_their_rows(poison):
+    x = np.zeros((5, 2))
+    x[1, 0] = x[3, 1] = poison
+    with pytest.raises(errors.ArgumentError, match="queries .* 2 of 5 rows: 1, 3"):
+        checks.vectors("queries", x)
+
+
+def test_of_many_bad_rows_ten_are_shown():
+    with pytest.raises(errors.ArgumentError, match=r"12 of 12 rows: 0, 1, .*, 9, \.\.\.\. Remove"):
+        checks.bad_rows("x", np.ones(12, bool), "NaN")
+
+
+def test_rows_of_several_lengths_are_refused_by_name():
+    with pytest.raises(
+        errors.ArgumentError, match="x cannot be made one array.*rows of one length"
+    ):
+        checks.vectors("x", [[1.0, 2.0], [3.0]])
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
+def test_what_is_no_flag_is_refused(value):
+    with pytest.raises(errors.ArgumentTypeError, match="flip must be a flag"):
+        checks.flag("flip", value)
+
+
+def test_a_flag_of_numpy_becomes_one_of_python():
+    assert checks.flag("flip", np.bool_(True)) is True
+
+
+IMAGES, ANY = np.zeros((4, 8, 8, 1), "float32"), "no/such/folder"
+FLAGS = {
+    "flip": lambda: data.ImageBatches(IMAGES, flip="no"),
+    "shuffle": lambda: data.ImageBatches(IMAGES, shuffle=0),
+    "clip": lambda: data.add_noise(IMAGES, 0.1, clip="no"),
+    "check": lambda: data.image_folder(ANY, 8, check="no"),
+    "trust": lambda: export.load_saved_model(ANY, trust="no"),
+    "squared_margin": lambda: losses.ContrastiveLoss(squared_margin="no"),
+    "per_query": lambda: metrics.retrieval([[0.0], [1.0]], [0, 0], per_query="no"),
+    "resume": lambda: training.fit(None, data.ImageBatches(IMAGES), 1, ANY, resume="no"),
+    "best": lambda: training.restore(None, ANY, best="no"),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_flag_is_checked_wherever_it_is_taken(name):
+    with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a flag"):
+        FLAGS[name]()
