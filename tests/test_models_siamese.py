@@ -126,7 +126,7 @@ def softmax_loss(left, rights, own, keep, temperature=0.1):
 def test_a_memory_adds_right_images_of_past_batches_as_negatives():
     net = models.siamese(EMBEDDER, None, memory=4)
     net.compile(keras.optimizers.SGD(0.0))
-    groups = np.array([0, 1, 2, 3, 0, 5], "float32")  # pair 4 shares a group with pair 0
+    groups = np.array([0, 1, 2, 3, 0, 5])  # pair 4 shares a group with pair 0
     batches = data.LabelledPairBatches(LEFT, RIGHT, groups, batch_size=3, give_groups=True)
     seen = [batches[n] for n in range(2)]
     history = net.fit(batches, shuffle=False, verbose=0).history
