@@ -568,7 +568,8 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     own = pools == np.arange(n)[:, None]
     checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
     checks.integer("k", k, 1, pools.shape[1])
-    ranks = sum(pair_distances(left, right[column], metric) <= own_distance for column in pools.T)
+    nearer = [pair_distances(left, right[column], metric) <= own_distance for column in pools.T]
+    ranks = np.sum(nearer, axis=0)
     hits = int((ranks <= k).sum())
     low, high = binomtest(hits, n).proportion_ci(method="wilson")
     return Candidates(hits / n, float(low), float(high), ranks)

@@ -82,6 +82,20 @@ def test_rows_of_several_lengths_are_refused_by_name():
         checks.vectors("x", [[1.0, 2.0], [3.0]])
 
 
+@pytest.mark.parametrize("values", [[1, 2], [[1], [2], [3]], 1, None])
+def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
+    with pytest.raises(errors.ArgumentError) as caught:
+        checks.each("labels", values, 3, "images", 1)
+    assert f"labels has shape {np.shape(values)}, there are 3 images" in str(caught.value)
+    assert "pass one for each, (3,)" in str(caught.value)
+
+
+def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
+    assert checks.each("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
+    with pytest.raises(errors.ArgumentError, match=r"pass one for each, \(3, \.\.\.\)"):
+        checks.each("targets", [[1, 2]], 3, "images")
+
+
 @pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
 def test_what_is_no_flag_is_refused(value):
     with pytest.raises(errors.ArgumentTypeError, match="flip must be a flag"):

@@ -64,7 +64,8 @@ def pair_folder(path, image_size=None) -> PairFolder:
             )
         names = [files[name] for name in pairs[side]]
         sides.append(ImageFolder(names, None, [], folder.skipped, folder.shape[1:3], 3))
-    return PairFolder(*sides, _join(*sides))
+    left, right = sides
+    return PairFolder(left, right, _join(left, right))
 
 
 def _join(left, right):
