@@ -314,17 +314,21 @@ class BackbonePreprocessing(_Layer):
     """
 
     def __init__(self, backbone: str, **kwargs):
-        self.find("vgg16" if backbone == "squeezenet" else backbone)
+        self.find(backbone)
         super().__init__(**kwargs)
         self.backbone = backbone
 
     @staticmethod
-    def find(name: str):
-        """Returns the function of `keras.applications` that builds the backbone of that name."""
+    def find(name: str, argument: str = "backbone"):
+        """Returns the function of `keras.applications` that builds the backbone of that name.
+
+        That of VGG16 for "squeezenet", which Keras has not. Raises in the name of `argument`.
+        """
         builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
-        checks.choice("backbone", name, tuple(builders))
+        builders["squeezenet"] = "VGG16"
+        checks.choice(argument, name, tuple(builders))
         return getattr(keras.applications, builders[name])
 
     def call(self, inputs):
-        build = self.find("vgg16" if self.backbone == "squeezenet" else self.backbone)
+        build = self.find(self.backbone)
         return sys.modules[build.__module__].preprocess_input(255 * inputs)

@@ -76,6 +76,36 @@ def test_a_missing_picture_or_column_is_named(folder):
         data.pair_folder(folder)
 
 
+@pytest.mark.parametrize("row", ["l0,r0,r1", "l0", "l0,"])
+def test_rows_of_too_many_or_too_few_names_are_refused(folder, row):
+    (folder / "pairs.csv").write_text(f"left,right\n{row}\nl1,r1\n")
+    with pytest.raises(ArtifactError, match="no CSV table|empty cells in 1 rows, .* row 1 after"):
+        data.pair_folder(folder)
+    (folder / "pairs.csv").write_text("left,right\nl0,r0,r1\nl1,r1,r2\n")
+    with pytest.raises(ArtifactError, match="no CSV table"):
+        data.pair_folder(folder)
+
+
+def test_a_name_of_two_files_and_a_name_with_its_suffix_are_refused(folder):
+    scene(50).save(folder / "left" / "l1.jpg")
+    with pytest.raises(ArtifactError, match=r"or more than once: 'l1' \(2 files\)"):
+        data.pair_folder(folder)
+    (folder / "left" / "l1.jpg").unlink()
+    (folder / "pairs.csv").write_text("left,right\nl0.png,r0\n")
+    with pytest.raises(ArtifactError, match=r"'l0.png' \(0 files\). .*without suffix"):
+        data.pair_folder(folder)
+
+
+def test_groups_do_not_hang_on_the_size_that_is_asked_for(folder):
+    groups = [data.pair_folder(folder, size).groups.tolist() for size in (None, 8, 64)]
+    assert groups[0] == groups[1] == groups[2]
+
+
+def test_images_too_small_for_the_hash_are_refused():
+    with pytest.raises(ArgumentError, match="smaller than 16 x 17 pixels"):
+        data.find_near_copies(np.zeros((2, 16, 16, 3)))
+
+
 def test_a_damaged_picture_is_named(folder):
     (folder / "left" / "l3.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="l3.png"):
@@ -123,11 +153,16 @@ def test_scores_and_candidates_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "bad.csv").write_text("left,c0,c2\na,b,c\n")
     with pytest.raises(ArtifactError, match="columns 'left', 'c0', 'c2'; expected left, c0, c1"):
         data.read_candidates(tmp_path / "bad.csv")
+    (tmp_path / "short.csv").write_text("left,c0,c1\na,b,c\nd,e\n")
+    with pytest.raises(ArtifactError, match="empty cells in 1 rows, .* row 2 after"):
+        data.read_candidates(tmp_path / "short.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ArtifactError, match="no CSV table"):
         data.read_candidates(tmp_path / "empty.csv")
     candidates = pd.DataFrame([["a", "b", "c"]], columns=["left", "c0", "c1"])
-    for scores in (np.ones((1, 3)), np.array([[1.0, np.nan]])):
-        with pytest.raises(ArgumentError, match=r"finite numbers of shape \(1, 2\)"):
+    said = {r"has shape \(1, 3\), candidates ask for \(1, 2\)": np.ones((1, 3))}
+    said["scores holds NaN or infinity in 1 of 1 rows"] = np.array([[1.0, np.nan]])
+    for message, scores in said.items():
+        with pytest.raises(ArgumentError, match=message):
             data.write_scores(tmp_path / "out.csv", candidates, scores)
     assert not (tmp_path / "out.csv").exists()

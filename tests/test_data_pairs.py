@@ -102,6 +102,7 @@ REFUSED = [
     (np.zeros((4, 1), int), ArgumentError, r"labels has shape \(4, 1\).*pass one for each, \(4,\)"),
     (np.zeros(4), ArgumentTypeError, "labels must be integers or strings.* float64"),
     ([], ArgumentTypeError, "labels"),
+    (5, ArgumentError, r"labels has shape \(\)"),
 ]
 
 

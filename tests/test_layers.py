@@ -4,11 +4,16 @@ import pytest
 from helpers import gradient_of
 from keras import ops
 
+import kerasim.layers
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.layers import (
     DISTANCES,
+    AttentionPooling,
+    BackbonePreprocessing,
     CosineClassifier,
+    CrossBatchMemory,
     Distance,
+    GeneralizedMean,
     LogEnergy,
     Sampling,
     TimeEmbedding,
@@ -138,13 +143,66 @@ def test_twice_the_values_add_log_4_to_each_energy():
     assert np.isfinite(np.asarray(LogEnergy()(0 * images))).all()
 
 
-LAYERS = [Distance("cosine"), CosineClassifier(4), Sampling(0.3, 7), TimeEmbedding(6), LogEnergy()]
+def test_attention_pooling_weighs_positions_by_their_scores():
+    layer = AttentionPooling(5)
+    maps = RNG.standard_normal((2, 2, 3, 4)).astype("float32")
+    layer.build(maps.shape)
+    hidden, score = RNG.standard_normal((4, 5)), RNG.standard_normal((5, 1))
+    layer.set_weights([hidden, score])
+    scores = np.exp(np.tanh(maps @ hidden) @ score)[..., 0]
+    weights = scores / scores.sum(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(np.asarray(layer.attend(maps)), weights, rtol=1e-4)
+    expected = np.einsum("nhw,nhwc->nc", weights, maps)
+    np.testing.assert_allclose(np.asarray(layer(maps)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_generalized_mean_goes_from_the_average_towards_the_maximum():
+    maps = RNG.random((2, 4, 4, 3)).astype("float32")
+    for p in (1, 3):
+        expected = (maps.astype("float64") ** p).mean(axis=(1, 2)) ** (1 / p)
+        np.testing.assert_allclose(np.asarray(GeneralizedMean(p)(maps)), expected, rtol=1e-5)
+    nearly = np.asarray(GeneralizedMean(200.0)(maps))
+    np.testing.assert_allclose(nearly, maps.max(axis=(1, 2)), rtol=0.02)
+
+
+LAYERS = [
+    Distance("cosine"),
+    CosineClassifier(4),
+    CrossBatchMemory(8, 0.3),
+    Sampling(0.3, 7),
+    TimeEmbedding(6),
+    LogEnergy(),
+    AttentionPooling(5),
+    GeneralizedMean(2.0),
+    BackbonePreprocessing("resnet50"),
+]
+
+
+def test_every_layer_is_rebuilt_below():
+    public = {k: v for k, v in vars(kerasim.layers).items() if k[0].isupper()}
+    ours = {v for v in public.values() if isinstance(v, type) and issubclass(v, keras.Layer)}
+    assert {type(layer) for layer in LAYERS} == ours
+
+
+SETTINGS = {
+    "Distance": "metric",
+    "CosineClassifier": "num_classes",
+    "CrossBatchMemory": "size temperature",
+    "Sampling": "weight seed",
+    "TimeEmbedding": "dim",
+    "LogEnergy": "",
+    "AttentionPooling": "dim",
+    "GeneralizedMean": "p",
+    "BackbonePreprocessing": "backbone",
+}
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)
 def test_a_layer_is_rebuilt_from_its_config(layer):
     config = keras.layers.serialize(layer)
     assert keras.layers.deserialize(config).get_config() == layer.get_config()
+    defaults = {"name", "trainable", "dtype", *keras.Layer().get_config()}
+    assert set(layer.get_config()) - defaults == set(SETTINGS[type(layer).__name__].split())
 
 
 def test_the_shapes_that_layers_state_are_those_they_give():
@@ -153,4 +211,8 @@ def test_the_shapes_that_layers_state_are_those_they_give():
     assert CosineClassifier(4)(a).shape == (None, 4)
     assert Sampling()([a, b]).shape == (None, 3)
     assert TimeEmbedding(4)(keras.Input((), dtype="int32")).shape == (None, 4)
-    assert LogEnergy()(keras.Input((8, 8, 3))).shape == (None, 3)
+    maps = keras.Input((8, 8, 3))
+    for layer in (LogEnergy(), AttentionPooling(), GeneralizedMean()):
+        assert layer(maps).shape == (None, 3)
+    assert BackbonePreprocessing("vgg16")(maps).shape == (None, 8, 8, 3)
+    assert CrossBatchMemory(4)([keras.Input((2, 5)), keras.Input((2,))]).shape == (None, 2, 5)

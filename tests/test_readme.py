@@ -25,7 +25,15 @@ def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
         pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype="uint8")
         Path("my-pictures", f"class-{n % 2}").mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(f"my-pictures/class-{n % 2}/{n}.png")
-    first, second, third = BLOCKS
+        for side in ("left", "right"):
+            Path("my-pairs", side).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[:, ::-1] if side == "right" else pixels).save(
+                f"my-pairs/{side}/{n}.png"
+            )
+    Path("my-pairs", "pairs.csv").write_text(
+        "\n".join(["left,right", *(f"{n},{n}" for n in range(30))])
+    )
+    first, second, third, fourth, fifth = BLOCKS
     exec(first, namespace)
     assert "(5, 10)" in capsys.readouterr().out
     assert Path("runs/strips.png").stat().st_size > 10_000
@@ -34,6 +42,12 @@ def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
     exec(third, namespace)
     rates = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])
     assert rates["accuracy"] > 0.6
+    exec(fourth, namespace)
+    assert namespace["drawn"].shape == (10, 32, 32, 1)
+    error = np.square(namespace["cleaned"] - namespace["digits"].x_test[:10]).mean()
+    assert error < 0.5 * 0.25**2
+    exec(fifth, namespace)
+    assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
 
 
 def test_the_first_example_is_no_longer_than_promised():

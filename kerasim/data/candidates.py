@@ -1,5 +1,6 @@
 """Folders of pairs, near-copies among them, and pools of candidates to pick the right one from."""
 
+import collections
 import dataclasses
 import io
 
@@ -14,6 +15,7 @@ from kerasim.errors import ArgumentError, ArtifactError
 from kerasim.images import read_image
 
 _HASH = 16  # rows and columns of the difference hash
+_HASH_SIZE = (128, 128)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ def pair_folder(path, image_size=None) -> PairFolder:
         image_size: `(height, width)` or one number; None for the size of the first left picture.
 
     Raises:
-        ArtifactError: If `pairs.csv` is missing, has other columns, or names a picture that is
-            not there.
+        ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names a picture
+            that is not there, or there twice.
         ImageError: If a picture cannot be decoded.
     """
     root = artifacts.check_path("path", path)
@@ -54,14 +56,16 @@ def pair_folder(path, image_size=None) -> PairFolder:
             first = next((file for file in files if file.stem == pairs[side][0]), files[0])
             image_size = read_image(first).shape[:2]
         folder = image_folder(root / side, image_size)
-        files = {file.stem: file for file in folder.files}
-        missing = [name for name in pairs[side] if name not in files]
-        if missing:
-            shown = ", ".join(map(ascii, missing[:5]))
+        stems = collections.Counter(file.stem for file in folder.files)
+        wrong = [name for name in pairs[side] if stems[name] != 1]
+        if wrong:
+            shown = ", ".join(f"{ascii(name)} ({stems[name]} files)" for name in wrong[:5])
             raise ArtifactError(
-                f"pairs.csv names {len(missing)} pictures that are not in "
-                f"{ascii(str(root / side))}: {shown}. Add them or drop their rows."
+                f"pairs.csv names {len(wrong)} pictures that are not in "
+                f"{ascii(str(root / side))}, or more than once: {shown}. Give each name, without "
+                "suffix, one file, or drop its row."
             )
+        files = {file.stem: file for file in folder.files}
         names = [files[name] for name in pairs[side]]
         sides.append(ImageFolder(names, None, [], folder.skipped, folder.shape[1:3], 3))
     left, right = sides
@@ -74,7 +78,9 @@ def _join(left, right):
     from scipy.sparse.csgraph import connected_components
 
     n = len(left)
-    codes = np.concatenate([_difference_hash(left), _difference_hash(right)])
+    # At a size of their own: groups must not hang on the size that a network takes.
+    sides = (ImageFolder(side.files, None, [], [], _HASH_SIZE, 3) for side in (left, right))
+    codes = np.concatenate([_difference_hash(side) for side in sides])
     copy, original = _near(codes, 30).T % n
     edges = coo_matrix((np.ones(len(copy)), (copy, original)), (n, n))
     return connected_components(edges, directed=False)[1].astype("int64")
@@ -88,17 +94,26 @@ def find_near_copies(images, bits: int = 30) -> np.ndarray:
     count as copies of one another.
 
     Args:
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`, of
+            16 x 17 pixels or more.
         bits: How many bits of two near-copies may differ, 0 to 256.
 
     Returns:
         `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
 
+    Raises:
+        ArgumentError: If the images are smaller: enlarged ones have equal neighbours.
+
     Reference:
         Krawetz, 2013, "Kind of like that" (the difference hash).
     """
     bits = checks.integer("bits", bits, 0, _HASH * _HASH)
-    return _near(_difference_hash(check_images("images", images)), bits)
+    images = check_images("images", images)
+    if images.shape[1] < _HASH or images.shape[2] <= _HASH:
+        raise ArgumentError(
+            f"images {images.shape} are smaller than 16 x 17 pixels: pass larger ones."
+        )
+    return _near(_difference_hash(images), bits)
 
 
 def _difference_hash(images):
@@ -182,11 +197,11 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
     """
     scores = np.asarray(scores, dtype="float64")
     shape = (len(candidates), candidates.shape[1] - 1)
-    if scores.shape != shape or not np.isfinite(scores).all():
+    if scores.shape != shape:
         raise ArgumentError(
-            f"scores must be finite numbers of shape {shape}. Received shape {scores.shape}: pass "
-            "one for each candidate."
+            f"scores has shape {scores.shape}, candidates ask for {shape}: pass one for each."
         )
+    checks.bad_rows("scores", ~np.isfinite(scores).all(axis=1), "NaN or infinity")
     table = pd.DataFrame(scores, columns=candidates.columns[1:])
     table.insert(0, "left", candidates["left"].to_numpy())
     artifacts.write_file(path, table.to_csv(index=False).encode())
@@ -195,9 +210,19 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
 def _read_table(path, columns):
     file = artifacts.check_file(path)
     try:
-        table = pd.read_csv(io.BytesIO(file.read_bytes()), dtype=str, keep_default_na=False)
-    except ValueError as error:  # no columns, unequal rows, bytes that are no text
-        raise ArtifactError(f"{ascii(str(file))} is no CSV table: {error}.") from error
+        # Without a header, or pandas would take the first of too many columns for an index.
+        rows = pd.read_csv(
+            io.BytesIO(file.read_bytes()), header=None, dtype=str, keep_default_na=False
+        )
+    except ValueError as error:  # no columns, rows too long, bytes that are no text
+        raise ArtifactError(f"{ascii(str(file))} is no CSV table: {error}. Mend it.") from error
+    table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
+    empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
+    if len(empty):
+        raise ArtifactError(
+            f"{ascii(str(file))} has empty cells in {len(empty)} rows, the first of them row "
+            f"{empty[0] + 1} after the header: fill them or drop those rows."
+        )
     wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
     if list(table.columns) != wanted:
         shown = ", ".join(map(ascii, table.columns[:5]))

@@ -16,7 +16,8 @@ class _Classes:
 
     def __init__(self, labels, images=None, fewest=2):
         self.labels = labels = _check_names("labels", labels)
-        checks.each("labels", labels, len(labels if images is None else images), "images", 1)
+        n = labels.size if images is None else len(images)
+        checks.each("labels", labels, n, "images", 1)
         self.names, self.label, self.counts = np.unique(
             labels, return_inverse=True, return_counts=True
         )

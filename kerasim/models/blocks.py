@@ -7,8 +7,10 @@ from kerasim import checks
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
-def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
+def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> tuple:
     """Returns `image_shape` if its height and width are multiples of `factor`.
+
+    With `open_size` they may be None.
 
     Raises:
         ArgumentError: If not; the message names the nearest sizes.
@@ -23,11 +25,10 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
             "as (32, 32, 3)."
         )
     names = ("height", "width", "channels")
-    height, width, channels = (
-        checks.integer(f"{name} of image_shape={shape}", n)
-        for name, n in zip(names, shape, strict=True)
-    )
-    if any(n % factor for n in shape[:2]):
+    for name, n in zip(names, shape, strict=True):
+        if not (open_size and n is None and name != "channels"):
+            checks.integer(f"{name} of image_shape={shape}", n)
+    if factor > 1 and any(n % factor for n in shape[:2]):
         nearest = [
             sorted({max(factor, n // factor * factor), -(-n // factor) * factor}) for n in shape[:2]
         ]
@@ -36,7 +37,7 @@ def check_image_shape(image_shape, factor: int = 1) -> tuple[int, int, int]:
             f"multiples of {factor}. The nearest heights are {nearest[0]}, the nearest widths "
             f"{nearest[1]}: resize the images, or build fewer stages."
         )
-    return height, width, channels
+    return shape
 
 
 def check_least(image_shape, least: int, widths) -> None:

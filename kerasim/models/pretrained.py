@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import re
 import sys
 
@@ -12,6 +13,7 @@ from kerasim import artifacts, checks
 from kerasim.data import data_dir
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
+from kerasim.models.blocks import check_image_shape
 
 _POOLINGS = {
     "attention": AttentionPooling,
@@ -46,7 +48,8 @@ def pretrained_embedder(
 
     Args:
         backbone: A model of `keras.applications` by its name in lower case, "squeezenet" (v1.1,
-            the smallest), or a `keras.Model` from images to feature maps with weights of its own.
+            the smallest), or a `keras.Model` from images to feature maps with weights of its own,
+            whose layers the embedder shares: what `trainable` freezes is frozen there, too.
         weights: Of a backbone by name: "imagenet" (Keras downloads the file and checks its hash;
             that of "squeezenet" lies in `data.data_dir()`), the path of a weights file, or None
             for random numbers: figures of such an embedder say nothing of the backbone.
@@ -80,10 +83,7 @@ def pretrained_embedder(
     """
     checks.choice("pooling", pooling, tuple(_POOLINGS))
     checks.flag("self_attention", self_attention)
-    height, width, channels = image_shape
-    for side, size in (("height", height), ("width", width)):
-        if size is not None:
-            checks.integer(f"{side} of image_shape={image_shape}", size)
+    height, width, channels = image_shape = check_image_shape(image_shape, open_size=True)
     if channels not in (1, 3):
         raise ArgumentError(
             f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
@@ -93,17 +93,30 @@ def pretrained_embedder(
             f"image_shape={image_shape} leaves the size open, and these features are flattened: "
             "pass a height and a width, or another pooling."
         )
+    if isinstance(stages, str) or stages == ():
+        raise ArgumentError(f"stages={stages!r} names no layers: pass such as ('block4_pool',).")
+    rgb = (height, width, 3)
     if isinstance(backbone, str):
-        preprocess = BackbonePreprocessing(backbone, name="preprocessing")
-        backbone = _named(backbone, weights, (height, width, 3))
-    elif not isinstance(backbone, keras.Model) or len(backbone.output_shape) != 4:
-        raise ArgumentTypeError(
-            "backbone must be a name or a keras.Model from images to feature maps (n, height, "
-            f"width, channels). Received {backbone!r}: pass such as keras.Model(net.inputs, "
-            "net.get_layer(...).output)."
+        if preprocess is not None:
+            raise ArgumentError(
+                f"preprocess={preprocess!r}: {backbone!r} brings its own. Leave it None, or pass "
+                "the backbone as a keras.Model."
+            )
+        preprocess, backbone = backbone, _named(backbone, weights, rgb)
+    elif weights not in ("imagenet", None):
+        raise ArgumentError(
+            f"weights={weights!r}: a backbone that is a keras.Model has its own. Leave it out, and "
+            "call backbone.load_weights before."
         )
+    _check_backbone(backbone, rgb)
     if isinstance(preprocess, str):
+        BackbonePreprocessing.find(preprocess, "preprocess")
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
+    elif not (preprocess is None or isinstance(preprocess, layers.Layer)):
+        raise ArgumentTypeError(
+            f"preprocess must be a layer or a name. Received {preprocess!r}: pass such as "
+            "keras.layers.Rescaling(255)."
+        )
 
     images = keras.Input(image_shape, name="images")
     x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if channels == 1 else images
@@ -151,7 +164,28 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     else:
         first = 0 if checks.flag("trainable", trainable) else len(parts)
     for n, layer in enumerate(parts):
-        layer.trainable = n >= first and not isinstance(layer, layers.BatchNormalization)
+        layer.trainable = n >= first
+        for inner in layer._flatten_layers():  # a backbone may hold models
+            if isinstance(inner, layers.BatchNormalization):
+                inner.trainable = False
+
+
+def _check_backbone(backbone, image_shape):
+    """Raises unless a backbone maps images of that shape, open sizes aside, to feature maps."""
+    shapes = [getattr(backbone, f"{end}_shape", None) for end in ("input", "output")]
+    four = all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes)
+    if not isinstance(backbone, keras.Model) or not four:
+        raise ArgumentTypeError(
+            "backbone must be a name or a keras.Model from images to feature maps (n, height, "
+            f"width, channels). Received {backbone!r}: pass such as keras.Model(net.inputs, "
+            "net.get_layer(...).output)."
+        )
+    taken = shapes[0][1:]
+    if any(a not in (None, b) for a, b in zip(taken, image_shape, strict=True)):
+        raise ArgumentError(
+            f"backbone takes images {taken}, and would get {image_shape}: pass an image_shape of "
+            "that size, or a backbone that takes three channels."
+        )
 
 
 def _output(backbone, stage):
@@ -161,11 +195,18 @@ def _output(backbone, stage):
 
 def _named(name, weights, image_shape):
     """Returns the backbone of that name with its weights."""
+    find = BackbonePreprocessing.find(name)
     squeezenet = name == "squeezenet"
-    build = _squeezenet if squeezenet else BackbonePreprocessing.find(name)
+    build = _squeezenet if squeezenet else find
+    try:
+        backbone = build(include_top=False, weights=None, input_shape=image_shape)
+    except ValueError as error:
+        raise ArgumentError(
+            f"backbone={name!r} cannot be built for images {image_shape}: {error} Pass another "
+            "image_shape."
+        ) from error
     if weights == "imagenet" and not squeezenet:
-        return _download(build, name, image_shape)
-    backbone = build(include_top=False, weights=None, input_shape=image_shape)
+        return _download(build, name, image_shape)  # now its size is known to fit
     if weights is None:
         return backbone
     if weights == "imagenet":
@@ -179,7 +220,7 @@ def _named(name, weights, image_shape):
         if hashlib.sha256(file.read_bytes()).hexdigest() != _SQUEEZENET_SHA256:
             raise ArtifactError(f"{ascii(str(file))} is damaged: fetch it again.")
     else:
-        file = artifacts.check_file(weights)
+        file = artifacts.check_file(artifacts.check_path("weights", weights))
     try:
         backbone.load_weights(file)
     except Exception as error:  # Keras and h5py raise whatever comes
@@ -203,10 +244,11 @@ def _download(build, name, image_shape):
         if "fetch failure" not in str(error) and "corrupted" not in str(error):
             raise
         file = re.search(r"[^/\s]+\.h5", str(error))
+        folder = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "models")
+        mend = f"put the file {file[0]} into {folder}" if file else f"remove its file from {folder}"
         raise ArtifactError(
-            f"Keras could not fetch the weights of {name!r} ({error}). Put the file "
-            f"{file[0] if file else 'of that address'} into ~/.keras/models, or pass its path as "
-            "weights."
+            f"Keras could not fetch the weights of {name!r} ({error}). Retry with a network, "
+            f"{mend}, or pass the path of the file as weights."
         ) from error
 
 

@@ -12,8 +12,8 @@ from kerasim.layers import DISTANCES, CrossBatchMemory, Distance
 def siamese(
     embedder: keras.Model,
     distance: str | None = "euclidean",
-    memory: int = 0,
     name: str = "siamese",
+    memory: int = 0,
 ) -> keras.Model:
     """Builds a net that passes two images through one embedder, whose weights they share.
 
@@ -21,11 +21,11 @@ def siamese(
         embedder: `keras.Model` from images to vectors; training the net trains it.
         distance: "euclidean", "squared_euclidean" or "cosine"; None for the embeddings of both,
             which `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` take.
+        name: Name of the model.
         memory: With `distance=None`, how many right embeddings of past batches are negatives,
             too, so that small batches have many (`layers.CrossBatchMemory`). The net then has a
             loss of its own, so compile it with an optimizer alone, and takes
             `data.LabelledPairBatches(..., give_groups=True)`. 0 for none.
-        name: Name of the model.
 
     Returns:
         Model from `[left, right]`, each `(batch, *image_shape)`, to their distances
