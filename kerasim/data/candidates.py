@@ -78,9 +78,7 @@ def _join(left, right):
     from scipy.sparse.csgraph import connected_components
 
     n = len(left)
-    # At a size of their own: groups must not hang on the size that a network takes.
-    sides = (ImageFolder(side.files, None, [], [], _HASH_SIZE, 3) for side in (left, right))
-    codes = np.concatenate([_difference_hash(side) for side in sides])
+    codes = np.concatenate([_difference_hash(left), _difference_hash(right)])
     copy, original = _near(codes, 30).T % n
     edges = coo_matrix((np.ones(len(copy)), (copy, original)), (n, n))
     return connected_components(edges, directed=False)[1].astype("int64")
@@ -94,8 +92,8 @@ def find_near_copies(images, bits: int = 30) -> np.ndarray:
     count as copies of one another.
 
     Args:
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`, of
-            16 x 17 pixels or more.
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 17 pixels or more;
+            or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
         bits: How many bits of two near-copies may differ, 0 to 256.
 
     Returns:
@@ -108,15 +106,16 @@ def find_near_copies(images, bits: int = 30) -> np.ndarray:
         Krawetz, 2013, "Kind of like that" (the difference hash).
     """
     bits = checks.integer("bits", bits, 0, _HASH * _HASH)
-    images = check_images("images", images)
+    return _near(_difference_hash(check_images("images", images)), bits)
+
+
+def _difference_hash(images):
+    if isinstance(images, ImageFolder):  # copies at one size are copies at any other
+        images = ImageFolder(images.files, None, [], [], _HASH_SIZE, 3)
     if images.shape[1] < _HASH or images.shape[2] <= _HASH:
         raise ArgumentError(
             f"images {images.shape} are smaller than 16 x 17 pixels: pass larger ones."
         )
-    return _near(_difference_hash(images), bits)
-
-
-def _difference_hash(images):
     codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
     for n in range(len(images)):
         image = images[n]
