@@ -40,6 +40,7 @@ bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/pairs.py
+	$(BIN)/python benchmarks/backbones.py
 
 # uv where there is one, pip otherwise.
 $(VENV)/.ok: requirements.lock pyproject.toml

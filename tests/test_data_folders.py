@@ -57,6 +57,18 @@ def test_a_folder_is_indexed_as_an_array(rows, tmp_path):
     np.testing.assert_array_equal(found[rows], expected[rows])
 
 
+@pytest.mark.parametrize("rows", [slice(1, 3), [2, 0], np.array([True, False, True]), []])
+def test_part_of_a_folder_is_a_folder_that_decodes_nothing_before_it_is_asked(rows, tmp_path):
+    for level, name in ((0, "a"), (51, "b"), (255, "b")):
+        picture(tmp_path / name / f"{level:03}.png", level)
+    whole = data.image_folder(tmp_path, 4)
+    images, labels = whole[rows], whole.labels[rows]
+    part = whole.take(rows)
+    assert isinstance(part, data.ImageFolder) and part.shape == images.shape
+    np.testing.assert_array_equal(part[:], images)
+    assert part.labels.tolist() == labels.tolist() and part.class_names == ["a", "b"]
+
+
 @pytest.mark.parametrize("suffix", ["webp", "tif", "TIFF", "JPG", "jpeg", "bmp", "gif", "png"])
 def test_every_suffix_of_a_known_format_is_taken(suffix, tmp_path):
     kind = {"tif": "TIFF", "jpg": "JPEG"}.get(suffix.lower(), suffix.upper())
