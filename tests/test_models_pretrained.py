@@ -226,6 +226,13 @@ def sized(shape):
     return keras.Model(images, keras.layers.Conv2D(5, 3)(images))
 
 
+def test_an_open_size_is_that_of_a_backbone_of_one_size():
+    net = models.pretrained_embedder(sized((32, 24, 3)), image_shape=(None, None, 1))
+    assert net.input_shape == (None, 32, 24, 1)
+    flat = models.pretrained_embedder(sized((32, 24, 3)), pooling="flatten", embedding_dim=None)
+    assert flat.output_shape == (None, 30 * 22 * 5)
+
+
 @pytest.mark.parametrize(
     ("backbone", "settings", "said"),
     [

@@ -57,8 +57,8 @@ def pretrained_embedder(
             a backbone with the same preprocessing; None for nothing.
         pooling: From feature maps to a vector: "attention", "gem", "max", "average", "flatten".
         embedding_dim: Length of the embedding; None for the pooled features themselves.
-        image_shape: `(height, width, channels)`; None for any height or width, unless features
-            are flattened. With one channel the backbone gets it three times.
+        image_shape: `(height, width, channels)`; None for any height or width that the backbone
+            takes, unless features are flattened. With one channel the backbone gets it three times.
         stages: Names of layers of the backbone whose outputs are pooled and set side by side;
             None for its output alone.
         self_attention: Whether dot-product attention among the positions and 2 x 2 max-pooling
@@ -88,11 +88,6 @@ def pretrained_embedder(
         raise ArgumentError(
             f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
         )
-    if (self_attention or pooling == "flatten") and None in image_shape:
-        raise ArgumentError(
-            f"image_shape={image_shape} leaves the size open, and these features are flattened: "
-            "pass a height and a width, or another pooling."
-        )
     if isinstance(stages, str) or stages == ():
         raise ArgumentError(f"stages={stages!r} names no layers: pass such as ('block4_pool',).")
     rgb = (height, width, 3)
@@ -108,7 +103,13 @@ def pretrained_embedder(
             f"weights={weights!r}: a backbone that is a keras.Model has its own. Leave it out, and "
             "call backbone.load_weights before."
         )
-    _check_backbone(backbone, rgb)
+    height, width = _check_backbone(backbone, rgb)
+    image_shape = (height, width, channels)
+    if (self_attention or pooling == "flatten") and None in image_shape:
+        raise ArgumentError(
+            f"image_shape={image_shape} leaves the size open, and these features are flattened: "
+            "pass a height and a width, or another pooling."
+        )
     if isinstance(preprocess, str):
         BackbonePreprocessing.find(preprocess, "preprocess")
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
@@ -171,7 +172,10 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
 
 
 def _check_backbone(backbone, image_shape):
-    """Raises unless a backbone maps images of that shape, open sizes aside, to feature maps."""
+    """Returns height and width of images that a backbone takes, of that shape where it is given.
+
+    Raises unless it maps such images to feature maps.
+    """
     shapes = [getattr(backbone, f"{end}_shape", None) for end in ("input", "output")]
     four = all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes)
     if not isinstance(backbone, keras.Model) or not four:
@@ -181,11 +185,12 @@ def _check_backbone(backbone, image_shape):
             "net.get_layer(...).output)."
         )
     taken = shapes[0][1:]
-    if any(a not in (None, b) for a, b in zip(taken, image_shape, strict=True)):
+    if any(a != b for a, b in zip(taken, image_shape, strict=True) if None not in (a, b)):
         raise ArgumentError(
             f"backbone takes images {taken}, and would get {image_shape}: pass an image_shape of "
             "that size, or a backbone that takes three channels."
         )
+    return [a if b is None else b for a, b in zip(taken, image_shape, strict=True)][:2]
 
 
 def _output(backbone, stage):
