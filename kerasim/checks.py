@@ -60,6 +60,14 @@ def _range(low, high) -> str:
     return f" from {low} to {high}"
 
 
+def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
+    """Returns `x` as an array, else raises in the name of `name`, with what would mend it."""
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # a list of several lengths
+        raise ArgumentError(f"{name} cannot be made one array ({error}): {mend}.") from error
+
+
 def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
     """Returns `values` as an array of `n` rows, else raises in the name of `name`.
 
@@ -70,7 +78,7 @@ def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndar
         of: What there are `n` of, such as "images".
         rank: Required number of axes; None for any.
     """
-    values = np.asarray(values)
+    values = array(name, values)
     if values.shape[:1] != (n,) or rank not in (None, values.ndim):
         wanted = f"({n},)" if rank == 1 else f"({n}, ...)"
         raise ArgumentError(
@@ -89,12 +97,7 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
         rows: Least `n`.
         metric: Under "cosine" a row of zeros is refused, too: it has no direction.
     """
-    try:
-        x = np.asarray(x)
-    except ValueError as error:  # a list of several lengths
-        raise ArgumentError(
-            f"{name} cannot be made one array ({error}): pass rows of one length."
-        ) from error
+    x = array(name, x)
     if x.dtype.kind not in "fiu":
         raise ArgumentTypeError(
             f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."

@@ -90,6 +90,11 @@ def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
     assert "pass one for each, (3,)" in str(caught.value)
 
 
+def test_targets_of_several_lengths_are_refused_by_name():
+    with pytest.raises(errors.ArgumentError, match="targets cannot be made one array"):
+        checks.each("targets", [[1, 2], [3]], 2, "images")
+
+
 def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
     assert checks.each("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
     with pytest.raises(errors.ArgumentError, match=r"pass one for each, \(3, \.\.\.\)"):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kerasim import models
+from kerasim.models import blocks
 
 IMAGE_SHAPE = (16, 16, 3)
 
@@ -61,3 +62,8 @@ def test_under_mixed_precision_the_output_is_not_rounded_to_that_precision(name,
     assert output.dtype == "float32"
     # A bfloat16 has 8 bits: the lower 16 of its float32 are zero.
     assert (output.view("uint32") & 0xFFFF).any()
+
+
+def test_a_size_of_numpy_becomes_one_of_python():
+    shape = blocks.check_image_shape(np.array([8, 8, 1]))
+    assert shape == (8, 8, 1) and {type(n) for n in shape} == {int}

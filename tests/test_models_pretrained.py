@@ -251,6 +251,7 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
         ("vgg16", {"image_shape": (16, 16, 3)}, "backbone='vgg16' cannot be built for images"),
         (sized((32, 32, 3)), {"stages": "conv1"}, "stages='conv1' names no layers"),
         (sized((32, 32, 3)), {"stages": ()}, r"stages=\(\) names no layers"),
+        (sized((32, 32, 3)), {"stages": []}, r"stages=\[\] names no layers"),
         (sized((None, None, 3)), {"preprocess": 3}, "preprocess must be a layer or a name"),
         (sized((None, None, 3)), {"preprocess": "vgg61"}, "preprocess='vgg61' is not known"),
     ],

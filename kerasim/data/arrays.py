@@ -20,12 +20,7 @@ def check_shape(name: str, images, shape=(None, None, None)):
         shape: `(height, width, channels)` that a network takes; None for any.
     """
     if not isinstance(images, ImageFolder):
-        try:
-            images = np.asarray(images)
-        except ValueError as error:  # a list of several sizes
-            raise ArgumentError(
-                f"{name} cannot be made one array ({error}): resize the images to one size."
-            ) from error
+        images = checks.array(name, images, "resize the images to one size")
     fits = len(images.shape) == 4 and all(
         want in (None, got) and got for want, got in zip(shape, images.shape[1:], strict=True)
     )

@@ -88,7 +88,7 @@ def pretrained_embedder(
         raise ArgumentError(
             f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
         )
-    if isinstance(stages, str) or stages == ():
+    if stages is not None and (isinstance(stages, str) or not stages):
         raise ArgumentError(f"stages={stages!r} names no layers: pass such as ('block4_pool',).")
     rgb = (height, width, 3)
     if isinstance(backbone, str):
