@@ -18,17 +18,9 @@ class _Classes:
         self.labels = labels = _check_names("labels", labels)
         n = labels.size if images is None else len(images)
         checks.each("labels", labels, n, "images", 1)
-        # One stable sort, by radix for small integers; np.unique would need a second one.
-        narrow = labels.dtype.kind in "iu" and n and 0 <= labels.min() <= labels.max() < 2**16
-        self.order = np.argsort(labels.astype("uint16") if narrow else labels, kind="stable")
-        ordered = labels[self.order]
-        first = np.append(True, ordered[1:] != ordered[:-1])[: len(labels)]
-        self.starts = np.flatnonzero(first)
-        self.names, self.counts = ordered[first], np.diff(self.starts, append=len(labels))
-        # The class of each image, and its place within the class.
-        self.label, self.place = np.empty((2, len(labels)), dtype="int64")
-        self.label[self.order] = np.cumsum(first) - 1
-        self.place[self.order] = np.arange(len(labels)) - np.repeat(self.starts, self.counts)
+        self.names, self.label, self.counts = np.unique(
+            labels, return_inverse=True, return_counts=True
+        )
         if len(self.names) < 2:
             raise ArgumentError(
                 f"labels hold {len(self.names)} classes, {', '.join(map(str, self.names))}: "
@@ -41,6 +33,11 @@ class _Classes:
                 f"labels hold {len(small)} classes of fewer than {fewest} images: {shown}. Add "
                 "images, or drop those classes."
             )
+        narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
+        self.order = np.argsort(self.label.astype(narrow), kind="stable")
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.place = np.empty_like(self.order)  # of an image within its class
+        self.place[self.order] = np.arange(len(labels)) - self.starts[self.label[self.order]]
 
     def alike(self, rows, rng):
         """Draws for each image another one of its class."""
