@@ -97,8 +97,23 @@ def test_settings_that_build_no_unet_are_refused(settings, message):
 def test_the_noise_estimator_learns_how_much_noise_there_is(tmp_path):
     keras.utils.set_random_seed(0)
     images = np.zeros((256, 8, 8, 1), dtype="float32")
+    images[:, ::2, ::2] = images[:, 1::2, 1::2] = 0.5  # rough, but no noise
     model = models.noise_estimator((8, 8, 1), (4, 4), 16)
     model.compile(keras.optimizers.Adam(1e-2), "mean_absolute_percentage_error")
     history = training.fit(model, data.NoiseBatches(images, batch_size=32), 15, tmp_path, verbose=0)
     assert history.loss.iloc[-1] < 20 < history.loss.iloc[0]
     assert (model.predict(images[:3], verbose=0) > 0).all()
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 0.8])
+def test_before_training_the_noise_estimator_tells_the_noise_of_smooth_images(sigma):
+    keras.utils.set_random_seed(0)
+    ramp = np.broadcast_to(np.linspace(0, 1, 32)[None, :, None, None], (4, 32, 24, 3))
+    noisy = data.add_noise(ramp, sigma, seed=0, clip=False)
+    found = models.noise_estimator((32, 24, 3)).predict(noisy, verbose=0)
+    np.testing.assert_allclose(found, sigma, rtol=0.1)
+
+
+def test_a_row_of_pixels_has_no_neighbours_to_tell_noise_by():
+    with pytest.raises(ArgumentError, match=r"each side of image_shape=\(1, 8, 1\)"):
+        models.noise_estimator((1, 8, 1))
