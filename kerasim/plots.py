@@ -37,11 +37,11 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     ax = _axes(ax, (6, 3.5))
     for n, key in enumerate(keys):
         colour = COLOURS[n % len(COLOURS)]
-        ax.plot(frame["epoch"], frame[key], color=colour, label=f"training {key}")
-        if f"val_{key}" in frame:
-            ax.plot(
-                frame["epoch"], frame[f"val_{key}"], "--", color=colour, label=f"held-out {key}"
-            )
+        for column, style in ((key, "-"), (f"val_{key}", "--")):
+            if column in frame:
+                part = "held-out" if column.startswith("val_") else "training"
+                name = f"{part} {column.removeprefix('val_')}"
+                ax.plot(frame["epoch"], frame[column], style, color=colour, label=name)
     ticks: Any = ax.xaxis.get_major_locator()
     ticks.set_params(integer=True)
     ax.set(xlabel="epoch", ylabel=keys[0] if len(keys) == 1 else "value")

@@ -213,6 +213,13 @@ def test_more_keys_than_colours_are_all_drawn():
     assert len(plots.history(table, keys).lines) == 11
 
 
+def test_a_held_out_column_is_called_so_by_whichever_name_it_is_asked_for():
+    table = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 2], "val_loss": [1, 2], "val_x": [3, 4]})
+    ax = plots.history(table, ["loss", "val_x"])
+    names = [line.get_label() for line in ax.lines]
+    assert names == ["training loss", "held-out loss", "held-out x"]
+
+
 def test_a_logarithmic_history_has_a_logarithmic_axis():
     assert plots.history(frame(), log=True).get_yscale() == "log"
     assert plots.history(frame()).get_yscale() == "linear"
