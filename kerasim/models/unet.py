@@ -163,7 +163,7 @@ def noise_estimator(
     x = layers.Dense(checks.integer("dense_width", dense_width), "relu", name="dense")(x)
     factor = layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="factor")(x)
     # Of noise alone this has the standard deviation of a pixel: four pixels, halved.
-    rough = images[:, 1:, 1:] - images[:, 1:, :-1] - images[:, :-1, 1:] + images[:, :-1, :-1]
+    rough = ops.diff(ops.diff(images, axis=1), axis=2)
     rough = ops.mean(LogEnergy(name="rough")(rough / 2), axis=1, keepdims=True) / 2
     sigma = layers.Activation("exponential", dtype="float32", name="sigma")(rough + factor)
     return keras.Model(images, sigma, name=name)
