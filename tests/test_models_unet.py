@@ -29,6 +29,17 @@ def test_the_noise_has_the_shape_of_the_images(image_shape, attention):
     )
 
 
+@pytest.mark.parametrize("patch", [2, 3])
+def test_patches_take_squares_of_pixels_together(patch):
+    model = build((24, 12, 3), patch=patch)
+    stir(model)
+    inputs = {"images": np.ones((2, 24, 12, 3), "float32"), "t": np.array([0, 999])}
+    noise = np.asarray(model(inputs))
+    assert noise.shape == (2, 24, 12, 3)
+    assert (np.ptp(noise, axis=(0, 1, 2)) > 0).all()
+    assert model.get_layer("bottleneck").output.shape[1:] == (12 // patch, 6 // patch, 16)
+
+
 def stir(model):
     rng = np.random.default_rng(0)
     for weight in model.trainable_weights:
@@ -82,11 +93,13 @@ def test_before_training_the_noise_is_said_to_be_none():
     ("settings", "message"),
     [
         ({"image_shape": (30, 28, 1)}, "nearest heights are \\[28, 32\\]"),
+        ({"image_shape": (20, 32, 1), "patch": 2}, "nearest heights are \\[16, 24\\]"),
         ({"widths": (30, 64)}, "must be multiples of groups=8"),
         ({"attention": 4}, "attention=4 is out of range"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"blocks": 0}, "blocks=0"),
         ({"groups": "8"}, "groups must be an integer"),
+        ({"patch": 0}, "patch=0"),
     ],
 )
 def test_settings_that_build_no_unet_are_refused(settings, message):

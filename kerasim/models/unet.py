@@ -16,6 +16,7 @@ def unet(
     num_classes: int | None = None,
     blocks: int = 1,
     groups: int = 8,
+    patch: int = 1,
     name: str = "unet",
 ) -> keras.Model:
     """Builds a network that predicts the noise in an image at a step of a `NoiseSchedule`.
@@ -26,13 +27,15 @@ def unet(
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
-            `2 ** (len(widths) - 1)`.
+            `patch * 2 ** (len(widths) - 1)`.
         widths: Filters of each stage, from the full image inwards; multiples of `groups`.
         attention: How many stages, the innermost ones, look at the whole image by self-attention
             after each block.
         num_classes: None for a network without labels.
         blocks: Residual blocks of each stage, on the way in and on the way out.
         groups: Of group norm.
+        patch: Side of the squares of pixels that the first layer takes together and the last one
+            draws; 2 spares the work on the full image, which is half of it or more.
         name: Name of the model.
 
     Returns:
@@ -47,10 +50,12 @@ def unet(
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; classes: Ho & Salimans, 2022.
-        https://arxiv.org/abs/2207.12598
+        https://arxiv.org/abs/2207.12598; patches: Hoogeboom et al., 2023.
+        https://arxiv.org/abs/2301.11093
     """
     widths = check_widths("widths", widths)
-    image_shape = check_image_shape(image_shape, 2 ** (len(widths) - 1))
+    patch = checks.integer("patch", patch)
+    image_shape = check_image_shape(image_shape, patch * 2 ** (len(widths) - 1))
     checks.integer("attention", attention, 0, len(widths))
     checks.integer("blocks", blocks)
     checks.integer("groups", groups)
@@ -105,7 +110,7 @@ def unet(
                 x = look(x, f"{way}{n + 1}_attention{m}")
         return x
 
-    x = conv(images, widths[0], "first", activation=None)
+    x = conv(images, widths[0], "first", patch, activation=None)
     kept = []
     for n in range(len(widths)):
         if n:
@@ -118,7 +123,15 @@ def unet(
         x = layers.Conv2DTranspose(widths[n], 2, 2, name=f"up{n + 1}")(x)
         x = layers.Concatenate(name=f"skip{n + 1}")([x, kept.pop()])
         x = stage(x, n, "out")
-    noise = zero_conv(norm_act(x, "last"), image_shape[-1], "noise", "float32")
+    noise = layers.Conv2DTranspose(
+        image_shape[-1],
+        3 if patch == 1 else 2 * patch,
+        patch,
+        padding="same",
+        kernel_initializer="zeros",
+        dtype="float32",
+        name="noise",
+    )(norm_act(x, "last"))
     return keras.Model(inputs, noise, name=name)
 
 
