@@ -41,6 +41,7 @@ bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/quality.py
 	$(BIN)/python benchmarks/pairs.py
 	$(BIN)/python benchmarks/backbones.py
+	$(BIN)/python benchmarks/diffusion.py
 
 # uv where there is one, pip otherwise.
 $(VENV)/.ok: requirements.lock pyproject.toml

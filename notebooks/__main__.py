@@ -61,6 +61,8 @@ def keep(executed: Path) -> None:
     notebook = nbformat.read(executed, 4)
     noise = re.compile(
         r"WARNING: All log messages before absl|[IWE]\d{4} \S|To enable the foll|INFO:"
+        # It counts the first call of each model.
+        r"|WARNING:tensorflow:\d+ out of the last"
     )
     notebook.cells = [
         c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])
@@ -74,7 +76,7 @@ def keep(executed: Path) -> None:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = count
-                if output.get("name") == "stderr":  # TensorFlow's log, nothing else
+                if output.output_type == "stream":  # TensorFlow's log is in stdout, too
                     lines = output.text.splitlines(keepends=True)
                     output.text = "".join(ln for ln in lines if ln.strip() and not noise.match(ln))
                 if "image/png" in output.get("data", {}):
