@@ -112,7 +112,7 @@ def sample(
         https://arxiv.org/abs/2010.02502; guidance: Ho & Salimans, 2022.
         https://arxiv.org/abs/2207.12598
     """
-    image_shape = _check_model(model)
+    image_shape = _check_model(model, schedule)
     if np.shape(shape) != (4,) or tuple(shape[1:]) != image_shape:
         raise ArgumentError(
             f"shape={shape} must be (n, {', '.join(map(str, image_shape))}), n images of the size "
@@ -174,7 +174,7 @@ def denoise(
     """
     checks.choice("output", output, ("mean", "sample"))
     steps = checks.integer("steps", steps, 1, schedule.steps)
-    images = data.check_shape("images", images, _check_model(model))
+    images = data.check_shape("images", images, _check_model(model, schedule))
     images = np.asarray(images[:])
     if images.dtype.kind != "f" and images.dtype != np.uint8:
         raise ArgumentTypeError(
@@ -212,14 +212,22 @@ def denoise(
     return _reverse(model, schedule, x, t, steps, eta, labels, guidance, seed), sigma
 
 
-def _check_model(model) -> tuple[int, int, int]:
-    """Returns the image shape of a network that takes images and t, by name."""
+def _check_model(model, schedule) -> tuple[int, int, int]:
+    """Returns the image shape of a network that takes images and t, and is of that schedule."""
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
         raise ArgumentTypeError(
             "model must be a keras.Model with inputs named images and t. Received "
             f"{type(model).__name__} with {sorted(inputs)}: pass such as models.unet gives."
         )
+    if "schedule" in [layer.name for layer in model.layers]:
+        known = ops.convert_to_numpy(model.get_layer("schedule").embeddings)[:, 1] ** 2
+        abar = schedule.alphas_cumprod
+        if len(known) != len(abar) or not np.allclose(known, abar, rtol=1e-3, atol=1e-9):
+            raise ArgumentError(
+                f"schedule={schedule} is not the one that the network was built with, which has "
+                f"{len(known)} steps and ends at abar {known[-1]:.2g}: pass that one."
+            )
     return inputs["images"].shape[1:]
 
 

@@ -74,6 +74,7 @@ def test_settings_tell_schedules_steps_and_labels_apart():
         settings(labels=4 - LABELS),
         settings(steps=(0, 9)),
         settings(drop_label=0.2),
+        settings(weighting="velocity"),
     ]
     assert len({repr(variant) for variant in variants}) == len(variants)
     assert settings() == settings()
@@ -90,6 +91,7 @@ def test_settings_tell_schedules_steps_and_labels_apart():
         ({"labels": LABELS, "drop_label": 2}, "drop_label=2 is out of range"),
         ({"steps": (0, 50)}, "steps\\[1\\]=50 is out of range"),
         ({"steps": 50}, "steps=50 must be \\(first, last\\)"),
+        ({"weighting": "snr"}, "weighting='snr' is not known"),
         ({"steps": (5, 4)}, "steps\\[0\\]=5 is out of range"),
     ],
 )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import models
+from kerasim import diffusion, models
 from kerasim.models import blocks
 
 IMAGE_SHAPE = (16, 16, 3)
@@ -28,7 +28,9 @@ BUILDERS = {
     "siamese": lambda: models.siamese(embedder(), distance=None),
     "ensemble": lambda: models.ensemble([embedder("one"), embedder("two")]),
     "vae": lambda: models.vae(IMAGE_SHAPE, 5, (2, 3), 8),
-    "unet": lambda: models.unet(IMAGE_SHAPE, (4, 6), groups=2, num_classes=3),
+    "unet": lambda: models.unet(
+        IMAGE_SHAPE, (4, 6), groups=2, num_classes=3, schedule=diffusion.NoiseSchedule(9)
+    ),
     "noise_estimator": lambda: models.noise_estimator(IMAGE_SHAPE, (2, 3), 4),
     "pretrained_embedder": lambda: models.pretrained_embedder(backbone()),
 }

@@ -73,11 +73,12 @@ def test_only_attention_looks_from_corner_to_corner():
     assert reached(0) == 0 < reached(1)
 
 
-def test_it_learns_with_averages_and_draws_images(tmp_path):
-    model = build(num_classes=2)
+@pytest.mark.parametrize("weighting", ["noise", "velocity"])
+def test_it_learns_with_averages_and_draws_images(weighting, tmp_path):
+    model = build(num_classes=2, schedule=SCHEDULE if weighting == "velocity" else None)
     model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9), "mse")
     labels = np.arange(12) % 2
-    batches = data.DiffusionBatches(IMAGES, SCHEDULE, labels, batch_size=4)
+    batches = data.DiffusionBatches(IMAGES, SCHEDULE, labels, batch_size=4, weighting=weighting)
     history = training.fit(model, batches, 6, tmp_path, verbose=0)
     assert history.loss.iloc[-1] < 0.9 * history.loss.iloc[0]
     drawn = diffusion.sample(model, SCHEDULE, (2, 8, 8, 1), 5, labels=[0, 1], guidance=1.0)
@@ -87,6 +88,37 @@ def test_it_learns_with_averages_and_draws_images(tmp_path):
 def test_before_training_the_noise_is_said_to_be_none():
     inputs = {"images": IMAGES[:2], "t": np.array([3, 4])}
     assert (np.asarray(build()(inputs)) == 0).all()
+
+
+def test_with_a_schedule_the_layers_say_the_velocity_and_its_error_is_what_counts():
+    schedule = diffusion.NoiseSchedule(10, "cosine")
+    model = build(schedule=schedule)
+    stir(model)
+    batches = data.DiffusionBatches(IMAGES, schedule, weighting="velocity")
+    inputs, noise, weights = batches[0]
+    abar = schedule.alphas_cumprod[inputs["t"]][:, None, None, None]
+    velocity = keras.Model(model.input, model.get_layer("velocity").output)
+    said = np.asarray(velocity(inputs))
+    np.testing.assert_allclose(
+        model(inputs), np.sqrt(1 - abar) * inputs["images"] + np.sqrt(abar) * said, atol=1e-5
+    )
+    x = 2 * IMAGES[batches._draw(np.random.default_rng([0, 0]))[0]] - 1
+    # Salimans & Ho, 2022, section 4.
+    true = np.sqrt(abar) * noise - np.sqrt(1 - abar) * x
+    counted = np.minimum(1, 25_000 * abar)
+    assert weights.shape == (12, 1, 1) and counted.min() < 1
+    model.compile(loss="mse")
+    np.testing.assert_allclose(
+        model.evaluate(batches, verbose=0), np.mean(counted * (said - true) ** 2), rtol=1e-4
+    )
+
+
+def test_a_network_is_not_used_with_another_schedule_than_its_own():
+    model = build(schedule=SCHEDULE)
+    diffusion.sample(model, diffusion.NoiseSchedule(50, "cosine"), (1, 8, 8, 1), 2)
+    for other in (diffusion.NoiseSchedule(60, "cosine"), diffusion.NoiseSchedule(50)):
+        with pytest.raises(ArgumentError, match="not the one that the network was built with"):
+            diffusion.denoise(model, other, IMAGES, 0.1)
 
 
 @pytest.mark.parametrize(

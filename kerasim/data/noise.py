@@ -13,7 +13,8 @@ class DiffusionBatches(Batches):
 
     A batch is `({"images": x_t, "t": t}, noise)`, with "labels" if there are some: images in model
     space, `2 image - 1`, with the noise of a step drawn for each, and that noise, float32 of their
-    shape. Steps and noise are drawn anew each epoch, as all else is.
+    shape. With `weighting="velocity"` there is a third part, what the error of each image counts,
+    float32 `(batch, 1, 1)`. Steps and noise are drawn anew each epoch, as all else is.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
@@ -24,15 +25,18 @@ class DiffusionBatches(Batches):
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         flip, shift: As for `ImageBatches`.
+        weighting: "noise" for an error of the noise, the same for each step; "velocity", for a
+            network built with a `schedule`, for one of the velocity: `1 / abar`, 25,000 at most.
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
 
     Reference:
-        Ho et al., 2020. https://arxiv.org/abs/2006.11239
+        Ho et al., 2020. https://arxiv.org/abs/2006.11239; velocity: Salimans & Ho, 2022.
+        https://arxiv.org/abs/2202.00512
     """
 
-    _own = ("schedule", "steps", "labels", "drop_label")
+    _own = ("schedule", "steps", "weighting", "labels", "drop_label")
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class DiffusionBatches(Batches):
         seed: int = 0,
         flip: bool = False,
         shift: int = 0,
+        weighting: str = "noise",
     ):
         super().__init__(images, batch_size, seed, flip=flip, shift=shift)
         self.schedule = schedule
@@ -54,6 +59,8 @@ class DiffusionBatches(Batches):
         first, last = steps
         last = checks.integer("steps[1]", last, 0, schedule.steps - 1)
         self.steps = checks.integer("steps[0]", first, 0, last), last
+        checks.choice("weighting", weighting, ("noise", "velocity"))
+        self.weighting = weighting
         self.drop_label = checks.number("drop_label", drop_label, 0, 1)
         self.labels = None if labels is None else check_classes(labels, len(self.images))
 
@@ -66,7 +73,11 @@ class DiffusionBatches(Batches):
         if self.labels is not None:
             dropped = rng.random(len(x)) < self.drop_label
             inputs["labels"] = np.where(dropped, -1, self.labels[rows]).astype("int32")
-        return inputs, noise
+        if self.weighting == "noise":
+            return inputs, noise
+        # The last steps of a cosine hold so little that float32 would round the velocity away.
+        weights = 1 / np.maximum(self.schedule.alphas_cumprod[t], 1 / 25_000)
+        return inputs, noise, weights.astype("float32")[:, None, None]
 
 
 class NoiseBatches(Batches):

@@ -1,9 +1,11 @@
 """Networks for diffusion: which noise an image holds, and how much."""
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from kerasim import checks
+from kerasim.diffusion import NoiseSchedule
 from kerasim.errors import ArgumentError
 from kerasim.layers import LogEnergy, TimeEmbedding
 from kerasim.models.blocks import check_image_shape, check_widths, conv, zero_conv
@@ -17,6 +19,7 @@ def unet(
     blocks: int = 1,
     groups: int = 8,
     patch: int = 1,
+    schedule: NoiseSchedule | None = None,
     name: str = "unet",
 ) -> keras.Model:
     """Builds a network that predicts the noise in an image at a step of a `NoiseSchedule`.
@@ -36,6 +39,9 @@ def unet(
         groups: Of group norm.
         patch: Side of the squares of pixels that the first layer takes together and the last one
             draws; 2 spares the work on the full image, which is half of it or more.
+        schedule: None for layers that say the noise itself; small networks get it wrong where
+            there is little else, and draw badly. Given, they say the velocity v, of which the
+            noise is `sqrt(1 - abar) images + sqrt(abar) v`: train with `weighting="velocity"`.
         name: Name of the model.
 
     Returns:
@@ -51,7 +57,8 @@ def unet(
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; classes: Ho & Salimans, 2022.
         https://arxiv.org/abs/2207.12598; patches: Hoogeboom et al., 2023.
-        https://arxiv.org/abs/2301.11093
+        https://arxiv.org/abs/2301.11093; velocity: Salimans & Ho, 2022.
+        https://arxiv.org/abs/2202.00512
     """
     widths = check_widths("widths", widths)
     patch = checks.integer("patch", patch)
@@ -130,8 +137,14 @@ def unet(
         padding="same",
         kernel_initializer="zeros",
         dtype="float32",
-        name="noise",
+        name="noise" if schedule is None else "velocity",
     )(norm_act(x, "last"))
+    if schedule is not None:
+        abar = schedule.alphas_cumprod
+        shares = layers.Embedding(len(abar), 2, trainable=False, dtype="float32", name="schedule")
+        of_images, of_velocity = ops.split(shares(inputs["t"])[:, None, None], 2, axis=-1)
+        shares.set_weights([np.sqrt([1 - abar, abar]).T])
+        noise = of_images * images + of_velocity * noise
     return keras.Model(inputs, noise, name=name)
 
 
