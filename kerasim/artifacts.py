@@ -121,7 +121,7 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
         before, manifest = _standing(path), None
         try:
             folder = _find(path)
-            manifest = _check(folder, kind, _manifest_bytes(folder, kind), fingerprint)
+            manifest = _check(folder, kind, fingerprint)
             result = load(folder, manifest)
             if _standing(path) == before:
                 return result
@@ -290,20 +290,13 @@ def check_file(path) -> Path:
     raise ArtifactError(f"{shown} is {what}: pass the path of a file.")
 
 
-def _check(folder: Path, kind: str, raw: bytes, fingerprint: str | None) -> Manifest:
-    manifest = _decode(folder, raw)
-    if manifest.kind != kind:
-        raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}: check the path.")
+def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
+    manifest = _manifest(folder, kind)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise ArtifactError(
             f"{folder} was made with another embedder (fingerprint "
             f"{str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}): embed the images "
             "again with this embedder, or pass the one it was made with."
-        )
-    extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
-    if extra:
-        raise ArtifactError(
-            f"{folder} holds files that its manifest does not name: {extra[:5]}. Remove them."
         )
     for name, expected in manifest.files.items():
         found = _describe(folder / name, expected["size"])
@@ -317,21 +310,31 @@ def _check(folder: Path, kind: str, raw: bytes, fingerprint: str | None) -> Mani
     return manifest
 
 
-def _manifest_bytes(folder: Path, kind: str) -> bytes:
+def _manifest(folder: Path, kind: str) -> Manifest:
+    """Returns the manifest of a folder that holds a `kind` and no file beside those it names."""
     if not folder.exists():
         raise ArtifactError(f"There is no {kind} at {folder}: check the path or save one there.")
     if not folder.is_dir():
         raise ArtifactError(
             f"{folder} is not a folder: a saved {kind} is a folder with {MANIFEST}."
         )
-    manifest = folder / MANIFEST
-    if not manifest.exists():
+    path = folder / MANIFEST
+    if not path.exists():
         raise ArtifactError(
             f"{folder} has no {MANIFEST}: kerasim did not write it, and will not trust it as a "
             f"{kind}."
         )
-    with open(check_file(manifest), "rb") as file:
-        return file.read(_MANIFEST_BYTES + 1)
+    with open(check_file(path), "rb") as file:
+        manifest = _decode(folder, file.read(_MANIFEST_BYTES + 1))
+    if manifest.kind != kind:
+        raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}: check the path.")
+    extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
+    if extra:
+        raise ArtifactError(
+            f"{folder} holds files that its manifest does not name: {extra[:5]}. Move them "
+            "elsewhere."
+        )
+    return manifest
 
 
 def _encode(manifest: Manifest) -> bytes:
@@ -512,19 +515,9 @@ def _recover(path: Path, kind: str) -> None:
 
 def check_replaceable(path: Path, kind: str) -> None:
     """Raises unless `write` may put a `kind` at `path`: nothing there, or one of its own."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    manifest = _decode(path, _manifest_bytes(path, kind))
-    if manifest.kind != kind:
-        raise ArtifactError(
-            f"{path} holds a {manifest.kind}: remove it or save the {kind} elsewhere."
-        )
-    extra = set(_names(path)) - set(manifest.files) - {MANIFEST}
-    if extra:
-        raise ArtifactError(
-            f"{path} holds files that kerasim did not write: {sorted(extra)[:5]}. Move them, or "
-            "save elsewhere."
-        )
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty:
+        _manifest(path, kind)
 
 
 def _sync(path) -> None:
