@@ -134,9 +134,10 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
                 raise ArtifactError(
                     f"Cannot read {path}: {error}. Check its permissions and its disk."
                 ) from error
+            versions = ", ".join(f"{name} {of}" for name, of in manifest.versions.items())
             raise ArtifactError(
                 f"{path} matches its manifest but cannot be loaded as {kind}: {error}. It was "
-                f"written by {_versions_of(manifest)}: use those versions or save it again."
+                f"written by {versions}: use those versions or save it again."
             ) from error
     raise ArtifactError(
         f"{path} was replaced 20 times while it was read: stop the writer and retry."
@@ -354,28 +355,26 @@ def _encode(manifest: Manifest) -> bytes:
 
 
 def _decode(folder: Path, raw: bytes) -> Manifest:
-    damaged = (
-        f"{folder / MANIFEST} is damaged: restore the folder from a copy, or remove it and save "
-        "again."
-    )
     if len(raw) > _MANIFEST_BYTES:
         raise ArtifactError(f"{folder / MANIFEST} is larger than {_MANIFEST_BYTES} bytes: refused.")
     try:
         body = json.loads(raw)
-        digest = body.pop("manifest_sha256")
-        newer = isinstance(body["schema"], int) and body["schema"] > SCHEMA
-        if digest == _digest(body) and newer:
+        if body.pop("manifest_sha256") != _digest(body):
+            raise ValueError("its digest is not that of its content")
+        if isinstance(body["schema"], int) and body["schema"] > SCHEMA:
             raise ArtifactError(
                 f"{folder} has schema {body['schema']}, written by kerasim "
                 f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}: "
                 "upgrade kerasim."
             )
         manifest = Manifest(**body)
-        sound = digest == _digest(body) and _is_sound(manifest)
+        if not _is_sound(manifest):
+            raise ValueError("its fields are not those of a manifest")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ArtifactError(damaged) from error
-    if not sound:
-        raise ArtifactError(damaged)
+        raise ArtifactError(
+            f"{folder / MANIFEST} is damaged: restore the folder from a copy, or remove it and "
+            "save again."
+        ) from error
     for name in manifest.files:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ArtifactError(f"{folder / MANIFEST} names {name!r}, outside its folder: refused.")
@@ -409,10 +408,8 @@ def _describe(path: Path, size: int | None = None) -> dict:
         if size not in (None, found.st_size):
             return {"size": found.st_size}
         with open(path, "rb") as file:
-            return {
-                "size": found.st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": found.st_size, "sha256": sha256}
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{path} is missing: restore it from a copy or save it again."
@@ -430,10 +427,6 @@ def _names(folder: Path) -> list[str]:
 def _versions() -> dict[str, str]:
     libraries = {name: importlib.metadata.version(name) for name in ("keras", "numpy")}
     return {"kerasim": __version__, **libraries, "python": platform.python_version()}
-
-
-def _versions_of(manifest: Manifest) -> str:
-    return ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
 def _place(path) -> Path:
@@ -489,15 +482,13 @@ def _sweep(path: Path) -> None:
     """Removes what processes of this machine that died in mid-write left beside `path`."""
     stray = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
     for name in os.listdir(path.parent):
-        found = stray.fullmatch(name)
-        if found is None:
-            continue
-        try:
-            os.kill(int(found[1]), 0)
-        except ProcessLookupError:
-            _remove(path.parent / name)
-        except (PermissionError, OverflowError):
-            pass  # alive, under another user
+        if found := stray.fullmatch(name):
+            try:
+                os.kill(int(found[1]), 0)
+            except ProcessLookupError:
+                _remove(path.parent / name)
+            except (PermissionError, OverflowError):
+                pass  # alive, under another user
 
 
 def _recover(path: Path, kind: str) -> None:
@@ -505,11 +496,9 @@ def _recover(path: Path, kind: str) -> None:
     aside = _aside(path)
     with contextlib.suppress(ArtifactError):  # not ours: let it stand
         check_replaceable(aside, kind)
-        if aside.exists() and not path.exists():
-            os.rename(aside, path)
-        elif aside.exists():
+        if aside.exists():
             stale = _temporary(path)
-            os.rename(aside, stale)
+            os.rename(aside, stale if path.exists() else path)
             shutil.rmtree(stale, ignore_errors=True)
 
 
