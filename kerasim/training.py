@@ -150,7 +150,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     weights = _weights(arrays, info.get("averages", {}))
     if best:
         weights, _ = artifacts.read(path, "weights", _load)
-    _assign(path, [("model", model.variables)], weights)
+    _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
 
 
@@ -195,23 +195,22 @@ class RetrievalCallback(keras.callbacks.Callback):
         if len(self.images) < 2:
             raise ArgumentError(f"images holds {len(self.images)}: pass two or more.")
         self.gallery = None if gallery is None else data.check_images("gallery", gallery)
+        self.parts = [self.images] if gallery is None else [self.images, self.gallery]
         self.labels, self.gallery_labels = np.asarray(labels), gallery_labels
         self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
 
     def settings(self) -> dict:
         """Returns what decides the figures, for `fit` to compare on resume."""
         labels = [self.labels] if self.gallery is None else [self.labels, self.gallery_labels]
-        images = [self.images] if self.gallery is None else [self.images, self.gallery]
-        held_out = [data.digest(part) for part in (*images, *map(np.asarray, labels))]
+        held_out = [data.digest(part) for part in (*self.parts, *map(np.asarray, labels))]
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
 
     def on_train_begin(self, logs=None):
         # Plain numbers by name: `fit` saves them, and a resumed run goes on with the first ones.
         self._keep("untrained", self._score())
-        parts = [self.images] if self.gallery is None else [self.images, self.gallery]
-        small = sum(np.prod(part.shape) for part in parts) * 4 <= 2**30
-        if small and not any(isinstance(part, data.ImageFolder) for part in parts):
+        small = sum(np.prod(part.shape) for part in self.parts) * 4 <= 2**30
+        if small and not any(isinstance(part, data.ImageFolder) for part in self.parts):
             self._keep("pixels", self._score(_flat, "euclidean"))  # a black image has no cosine
 
     def on_epoch_end(self, epoch, logs=None):
@@ -245,10 +244,9 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def _score(self, embed=None, metric=None) -> dict:
         embed = embed or functools.partial(data.embed, self.embedder)
-        queries = embed(self.images)
-        gallery = None if self.gallery is None else embed(self.gallery)
+        parts = [embed(part) for part in self.parts]
+        queries, gallery = parts[0], None if self.gallery is None else parts[1]
         keys = "recall@1", f"precision@{self.k}"
-        parts = [queries] if gallery is None else [queries, gallery]
         if metric is None and not all(part.any(axis=1).all() for part in parts):
             return dict.fromkeys((*keys, "pair_cosine"), np.nan)
         ks = sorted({1, self.k})
@@ -283,15 +281,12 @@ class _Run(keras.callbacks.Callback):
         self.saved_callbacks: list[dict] = []
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling
         self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
-        pairs = []
+        self.averages = {}
         if self.swap:
-            pairs = zip(
-                optimizer._trainable_variables,
-                optimizer._model_variables_moving_average,
-                strict=True,
-            )
-        place = {id(v): f"{group}/{n}" for group, of in self.groups for n, v in enumerate(of)}
-        self.averages = {place[id(weight)]: place[id(average)] for weight, average in pairs}
+            name = {id(variable): key for key, variable in self.variables.items()}
+            averages = optimizer._model_variables_moving_average
+            for weight, average in zip(optimizer._trainable_variables, averages, strict=True):
+                self.averages[name[id(weight)]] = name[id(average)]
 
     def around(self, callbacks):
         """Returns all callbacks in order; those of the caller see averages, if there are some."""
@@ -301,8 +296,9 @@ class _Run(keras.callbacks.Callback):
         return [self.swap, swap, *callbacks, swap, self]
 
     @property
-    def groups(self):
-        return [("model", self.of.variables), ("optimizer", self.of.optimizer.variables)]
+    def variables(self):
+        optimizer = self.of.optimizer
+        return _named("model", self.of.variables) | _named("optimizer", optimizer.variables)
 
     def check_first_batch(self):
         """Refuses data that is not finite before the first step."""
@@ -325,15 +321,15 @@ class _Run(keras.callbacks.Callback):
                 + "\n  ".join(differences)
                 + "\nChoose another run_dir, or pass resume=False to start afresh and overwrite it."
             )
-        _assign(path, self.groups, arrays)
+        _assign(path, self.variables, arrays)
         self.history, self.stopped = info["history"], info["stopped"]
         self.saved_callbacks = info["callbacks"]
 
     def keep_learning_rate(self, saved, arrays):
         """Takes a rate that callbacks lowered in an earlier call for the one it began with."""
         now = self.settings["optimizer"]["config"]
-        for n, variable in enumerate(self.of.optimizer.variables):
-            rate = arrays.get(f"optimizer/{n}")
+        for key, variable in self.variables.items():
+            rate = arrays.get(key)
             if variable is getattr(self.of.optimizer, "_learning_rate", None) and rate is not None:
                 if rate.size == 1 and now["learning_rate"] == float(rate):
                     config = saved["optimizer"]["config"]
@@ -343,19 +339,14 @@ class _Run(keras.callbacks.Callback):
         saved = list(self.saved_callbacks)
         for callback in self.callbacks:
             kind = type(callback).__name__
-            for n, values in enumerate(saved):
-                if values.get("__class__", kind) == kind:
-                    del saved[n]
+            values = next((of for of in saved if of.get("__class__", kind) == kind), None)
+            if values is not None:
+                saved.remove(values)
+                for key, value in values.items():
                     # A path may have moved meanwhile, and Keras turns the sign of min_delta when
                     # it sets a callback up, once for each run of the process.
-                    vars(callback).update(
-                        {
-                            key: value
-                            for key, value in values.items()
-                            if not isinstance(value, str) and key != "min_delta"
-                        }
-                    )
-                    break
+                    if not isinstance(value, str) and key != "min_delta":
+                        vars(callback)[key] = value
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
@@ -368,14 +359,13 @@ class _Run(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.started
-        arrays = _arrays(self.groups)
-        bad = [
-            key
-            for key, array in arrays.items()
-            if array.dtype.kind == "f" and not np.isfinite(array).all()
-        ]
+        arrays = {
+            key: np.asarray(keras.ops.convert_to_numpy(variable))
+            for key, variable in self.variables.items()
+        }
+        bad = sum(not np.isfinite(array).all() for array in arrays.values())
         if bad:
-            self._fail(f"{len(bad)} weights became NaN or infinite in epoch {epoch + 1}")
+            self._fail(f"{bad} weights became NaN or infinite in epoch {epoch + 1}")
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
         history = [*self.history, {**row, "seconds": round(seconds, 2)}]
         loss = row.get("val_loss", np.nan)
@@ -397,11 +387,9 @@ class _Run(keras.callbacks.Callback):
         )
 
     def _fail(self, what):
-        kept = (
-            f"{self.run_dir / 'state'} keeps epoch {len(self.history)}"
-            if self.history
-            else "No epoch was finished"
-        )
+        kept = "No epoch was finished"
+        if self.history:
+            kept = f"{self.run_dir / 'state'} keeps epoch {len(self.history)}"
         raise TrainingError(
             f"{what}. {kept}: lower the learning rate or look for a loss that divides by zero, "
             "then train in another run_dir."
@@ -412,12 +400,8 @@ def _load(folder, manifest):
     return artifacts.read_arrays(folder / "arrays.npz"), manifest.info
 
 
-def _arrays(groups) -> dict[str, np.ndarray]:
-    return {
-        f"{group}/{n}": np.asarray(keras.ops.convert_to_numpy(variable))
-        for group, variables in groups
-        for n, variable in enumerate(variables)
-    }
+def _named(group, variables) -> dict:
+    return {f"{group}/{n}": variable for n, variable in enumerate(variables)}
 
 
 def _weights(arrays, averages) -> dict[str, np.ndarray]:
@@ -425,9 +409,8 @@ def _weights(arrays, averages) -> dict[str, np.ndarray]:
     return {key: arrays[averages.get(key, key)] for key in arrays if key.startswith("model/")}
 
 
-def _assign(path, groups, arrays):
+def _assign(path, variables, arrays):
     """Assigns saved arrays to variables: all, or none if one does not fit."""
-    variables = {f"{group}/{n}": v for group, all_of in groups for n, v in enumerate(all_of)}
     wrong = [
         f"{key} ({v.path}): {tuple(v.shape)}, "
         f"saved {arrays[key].shape if key in arrays else 'nothing'}"
@@ -467,10 +450,9 @@ def _settings(model, batches, validation, callbacks) -> dict:
         "loss": loss,
         "batches": _describe(batches),
         "validation": None if validation is None else _describe(validation),
+        # None, as where an earlier version left it out.
+        "callbacks": [c.settings() for c in callbacks if hasattr(c, "settings")] or None,
     }
-    of_callbacks = [c.settings() for c in callbacks if hasattr(c, "settings")]
-    if of_callbacks:
-        described["callbacks"] = of_callbacks
     return json.loads(json.dumps(described, default=str))
 
 
