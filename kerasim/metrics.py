@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from bisect import bisect_left
 
 import numpy as np
 
@@ -62,20 +61,12 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
         raise ArgumentError(
             f"images {images.shape} are smaller than the window, 11 x 11 pixels: enlarge them."
         )
-    return np.array(
-        [
-            structural_similarity(
-                a,
-                b,
-                data_range=data_range,
-                channel_axis=-1,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-            )
-            for a, b in zip(images, reference, strict=True)
-        ]
-    )
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    values = [
+        structural_similarity(a, b, data_range=data_range, channel_axis=-1, **window)
+        for a, b in zip(images, reference, strict=True)
+    ]
+    return np.array(values)
 
 
 def frechet_distance(features_a, features_b) -> float:
@@ -339,10 +330,8 @@ class Verification:
             weight on like pairs whatever their number.
         """
         checks.number("threshold", threshold)
-        far, accepted = (
-            float(np.searchsorted(sorted_, threshold, "right") / len(sorted_))
-            for sorted_ in (self.unlike, self.like)
-        )
+        far = float(_accepted(self.unlike, threshold))
+        accepted = float(_accepted(self.like, threshold))
         return {"far": far, "frr": 1 - accepted, "accuracy": (1 - far + accepted) / 2}
 
     def score(self, distances) -> np.ndarray:
@@ -410,33 +399,29 @@ def verification(distances, same) -> Verification:
     like, unlike = np.sort(distances[same]), np.sort(distances[~same])
     fpr, tpr, scores = roc_curve(same, -distances)
 
-    def excess(threshold):
-        accepted = [
-            np.searchsorted(part, threshold, "right") / len(part) for part in (like, unlike)
-        ]
-        return accepted[1] - (1 - accepted[0])
-
-    # The curve has corners alone; this looks for the threshold among all distances.
-    first = [part[min(bisect_left(part, 0, key=excess), len(part) - 1)] for part in (like, unlike)]
+    # The curve has corners alone; the threshold of equal errors is looked for among all distances.
+    tried = np.concatenate([like, unlike])
+    enough = _accepted(unlike, tried) >= 1 - _accepted(like, tried)
     return Verification(
         fpr=fpr,
         tpr=tpr,
         thresholds=-scores,  # the first is -infinity, which accepts nothing
         auc=float(auc(fpr, tpr)),
         eer=_equal_error(fpr, tpr),
-        eer_threshold=float(min(t for t in first if excess(t) >= 0)),
+        eer_threshold=float(tried[enough].min()),
         like=like,
         unlike=unlike,
     )
 
 
+def _accepted(distances, threshold):
+    """Returns which share of sorted distances each threshold accepts."""
+    return np.searchsorted(distances, threshold, "right") / len(distances)
+
+
 def _equal_error(fpr, tpr) -> float:
     """Returns `fpr` where the curve, drawn through its points, crosses `fpr = 1 - tpr`."""
-    after = int(np.argmax(fpr + tpr >= 1))
-    before = after - 1
-    missing = 1 - tpr - fpr
-    share = missing[before] / (missing[before] - missing[after])
-    return float(fpr[before] + share * (fpr[after] - fpr[before]))
+    return float(np.interp(1, fpr + tpr, fpr))
 
 
 def all_pairs(
@@ -502,21 +487,13 @@ def all_pairs(
     # A resample may have lost every like or every unlike pair.
     curves = curves[curves[:, :, -1].all(axis=1)]
     curves /= curves[:, :, -1:]
-    scores = {
-        "auc": [float(auc(fpr, tpr)) for fpr, tpr in curves],
-        "eer": [_equal_error(fpr, tpr) for fpr, tpr in curves],
-    }
-    ends = {
-        f"{key}_interval": tuple(np.quantile(values[1:] or [np.nan], (0.025, 0.975)).tolist())
-        for key, values in scores.items()
-    }
-    return {
-        "auc": scores["auc"][0],
-        "eer": scores["eer"][0],
-        **ends,
-        "like": like,
-        "unlike": unlike,
-    }
+    areas = [float(auc(fpr, tpr)) for fpr, tpr in curves]
+    errors = [_equal_error(fpr, tpr) for fpr, tpr in curves]
+    scores: dict = {"auc": areas[0], "eer": errors[0]}
+    for key, values in (("auc", areas), ("eer", errors)):
+        ends = np.quantile(values[1:] or [np.nan], (0.025, 0.975))
+        scores[f"{key}_interval"] = tuple(ends.tolist())
+    return {**scores, "like": like, "unlike": unlike}
 
 
 @dataclasses.dataclass(frozen=True)
