@@ -199,18 +199,16 @@ def retrieval(
         hits = np.take_along_axis(same, np.take_along_axis(near, order, 1), 1)
         found = np.cumsum(hits, axis=1)
         ranks = np.arange(1, depth + 1)
-        within = ranks <= wanted[:, None]
+        within = hits & (ranks <= wanted[:, None])
         best = np.where(same, distances, np.inf).min(axis=1, keepdims=True)
         level = distances == best
         before = np.arange(len(gallery)) < (level & same).argmax(axis=1)[:, None]
         rank = 1 + ((distances < best) | (level & before)).sum(axis=1)
-        columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
         with np.errstate(invalid="ignore"):
-            columns += [
-                (hits & within).sum(axis=1) / wanted,
-                (found / ranks * (hits & within)).sum(axis=1) / wanted,
-                1 / rank,
-            ]
+            r_precision = within.sum(axis=1) / wanted
+            map_at_r = (found / ranks * within).sum(axis=1) / wanted
+        columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
+        columns += [r_precision, map_at_r, 1 / rank]
         return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
 
     blocks = pairwise_distances_chunked(
@@ -276,17 +274,15 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
     from sklearn.metrics.pairwise import paired_distances
 
     checks.choice("metric", metric, METRICS)
-    sides = [
-        checks.vectors(name, x, metric=metric) for name, x in (("left", left), ("right", right))
-    ]
-    if sides[0].shape != sides[1].shape:
+    left = checks.vectors("left", left, metric=metric).astype("float64")
+    right = checks.vectors("right", right, metric=metric).astype("float64")
+    if left.shape != right.shape:
         raise ArgumentError(
-            f"left has shape {sides[0].shape}, right {sides[1].shape}: pass one embedding for each "
-            "side of each pair, of one model."
+            f"left has shape {left.shape}, right {right.shape}: pass one embedding for each side "
+            "of each pair, of one model."
         )
-    if not len(sides[0]):
+    if not len(left):
         return np.empty(0)
-    left, right = (side.astype("float64") for side in sides)
     return np.asarray(paired_distances(left, right, metric=metric))
 
 
