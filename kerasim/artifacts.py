@@ -210,25 +210,23 @@ def architecture(model) -> dict:
 
     Keras counts unnamed layers up through a process: `dense_4` may be `dense` in the next.
     """
+
+    def strings(node):
+        """Yields each string below `node`, with the dict or list that holds it and its key."""
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, str):
+                yield node, key, value
+            elif isinstance(value, (dict, list)):
+                yield from strings(value)
+
     config = json.loads(model.to_json())["config"]
     names: dict[str, str] = {}
-
-    def collect(node):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if key == "name" and isinstance(value, str):
-                names.setdefault(value, f"#{len(names)}")
-            elif isinstance(value, (dict, list)):
-                collect(value)
-
-    def replace(node) -> Any:
-        if isinstance(node, dict):
-            return {key: replace(value) for key, value in node.items()}
-        if isinstance(node, list):
-            return [replace(value) for value in node]
-        return names.get(node, node) if isinstance(node, str) else node
-
-    collect(config)
-    return replace(config)
+    for _, key, value in strings(config):
+        if key == "name":
+            names.setdefault(value, f"#{len(names)}")
+    for holder, key, value in strings(config):
+        holder[key] = names.get(value, value)
+    return config
 
 
 @contextlib.contextmanager
@@ -315,15 +313,11 @@ def _manifest(folder: Path, kind: str) -> Manifest:
     """Returns the manifest of a folder that holds a `kind` and no file beside those it names."""
     if not folder.exists():
         raise ArtifactError(f"There is no {kind} at {folder}: check the path or save one there.")
-    if not folder.is_dir():
-        raise ArtifactError(
-            f"{folder} is not a folder: a saved {kind} is a folder with {MANIFEST}."
-        )
     path = folder / MANIFEST
     if not path.exists():
         raise ArtifactError(
-            f"{folder} has no {MANIFEST}: kerasim did not write it, and will not trust it as a "
-            f"{kind}."
+            f"{folder} has no {MANIFEST}, as the folder of a saved {kind} has: kerasim did not "
+            "write it, and will not trust it."
         )
     with open(check_file(path), "rb") as file:
         manifest = _decode(folder, file.read(_MANIFEST_BYTES + 1))
