@@ -96,9 +96,7 @@ class Projection:
         distances, indices = self._index.query(x, self.n_neighbors)
         # Relative to the nearest, so that nothing overflows; a fitted vector is its own nearest.
         nearest = distances[:, :1]
-        weights = np.where(
-            nearest > 0, nearest / np.where(distances > 0, distances, 1), distances == 0
-        )
+        weights = np.divide(nearest, distances, out=np.ones_like(distances), where=distances > 0)
         weights /= weights.sum(axis=1, keepdims=True)
         return np.einsum("nk,nkd->nd", weights, self.coordinates_[indices]).astype("float32")
 
