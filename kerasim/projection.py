@@ -69,12 +69,8 @@ class Projection:
             warnings.simplefilter("ignore")
             from umap import UMAP
 
-            umap = UMAP(
-                n_neighbors=self.n_neighbors,
-                min_dist=self.min_dist,
-                random_state=self.seed,
-                n_jobs=1,  # what a seed asks for
-            )
+            # One job is what a seed asks for.
+            umap = UMAP(self.n_neighbors, min_dist=self.min_dist, random_state=self.seed, n_jobs=1)
             # Centred first, for UMAP computes in float32.
             coordinates = umap.fit_transform((x - x.mean(axis=0)).astype("float32"))
         self.coordinates_ = np.asarray(coordinates, dtype="float32")
@@ -104,15 +100,13 @@ class Projection:
         """Writes the fitted projection to a folder, whole or not at all, without pickle."""
         if not hasattr(self, "_index"):
             raise ArgumentError("The projection is not fitted: call fit_transform(x) before save.")
-        info = {name: getattr(self, name) for name in ("n_neighbors", "min_dist", "seed")}
-        artifacts.write(
-            path,
-            _KIND,
-            lambda folder: np.savez(
-                folder / "arrays.npz", x=self._index.embeddings, coordinates=self.coordinates_
-            ),
-            info={"settings": info, "trustworthiness": float(self.trustworthiness_)},
-        )
+        settings = {name: getattr(self, name) for name in ("n_neighbors", "min_dist", "seed")}
+        info = {"settings": settings, "trustworthiness": float(self.trustworthiness_)}
+
+        def fill(folder):
+            np.savez(folder / "arrays.npz", x=self._index.embeddings, coordinates=self.coordinates_)
+
+        artifacts.write(path, _KIND, fill, info)
 
     @classmethod
     def load(cls, path) -> "Projection":
