@@ -216,10 +216,9 @@ class RetrievalCallback(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         figures = self._score()
-        logs.update({f"{self.prefix}_{key}": value for key, value in figures.items()})
-        logs.update(
-            {key: value for key, value in vars(self).items() if key.startswith(f"{self.prefix}_")}
-        )
+        start = f"{self.prefix}_"
+        logs.update({start + key: value for key, value in figures.items()})
+        logs.update({key: value for key, value in vars(self).items() if key.startswith(start)})
         if not figures["pair_cosine"] <= 0.98:
             self._warn(
                 "collapse",
@@ -228,14 +227,13 @@ class RetrievalCallback(keras.callbacks.Callback):
                 'learning rate, or mine "all" triplets instead of "hard" ones.',
             )
         key = f"precision@{self.k}"
-        for start in ("untrained", "pixels"):
-            before = getattr(self, f"{self.prefix}_{key}_{start}", 0)
+        for baseline, name in (("untrained", "untrained embedder"), ("pixels", "pixels")):
+            before = getattr(self, f"{start}{key}_{baseline}", 0)
             if epoch and figures[key] < before:
                 self._warn(
-                    start,
+                    baseline,
                     f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f} of "
-                    f"the {start if start == 'pixels' else 'untrained embedder'}: check labels, "
-                    "learning rate and preprocessing.",
+                    f"the {name}: check labels, learning rate and preprocessing.",
                 )
 
     def _keep(self, start, figures):
