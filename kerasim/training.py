@@ -279,12 +279,12 @@ class _Run(keras.callbacks.Callback):
         self.saved_callbacks: list[dict] = []
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling
         self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
+        self.name_of = {id(variable): key for key, variable in self.variables.items()}
         self.averages = {}
         if self.swap:
-            name = {id(variable): key for key, variable in self.variables.items()}
             averages = optimizer._model_variables_moving_average
             for weight, average in zip(optimizer._trainable_variables, averages, strict=True):
-                self.averages[name[id(weight)]] = name[id(average)]
+                self.averages[self.name_of[id(weight)]] = self.name_of[id(average)]
 
     def around(self, callbacks):
         """Returns all callbacks in order; those of the caller see averages, if there are some."""
@@ -325,13 +325,11 @@ class _Run(keras.callbacks.Callback):
 
     def keep_learning_rate(self, saved, arrays):
         """Takes a rate that callbacks lowered in an earlier call for the one it began with."""
-        now = self.settings["optimizer"]["config"]
-        for key, variable in self.variables.items():
-            rate = arrays.get(key)
-            if variable is getattr(self.of.optimizer, "_learning_rate", None) and rate is not None:
-                if rate.size == 1 and now["learning_rate"] == float(rate):
-                    config = saved["optimizer"]["config"]
-                    now["learning_rate"] = config.get("learning_rate", now["learning_rate"])
+        now, before = self.settings["optimizer"]["config"], saved["optimizer"]["config"]
+        variable = getattr(self.of.optimizer, "_learning_rate", None)
+        rate = arrays.get(self.name_of.get(id(variable)))
+        if rate is not None and rate.size == 1 and now["learning_rate"] == float(rate):
+            now["learning_rate"] = before.get("learning_rate", now["learning_rate"])
 
     def on_train_begin(self, logs=None):
         saved = list(self.saved_callbacks)
@@ -358,8 +356,7 @@ class _Run(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.started
         arrays = {
-            key: np.asarray(keras.ops.convert_to_numpy(variable))
-            for key, variable in self.variables.items()
+            key: np.asarray(keras.ops.convert_to_numpy(v)) for key, v in self.variables.items()
         }
         bad = sum(not np.isfinite(array).all() for array in arrays.values())
         if bad:
