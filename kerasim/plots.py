@@ -42,8 +42,7 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
                 part = "held-out" if column.startswith("val_") else "training"
                 name = f"{part} {column.removeprefix('val_')}"
                 ax.plot(frame["epoch"], frame[column], style, color=colour, label=name)
-    ticks: Any = ax.xaxis.get_major_locator()
-    ticks.set_params(integer=True)
+    ax.locator_params("x", integer=True)
     ax.set(xlabel="epoch", ylabel=keys[0] if len(keys) == 1 else "value")
     if log:
         ax.set_yscale("log")
@@ -72,11 +71,10 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
     height, width = np.shape(images[0])[:2]
     room = 0.25 if titles is not None else 0
     figure, axes = _figure(rows, columns, size, size * height / width + room)
-    for n, ax in enumerate(axes.flat):
-        if n < len(images):
-            _show(ax, images[n])
-            if titles is not None:
-                ax.set_title(str(titles[n]), fontsize=8, pad=2, parse_math=False)
+    for n, ax in enumerate(axes.flat[: len(images)]):
+        _show(ax, images[n])
+        if titles is not None:
+            ax.set_title(str(titles[n]), fontsize=8, pad=2, parse_math=False)
     return figure
 
 
@@ -232,20 +230,17 @@ def latent_map(
         The axes.
     """
     coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
-    for name, rows in (("labels", labels), ("images", images)):
-        if rows is not None:
-            checks.each(name, range(len(rows)), len(coordinates), "coordinates")
     if images is not None:
         images = _check_some("images", images)
+        checks.each("images", range(len(images)), len(coordinates), "coordinates")
     checks.integer("thumbnails", thumbnails, 0)
     if labels is not None:
-        labels = np.asarray(labels)
+        labels = checks.each("labels", labels, len(coordinates), "coordinates")
         classes = np.unique(labels)
         names = [str(label) for label in classes]
         if class_names is not None:
-            if not (
-                labels.dtype.kind in "iu" and 0 <= classes[0] <= classes[-1] < len(class_names)
-            ):
+            whole = labels.dtype.kind in "iu"
+            if not (whole and 0 <= classes[0] <= classes[-1] < len(class_names)):
                 raise ArgumentError(
                     f"class_names has {len(class_names)} entries; labels go from {classes[0]} to "
                     f"{classes[-1]}: pass integer labels from 0, and a name for each."
@@ -359,7 +354,10 @@ def network(model, ax=None):
             f"model must be a built keras.Model. Received {type(model).__name__}: pass a model "
             "made by a builder, or call it once."
         )
-    steps = _steps(model)
+    steps = []
+    for kind, shape in _outputs(model):
+        if not steps or shape != steps[-1][1]:
+            steps.append((kind, shape))
     if any(None in shape for _, shape in steps):
         raise ArgumentError(
             "model has layers of no fixed size: build it with an image_shape to draw it."
@@ -371,7 +369,8 @@ def network(model, ax=None):
         tall = 0.3 + 0.28 * np.log2(area) / 2
         broad = 0.12 + 0.055 * np.log2(depth)
         colour = COLOURS[kinds.index(kind) % len(COLOURS)]
-        ax.add_patch(_rectangle((left, -tall / 2), broad, tall, colour))
+        style = {"color": colour, "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
+        ax.bar(left, tall, broad, -tall / 2, align="edge", **style)
         middle = left + broad / 2
         ax.text(middle, tall / 2 + 0.06, kind, ha="center", va="bottom", fontsize=7, rotation=40)
         text = " x ".join(map(str, shape))
@@ -382,25 +381,13 @@ def network(model, ax=None):
     return ax
 
 
-def _steps(model):
-    """Lists (kind, shape) of a model's layers where the shape changes, in order."""
-    steps, before = [], None
+def _outputs(model):
+    """Yields (kind, shape of the output) of a model's layers, in order."""
     for layer in model.layers:
-        inner = _steps(layer) if hasattr(layer, "layers") else None
-        if inner is None:
-            shape = tuple(layer.output.shape[1:])
-            inner = [(type(layer).__name__.replace("Layer", ""), shape)]
-        for kind, shape in inner:
-            if shape != before:
-                steps.append((kind, shape))
-                before = shape
-    return steps
-
-
-def _rectangle(corner, width, height, colour):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, width, height, facecolor=colour, edgecolor="black", lw=0.5, alpha=0.85)
+        if hasattr(layer, "layers"):
+            yield from _outputs(layer)
+        else:
+            yield type(layer).__name__.replace("Layer", ""), tuple(layer.output.shape[1:])
 
 
 def _check_some(name, images) -> Any:
@@ -424,16 +411,10 @@ def _axes(ax, size):
 def _figure(rows, columns, width, height, left=0.0):
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(columns * width + left, rows * height),
-        dpi=72,  # about two pixels for one of a 32 x 32 image: notebooks stay small
-        layout="constrained",
-        squeeze=False,
-    )
-    engine: Any = figure.get_layout_engine()
-    engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    size = (columns * width + left, rows * height)
+    # At 72 dpi about two pixels for one of a 32 x 32 image: notebooks stay small.
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=72, squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         _frame(ax, "none", "-", 0)
