@@ -94,9 +94,8 @@ class CosineClassifier(_Layer):
     """
 
     def __init__(self, num_classes: int, **kwargs):
-        num_classes = checks.integer("num_classes", num_classes)
         super().__init__(**kwargs)
-        self.num_classes = num_classes
+        self.num_classes = checks.integer("num_classes", num_classes)
 
     def build(self, input_shape):
         self.kernel = self.add_weight(
@@ -127,17 +126,15 @@ class CrossBatchMemory(_Layer):
     """
 
     def __init__(self, size: int = 1024, temperature: float = 0.1, **kwargs):
-        size = checks.integer("size", size)
-        temperature = checks.number("temperature", temperature, 1e-6)
         super().__init__(**kwargs)
-        self.size, self.temperature = size, temperature
+        self.size = checks.integer("size", size)
+        self.temperature = checks.number("temperature", temperature, 1e-6)
 
     def build(self, input_shape):
-        shapes = {"rights": (self.size, input_shape[0][-1]), "groups": (self.size, 2)}
-        for name, shape in shapes.items():  # group -1: nothing there yet
-            empty = keras.initializers.Constant(-1.0)
-            weight = self.add_weight(shape=shape, initializer=empty, trainable=False, name=name)
-            setattr(self, name, weight)
+        # Group -1: nothing there yet.
+        state = {"initializer": keras.initializers.Constant(-1.0), "trainable": False}
+        self.rights = self.add_weight((self.size, input_shape[0][-1]), name="rights", **state)
+        self.groups = self.add_weight((self.size, 2), name="groups", **state)
 
     def call(self, inputs, training=False):
         both, groups = inputs
@@ -180,9 +177,8 @@ class Sampling(_Layer):
     """
 
     def __init__(self, weight: float = 1.0, seed: int | None = None, **kwargs):
-        weight = checks.number("weight", weight, 0)
         super().__init__(**kwargs)
-        self.weight, self.seed = weight, seed
+        self.weight, self.seed = checks.number("weight", weight, 0), seed
         self.seeds = keras.random.SeedGenerator(seed)
 
     def call(self, inputs, training=False):
@@ -253,9 +249,8 @@ class AttentionPooling(_Layer):
     """
 
     def __init__(self, dim: int = 128, **kwargs):
-        dim = checks.integer("dim", dim)
         super().__init__(**kwargs)
-        self.dim = dim
+        self.dim = checks.integer("dim", dim)
 
     def build(self, input_shape):
         self.hidden = self.add_weight(shape=(input_shape[-1], self.dim), name="hidden")
@@ -288,9 +283,8 @@ class GeneralizedMean(_Layer):
     """
 
     def __init__(self, p: float = 3.0, **kwargs):
-        p = checks.number("p", p, 1)
         super().__init__(**kwargs)
-        self.p = p
+        self.p = checks.number("p", p, 1)
 
     def build(self, input_shape):
         constant = keras.initializers.Constant(self.p)

@@ -17,7 +17,6 @@ from kerasim import checks
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.layers import DISTANCES, Configured, root, unit
 
-_MINING = ("all", "semi_hard", "hard")
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
 
@@ -76,7 +75,7 @@ class _TripletLoss(_BatchLoss):
 
     def __init__(self, margin, mining, name, **kwargs):
         super().__init__(name=name, **kwargs)
-        checks.choice("mining", mining, _MINING)
+        checks.choice("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
             raise ArgumentError(
