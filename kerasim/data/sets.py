@@ -54,11 +54,10 @@ def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Da
     """
     checks.choice("name", name, tuple(_CLASS_NAMES))
     checks.choice("dtype", dtype, ("float32", "uint8"))
-    parts = _digits() if name == "digits" else _load_npz(name)
-    x_train, y_train, x_test, y_test = parts
-    images = [_prepare(x, name, image_size, dtype) for x in (x_train, x_test)]
-    labels = [y.reshape(-1).astype("int64") for y in (y_train, y_test)]
-    return Dataset(images[0], labels[0], images[1], labels[1], list(_CLASS_NAMES[name]))
+    x_train, y_train, x_test, y_test = _digits() if name == "digits" else _load_npz(name)
+    x_train, x_test = (_prepare(x, image_size, dtype) for x in (x_train, x_test))
+    y_train, y_test = (y.reshape(-1).astype("int64") for y in (y_train, y_test))
+    return Dataset(x_train, y_train, x_test, y_test, list(_CLASS_NAMES[name]))
 
 
 def _digits():
@@ -75,8 +74,7 @@ def _load_npz(name):
     path = data_dir() / f"{name}.npz"
     keys = ("x_train", "y_train", "x_test", "y_test")
     if os.path.exists(path):
-        arrays = artifacts.read_arrays(path, keys)
-        parts = tuple(arrays[key] for key in keys)
+        parts = tuple(artifacts.read_arrays(path, keys).values())
     else:
         try:
             (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
@@ -88,28 +86,19 @@ def _load_npz(name):
             ) from error
         parts = x_train, y_train, x_test, y_test
     shape = (28, 28) if name == "mnist" else (32, 32, 3)
-    for key, part in zip(keys, parts, strict=True):
-        fits = (
-            part.shape[1:] == shape and part.dtype == np.uint8
-            if key[0] == "x"
-            else part.dtype.kind in "iu"
-        )
-        if not fits:
+    for part, images, labels in (("train", *parts[:2]), ("test", *parts[2:])):
+        fits = images.dtype == np.uint8 and images.shape[1:] == shape and len(images) == labels.size
+        named = labels.size and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() <= 9
+        if not (fits and named):
             raise ArtifactError(
-                f"{path}: {key} has shape {part.shape} and dtype {part.dtype}; expected uint8 "
-                f"images (n, {', '.join(map(str, shape))}) and integer labels. Fetch the file "
-                "again."
-            )
-    for images, labels in (parts[:2], parts[2:]):
-        if not (len(images) == labels.size > 0 and labels.min() >= 0 and labels.max() <= 9):
-            raise ArtifactError(
-                f"{path} has {labels.size} labels for {len(images)} images, or labels outside 0 to "
-                "9; expected one for each image. Fetch the file again."
+                f"{path} has {labels.dtype} {labels.shape} labels for {images.dtype} "
+                f"{images.shape} images in y_{part} and x_{part}; expected uint8 images (n, "
+                f"{', '.join(map(str, shape))}) and a label from 0 to 9 for each. Fetch it again."
             )
     return parts
 
 
-def _prepare(x, name, image_size, dtype):
+def _prepare(x, image_size, dtype):
     if x.ndim == 3:
         x = x[..., None]
     if image_size is not None:
