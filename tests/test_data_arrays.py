@@ -47,7 +47,7 @@ def test_infinities_of_both_signs_are_refused_too(door):
         door(images)
 
 
-def test_bad_rows_are_counted_past_the_first_block():
+def test_bad_rows_are_counted_to_the_last_of_many():
     images = np.zeros((1500, 2, 2, 1), "float32")
     images[[3, 1400]] = np.nan
     with pytest.raises(ArgumentError, match="2 of 1500 rows: 3, 1400"):

@@ -52,17 +52,13 @@ def check_images(name: str, images):
         raise ArgumentTypeError(
             f"{name} must be float in [0, 1] or uint8. Received dtype {images.dtype}: convert it."
         )
-    bad, outside = np.zeros((2, len(images)), dtype=bool)
-    for start in range(0, len(images), 1024):
-        rows = slice(start, start + 1024)
-        low, high = images[rows].min(axis=(1, 2, 3)), images[rows].max(axis=(1, 2, 3))
-        bad[rows] = ~(np.isfinite(low) & np.isfinite(high))
-        outside[rows] = (low < 0) | (high > 1)
-    checks.bad_rows(name, bad, "NaN or infinity")
+    low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
+    checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
+    outside = (low < 0) | (high > 1)
     if outside.any():
         raise ArgumentError(
-            f"{name} must lie in [0, 1] if it is float. Received values from {images.min()} to "
-            f"{images.max()}, {outside.sum()} rows outside, the first {np.argmax(outside)}: divide "
+            f"{name} must lie in [0, 1] if it is float. Received values from {low.min()} to "
+            f"{high.max()}, {outside.sum()} rows outside, the first {np.argmax(outside)}: divide "
             "by 255, or pass uint8."
         )
     return images
