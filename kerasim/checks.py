@@ -11,31 +11,23 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """Returns `value` as an `int` in `[low, high]`, else raises in the name of `name`."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise ArgumentTypeError(
-            f"{name} must be an integer. Received {value!r} of type "
-            f"{type(value).__name__}: pass a whole number{_range(low, high)}."
-        )
+    wanted = f"pass a whole number{_range(low, high)}"
+    _of_kind(name, value, numbers.Integral, "an integer", wanted)
     if value < low or (high is not None and value > high):
-        raise ArgumentError(
-            f"{name}={value} is out of range: pass a whole number{_range(low, high)}."
-        )
+        raise ArgumentError(f"{name}={value} is out of range: {wanted}.")
     return operator.index(value)
 
 
 def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
     """Returns `value` as a finite `float` in `[low, high]`, else raises in the name of `name`."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise ArgumentTypeError(
-            f"{name} must be a number. Received {value!r} of type "
-            f"{type(value).__name__}: pass a number{_range(low, high)}."
-        )
+    wanted = f"pass a number{_range(low, high)}"
+    _of_kind(name, value, numbers.Real, "a number", wanted)
     try:
         found = float(value)
     except OverflowError:  # an integer of more than 308 digits
         found = math.inf
     if not (math.isfinite(found) and low <= found <= high):
-        raise ArgumentError(f"{name}={value} is out of range: pass a number{_range(low, high)}.")
+        raise ArgumentError(f"{name}={value} is out of range: {wanted}.")
     return found
 
 
@@ -58,6 +50,13 @@ def _range(low, high) -> str:
     if high in (None, math.inf):
         return "" if low == -math.inf else f", {low} or more"
     return f" from {low} to {high}"
+
+
+def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind):
+        raise ArgumentTypeError(
+            f"{name} must be {what}. Received {value!r} of type {type(value).__name__}: {wanted}."
+        )
 
 
 def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
@@ -107,11 +106,16 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
             f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. Received shape "
             f"{x.shape}: pass one row per image, embedded by the same model."
         )
-    if x.dtype.kind == "f":
-        bad_rows(name, ~np.isfinite(x).all(axis=1), "NaN or infinity")
+    finite(name, x)
     if metric == "cosine":
         bad_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
     return x
+
+
+def finite(name: str, x: np.ndarray) -> None:
+    """Raises in the name of `name` if a row of floats holds NaN or infinity."""
+    if x.dtype.kind == "f":
+        bad_rows(name, ~np.isfinite(x).all(axis=tuple(range(1, x.ndim))), "NaN or infinity")
 
 
 def bad_rows(name: str, bad, what: str) -> None:

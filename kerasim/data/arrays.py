@@ -135,10 +135,8 @@ def gaussian_noise(images, sigma, rng):
 def digest(images) -> str:
     """Returns a digest of an array, or of names, sizes and times of a folder's files."""
     if isinstance(images, ImageFolder):
-        rows = [
-            (os.fsencode(file), file.stat().st_size, file.stat().st_mtime_ns)
-            for file in images.files
-        ]
+        stats = [(file, file.stat()) for file in images.files]
+        rows = [(os.fsencode(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         content = repr((images.shape, rows)).encode()
     else:
         content = np.ascontiguousarray(images).data

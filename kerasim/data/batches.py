@@ -6,13 +6,7 @@ import keras
 import numpy as np
 
 from kerasim import artifacts, checks
-from kerasim.data.arrays import (
-    check_embedder,
-    check_images,
-    check_shape,
-    digest,
-    gaussian_noise,
-)
+from kerasim.data.arrays import check_embedder, check_images, check_shape, digest, gaussian_noise
 from kerasim.data.folders import as_float
 from kerasim.errors import ArgumentError
 
@@ -125,9 +119,7 @@ class ImageBatches(Batches):
         super().__init__(images, batch_size, seed, sigma, flip, shift)
         if targets is not None:
             targets = checks.each("targets", targets, len(self.images), "images")
-            if targets.dtype.kind == "f":
-                rows = targets.reshape(len(targets), -1)
-                checks.bad_rows("targets", ~np.isfinite(rows).all(axis=1), "NaN or infinity")
+            checks.finite("targets", targets)
         self.targets = targets
         self.shuffle = checks.flag("shuffle", shuffle)
 
@@ -173,9 +165,7 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
         return embeddings
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
     embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
-    checks.bad_rows(
-        "the embedder's output", ~np.isfinite(embeddings).all(axis=1), "NaN or infinity"
-    )
+    checks.finite("the embedder's output", embeddings)
     return embeddings
 
 

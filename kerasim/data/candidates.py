@@ -200,7 +200,7 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         raise ArgumentError(
             f"scores has shape {scores.shape}, candidates ask for {shape}: pass one for each."
         )
-    checks.bad_rows("scores", ~np.isfinite(scores).all(axis=1), "NaN or infinity")
+    checks.finite("scores", scores)
     table = pd.DataFrame(scores, columns=candidates.columns[1:])
     table.insert(0, "left", candidates["left"].to_numpy())
     artifacts.write_file(path, table.to_csv(index=False).encode())
