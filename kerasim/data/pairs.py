@@ -262,11 +262,10 @@ class BalancedBatches(_LabelledBatches):
         shift: int = 0,
     ):
         m, k = checks.integer("m", m, 2), checks.integer("k", k, 2)
-        images = check_images("images", images)
+        super().__init__(images, labels, m * k, seed, None, k, sigma=sigma, flip=flip, shift=shift)
         if batches is None:
-            batches = max(1, len(images) // (m * k))
-        n = checks.integer("batches", batches) * m * k
-        super().__init__(images, labels, m * k, seed, n, k, sigma=sigma, flip=flip, shift=shift)
+            batches = max(1, len(self.images) // (m * k))
+        self.rows = checks.integer("batches", batches) * m * k
         if m > len(self.classes.names):
             raise ArgumentError(
                 f"m={m} classes per batch, labels hold {len(self.classes.names)}: pass as many or "
@@ -342,11 +341,9 @@ class LabelledPairBatches(Batches):
                 f"groups has shape {groups.shape}, left has {self.rows} images: pass one group for "
                 "each pair, (n,), or for each side, (n, 2)."
             )
-        if groups.ndim == 1:
-            groups = np.stack([groups, groups], axis=1)
+        numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
         # Losses see float32, which tells integers apart up to 2**24.
-        numbers = np.unique(groups, return_inverse=True)[1]
-        self.groups = numbers.reshape(-1, 2).astype("float32")
+        self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
