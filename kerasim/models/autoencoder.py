@@ -11,6 +11,7 @@ from kerasim.models.blocks import (
     check_least,
     check_widths,
     conv,
+    double,
     joined,
     residual_block,
     zero_conv,
@@ -53,10 +54,8 @@ def conv_autoencoder(
     latent_dim = checks.integer("latent_dim", latent_dim)
     widths = check_widths("widths", widths)
     dense_widths = check_widths("dense_widths", dense_widths)
-    least = 3
-    for _ in widths[1:]:
-        least = 2 * least + 2
-    check_least(image_shape, least, widths)
+    # The last convolution takes 3 pixels; n after pooling and a convolution were 2 n + 2 before.
+    check_least(image_shape, 5 * 2 ** (len(widths) - 1) - 2, widths)
 
     images = keras.Input(image_shape, name="images")
     x = images
@@ -135,18 +134,10 @@ def residual_autoencoder(
     x = layers.Reshape(inner_shape, name="reshape")(x)
     for block in range(1, blocks + 1):
         x = residual_block(x, widths[-1], f"block{block}", activation)
-    for n, filters in reversed(list(enumerate((image_shape[2], *widths[:-1]), start=1))):
-        last = n == 1
-        x = layers.Conv2DTranspose(
-            filters,
-            4,
-            strides=2,
-            padding="same",
-            activation="sigmoid" if last else activation,
-            dtype="float32" if last else None,
-            name=f"up{n}",
-        )(x)
-    return joined(encoder, keras.Model(codes, x, name="decoder"), name)
+    for n in range(len(widths), 1, -1):
+        x = double(x, widths[n - 2], f"up{n}", activation=activation)
+    image = double(x, image_shape[2], "up1", activation="sigmoid", dtype="float32")
+    return joined(encoder, keras.Model(codes, image, name="decoder"), name)
 
 
 def denoising_autoencoder(

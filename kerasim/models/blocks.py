@@ -1,6 +1,7 @@
 """What several model families share."""
 
 import keras
+import numpy as np
 from keras import layers
 
 from kerasim import checks
@@ -15,10 +16,7 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
     Raises:
         ArgumentError: If not; the message names the nearest sizes.
     """
-    try:
-        shape = tuple(image_shape)
-    except TypeError:
-        shape = ()
+    shape = tuple(image_shape) if np.iterable(image_shape) else ()
     if len(shape) != 3:
         raise ArgumentTypeError(
             f"image_shape must be (height, width, channels). Received {image_shape!r}: pass such "
@@ -55,7 +53,7 @@ def check_least(image_shape, least: int, widths) -> None:
 
 def check_widths(name: str, widths) -> tuple[int, ...]:
     """Returns `widths` as a tuple of positive integers, one for each stage."""
-    if isinstance(widths, (str, bytes)) or not hasattr(widths, "__iter__"):
+    if isinstance(widths, (str, bytes)) or not np.iterable(widths):
         raise ArgumentTypeError(
             f"{name} must be a tuple of integers. Received {widths!r}: pass such as (32, 64)."
         )
@@ -65,18 +63,21 @@ def check_widths(name: str, widths) -> tuple[int, ...]:
     return widths
 
 
-def conv(x, filters: int, name: str, strides: int = 1, activation: str | None = "relu"):
+def conv(x, filters: int, name: str, strides: int = 1, activation: str | None = "relu", **kwargs):
     """A 3 x 3 convolution, 4 x 4 where it halves the image."""
     size = 3 if strides == 1 else 2 * strides
-    return layers.Conv2D(filters, size, strides, "same", activation=activation, name=name)(x)
+    kwargs.update(activation=activation, name=name)
+    return layers.Conv2D(filters, size, strides, "same", **kwargs)(x)
 
 
 def zero_conv(x, filters: int, name: str, dtype: str | None = None):
     """A 3 x 3 convolution that gives zeros before training."""
-    layer = layers.Conv2D(
-        filters, 3, padding="same", kernel_initializer="zeros", dtype=dtype, name=name
-    )
-    return layer(x)
+    return conv(x, filters, name, activation=None, kernel_initializer="zeros", dtype=dtype)
+
+
+def double(x, filters: int, name: str, **kwargs):
+    """A 4 x 4 transposed convolution that doubles the image."""
+    return layers.Conv2DTranspose(filters, 4, 2, "same", name=name, **kwargs)(x)
 
 
 def conv_norm(x, filters: int, name: str, padding: str = "same", activation: str | None = "relu"):

@@ -7,7 +7,7 @@ from keras import layers
 
 from kerasim import checks
 from kerasim.layers import Sampling
-from kerasim.models.blocks import check_image_shape, check_widths, conv, joined
+from kerasim.models.blocks import check_image_shape, check_widths, conv, double, joined
 
 
 def vae(
@@ -76,10 +76,6 @@ def vae(
     x = layers.Dense(math.prod(inner_shape), activation=activation, name="dense2")(x)
     x = layers.Reshape(inner_shape, name="reshape")(x)
     for n, filters in reversed(list(enumerate((widths[0], *widths[:-1]), start=1))):
-        x = layers.Conv2DTranspose(
-            filters, 4, 2, padding="same", activation=activation, name=f"up{n}"
-        )(x)
-    image = layers.Conv2D(
-        image_shape[-1], 3, padding="same", activation="sigmoid", dtype="float32", name="image"
-    )(x)
+        x = double(x, filters, f"up{n}", activation=activation)
+    image = conv(x, image_shape[-1], "image", activation="sigmoid", dtype="float32")
     return joined(encoder, keras.Model(codes, image, name="decoder"), name)
