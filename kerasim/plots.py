@@ -258,15 +258,9 @@ def latent_map(
             marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
             rows = coordinates[labels == label]
             handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
-        legend = ax.legend(
-            handles,
-            names,
-            loc="center left",
-            bbox_to_anchor=(1, 0.5),
-            frameon=False,
-            markerscale=2.5,
-            ncols=-(-len(names) // 25),
-        )
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+        columns = -(-len(names) // 25)
+        legend = ax.legend(handles, names, markerscale=2.5, ncols=columns, **beside)
         for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
             handle.set_alpha(1)
             text.set_parse_math(False)
