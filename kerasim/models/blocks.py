@@ -22,13 +22,10 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
             f"image_shape must be (height, width, channels). Received {image_shape!r}: pass such "
             "as (32, 32, 3)."
         )
-    names = ("height", "width", "channels")
-    shape = tuple(
-        n
-        if open_size and n is None and name != "channels"
-        else checks.integer(f"{name} of image_shape={shape}", n)
-        for name, n in zip(names, shape, strict=True)
-    )
+    for name, n in zip(("height", "width", "channels"), shape, strict=True):
+        if not (open_size and n is None and name != "channels"):
+            checks.integer(f"{name} of image_shape={shape}", n)
+    shape = tuple(n if n is None else int(n) for n in shape)
     if factor > 1 and any(n % factor for n in shape[:2]):
         nearest = [
             sorted({max(factor, n // factor * factor), -(-n // factor) * factor}) for n in shape[:2]
