@@ -8,7 +8,7 @@ import threading
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kerasim import checks
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
@@ -18,7 +18,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 64_000_000
 
-_ORIENTATION = 0x0112
 _UPRIGHT = {  # what makes an image of this EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -150,7 +149,7 @@ def _decode(image, name, size, channels) -> np.ndarray:
     image.load()
     try:
         # ImageOps.exif_transpose would write the EXIF anew, and give up over any other bad tag.
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # damaged EXIF says nothing of the pixels
         turn = None
     if turn is not None:
