@@ -274,10 +274,9 @@ class BalancedBatches(_LabelledBatches):
         self.m, self.k = m, k
 
     def _draw(self, rng):
-        counts, batches = self.classes.counts, len(self)
-        chosen = np.concatenate(
-            [rng.choice(len(counts), self.m, replace=False) for _ in range(batches)]
-        )
+        counts = self.classes.counts
+        chosen = [rng.choice(len(counts), self.m, replace=False) for _ in range(len(self))]
+        chosen = np.concatenate(chosen)
         rows = np.empty((len(chosen), self.k), dtype="int64")
         slots = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen)))
         for label, slot in enumerate(slots[:-1]):  # where its images go

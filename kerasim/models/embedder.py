@@ -44,8 +44,7 @@ def conv_embedder(
     embedding_dim = checks.integer("embedding_dim", embedding_dim)
     widths = check_widths("widths", widths)
     convs = checks.integer("convs", convs)
-    least = (2 * convs + 1) * 2 ** (len(widths) - 1)
-    check_least(image_shape, least, widths)
+    check_least(image_shape, (2 * convs + 1) * 2 ** (len(widths) - 1), widths)
 
     images = keras.Input(image_shape, name="images")
     x = images
@@ -96,8 +95,7 @@ def resnet_embedder(
     image_shape = check_image_shape(image_shape)
     embedding_dim = checks.integer("embedding_dim", embedding_dim)
     widths = check_widths("widths", widths)
-    least = 2 ** (len(widths) - 1)
-    check_least(image_shape, least, widths)
+    check_least(image_shape, 2 ** (len(widths) - 1), widths)
 
     images = keras.Input(image_shape, name="images")
     x = conv_norm(images, widths[0], "conv0")

@@ -200,9 +200,7 @@ def _output(backbone, stage):
 
 def _named(name, weights, image_shape):
     """Returns the backbone of that name with its weights."""
-    find = BackbonePreprocessing.find(name)
-    squeezenet = name == "squeezenet"
-    build = _squeezenet if squeezenet else find
+    build = _squeezenet if name == "squeezenet" else BackbonePreprocessing.find(name)
     try:
         backbone = build(include_top=False, weights=None, input_shape=image_shape)
     except ValueError as error:
@@ -210,7 +208,7 @@ def _named(name, weights, image_shape):
             f"backbone={name!r} cannot be built for images {image_shape}: {error} Pass another "
             "image_shape."
         ) from error
-    if weights == "imagenet" and not squeezenet:
+    if weights == "imagenet" and build is not _squeezenet:
         return _download(build, name, image_shape)  # now its size is known to fit
     if weights is None:
         return backbone
