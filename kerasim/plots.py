@@ -158,8 +158,7 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
         The axes.
     """
     distances = checks.vectors("distances", np.reshape(distances, (-1, 1)), rows=2)[:, 0]
-    same = np.reshape(same, -1).astype(bool)
-    checks.each("same", same, len(distances), "distances")
+    same = checks.each("same", np.reshape(same, -1), len(distances), "distances").astype(bool)
     ax = _axes(ax, (6, 3))
     edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
     for kind, chosen, colour, hatch in (
@@ -278,10 +277,10 @@ def _thumbnails(ax, coordinates, images, count, seed):
     for n in np.random.default_rng(seed).permutation(len(coordinates)):
         if len(shown) == count:
             break
-        if len(shown) and np.abs(shown - coordinates[n]).max(axis=1).min() < 0.07 * span:
+        if (np.abs(shown - coordinates[n]).max(axis=1) < 0.07 * span).any():
             continue
         shown = np.vstack([shown, coordinates[n]])
-        image = as_float(np.asarray(images[n]))
+        image = as_float(images[n])
         image = np.broadcast_to(image, (*image.shape[:2], 3))  # grey as colour
         box = OffsetImage(image, zoom=28 / image.shape[0])
         ax.add_artist(AnnotationBbox(box, coordinates[n], pad=0.1, bboxprops={"lw": 0.5}))
@@ -421,5 +420,5 @@ def _frame(ax, colour, style, width):
 
 
 def _show(ax, image):
-    image = as_float(np.asarray(image))
+    image = as_float(image)
     ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)

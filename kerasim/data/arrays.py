@@ -170,9 +170,7 @@ def find_copies(images, others=None) -> np.ndarray:
 
 
 def _contents(images):
-    for n in range(len(images)):
-        if isinstance(images, ImageFolder):
-            content = images.files[n].read_bytes()
-        else:
-            content = np.ascontiguousarray(images[n]).data
+    folder = isinstance(images, ImageFolder)
+    for image in images.files if folder else images:
+        content = image.read_bytes() if folder else np.ascontiguousarray(image).data
         yield hashlib.blake2b(content, digest_size=16).digest()
