@@ -14,15 +14,21 @@ else
 BACKEND := tensorflow==2.21.0
 endif
 
-.PHONY: demo test lint notebooks bench lock clean
+.PHONY: demo test browser lint notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
 	$(BIN)/python -m notebooks runs/demo --dataset digits --epochs 4
 
 # Style, types, unit tests, fault tests and each notebook with one epoch.
-test: lint
+test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
+
+# Chromium, in which the explorer page is tested; where it can't be had, those tests are skipped.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	apt-get update -qq && apt-get install -yqq --no-install-recommends chromium >/dev/null; } || \
+	echo "No Chromium: the tests of the explorer page will be skipped."
 
 lint: $(VENV)/.ok
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """Networks for diffusion: which noise an image holds, and how much."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -142,9 +144,9 @@ def unet(
     if schedule is not None:
         abar = schedule.alphas_cumprod
         shares = layers.Embedding(len(abar), 2, trainable=False, dtype="float32", name="schedule")
-        of_images, of_velocity = ops.split(shares(inputs["t"])[:, None, None], 2, axis=-1)
+        share: Any = ops.split(shares(inputs["t"])[:, None, None], 2, axis=-1)
         shares.set_weights([np.sqrt([1 - abar, abar]).T])
-        noise = of_images * images + of_velocity * noise
+        noise = share[0] * images + share[1] * noise
     return keras.Model(inputs, noise, name=name)
 
 

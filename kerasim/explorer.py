@@ -1,0 +1,202 @@
+"""A map of latent space as one HTML page: hover, click, search. Drawn with bokeh."""
+
+import base64
+import io
+import json
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kerasim import artifacts, checks
+from kerasim.data import as_float, check_images
+from kerasim.errors import ArgumentError
+from kerasim.neighbors import METRICS
+
+# Told apart by colour-blind readers with the markers; 3 to 1 or more on white and on dark pages.
+COLOURS = (
+    *("#0077BB", "#C06000", "#009988", "#CC3311", "#AA4499", "#6A5ACD", "#808000"),
+    *("#888888", "#2E8B57", "#D6336C"),
+)
+# Bokeh's name of each marker, and the letter that looks like it.
+_MARKERS = {
+    "circle": "●",
+    "square": "■",
+    "triangle": "▲",
+    "diamond": "◆",
+    "inverted_triangle": "▼",
+    "plus": "✚",
+    "hex": "⬢",
+    "star": "★",
+    "square_pin": "✦",
+    "asterisk": "✱",
+}
+_COLUMNS = 64  # pictures across and down a sheet
+
+
+def write_explorer(
+    path,
+    images,
+    coordinates,
+    labels=None,
+    neighbors=None,
+    title: str = "Latent space",
+    thumbnail: int | None = None,
+) -> Path:
+    """Writes a map of pictures as one HTML file that needs nothing else, nor a network.
+
+    Pan, zoom, hover for the picture, click for its nearest neighbours, search by label or, of a
+    folder, by file name; with a mouse, a finger or the keyboard.
+
+    Args:
+        path: The file.
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        coordinates: `(n, 2)` places on the map, such as `Projection` gives.
+        labels: `(n,)` names or numbers, for colour, marker and search.
+        neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
+            nearest images of each, nearest first.
+        title: Shown above the map.
+        thumbnail: Longer side of the pictures on the page, in pixels, at most that of the images;
+            None for 64 of up to 10,000 images, 32 of more.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ArgumentError: If the arguments do not fit one another.
+        ArtifactError: If the file cannot be written.
+    """
+    from bokeh.embed import file_html
+    from bokeh.resources import INLINE
+    from jinja2 import Template
+
+    coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
+    count = len(coordinates)
+    images = check_images("images", images)
+    checks.each("images", range(len(images)), count, "coordinates")
+    names, classes = np.empty(0, dtype=str), None
+    if labels is not None:
+        labels = checks.each("labels", labels, count, "images", 1)
+        names, classes = np.unique(labels, return_inverse=True)
+    thumbnail = (64 if count <= 10_000 else 32) if thumbnail is None else thumbnail
+    checks.integer("thumbnail", thumbnail, 8, 256)
+    page = {
+        "count": count,
+        "names": [str(name) for name in names],
+        "classes": None if classes is None else _packed(classes),
+        "files": [str(file) for file in images.files] if hasattr(images, "files") else None,
+        "neighbors": _check_neighbors(neighbors or {}, count),
+        "colours": COLOURS,
+        "marks": list(_MARKERS.values()),
+        "columns": _COLUMNS,
+        "per_sheet": _COLUMNS**2,
+        "sheets": _sheets(images, min(thumbnail, *[max(images.shape[1:3])] * 2)),
+    }
+    html = file_html(
+        _plot(coordinates, classes),
+        INLINE,
+        title=title,
+        template=Template((resources.files("kerasim") / "explorer.html").read_text("utf-8")),
+        # Inside of a script only "<" could end it.
+        template_variables={"data": json.dumps(page).replace("<", "\\u003c")},
+    )
+    return artifacts.write_file(path, html.encode())
+
+
+def _plot(coordinates, classes):
+    from bokeh.models import ColumnDataSource, HoverTool, TapTool, WheelZoomTool
+    from bokeh.plotting import figure
+
+    plot = figure(
+        name="map",
+        sizing_mode="stretch_both",
+        tools="pan",
+        toolbar_location=None,
+        match_aspect=True,
+        outline_line_color=None,
+        background_fill_color=None,
+        border_fill_color=None,
+    )
+    plot.axis.visible = plot.grid.visible = False
+    kinds = np.zeros(len(coordinates), "int64") if classes is None else classes
+    markers = (kinds + kinds // len(COLOURS)) % len(_MARKERS)
+    points = ColumnDataSource(
+        {
+            "x": coordinates[:, 0].astype("float32"),
+            "y": coordinates[:, 1].astype("float32"),
+            "colour": np.array(COLOURS)[kinds % len(COLOURS)],
+            "marker": np.array(list(_MARKERS))[markers],
+        }
+    )
+    rings = ColumnDataSource({"x": [], "y": [], "size": []})
+    alpha = float(np.clip(40 / np.sqrt(len(coordinates)), 0.3, 0.9))
+    drawn = plot.scatter(
+        "x",
+        "y",
+        size=7 if len(coordinates) < 20_000 else 4,
+        color="colour",
+        marker="marker",
+        alpha=alpha,
+        nonselection_alpha=alpha,
+        line_color=None,
+        source=points,
+        name="points",
+    )
+    for colour, width in (("white", 5), ("#D6336C", 2.5)):
+        plot.scatter(
+            "x",
+            "y",
+            size="size",
+            fill_color=None,
+            line_color=colour,
+            line_width=width,
+            source=rings,
+            name=f"rings {colour}",
+        )
+    wheel = WheelZoomTool()
+    plot.add_tools(wheel, TapTool(renderers=[drawn]), HoverTool(renderers=[drawn], tooltips=None))
+    plot.toolbar.active_scroll = wheel
+    return plot
+
+
+def _check_neighbors(neighbors, count):
+    """Returns (k, packed positions) of each metric."""
+    packed = {}
+    for metric, rows in neighbors.items():
+        checks.choice("metric of neighbors", metric, METRICS)
+        name = f"neighbors[{metric!r}]"
+        rows = checks.each(name, rows, count, "images", 2)
+        if rows.dtype.kind not in "iu" or (rows < 0).any() or (rows >= count).any():
+            raise ArgumentError(
+                f"{name} must be positions of images, integers from 0 to {count - 1}: pass the "
+                "indices of NeighborIndex.query."
+            )
+        packed[metric] = rows.shape[1], _packed(rows)
+    return packed
+
+
+def _packed(numbers) -> str:
+    return base64.b64encode(np.ascontiguousarray(numbers, dtype="<u4").tobytes()).decode()
+
+
+def _sheets(images, side) -> list[str]:
+    """Returns pictures side by side, as data URLs of WebP files."""
+    sheets = []
+    for start in range(0, len(images), _COLUMNS**2):
+        count = min(_COLUMNS**2, len(images) - start)
+        sheet = Image.new("RGB", (_COLUMNS * side, -(-count // _COLUMNS) * side), "#808080")
+        for n in range(count):
+            if n % 256 == 0:  # a folder is decoded by several threads
+                some = images[start + n : start + min(n + 256, count)]
+            pixels = np.rint(255 * as_float(some[n % 256])).astype("uint8")
+            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            scale = side / max(picture.size)
+            size = [max(1, round(length * scale)) for length in picture.size]
+            left = n % _COLUMNS * side + (side - size[0]) // 2
+            top = n // _COLUMNS * side + (side - size[1]) // 2
+            sheet.paste(picture.convert("RGB").resize(size), (left, top))
+        encoded = io.BytesIO()
+        sheet.save(encoded, "WEBP", quality=80)
+        sheets.append(f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}")
+    return sheets
