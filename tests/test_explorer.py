@@ -119,6 +119,9 @@ def test_the_keyboard_alone_searches_chooses_moves_and_zooms(page):
     page.keyboard.press("+")
     left, right = page.evaluate(RANGE)
     assert start < left < right < end
+    page.fill("#search", "proto")
+    page.locator("#found button").nth(1).click()
+    assert page.evaluate(RANGE) == [left, right]
 
 
 def test_nothing_lies_beside_the_screen_and_the_map_is_in_it(page):
