@@ -12,6 +12,7 @@ from PIL import Image
 from kerasim import artifacts, checks
 from kerasim.data import as_float, check_images
 from kerasim.errors import ArgumentError
+from kerasim.images import check_channels
 from kerasim.neighbors import METRICS
 
 # Told apart by colour-blind readers with the markers; 3 to 1 or more on white and on dark pages.
@@ -19,7 +20,7 @@ COLOURS = (
     *("#0077BB", "#C06000", "#009988", "#CC3311", "#AA4499", "#6A5ACD", "#808000"),
     *("#888888", "#2E8B57", "#D6336C"),
 )
-# Bokeh's name of each marker, and the letter that looks like it.
+# Bokeh's name of each marker that is more than lines, and the letter that looks like it.
 _MARKERS = {
     "circle": "●",
     "square": "■",
@@ -30,7 +31,6 @@ _MARKERS = {
     "hex": "⬢",
     "star": "★",
     "square_pin": "✦",
-    "asterisk": "✱",
 }
 _COLUMNS = 64  # pictures across and down a sheet
 
@@ -74,6 +74,7 @@ def write_explorer(
     coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
     count = len(coordinates)
     images = check_images("images", images)
+    check_channels(images.shape[-1])
     checks.each("images", range(len(images)), count, "coordinates")
     names, classes = np.empty(0, dtype=str), None
     if labels is not None:
@@ -91,7 +92,7 @@ def write_explorer(
         "marks": list(_MARKERS.values()),
         "columns": _COLUMNS,
         "per_sheet": _COLUMNS**2,
-        "sheets": _sheets(images, min(thumbnail, *[max(images.shape[1:3])] * 2)),
+        "sheets": _sheets(images, min(thumbnail, max(images.shape[1:3]))),
     }
     html = file_html(
         _plot(coordinates, classes),
@@ -177,7 +178,7 @@ def _check_neighbors(neighbors, count):
 
 
 def _packed(numbers) -> str:
-    return base64.b64encode(np.ascontiguousarray(numbers, dtype="<u4").tobytes()).decode()
+    return base64.b64encode(np.asarray(numbers, dtype="<u4").tobytes()).decode()
 
 
 def _sheets(images, side) -> list[str]:
@@ -190,12 +191,12 @@ def _sheets(images, side) -> list[str]:
             if n % 256 == 0:  # a folder is decoded by several threads
                 some = images[start + n : start + min(n + 256, count)]
             pixels = np.rint(255 * as_float(some[n % 256])).astype("uint8")
-            picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            picture = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
             scale = side / max(picture.size)
             size = [max(1, round(length * scale)) for length in picture.size]
             left = n % _COLUMNS * side + (side - size[0]) // 2
             top = n // _COLUMNS * side + (side - size[1]) // 2
-            sheet.paste(picture.convert("RGB").resize(size), (left, top))
+            sheet.paste(picture.resize(size), (left, top))
         encoded = io.BytesIO()
         sheet.save(encoded, "WEBP", quality=80)
         sheets.append(f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}")

@@ -131,6 +131,21 @@ def test_nothing_lies_beside_the_screen_and_the_map_is_in_it(page):
     assert box["width"] > 300 and box["height"] > 250
 
 
+def test_each_kind_of_point_is_drawn_in_its_colour(chromium, tmp_path):
+    kinds = np.arange(30)
+    file = explorer.write_explorer(tmp_path / "map.html", IMAGES, PLACES, kinds)
+    page = chromium.new_page()
+    page.goto(file.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    drawn = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    for n in kinds:
+        code = explorer.COLOURS[n % len(explorer.COLOURS)]
+        expected = [int(code[k : k + 2], 16) for k in (1, 3, 5)]
+        x, y = map(round, page.evaluate(PLACE_OF, int(n)))
+        np.testing.assert_allclose(drawn.getpixel((x, y)), expected, atol=40, err_msg=str(n))
+    page.close()
+
+
 def test_a_folder_is_searched_by_file_name(chromium, tmp_path):
     from kerasim import data
 
@@ -175,6 +190,7 @@ def test_a_colour_is_seen_on_white_and_on_dark(code):
         ({"neighbors": {"cosine": NEIGHBORS["cosine"][:4]}}, "neighbors\\['cosine'\\]"),
         ({"neighbors": {"cosine": NEIGHBORS["cosine"] + 1}}, "integers from 0 to 29"),
         ({"neighbors": {"cosine": NEIGHBORS["cosine"] / 2}}, "integers from 0 to 29"),
+        ({"images": IMAGES[..., :2]}, "channels=2 is not known"),
         ({"thumbnail": 4}, "thumbnail=4 is out of range"),
     ],
 )
