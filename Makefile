@@ -42,6 +42,7 @@ notebooks: $(VENV)/.ok
 # Prints figures beside their yardsticks; see benchmarks/README.md.
 bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/gallery.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py

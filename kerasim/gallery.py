@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from kerasim import artifacts, checks, data, metrics
 from kerasim.errors import ArgumentError, ArtifactError
