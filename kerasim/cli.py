@@ -30,8 +30,10 @@ def embed(
         str, typer.Option(help="A .keras file, or a backbone such as vgg16; for a new gallery.")
     ] = "",
     size: Annotated[int, typer.Option(help="Height and width for a backbone.")] = 224,
-    metric: Literal["cosine", "euclidean", "manhattan"] = "cosine",
-    kind: Literal["exact", "hnsw"] = "exact",
+    metric: Annotated[
+        Literal["cosine", "euclidean", "manhattan"] | None, typer.Option(help="Default: cosine.")
+    ] = None,
+    kind: Annotated[Literal["exact", "hnsw"] | None, typer.Option(help="Default: exact.")] = None,
     on_error: Annotated[
         Literal["raise", "skip"], typer.Option(help="What to do with damaged pictures.")
     ] = "raise",
@@ -40,16 +42,25 @@ def embed(
     """Takes the pictures of a folder into a gallery; again, it takes what is new."""
     from kerasim.gallery import Gallery
 
-    if kerasim.artifacts.exists(gallery):
+    stands = kerasim.artifacts.find(kerasim.artifacts.place(gallery))
+    if stands.exists() and any(stands.iterdir()):
         opened = Gallery.load(gallery, _embedder(embedder, size) if embedder else None)
+        for name, value in (("metric", metric), ("kind", kind)):
+            if value not in (None, opened.settings[name]):
+                raise kerasim.errors.ArgumentError(
+                    f"--{name}={value} is not that of {gallery}, {opened.settings[name]}: leave it "
+                    "out, or name another gallery."
+                )
     elif embedder:
-        opened = Gallery(_embedder(embedder, size), metric, kind)
+        opened = Gallery(_embedder(embedder, size), metric or "cosine", kind or "exact")
     else:
         raise kerasim.errors.ArgumentError(
             f"{gallery} is not there yet: pass --embedder, a .keras file or such as vgg16."
         )
     taken = opened.add(folder, on_error=on_error, path=gallery)
-    _say({"taken": len(taken), "pictures": len(opened), "gallery": str(gallery)}, as_json)
+    left_out = [str(file) for file, _ in opened.skipped]
+    done = {"taken": len(taken), "pictures": len(opened), "gallery": str(gallery)}
+    _say({**done, "skipped": left_out}, as_json)
 
 
 @app.command()
@@ -147,17 +158,23 @@ def _say(result, as_json):
     if isinstance(result, dict):
         print(json.dumps(result) if as_json else "\n".join(f"{k}: {v}" for k, v in result.items()))
     else:
-        print(result.to_json(orient="records") if as_json else result.to_string(index=False))
+        records = result.to_dict("records")
+        print(json.dumps(records) if as_json else result.to_string(index=False))
 
 
 def main() -> None:
     """Runs the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.showwarning = lambda message, *_: _complain("warning", message)
+    for stream in (sys.stdout, sys.stderr):  # a file name may hold any byte
+        stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except kerasim.errors.KerasimError as error:
         _complain("error", error)
+        sys.exit(2)
+    except Exception as error:  # 1 would say that two pictures are different
+        _complain("error", f"{type(error).__name__}: {error}")
         sys.exit(2)
 
 

@@ -110,8 +110,8 @@ def export_onnx(model, path) -> None:
     """
     shape = _check_model(model)
     try:
-        import onnx  # noqa: F401 (Keras uses both)
-        import tf2onnx  # noqa: F401
+        import onnx
+        import tf2onnx  # noqa: F401 (Keras uses it)
     except ImportError as error:
         raise DependencyError(
             f"ONNX files need {error.name}, which is not installed: pip install 'kerasim[onnx]'."
@@ -124,6 +124,13 @@ def export_onnx(model, path) -> None:
         keras.Model(images, model(images)).export(
             file, format="onnx", verbose=False, input_signature=taken
         )
+        try:
+            onnx.checker.check_model(str(file))
+        except onnx.checker.ValidationError as error:
+            raise ArgumentError(
+                f"model uses an operation that ONNX lacks ({str(error).splitlines()[0]}): replace "
+                "the layer, or export a SavedModel."
+            ) from error
         artifacts.write_file(path, file.read_bytes())
 
 

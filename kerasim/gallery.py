@@ -1,7 +1,10 @@
 """Embedder, vectors, files, labels and threshold as one artefact."""
 
+import csv
 import hashlib
 import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -10,12 +13,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from kerasim import artifacts, checks, data, metrics
-from kerasim.errors import ArgumentError, ArtifactError
+from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
+from kerasim.images import read_image
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
 _KIND = "gallery"
+_PAIRS = 200_000  # so many fit into a manifest
 
 
 class Gallery:
@@ -31,79 +36,155 @@ class Gallery:
         **settings: `m`, `ef_construction` and `ef_search` of a graph.
 
     Attributes:
-        embedder: As given.
+        embedder: As given; its weights must not change any more.
         image_shape: `(height, width, channels)` that it takes.
-        items: DataFrame with the columns id, file and label, a row for each picture; "" where
-            there is no file or label.
+        settings: Metric, kind and those of a graph, by name.
         threshold: Greatest distance of two pictures that `verify` calls the same, or None.
+        skipped: `(file, reason)` of each file that the last `add` left out.
 
     Raises:
         ArgumentError: If the embedder takes images of any size, or gives no vectors.
     """
 
     def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
-        self.image_shape, _ = data.check_embedder("embedder", embedder)
+        self.image_shape, dim = data.check_embedder("embedder", embedder)
         if None in self.image_shape:
             raise ArgumentError(
                 f"embedder takes images of any size, {self.image_shape}: build it with an "
                 "image_shape."
             )
-        self.embedder, self._index = embedder, NeighborIndex(metric, kind, **settings)
-        self.items = pd.DataFrame({"id": np.empty(0, "int64"), "file": "", "label": ""})
-        self.threshold: float | None = None
+        self.embedder, self.threshold, self.skipped = embedder, None, []
+        self.settings = NeighborIndex(metric, kind, **settings).settings()
+        self._fingerprint = artifacts.fingerprint(embedder)
         self._pairs = None  # distances of known pairs, and whether they are the same
-        self._ids = np.empty(0, "int64")  # of the vectors in the index, removed ones included
+        self._rows = _table([], [], [])  # one for each vector; of a removed one the id is -1
+        self._vectors = np.empty((0, dim), "float32")
+        self._index: NeighborIndex | None = None  # of the first vectors, or of none
         self._next = 0
-        self._stamp = None  # of the folder as this gallery last saw it
+        self._stamps: dict = {}  # of each folder as this gallery last saw it
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """Columns id, file and label, a row for each picture; "" for no file, no label."""
+        return self._rows[self._rows["id"] >= 0].reset_index(drop=True)
+
+    @property
+    def index(self) -> NeighborIndex:
+        """The index of all vectors, brought up to date; `index.recall_` is that of a graph."""
+        held = 0 if self._index is None else len(self._index)
+        if held < len(self._vectors):
+            # Whatever breaks off here leaves no half-grown index behind.
+            index, self._index = self._index or NeighborIndex(**self.settings), None
+            self._index = index.add(self._vectors[held:])
+            self._vectors = self._index.embeddings  # no second copy
+        if self._index is None:
+            raise ArgumentError("The gallery is empty: call add(images) first.")
+        return self._index
 
     def __len__(self) -> int:
-        return len(self.items)
+        return int((self._rows["id"] >= 0).sum())
 
     def add(self, images, labels=None, on_error: str = "raise", path=None, chunk: int = 1024):
         """Embeds pictures and takes them in.
 
         Files that are in already are left out: the same call takes in what is new in a folder,
-        and, with `path`, goes on where one that was killed had last saved.
+        and goes on, in a gallery that was loaded, where one with `path` was killed.
 
         Args:
             images: Pictures.
             labels: A name or number for each; None for the names of the subfolders, if any.
-            on_error: For a folder: "raise" or "skip", as for `data.image_folder`.
-            path: Where to `save` after each chunk; None for not at all.
-            chunk: Pictures between two saves.
+            on_error: What to do with files that cannot be decoded, or that the embedder makes
+                zeros of, which have no direction for cosine: "raise" one error that lists them,
+                or "skip" them, with a warning, into `skipped`.
+            path: Where to `save`, at the end and every now and then before it; None for not at
+                all.
+            chunk: Pictures that are decoded at once, and the least between two saves, which come
+                when an eighth is new.
 
         Returns:
             `(n,)` int64: ids of the pictures that were taken in.
 
         Raises:
-            ImageError: If `on_error="raise"` and a picture cannot be decoded.
-            ArgumentError: If images or labels do not fit.
+            ImageError: If `on_error="raise"` and there are such files in a chunk. Those before it
+                have been taken in.
+            ArgumentError: If images or labels do not fit, or the embedder has changed.
         """
         checks.integer("chunk", chunk)
-        images = self._images(images, on_error)
+        checks.choice("on_error", on_error, ("raise", "skip"))
+        self._check_embedder()
+        if path is not None:
+            self._check_stamp(path)
+        images = self._images(images)
         files = [str(file) for file in getattr(images, "files", [""] * len(images))]
         if labels is None and getattr(images, "labels", None) is not None:
             labels = [images.class_names[label] for label in images.labels]
-        labels = [""] * len(images) if labels is None else [str(label) for label in labels]
-        checks.each("labels", labels, len(images), "images", 1)
-        known, taken = set(self.items["file"]) - {""}, []
-        rows = np.array([n for n, file in enumerate(files) if file not in known], dtype="int64")
+        labels = checks.each(
+            "labels", [""] * len(images) if labels is None else labels, len(images), "images", 1
+        )
+        known = {os.path.realpath(file) for file in self._rows["file"] if file}
+        rows = []
+        for n, file in enumerate(files):
+            real = os.path.realpath(file)
+            if not file or real not in known:
+                rows.append(n)
+                known.add(real)
+        self.skipped, first, saved = [], self._next, len(self)
         bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= chunk)
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            folder = isinstance(images, data.ImageFolder)
-            some = images.take(part) if folder else images[part]
-            self._index.add(data.embed(self.embedder, some))
-            ids = np.arange(self._next, self._next + len(part))
-            new = {"id": ids, "file": [files[n] for n in part], "label": [labels[n] for n in part]}
-            self.items = pd.concat([self.items, pd.DataFrame(new)], ignore_index=True)
-            self._ids, self._next = np.append(self._ids, ids), self._next + len(part)
-            taken.append(ids)
-            if path is not None:
-                self.save(path)
+            kept, vectors, bad = self._embed(images, files, part)
+            if bad and on_error == "raise":
+                listed = "\n".join(reason for _, reason in bad[:20])
+                raise ImageError(
+                    f"{len(bad)} of {len(part)} pictures cannot be used; mend or remove them, or "
+                    f'pass on_error="skip":\n{listed}'
+                )
+            self.skipped += bad
+            ids = np.arange(self._next, self._next + len(kept))
+            new = _table(ids, [files[n] for n in kept], [str(labels[n]) for n in kept])
+            both = np.concatenate([self._vectors, vectors])
+            self._rows = pd.concat([self._rows, new], ignore_index=True)
+            self._vectors, self._next = both, self._next + len(kept)
             bar.update(len(part))
+            if path is not None and len(self) - saved >= max(chunk, len(self) // 8):
+                self.save(path)
+                saved = len(self)
         bar.close()
-        return np.concatenate([np.empty(0, "int64"), *taken])
+        if self.skipped:
+            names = ", ".join(ascii(os.path.basename(file)) for file, _ in self.skipped[:5])
+            warnings.warn(
+                f"{len(self.skipped)} pictures are left out, see skipped: {names}.", stacklevel=2
+            )
+        if path is not None:
+            self.save(path)
+        return np.arange(first, self._next)
+
+    def _embed(self, images, files, rows):
+        """Returns the rows that can be taken in, their vectors, and (file, reason) of others."""
+
+        def decode(n):
+            try:
+                return read_image(files[n], (height, width), channels, "uint8")
+            except ImageError as error:
+                return str(error)
+
+        height, width, channels = self.image_shape
+        if isinstance(images, data.ImageFolder):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                decoded = list(pool.map(decode, rows))
+            bad = [(n, found) for n, found in zip(rows, decoded, strict=True) if type(found) is str]
+            rows = [n for n, found in zip(rows, decoded, strict=True) if type(found) is not str]
+            pixels = [found for found in decoded if type(found) is not str]
+            vectors = data.embed(self.embedder, np.stack(pixels)) if rows else self._vectors[:0]
+        else:
+            bad, vectors = [], data.embed(self.embedder, images[rows])
+        if self.settings["metric"] == "cosine":
+            empty = ~vectors.any(axis=1)
+            for n in np.array(rows, "int64")[empty]:
+                name = ascii(files[n]) if files[n] else f"Image {n}"
+                bad.append((n, f"{name} is embedded as zeros, which have no direction for cosine."))
+            rows, vectors = np.array(rows, "int64")[~empty], vectors[~empty]
+        return rows, vectors, [(files[n], reason) for n, reason in bad]
 
     def query(self, images, k: int = 10) -> pd.DataFrame:
         """Finds the most similar pictures.
@@ -122,22 +203,25 @@ class Gallery:
         checks.integer("k", k)
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
-        vectors, removed = data.embed(self.embedder, self._images(images)), self._removed()
-        most = min(k + removed.sum(), len(self._ids))
-        distances, found = self._index.query(vectors, int(most))
-        shown = ~removed[found]
-        shown &= np.cumsum(shown, axis=1) <= k
-        table = pd.DataFrame({"query": np.nonzero(shown)[0], "id": self._ids[found[shown]]})
-        table["rank"] = table.groupby("query").cumcount() + 1
-        table = table.assign(distance=distances[shown]).merge(self.items, on="id")
-        return table.loc[:, ["query", "rank", "id", "file", "label", "distance"]]
+        vectors, most = data.embed(self.embedder, self._images(images)), min(k, len(self))
+        live, asked = self._rows["id"].to_numpy() >= 0, most
+        while True:  # a graph holds removed ones, too
+            distances, found = self.index.query(vectors, asked)
+            if live.all() or asked == len(live) or (live[found].sum(axis=1) >= most).all():
+                break
+            asked = min(2 * asked, len(live))
+        shown = live[found] & (np.cumsum(live[found], axis=1) <= k)
+        table = self._rows.iloc[found[shown]].reset_index(drop=True)
+        table.insert(0, "query", np.nonzero(shown)[0])
+        table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
+        return table.assign(distance=distances[shown])
 
     def calibrate(self, left, right, same, far: float = 0.01) -> float:
         """Fits the threshold, and the score, of `verify` on known pairs.
 
         Args:
             left, right: Pictures that nothing was trained on; `right[i]` is paired with `left[i]`.
-            same: `(n,)`: 1 or True for a like pair, else 0.
+            same: `(n,)`: 1 or True for a like pair, else 0; n up to 200,000.
             far: Share of unlike pairs that may be accepted.
 
         Returns:
@@ -146,9 +230,12 @@ class Gallery:
         Raises:
             ArgumentError: As `metrics.verification`.
         """
-        self._pairs = self._distances(left, right), np.asarray(same).reshape(-1)
-        self.threshold = metrics.verification(*self._pairs).threshold(far)
-        return self.threshold
+        same = np.asarray(same).reshape(-1)
+        checks.integer("the number of pairs", len(same), 2, _PAIRS)
+        pairs = self._distances(left, right), same
+        threshold = metrics.verification(*pairs).threshold(far)
+        self._pairs, self.threshold = pairs, threshold
+        return threshold
 
     def verify(self, left, right) -> pd.DataFrame:
         """Says of each pair of pictures whether both show the same.
@@ -176,25 +263,24 @@ class Gallery:
         Raises:
             ArgumentError: If an id is not in the gallery.
         """
-        ids = np.ravel(ids).astype("int64")
-        unknown = set(ids.tolist()) - set(self.items["id"])
+        ids = np.ravel(ids)
+        if ids.size and ids.dtype.kind not in "iu":
+            raise ArgumentError(
+                f"ids must be whole numbers. Received dtype {ids.dtype}: pass some of items['id']."
+            )
+        unknown = sorted(set(ids.tolist()) - set(self.items["id"]))
         if unknown:
             raise ArgumentError(
-                f"ids {sorted(unknown)[:5]} are not in the gallery: choose among those of items."
+                f"ids {unknown[:5]} are not in the gallery: choose among those of items."
             )
-        self.items = self.items[~np.isin(self.items["id"], ids)].reset_index(drop=True)
-        if self._index.kind == "exact":
+        self._rows.loc[self._rows["id"].isin(ids), ["id", "file", "label"]] = [-1, "", ""]
+        if self.settings["kind"] == "exact":
             self.compact()
 
     def compact(self) -> None:
-        """Builds the index again without the pictures that were removed."""
-        vectors = self._vectors()
-        self._ids, self._index = (
-            self._ids[~self._removed()],
-            NeighborIndex(**self._index.settings()),
-        )
-        if len(vectors):
-            self._index.fit(vectors)
+        """Lets go of the vectors of pictures that were removed; the index is built again."""
+        live = self._rows["id"].to_numpy() >= 0
+        self._rows, self._vectors, self._index = self.items, self._vectors[live], None
 
     def near_copies(self, bits: int = 30) -> pd.DataFrame:
         """Lists pairs of files that look alike, by `data.find_near_copies`: copy and original."""
@@ -217,17 +303,18 @@ class Gallery:
         Raises:
             ArgumentError: If there are fewer than 5 items, or no images to show.
         """
-        vectors = self._vectors()
+        vectors = self._vectors[self._rows["id"] >= 0]
         k = min(checks.integer("k", k), len(vectors) - 1)
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
         nearest = {}
-        for metric in METRICS:
+        zeros = not vectors.any(axis=1).all()  # which have no direction
+        for metric in METRICS[: -1 if zeros else None]:
             found = NeighborIndex(metric).fit(vectors).query(vectors, k + 1)[1]
             # Of copies not each finds itself first, or at all.
             others = found != np.arange(len(found))[:, None]
             others &= np.cumsum(others, axis=1) <= k
             nearest[metric] = found[others].reshape(-1, k)
-        labels = self.items["label"].to_numpy()
+        labels = self.items["label"].to_numpy(str)
         images = self._files() if images is None else images
         return write_explorer(
             path, images, places, labels if (labels != "").any() else None, nearest, title
@@ -244,29 +331,28 @@ class Gallery:
         Raises:
             ArtifactError: If there is such a gallery, or another process is saving there.
         """
-        path = artifacts.check_path("path", path)
-        with artifacts.lock(path.parent / f".{path.name}.lock"):
-            if not replace and artifacts.exists(path) and _stamp(path) != self._stamp:
-                raise ArtifactError(
-                    f"{path} holds what this gallery did not load, or what another process saved "
-                    "since: load it and add to that, choose another path, or pass replace=True."
-                )
-            removed = np.flatnonzero(self._removed())
+        self._check_embedder()
+        path = artifacts.place(path)
+        with artifacts.lock(path.parent / f".{path.name}.lock", path):
+            if not replace:
+                self._check_stamp(path)
             info = {
-                "index": self._index.info(),
+                "settings": self.settings,
+                "index": self.index.info() if len(self._rows) else None,
                 "next": self._next,
-                "removed": [removed.tolist(), self._ids[removed].tolist()],
                 "threshold": self.threshold,
                 "pairs": self._pairs and [np.asarray(part).tolist() for part in self._pairs],
             }
-            artifacts.write(path, _KIND, self._fill, info, artifacts.fingerprint(self.embedder))
-            self._stamp = _stamp(path)
+            artifacts.write(path, _KIND, self._fill, info, self._fingerprint)
+            self._stamps[path] = _stamp(path)
 
     def _fill(self, folder):
         self.embedder.save(folder / "embedder.keras")
-        self.items.to_csv(folder / "items.csv", index=False)
-        if len(self._ids):
-            self._index.fill(folder)
+        if not self._stamps:
+            _load_embedder(folder)
+        self._rows.to_csv(folder / "items.csv", index=False, **_CSV, errors="surrogateescape")
+        if len(self._rows):
+            self.index.fill(folder)
 
     @classmethod
     def load(cls, path, embedder=None) -> "Gallery":
@@ -281,33 +367,46 @@ class Gallery:
         """
 
         def load(folder, manifest):
-            info = manifest.info
-            model = keras.models.load_model(folder / "embedder.keras", compile=False)
-            gallery = cls(model, **info["index"]["settings"])
-            kinds: Any = {"id": "int64", "file": str, "label": str}
-            gallery.items = pd.read_csv(folder / "items.csv", dtype=kinds, keep_default_na=False)
-            rows, ids = info["removed"]
-            gallery._ids = np.empty(len(gallery.items) + len(rows), "int64")
-            live = np.ones(len(gallery._ids), bool)
-            live[rows] = False
-            gallery._ids[live], gallery._ids[~live] = gallery.items["id"], ids
+            info, model = manifest.info, embedder or _load_embedder(folder)
+            gallery = cls(model, **info["settings"])
+            gallery._rows = pd.read_csv(
+                folder / "items.csv",
+                dtype={"id": "int64", "file": object, "label": object},
+                keep_default_na=False,
+                encoding_errors="surrogateescape",
+                **_CSV,
+            )
             gallery._next, gallery.threshold = info["next"], info["threshold"]
             gallery._pairs = info["pairs"] and tuple(map(np.array, info["pairs"]))
-            if len(gallery._ids):
+            if info["index"]:
                 gallery._index = NeighborIndex.of(folder, info["index"], manifest)
-            gallery._stamp = _stamp(folder)
+                gallery._vectors = gallery._index.embeddings
+            if len(gallery._vectors) != len(gallery._rows):
+                raise ValueError(f"{len(gallery._vectors)} vectors, {len(gallery._rows)} items")
+            gallery._stamps[artifacts.place(path)] = _stamp(folder)
             return gallery
 
         expected = None if embedder is None else artifacts.fingerprint(embedder)
         return artifacts.read(path, _KIND, load, expected)
 
-    def _removed(self):
-        """Returns which vectors of the index belong to no item any more."""
-        return ~np.isin(self._ids, self.items["id"])
+    def _check_embedder(self):
+        now = artifacts.fingerprint(self.embedder)
+        if not len(self._rows):
+            self._fingerprint = now
+        if now != self._fingerprint:
+            raise ArgumentError(
+                "embedder has changed since the gallery took in its first pictures, whose vectors "
+                "no longer fit: make a new gallery and add them again."
+            )
 
-    def _vectors(self):
-        """Returns those of the items, in their order."""
-        return self._index.embeddings[~self._removed()] if len(self._ids) else np.empty((0, 0))
+    def _check_stamp(self, path):
+        path = artifacts.place(path)
+        stamp = _stamp(artifacts.find(path))
+        if stamp and stamp != self._stamps.get(path):
+            raise ArtifactError(
+                f"{path} holds what this gallery did not load, or what another process saved "
+                "since: load it and add to that, choose another path, or pass replace=True to save."
+            )
 
     def _files(self):
         """Returns the pictures of all items, not yet decoded."""
@@ -319,10 +418,10 @@ class Gallery:
             )
         return self._images(files)
 
-    def _images(self, images, on_error="raise"):
+    def _images(self, images):
         height, width, channels = self.image_shape
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            return data.image_folder(images, (height, width), channels, on_error)
+            return data.image_folder(images, (height, width), channels, check=False)
         if isinstance(images, (str, os.PathLike)):
             images = [images]
         if isinstance(images, list) and all(isinstance(f, (str, os.PathLike)) for f in images):
@@ -332,9 +431,30 @@ class Gallery:
 
     def _distances(self, left, right):
         sides = (data.embed(self.embedder, self._images(side)) for side in (left, right))
-        return metrics.pair_distances(next(sides), next(sides), self._index.metric)
+        return metrics.pair_distances(next(sides), next(sides), self.settings["metric"])
+
+
+# Quoted, so that a name may hold any character; and any byte.
+_CSV: Any = {"quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8"}
+
+
+def _table(ids, files, labels):
+    kinds = {"id": "int64", "file": object, "label": object}
+    return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(kinds)
+
+
+def _load_embedder(folder):
+    """Reads the embedder that a gallery was saved with; to be sure, once after it is written."""
+    try:
+        return keras.models.load_model(folder / "embedder.keras", compile=False)
+    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
+        raise ArgumentError(
+            f"embedder cannot be loaded again once it is saved ({type(error).__name__}): build it "
+            "of Keras' and kerasim's layers, or of registered ones, without Lambda."
+        ) from error
 
 
 def _stamp(folder):
-    """Returns the digest of a folder's manifest, and so of all that is in it."""
-    return hashlib.sha256((folder / artifacts.MANIFEST).read_bytes()).hexdigest()
+    """Returns the digest of a folder's manifest, and so of all that is in it; None without one."""
+    manifest = folder / artifacts.MANIFEST
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None

@@ -47,6 +47,7 @@ class NeighborIndex:
         self.m = checks.integer("m", m, 2)
         self.ef_construction = checks.integer("ef_construction", ef_construction)
         self.ef_search = checks.integer("ef_search", ef_search)
+        self.recall_, self.fingerprint = 1.0, None
 
     def fit(self, embeddings) -> "NeighborIndex":
         """Takes the vectors to search.
@@ -59,22 +60,25 @@ class NeighborIndex:
         """
         return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric))
 
-    def _fit(self, embeddings, graph=None, recall=1.0):
-        self.recall_ = recall
+    def _fit(self, embeddings, graph=None, first=None):
         self.embeddings = embeddings.copy()
         self.fingerprint = None
+        self._first = first or len(
+            embeddings
+        )  # rows that fixed centre and scale, a graph's for good
         exact = self._float64(self.embeddings)
         # Float32 is finest near zero: centre the vectors (distances do not change) and scale
         # them by a power of two.
-        self._centre = 0.0 if self.metric == "cosine" else exact.mean(axis=0)
-        largest = np.abs(exact - self._centre).max()
+        self._centre = 0.0 if self.metric == "cosine" else exact[: self._first].mean(axis=0)
+        largest = np.abs(exact[: self._first] - self._centre).max()
         self._scale = 2.0 ** -np.floor(np.log2(largest)) if largest > 0 else 1.0
         reduced = self._reduce(exact)
         self._norm = self._norms(reduced).max()
         width = exact.shape[1]
         if self.kind == "hnsw":
             self._graph = graph or self._build(reduced)
-            self.recall_ = self._recall(reduced) if graph is None else recall
+            if graph is None:
+                self.recall_ = self._recall(reduced)
         elif self.metric == "manhattan":
             import faiss
 
@@ -104,7 +108,9 @@ class NeighborIndex:
         )
         both = np.concatenate([self.embeddings, embeddings])
         if self.kind == "exact":
-            return self._fit(both)
+            fitted = NeighborIndex(self.metric)._fit(both)
+            self.__dict__.update(vars(fitted), fingerprint=self.fingerprint)
+            return self
         self._graph.add(self._reduce(self._float64(embeddings)))
         self.embeddings = both
         self.recall_ = self._recall(self._reduce(self._float64(both)))
@@ -198,7 +204,7 @@ class NeighborIndex:
 
     def info(self) -> dict:
         """Returns what the manifest keeps beside the files of `fill`."""
-        return {"settings": self.settings(), "recall": self.recall_}
+        return {"settings": self.settings(), "recall": self.recall_, "first": self._first}
 
     def fill(self, folder) -> None:
         """Puts the files of the index into an empty folder, for `artifacts.write`."""
@@ -234,10 +240,9 @@ class NeighborIndex:
 
             graph = faiss.read_index(str(folder / "index.faiss"))
         vectors = np.load(folder / "embeddings.npy", allow_pickle=False)
-        index._fit(
-            checks.vectors("embeddings", vectors, None, 1, index.metric), graph, info["recall"]
-        )
-        index.fingerprint = manifest.fingerprint
+        checks.vectors("embeddings", vectors, None, 1, index.metric)
+        index._fit(vectors, graph, info["first"])
+        index.recall_, index.fingerprint = info["recall"], manifest.fingerprint
         return index
 
     def __len__(self) -> int:
@@ -266,7 +271,7 @@ class NeighborIndex:
         if count == size or not np.isfinite(reduced).all():
             candidates, limit = np.broadcast_to(np.arange(size), (len(queries), size)), np.inf
         elif self.kind == "hnsw":
-            candidates = self._walk(reduced, count)
+            candidates = self._walk(reduced, count)[1]
             # A graph of few links may lead to fewer than asked for: ask again for more.
             limit = np.where(candidates.min(axis=1) < 0, -np.inf, np.inf)
             candidates = np.sort(candidates.clip(min=0), axis=1)
@@ -295,7 +300,7 @@ class NeighborIndex:
         import faiss
 
         settings = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, count))
-        return self._graph.search(reduced, count, params=settings)[1]
+        return self._graph.search(reduced, count, params=settings)
 
     def _recall(self, reduced):
         import faiss
@@ -304,9 +309,9 @@ class NeighborIndex:
         flat = faiss.IndexFlat(reduced.shape[1], self._graph.metric_type)
         flat.add(reduced)
         k = min(10, len(reduced))
-        exact, found = flat.search(reduced[rows], k)[1], self._walk(reduced[rows], k)
-        hits = (exact[:, :, None] == found[:, None]).any(axis=2)
-        return float(hits.mean())
+        exact, (found, _) = flat.search(reduced[rows], k)[0], self._walk(reduced[rows], k)
+        # By distance: of equal ones any will do. Both are float32, summed in another order.
+        return float((found <= exact[:, -1:] * (1 + 1e-5) + 1e-12).mean())
 
     def _distances(self, queries, candidates):
         distances = np.empty(candidates.shape)

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -85,6 +86,7 @@ def test_damaged_pictures_are_refused_or_left_out_with_a_warning(place, run):
     command = ("embed", "pictures", "gallery", "--embedder", "model.keras", "--on-error", "skip")
     code, said, errors = run(*command)
     assert code == 0 and said["pictures"] == 12
+    assert [file.rsplit("/")[-1] for file in said["skipped"]] == ["torn.png"]
     assert errors.startswith("kerasim: warning: ") and "torn.png" in errors
 
 
@@ -118,6 +120,32 @@ def test_a_gallery_opened_with_another_embedder_is_refused(place, run):
     other.save(place / "other.keras")
     code, _, errors = run("embed", "pictures", "gallery", "--embedder", "other.keras")
     assert code == 2 and "made with another embedder" in errors
+
+
+def test_a_gallery_is_made_in_an_empty_folder_and_keeps_its_metric(place, run):
+    (place / "gallery").mkdir()
+    command = ("embed", "pictures", "gallery", "--embedder", "model.keras", "--metric")
+    assert run(*command, "manhattan")[0] == 0
+    assert run(*command, "manhattan")[1]["taken"] == 0
+    code, _, errors = run(*command, "cosine")
+    assert code == 2 and "--metric=cosine is not that of gallery, manhattan" in errors
+
+
+def test_a_file_name_of_any_bytes_is_printed(place, run):
+    strange = os.fsdecode(b"pictures/light/\xff.png")
+    os.rename("pictures/light/3.png", strange)
+    assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
+    code, found, _ = run("query", "gallery", strange, "-k", 1)
+    assert code == 0 and found[0]["query"] == strange
+
+
+def test_what_nobody_thought_of_is_exit_code_2_too(place, run, monkeypatch):
+    def breaks(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(cli, "_open", breaks)
+    code, _, errors = run("verify", "gallery", "a.png", "b.png")
+    assert code == 2 and errors == "kerasim: error: MemoryError: no room\n"
 
 
 def test_help_comes_without_keras_and_a_wrong_call_is_exit_code_2():

@@ -423,3 +423,17 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch)
     with pytest.raises(DependencyError, match=r"pip install 'kerasim\[onnx\]'"):
         export.export_onnx(embedder(1), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_that_onnx_lacks_is_refused_and_nothing_written(tmp_path):
+    class Betainc(keras.layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.math.betainc(x + 1.0, x + 2.0, 0.5 * x)
+
+    images = keras.Input((8, 8, 1))
+    model = keras.Model(images, keras.layers.Flatten()(Betainc()(images)))
+    with pytest.raises(ArgumentError, match="an operation that ONNX lacks"):
+        export.export_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

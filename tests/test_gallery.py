@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -6,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import picture
+from PIL import Image
 
 from kerasim import data
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
-from kerasim.neighbors import NeighborIndex
+from kerasim.neighbors import METRICS, NeighborIndex
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((30, 8, 6, 3), dtype="float32")
@@ -33,8 +35,6 @@ def folder(tmp_path):
         pixels = np.random.default_rng(n).integers(0, 256, (8, 6, 3), dtype="uint8")
         path = tmp_path / "pictures" / f"class-{n % 2}" / f"{n}.png"
         picture(path)
-        from PIL import Image
-
         Image.fromarray(pixels).save(path)
     return tmp_path / "pictures"
 
@@ -132,8 +132,6 @@ def test_a_threshold_of_known_pairs_tells_same_from_different(tmp_path):
 
 
 def test_near_copies_are_listed_by_file(folder):
-    from PIL import Image
-
     with Image.open(folder / "class-0" / "4.png") as image:
         image.convert("RGB").save(folder / "class-1" / "copy.png")
     gallery = Gallery(EMBEDDER)
@@ -212,6 +210,12 @@ def test_adding_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(Gallery.load(tmp_path / "gallery").items, whole.items)
 
 
+@pytest.mark.parametrize("labels", [5, "abc", np.zeros((30, 1))])
+def test_labels_that_are_no_row_are_refused(labels):
+    with pytest.raises(ArgumentError, match="there are 30 images: pass one for each"):
+        Gallery(EMBEDDER).add(IMAGES, labels)
+
+
 def test_labels_that_do_not_fit_and_open_sizes_are_refused():
     with pytest.raises(ArgumentError, match="labels has shape .2,., there are 30 images"):
         Gallery(EMBEDDER).add(IMAGES, [0, 1])
@@ -250,3 +254,190 @@ def test_a_gallery_of_files_is_written_as_a_page(folder, tmp_path):
     gallery.add(IMAGES[:1])
     with pytest.raises(ArgumentError, match="1 of 9 items have no file"):
         gallery.write_map(tmp_path / "map.html")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_graph_that_grew_answers_alike_once_it_is_loaded(metric, tmp_path):
+    images = np.concatenate([0.1 * RNG.random((40, 8, 6, 3)), 0.8 + 0.1 * IMAGES])
+    gallery = Gallery(EMBEDDER, metric, "hnsw")
+    for part in np.split(images.astype("float32"), [40]):
+        gallery.add(part)
+        assert gallery.index.recall_ > 0.9
+    gallery.save(tmp_path / "gallery")
+    loaded = Gallery.load(tmp_path / "gallery")
+    for again in (gallery, loaded):
+        assert again.query(images.astype("float32"), 1)["id"].tolist() == list(range(70))
+    assert loaded.index.recall_ == gallery.index.recall_
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+def test_an_index_that_is_interrupted_as_it_grows_loses_no_picture(kind, monkeypatch):
+    gallery = Gallery(EMBEDDER, kind=kind)
+    gallery.add(IMAGES[:10])
+    gallery.query(IMAGES[:1])
+    gallery.add(IMAGES[10:20])
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NeighborIndex, "_recall" if kind == "hnsw" else "_norms", dies)
+        with pytest.raises(KeyboardInterrupt):
+            gallery.query(IMAGES[:1])
+    gallery.add(IMAGES[20:])
+    assert gallery.query(IMAGES, 1)["id"].tolist() == list(range(30))
+
+
+def test_a_graph_with_many_removed_still_finds_as_many_as_asked_for():
+    gallery = Gallery(EMBEDDER, kind="hnsw")
+    gallery.add(IMAGES)
+    gallery.remove(np.arange(0, 26))
+    found = gallery.query(IMAGES[:5], k=3)
+    assert found["id"].min() == 26 and found["query"].tolist() == np.repeat(range(5), 3).tolist()
+    assert gallery.query(IMAGES[:1], k=99)["rank"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("ids", [np.arange(30) > 8, [1.0], "abc", None])
+def test_ids_that_are_no_whole_numbers_are_refused(ids):
+    gallery = Gallery(EMBEDDER)
+    gallery.add(IMAGES)
+    with pytest.raises(ArgumentError, match="ids must be whole numbers"):
+        gallery.remove(ids)
+    assert len(gallery) == 30
+
+
+@pytest.mark.parametrize("label", ["a\rb", "a\nb", 'a",b', " a ", "NA", "007", "", "é", "-1"])
+def test_any_label_comes_back_as_it_was(label, tmp_path):
+    gallery = Gallery(EMBEDDER)
+    gallery.add(IMAGES[:2], [label, "b"])
+    gallery.save(tmp_path / "gallery")
+    assert Gallery.load(tmp_path / "gallery").items["label"].tolist() == [label, "b"]
+
+
+def test_a_file_name_of_any_bytes_comes_back_as_it_was(tmp_path):
+    file = tmp_path / "pictures" / os.fsdecode(b"\xff\r,.png")
+    picture(file)
+    gallery = Gallery(EMBEDDER)
+    gallery.add(tmp_path / "pictures", path=tmp_path / "gallery")
+    again = Gallery.load(tmp_path / "gallery")
+    assert again.items["file"].tolist() == [str(file)]
+    assert len(again.add(tmp_path / "pictures")) == 0
+
+
+def test_an_embedder_that_has_changed_is_refused(tmp_path):
+    embedder = make_embedder()
+    gallery = Gallery(embedder)
+    gallery.add(IMAGES)
+    embedder.layers[-1].bias.assign_add(np.ones(5))
+    for call in (lambda: gallery.add(IMAGES), lambda: gallery.save(tmp_path / "gallery")):
+        with pytest.raises(ArgumentError, match="embedder has changed"):
+            call()
+
+
+def test_a_calibration_that_fails_leaves_the_one_before(tmp_path):
+    gallery = Gallery(EMBEDDER)
+    gallery.calibrate(IMAGES[:4], IMAGES[[0, 1, 5, 6]], [1, 1, 0, 0])
+    before = gallery.verify(IMAGES[:4], IMAGES[4:8])
+    with pytest.raises(ArgumentError):
+        gallery.calibrate(IMAGES[:4], IMAGES[4:8], [1, 0, 1])
+    pd.testing.assert_frame_equal(gallery.verify(IMAGES[:4], IMAGES[4:8]), before)
+    assert len(gallery.verify([], [])) == 0
+
+
+def test_an_empty_gallery_is_saved(tmp_path):
+    Gallery(EMBEDDER).save(tmp_path / "gallery")
+    gallery = Gallery.load(tmp_path / "gallery")
+    gallery.add(IMAGES[:3], path=tmp_path / "gallery")
+    gallery.remove([0, 1, 2])
+    gallery.save(tmp_path / "gallery")
+    assert Gallery.load(tmp_path / "gallery").add(IMAGES[:1]).tolist() == [3]
+
+
+def test_a_gallery_goes_into_an_empty_folder_and_over_no_other(tmp_path):
+    gallery = Gallery(EMBEDDER)
+    gallery.add(IMAGES[:3])
+    (tmp_path / "empty").mkdir()
+    gallery.save(tmp_path / "empty")
+    (tmp_path / "file").write_text("text")
+    for name in ("file", "."):
+        with pytest.raises(ArtifactError):
+            gallery.save(tmp_path / name, replace=True)
+    assert (tmp_path / "file").read_text() == "text"
+
+
+def test_a_gallery_saved_in_two_places_goes_on_in_both(tmp_path):
+    gallery = Gallery(EMBEDDER)
+    for n, name in enumerate(["one", "other", "one", "other"]):
+        gallery.add(IMAGES[n : n + 1])
+        gallery.save(tmp_path / name)
+    (tmp_path / "link").symlink_to("one")
+    gallery.add(IMAGES[4:5], path=tmp_path / "link")
+    assert len(Gallery.load(tmp_path / "one")) == 5
+
+
+def test_adding_to_a_gallery_that_was_not_loaded_is_refused_before_work(folder, tmp_path):
+    Gallery(EMBEDDER).save(tmp_path / "gallery")
+    gallery = Gallery(EMBEDDER)
+    with pytest.raises(ArtifactError, match="load it and add to that"):
+        gallery.add(folder, path=tmp_path / "gallery")
+    assert len(gallery) == 0
+
+
+def test_an_embedder_that_could_not_be_loaded_again_is_refused_when_saved(tmp_path):
+    @keras.saving.register_keras_serializable("here")
+    class Fussy(keras.layers.Layer):
+        def __init__(self, of):
+            super().__init__()
+
+        def call(self, x):
+            return x
+
+        def get_config(self):
+            return {"name": self.name}
+
+    images = keras.Input((8, 6, 3))
+    gallery = Gallery(keras.Model(images, keras.layers.Flatten()(Fussy(of=3)(images))))
+    with pytest.raises(ArgumentError, match="cannot be loaded again once it is saved"):
+        gallery.save(tmp_path / "gallery")
+    assert not (tmp_path / "gallery").exists()
+
+
+def test_a_file_is_taken_in_once_whichever_way_it_is_named(folder, tmp_path):
+    gallery = Gallery(EMBEDDER)
+    file = folder / "class-0" / "0.png"
+    assert len(gallery.add([file, file, str(file)])) == 1
+    (tmp_path / "link").symlink_to(folder)
+    assert len(gallery.add(tmp_path / "link")) == 7
+    assert len(gallery.add(folder)) == 0
+
+
+def test_damaged_files_of_a_list_are_left_out_and_all_are_listed(folder):
+    files = sorted(folder.rglob("*.png"))
+    for file in files[:7]:
+        file.write_bytes(b"no picture")
+    gallery = Gallery(EMBEDDER)
+    with pytest.raises(ImageError, match="7 of 8 pictures cannot be used"):
+        gallery.add(files)
+    with pytest.warns(UserWarning, match="7 pictures are left out"):
+        assert len(gallery.add(files, on_error="skip")) == 1
+    assert [file for file, _ in gallery.skipped] == list(map(str, files[:7]))
+    with pytest.raises(ArgumentError, match="on_error='bogus'"):
+        gallery.add(files, on_error="bogus")
+
+
+def test_a_picture_embedded_as_zeros_is_named_and_left_out_under_cosine(folder):
+    Image.fromarray(np.zeros((8, 6, 3), "uint8")).save(folder / "class-0" / "black.png")
+    gallery = Gallery(EMBEDDER)  # its bias is zero
+    with pytest.raises(ImageError, match="black.png.* is embedded as zeros"):
+        gallery.add(folder)
+    with pytest.warns(UserWarning, match="black.png"):
+        assert len(gallery.add(folder, on_error="skip")) == 8
+    flat = Gallery(EMBEDDER, "euclidean")
+    assert len(flat.add(folder)) == 9
+    page = flat.write_map(folder / "map.html").read_text()
+    assert "manhattan" in page
+
+
+def test_more_pairs_than_a_gallery_keeps_are_refused(monkeypatch):
+    with pytest.raises(ArgumentError, match="the number of pairs=200001 is out of range"):
+        Gallery(EMBEDDER).calibrate(IMAGES, IMAGES, np.ones(200_001))
