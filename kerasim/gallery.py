@@ -66,7 +66,7 @@ class Gallery:
     @property
     def items(self) -> pd.DataFrame:
         """Columns id, file and label, a row for each picture; "" for no file, no label."""
-        return self._rows[self._rows["id"] >= 0].reset_index(drop=True)
+        return self._rows.loc[self._live].reset_index(drop=True)
 
     @property
     def index(self) -> NeighborIndex:
@@ -82,7 +82,7 @@ class Gallery:
         return self._index
 
     def __len__(self) -> int:
-        return int((self._rows["id"] >= 0).sum())
+        return int(self._live.sum())
 
     def add(self, images, labels=None, on_error: str = "raise", path=None, chunk: int = 1024):
         """Embeds pictures and takes them in.
@@ -204,7 +204,7 @@ class Gallery:
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
         vectors, most = data.embed(self.embedder, self._images(images)), min(k, len(self))
-        live, asked = self._rows["id"].to_numpy() >= 0, most
+        live, asked = self._live, most
         while True:  # a graph holds removed ones, too
             distances, found = self.index.query(vectors, asked)
             if live.all() or asked == len(live) or (live[found].sum(axis=1) >= most).all():
@@ -273,14 +273,13 @@ class Gallery:
             raise ArgumentError(
                 f"ids {unknown[:5]} are not in the gallery: choose among those of items."
             )
-        self._rows.loc[self._rows["id"].isin(ids), ["id", "file", "label"]] = [-1, "", ""]
+        self._rows.loc[self._rows["id"].isin(ids.tolist()), ["id", "file", "label"]] = [-1, "", ""]
         if self.settings["kind"] == "exact":
             self.compact()
 
     def compact(self) -> None:
         """Lets go of the vectors of pictures that were removed; the index is built again."""
-        live = self._rows["id"].to_numpy() >= 0
-        self._rows, self._vectors, self._index = self.items, self._vectors[live], None
+        self._vectors, self._rows, self._index = self._vectors[self._live], self.items, None
 
     def near_copies(self, bits: int = 30) -> pd.DataFrame:
         """Lists pairs of files that look alike, by `data.find_near_copies`: copy and original."""
@@ -303,7 +302,7 @@ class Gallery:
         Raises:
             ArgumentError: If there are fewer than 5 items, or no images to show.
         """
-        vectors = self._vectors[self._rows["id"] >= 0]
+        vectors = self._vectors[self._live]
         k = min(checks.integer("k", k), len(vectors) - 1)
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
         nearest = {}
@@ -388,6 +387,11 @@ class Gallery:
 
         expected = None if embedder is None else artifacts.fingerprint(embedder)
         return artifacts.read(path, _KIND, load, expected)
+
+    @property
+    def _live(self):
+        """Which rows belong to pictures that were not removed."""
+        return self._rows["id"].to_numpy() >= 0
 
     def _check_embedder(self):
         now = artifacts.fingerprint(self.embedder)
