@@ -144,6 +144,8 @@ def _embedder(name, size=224):
         )
     import keras
 
+    from kerasim import layers  # noqa: F401 (so that Keras knows them)
+
     path = kerasim.artifacts.check_file(name)
     try:
         return keras.models.load_model(path, compile=False)

@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from kerasim import artifacts, checks, data, metrics
+from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
 from kerasim.images import read_image
