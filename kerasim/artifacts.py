@@ -75,7 +75,7 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
         ArtifactError: If the folder holds something else, or cannot be written. What stood
             there before is unchanged.
     """
-    path = _place(path)
+    path = place(path)
     with _beside(path) as temporary:
         _recover(path, kind)
         check_replaceable(path, kind)
@@ -93,7 +93,7 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
 
 def write_file(path, content: bytes) -> Path:
     """Writes a single file whole or not at all: a table, a page, a figure."""
-    path = _place(path)
+    path = place(path)
     with _beside(path) as temporary:
         temporary.write_bytes(content)
         _sync(temporary)
@@ -116,11 +116,11 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
     Raises:
         ArtifactError: If it is missing, damaged, of another kind, version or embedder.
     """
-    path = _place(path)
+    path = place(path)
     for _ in range(20):
         before, manifest = _standing(path), None
         try:
-            folder = _find(path)
+            folder = find(path)
             manifest = _check(folder, kind, fingerprint)
             result = load(folder, manifest)
             if _standing(path) == before:
@@ -146,7 +146,7 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
 
 def exists(path) -> bool:
     """Says whether something is saved at `path`, or was set aside by a writer that died there."""
-    return _find(_place(path)).exists()
+    return find(place(path)).exists()
 
 
 def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
@@ -230,8 +230,12 @@ def architecture(model) -> dict:
 
 
 @contextlib.contextmanager
-def lock(path):
+def lock(path, of=None):
     """Holds the file `path` as a lock while the block runs; the system frees a dead holder's.
+
+    Args:
+        path: The file.
+        of: What it locks, for the message; None for the folder that it lies in.
 
     Raises:
         ArtifactError: If another process, named in the message, holds it.
@@ -248,8 +252,8 @@ def lock(path):
         except BlockingIOError as error:
             holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
             raise ArtifactError(
-                f"{path.parent} is in use by process {holder}: wait for it, stop it, or choose "
-                "another folder."
+                f"{of or path.parent} is in use by process {holder}: wait for it, stop it, or "
+                "choose another folder."
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -423,7 +427,7 @@ def _versions() -> dict[str, str]:
     return {"kerasim": __version__, **libraries, "python": platform.python_version()}
 
 
-def _place(path) -> Path:
+def place(path) -> Path:
     """Returns where `path` is written: absolute, and behind a link the place it points to."""
     path = check_path("path", path)
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
@@ -458,17 +462,18 @@ def _aside(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
 
 
-def _find(path: Path) -> Path:
+def find(path: Path) -> Path:
+    """Returns where what was saved at a `place` stands: there, or aside if a writer died there."""
     return path if path.exists() or not _aside(path).exists() else _aside(path)
 
 
 def _standing(path: Path) -> list:
     """Returns what tells the folders at `path` and aside from any that replace them."""
     found = []
-    for place in (path, _aside(path)):
+    for folder in (path, _aside(path)):
         with contextlib.suppress(OSError):
-            status = os.stat(place)
-            found.append((place, status.st_ino, status.st_ctime_ns))
+            status = os.stat(folder)
+            found.append((folder, status.st_ino, status.st_ctime_ns))
     return found
 
 

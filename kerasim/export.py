@@ -1,5 +1,8 @@
 """SavedModel out, and back in."""
 
+import tempfile
+import warnings
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -36,25 +39,7 @@ def export_saved_model(model, path) -> None:
         ArgumentError: If the model does not take one batch of images of a fixed size.
     """
     tf = _tensorflow()
-    if keras.backend.backend() != "tensorflow":
-        raise DependencyError(
-            f"export_saved_model needs Keras on TensorFlow. It runs on "
-            f"{keras.backend.backend()!r}: save the model with model.save('model.keras') and "
-            "export it in a process with KERAS_BACKEND=tensorflow."
-        )
-    shape: Any = getattr(model, "input_shape", None)
-    fixed = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
-    if not fixed or len(shape) != 4 or shape[3] not in (1, 3):
-        raise ArgumentError(
-            "model must take images (batch, height, width, 1 or 3) of a fixed size. Its input is "
-            f"{shape}: build it with an image_shape."
-        )
-    if len(model.outputs) != 1:
-        raise ArgumentError(
-            f"model must have one output. It has {len(model.outputs)}: pass a part of it, such as "
-            'model.get_layer("encoder").'
-        )
-    height, width, channels = shape[1:]
+    height, width, channels = _check_model(model)
 
     def decode(encoded):
         def jpeg():
@@ -107,6 +92,46 @@ def export_saved_model(model, path) -> None:
 
     info = {"image_shape": [height, width, channels]}
     artifacts.write(path, _KIND, fill, info, artifacts.fingerprint(model))
+
+
+def export_onnx(model, path) -> None:
+    """Writes a model as one ONNX file, for runtimes without Keras; any batch size.
+
+    Its input is "images", float32 `(batch, height, width, channels)` in [0, 1].
+
+    Args:
+        model: As for `export_saved_model`.
+        path: The file.
+
+    Raises:
+        DependencyError: If TensorFlow, tf2onnx or onnx is not installed, or Keras runs on another
+            backend.
+        ArgumentError: If the model does not take one batch of images of a fixed size.
+    """
+    shape = _check_model(model)
+    try:
+        import onnx
+        import tf2onnx  # noqa: F401 (Keras uses it)
+    except ImportError as error:
+        raise DependencyError(
+            f"ONNX files need {error.name}, which is not installed: pip install 'kerasim[onnx]'."
+        ) from error
+    images = keras.Input(shape, name="images")
+    taken = [keras.InputSpec("float32", (None, *shape), name="images")]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks NumPy for names of old
+        file = Path(folder, "model.onnx")
+        keras.Model(images, model(images)).export(
+            file, format="onnx", verbose=False, input_signature=taken
+        )
+        try:
+            onnx.checker.check_model(str(file))
+        except onnx.checker.ValidationError as error:
+            raise ArgumentError(
+                f"model uses an operation that ONNX lacks ({str(error).splitlines()[0]}): replace "
+                "the layer, or export a SavedModel."
+            ) from error
+        artifacts.write_file(path, file.read_bytes())
 
 
 def load_saved_model(path, trust: bool = False):
@@ -192,6 +217,30 @@ class SavedModel:
             return np.empty((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
         (output,) = signature(**{name: tf.convert_to_tensor(value)}).values()
         return output.numpy()
+
+
+def _check_model(model):
+    """Returns the image shape of a model that can be exported."""
+    _tensorflow()
+    if keras.backend.backend() != "tensorflow":
+        raise DependencyError(
+            f"Export needs Keras on TensorFlow. It runs on "
+            f"{keras.backend.backend()!r}: save the model with model.save('model.keras') and "
+            "export it in a process with KERAS_BACKEND=tensorflow."
+        )
+    shape: Any = getattr(model, "input_shape", None)
+    fixed = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
+    if not fixed or len(shape) != 4 or shape[3] not in (1, 3):
+        raise ArgumentError(
+            "model must take images (batch, height, width, 1 or 3) of a fixed size. Its input is "
+            f"{shape}: build it with an image_shape."
+        )
+    if len(model.outputs) != 1:
+        raise ArgumentError(
+            f"model must have one output. It has {len(model.outputs)}: pass a part of it, such as "
+            'model.get_layer("encoder").'
+        )
+    return shape[1:]
 
 
 def _tensorflow():

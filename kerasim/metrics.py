@@ -353,6 +353,8 @@ class Verification:
         distances = np.asarray(distances, dtype="float64")
         column = distances.reshape(-1, 1)
         checks.bad_rows("distances", ~np.isfinite(column[:, 0]), "NaN or infinity")
+        if not distances.size:
+            return distances
         return self._curve.predict_proba(column)[:, 1].reshape(distances.shape)
 
     @functools.cached_property

@@ -115,8 +115,9 @@ def main() -> None:
         print(f"{notebook.name}: {time.perf_counter() - start:.0f} s", flush=True)
     print(f"Executed notebooks: {arguments.folder.resolve()}")
     print(f"Figures:            {arguments.folder.resolve() / 'figures'}")
-    for saved in sorted(arguments.folder.glob("*/*savedmodel")):
-        print(f"SavedModel:         {saved.resolve()}")
+    for name, pattern in (("SavedModel:", "*/*savedmodel"), ("Map:", "gallery/*/map.html")):
+        for saved in sorted(arguments.folder.glob(pattern)):
+            print(f"{name:<20}{saved.resolve()}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
 
@@ -400,3 +401,39 @@ def test_on_another_backend_the_error_says_how_to_export(monkeypatch, tmp_path):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(DependencyError, match="runs on 'jax'.*KERAS_BACKEND=tensorflow"):
         export.export_saved_model(None, tmp_path / "m")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_onnx_file_gives_what_the_model_and_the_saved_model_give(channels, tmp_path):
+    model = embedder(channels)
+    export.export_onnx(model, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    export.export_saved_model(model, tmp_path / "saved")
+    saved = export.load_saved_model(tmp_path / "saved")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for n in (1, 5):
+        images = np.random.default_rng(n).random((n, SIZE, SIZE, channels), dtype="float32")
+        (output,) = session.run(None, {"images": images})
+        np.testing.assert_allclose(output, model.predict(images, verbose=0), atol=1e-5)
+        np.testing.assert_allclose(output, saved(images), atol=1e-5)
+
+
+def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[onnx\]'"):
+        export.export_onnx(embedder(1), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_operation_that_onnx_lacks_is_refused_and_nothing_written(tmp_path):
+    class Betainc(keras.layers.Layer):
+        def call(self, x):
+            import tensorflow as tf
+
+            return tf.math.betainc(x + 1.0, x + 2.0, 0.5 * x)
+
+    images = keras.Input((8, 8, 1))
+    model = keras.Model(images, keras.layers.Flatten()(Betainc()(images)))
+    with pytest.raises(ArgumentError, match="an operation that ONNX lacks"):
+        export.export_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -374,8 +374,8 @@ def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, 
 def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
     NeighborIndex().fit(vectors).save(tmp_path / "first", mine)
-    NeighborIndex.load(tmp_path / "first", mine).save(tmp_path / "second")
-    assert len(NeighborIndex.load(tmp_path / "second", mine)) == 40
+    NeighborIndex.load(tmp_path / "first", mine).add(vectors[:2]).save(tmp_path / "second")
+    assert len(NeighborIndex.load(tmp_path / "second", mine)) == 42
     with pytest.raises(ArtifactError, match="made with another embedder"):
         NeighborIndex.load(tmp_path / "second", other)
 
@@ -450,3 +450,46 @@ def test_identify_refuses_by_name(change, said):
     given = {"x": [[0.0]], "labels": [0, 1], "threshold": 1.0, **change}
     with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
         NeighborIndex().fit([[0.0], [1.0]]).identify(**given)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_graph_finds_nearly_what_exact_search_finds_at_true_distances(metric):
+    rng = np.random.default_rng(0)
+    base, queries = rng.normal(size=(3000, 8)), rng.normal(size=(50, 8))
+    exact, index = (NeighborIndex(metric, kind).fit(base) for kind in ("exact", "hnsw"))
+    distances, indices = index.query(queries, 10)
+    wanted, expected = exact.query(queries, 10)
+    hits = (indices[:, :, None] == expected[:, None]).any(axis=2)
+    assert hits.mean() > 0.97 and index.recall_ > 0.97 and exact.recall_ == 1.0
+    true = oracle(base, queries, metric)
+    np.testing.assert_allclose(distances, np.take_along_axis(true, indices, 1), rtol=1e-12)
+    assert (np.diff(distances, axis=1) >= 0).all() and (distances >= wanted - 1e-12).all()
+
+
+def test_a_graph_of_poor_settings_says_so():
+    base = np.random.default_rng(0).normal(size=(3000, 32))
+    poor = NeighborIndex(kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
+    assert poor.recall_ < 0.8 < NeighborIndex(kind="hnsw").fit(base).recall_
+
+
+def test_a_graph_answers_for_every_vector_that_it_holds():
+    base = np.random.default_rng(0).normal(size=(300, 4))
+    index = NeighborIndex(kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
+    distances, indices = index.query(base[:5], 299)
+    assert all(len(set(row)) == 299 for row in indices.tolist())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_graph_is_saved_and_not_built_again(metric, vectors, tmp_path, monkeypatch):
+    index = NeighborIndex(metric, "hnsw", m=4, ef_search=9).fit(vectors)
+    index.save(tmp_path / "index")
+    monkeypatch.setattr(NeighborIndex, "_build", lambda *_: pytest.fail("built again"))
+    loaded = NeighborIndex.load(tmp_path / "index")
+    assert loaded.settings() == index.settings() and loaded.recall_ == index.recall_
+    for one, other in zip(index.query(vectors, 5), loaded.query(vectors, 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_recall_of_a_graph_counts_equal_distances_as_equal(vectors):
+    copies = np.repeat(vectors, 40, axis=0)
+    assert NeighborIndex(kind="hnsw").fit(copies).recall_ > 0.95

@@ -33,13 +33,14 @@ def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
     Path("my-pairs", "pairs.csv").write_text(
         "\n".join(["left,right", *(f"{n},{n}" for n in range(30))])
     )
-    first, second, page, third, fourth, fifth = BLOCKS
+    first, second, gallery, third, fourth, fifth = BLOCKS
     exec(first, namespace)
     assert "(5, 10)" in capsys.readouterr().out
     assert Path("runs/strips.png").stat().st_size > 10_000
     exec(second, namespace)
     assert namespace["indices"].shape == (30, 11)
-    exec(page, namespace)
+    exec(gallery, namespace)
+    assert len(namespace["found"]) == 10 and namespace["found"].loc[0, "distance"] < 1e-6
     assert "class-1/29.png" in Path("runs/map.html").read_text()
     exec(third, namespace)
     rates = ast.literal_eval(capsys.readouterr().out.splitlines()[-1])

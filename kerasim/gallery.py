@@ -1,0 +1,465 @@
+"""Embedder, vectors, files, labels and threshold as one artefact."""
+
+import csv
+import hashlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from kerasim import artifacts, checks, data, metrics
+from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
+from kerasim.errors import ArgumentError, ArtifactError, ImageError
+from kerasim.explorer import write_explorer
+from kerasim.images import read_image
+from kerasim.neighbors import METRICS, NeighborIndex
+from kerasim.projection import Projection
+
+_KIND = "gallery"
+_PAIRS = 200_000  # so many fit into a manifest
+
+
+class Gallery:
+    """Pictures that can be searched: put some in, find the most similar, save the whole.
+
+    Pictures are given as a folder (see `data.image_folder`), a list of files, an `ImageFolder`,
+    or an array as for `data.embed`.
+
+    Args:
+        embedder: `keras.Model` from images of one size to vectors.
+        metric: "cosine", "euclidean" or "manhattan".
+        kind: "exact" or "hnsw", as for `neighbors.NeighborIndex`.
+        **settings: `m`, `ef_construction` and `ef_search` of a graph.
+
+    Attributes:
+        embedder: As given; its weights must not change any more.
+        image_shape: `(height, width, channels)` that it takes.
+        settings: Metric, kind and those of a graph, by name.
+        threshold: Greatest distance of two pictures that `verify` calls the same, or None.
+        skipped: `(file, reason)` of each file that the last `add` left out.
+
+    Raises:
+        ArgumentError: If the embedder takes images of any size, or gives no vectors.
+    """
+
+    def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
+        self.image_shape, dim = data.check_embedder("embedder", embedder)
+        if None in self.image_shape:
+            raise ArgumentError(
+                f"embedder takes images of any size, {self.image_shape}: build it with an "
+                "image_shape."
+            )
+        self.embedder, self.threshold, self.skipped = embedder, None, []
+        self.settings = NeighborIndex(metric, kind, **settings).settings()
+        self._fingerprint = artifacts.fingerprint(embedder)
+        self._pairs = None  # distances of known pairs, and whether they are the same
+        self._rows = _table([], [], [])  # one for each vector; of a removed one the id is -1
+        self._vectors = np.empty((0, dim), "float32")
+        self._index: NeighborIndex | None = None  # of the first vectors, or of none
+        self._next = 0
+        self._stamps: dict = {}  # of each folder as this gallery last saw it
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """Columns id, file and label, a row for each picture; "" for no file, no label."""
+        return self._rows.loc[self._live].reset_index(drop=True)
+
+    @property
+    def index(self) -> NeighborIndex:
+        """The index of all vectors, brought up to date; `index.recall_` is that of a graph."""
+        held = 0 if self._index is None else len(self._index)
+        if held < len(self._vectors):
+            # Whatever breaks off here leaves no half-grown index behind.
+            index, self._index = self._index or NeighborIndex(**self.settings), None
+            self._index = index.add(self._vectors[held:])
+            self._vectors = self._index.embeddings  # no second copy
+        if self._index is None:
+            raise ArgumentError("The gallery is empty: call add(images) first.")
+        return self._index
+
+    def __len__(self) -> int:
+        return int(self._live.sum())
+
+    def add(self, images, labels=None, on_error: str = "raise", path=None, chunk: int = 1024):
+        """Embeds pictures and takes them in.
+
+        Files that are in already are left out: the same call takes in what is new in a folder,
+        and goes on, in a gallery that was loaded, where one with `path` was killed.
+
+        Args:
+            images: Pictures.
+            labels: A name or number for each; None for the names of the subfolders, if any.
+            on_error: What to do with files that cannot be decoded, or that the embedder makes
+                zeros of, which have no direction for cosine: "raise" one error that lists them,
+                or "skip" them, with a warning, into `skipped`.
+            path: Where to `save`, at the end and every now and then before it; None for not at
+                all.
+            chunk: Pictures that are decoded at once, and the least between two saves, which come
+                when an eighth is new.
+
+        Returns:
+            `(n,)` int64: ids of the pictures that were taken in.
+
+        Raises:
+            ImageError: If `on_error="raise"` and there are such files in a chunk. Those before it
+                have been taken in.
+            ArgumentError: If images or labels do not fit, or the embedder has changed.
+        """
+        checks.integer("chunk", chunk)
+        checks.choice("on_error", on_error, ("raise", "skip"))
+        self._check_embedder()
+        if path is not None:
+            self._check_stamp(path)
+        images = self._images(images)
+        files = [str(file) for file in getattr(images, "files", [""] * len(images))]
+        if labels is None and getattr(images, "labels", None) is not None:
+            labels = [images.class_names[label] for label in images.labels]
+        labels = checks.each(
+            "labels", [""] * len(images) if labels is None else labels, len(images), "images", 1
+        )
+        known = {os.path.realpath(file) for file in self._rows["file"] if file}
+        rows = []
+        for n, file in enumerate(files):
+            real = os.path.realpath(file)
+            if not file or real not in known:
+                rows.append(n)
+                known.add(real)
+        self.skipped, first, saved = [], self._next, len(self)
+        bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= chunk)
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            kept, vectors, bad = self._embed(images, files, part)
+            if bad and on_error == "raise":
+                listed = "\n".join(reason for _, reason in bad[:20])
+                raise ImageError(
+                    f"{len(bad)} of {len(part)} pictures cannot be used; mend or remove them, or "
+                    f'pass on_error="skip":\n{listed}'
+                )
+            self.skipped += bad
+            ids = np.arange(self._next, self._next + len(kept))
+            new = _table(ids, [files[n] for n in kept], [str(labels[n]) for n in kept])
+            both = np.concatenate([self._vectors, vectors])
+            self._rows = pd.concat([self._rows, new], ignore_index=True)
+            self._vectors, self._next = both, self._next + len(kept)
+            bar.update(len(part))
+            if path is not None and len(self) - saved >= max(chunk, len(self) // 8):
+                self.save(path)
+                saved = len(self)
+        bar.close()
+        if self.skipped:
+            names = ", ".join(ascii(os.path.basename(file)) for file, _ in self.skipped[:5])
+            warnings.warn(
+                f"{len(self.skipped)} pictures are left out, see skipped: {names}.", stacklevel=2
+            )
+        if path is not None:
+            self.save(path)
+        return np.arange(first, self._next)
+
+    def _embed(self, images, files, rows):
+        """Returns the rows that can be taken in, their vectors, and (file, reason) of others."""
+
+        def decode(n):
+            try:
+                return read_image(files[n], (height, width), channels, "uint8")
+            except ImageError as error:
+                return str(error)
+
+        height, width, channels = self.image_shape
+        if isinstance(images, data.ImageFolder):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                decoded = list(pool.map(decode, rows))
+            bad = [(n, found) for n, found in zip(rows, decoded, strict=True) if type(found) is str]
+            rows = [n for n, found in zip(rows, decoded, strict=True) if type(found) is not str]
+            pixels = [found for found in decoded if type(found) is not str]
+            vectors = data.embed(self.embedder, np.stack(pixels)) if rows else self._vectors[:0]
+        else:
+            bad, vectors = [], data.embed(self.embedder, images[rows])
+        if self.settings["metric"] == "cosine":
+            empty = ~vectors.any(axis=1)
+            for n in np.array(rows, "int64")[empty]:
+                name = ascii(files[n]) if files[n] else f"Image {n}"
+                bad.append((n, f"{name} is embedded as zeros, which have no direction for cosine."))
+            rows, vectors = np.array(rows, "int64")[~empty], vectors[~empty]
+        return rows, vectors, [(files[n], reason) for n, reason in bad]
+
+    def query(self, images, k: int = 10) -> pd.DataFrame:
+        """Finds the most similar pictures.
+
+        Args:
+            images: Pictures.
+            k: How many of each; all there are if there are fewer.
+
+        Returns:
+            A row for each picture found, nearest first: query (position in `images`), rank (from
+            1), id, file, label and distance.
+
+        Raises:
+            ArgumentError: If the gallery is empty, or the images do not fit.
+        """
+        checks.integer("k", k)
+        if not len(self):
+            raise ArgumentError("The gallery is empty: call add(images) before query.")
+        vectors, most = data.embed(self.embedder, self._images(images)), min(k, len(self))
+        live, asked = self._live, most
+        while True:  # a graph holds removed ones, too
+            distances, found = self.index.query(vectors, asked)
+            if live.all() or asked == len(live) or (live[found].sum(axis=1) >= most).all():
+                break
+            asked = min(2 * asked, len(live))
+        shown = live[found] & (np.cumsum(live[found], axis=1) <= k)
+        table = self._rows.iloc[found[shown]].reset_index(drop=True)
+        table.insert(0, "query", np.nonzero(shown)[0])
+        table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
+        return table.assign(distance=distances[shown])
+
+    def calibrate(self, left, right, same, far: float = 0.01) -> float:
+        """Fits the threshold, and the score, of `verify` on known pairs.
+
+        Args:
+            left, right: Pictures that nothing was trained on; `right[i]` is paired with `left[i]`.
+            same: `(n,)`: 1 or True for a like pair, else 0; n up to 200,000.
+            far: Share of unlike pairs that may be accepted.
+
+        Returns:
+            The threshold.
+
+        Raises:
+            ArgumentError: As `metrics.verification`.
+        """
+        same = np.asarray(same).reshape(-1)
+        checks.integer("the number of pairs", len(same), 2, _PAIRS)
+        pairs = self._distances(left, right), same
+        threshold = metrics.verification(*pairs).threshold(far)
+        self._pairs, self.threshold = pairs, threshold
+        return threshold
+
+    def verify(self, left, right) -> pd.DataFrame:
+        """Says of each pair of pictures whether both show the same.
+
+        Returns:
+            A row for each pair: distance, same (at `threshold`) and score, the chance that they
+            do if half of all pairs did.
+
+        Raises:
+            ArgumentError: If the gallery is not calibrated.
+        """
+        if self.threshold is None or self._pairs is None:
+            raise ArgumentError(
+                "The gallery has no threshold: call calibrate(left, right, same) on known pairs."
+            )
+        distances = self._distances(left, right)
+        score = metrics.verification(*self._pairs).score(distances)
+        return pd.DataFrame(
+            {"distance": distances, "same": distances <= self.threshold, "score": score}
+        )
+
+    def remove(self, ids) -> None:
+        """Takes pictures out; a graph holds their vectors, unseen, until `compact`.
+
+        Raises:
+            ArgumentError: If an id is not in the gallery.
+        """
+        ids = np.ravel(ids)
+        if ids.size and ids.dtype.kind not in "iu":
+            raise ArgumentError(
+                f"ids must be whole numbers. Received dtype {ids.dtype}: pass some of items['id']."
+            )
+        unknown = sorted(set(ids.tolist()) - set(self.items["id"]))
+        if unknown:
+            raise ArgumentError(
+                f"ids {unknown[:5]} are not in the gallery: choose among those of items."
+            )
+        self._rows.loc[self._rows["id"].isin(ids.tolist()), ["id", "file", "label"]] = [-1, "", ""]
+        if self.settings["kind"] == "exact":
+            self.compact()
+
+    def compact(self) -> None:
+        """Lets go of the vectors of pictures that were removed; the index is built again."""
+        self._vectors, self._rows, self._index = self._vectors[self._live], self.items, None
+
+    def near_copies(self, bits: int = 30) -> pd.DataFrame:
+        """Lists pairs of files that look alike, by `data.find_near_copies`: copy and original."""
+        found = data.find_near_copies(self._files(), bits)
+        return pd.DataFrame(self.items["file"].to_numpy()[found], columns=["copy", "original"])
+
+    def write_map(self, path, images=None, title: str = "Gallery", k: int = 10, seed: int = 0):
+        """Writes the gallery as a page, by `projection.Projection` and `explorer.write_explorer`.
+
+        Args:
+            path: The HTML file.
+            images: Of all items, in their order; None for what their files hold.
+            title: Shown above the map.
+            k: Nearest pictures shown of each, by each of the three metrics.
+            seed: The same seed draws the same map.
+
+        Returns:
+            The absolute path.
+
+        Raises:
+            ArgumentError: If there are fewer than 5 items, or no images to show.
+        """
+        vectors = self._vectors[self._live]
+        k = min(checks.integer("k", k), len(vectors) - 1)
+        places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
+        nearest = {}
+        zeros = not vectors.any(axis=1).all()  # which have no direction
+        for metric in METRICS[: -1 if zeros else None]:
+            found = NeighborIndex(metric).fit(vectors).query(vectors, k + 1)[1]
+            # Of copies not each finds itself first, or at all.
+            others = found != np.arange(len(found))[:, None]
+            others &= np.cumsum(others, axis=1) <= k
+            nearest[metric] = found[others].reshape(-1, k)
+        labels = self.items["label"].to_numpy(str)
+        images = self._files() if images is None else images
+        return write_explorer(
+            path, images, places, labels if (labels != "").any() else None, nearest, title
+        )
+
+    def save(self, path, replace: bool = False) -> None:
+        """Writes the gallery to a folder, whole or not at all.
+
+        Args:
+            path: The folder.
+            replace: True to write over a gallery that this one was not loaded from, or that
+                another process has saved since.
+
+        Raises:
+            ArtifactError: If there is such a gallery, or another process is saving there.
+        """
+        self._check_embedder()
+        path = artifacts.place(path)
+        with artifacts.lock(path.parent / f".{path.name}.lock", path):
+            if not replace:
+                self._check_stamp(path)
+            info = {
+                "settings": self.settings,
+                "index": self.index.info() if len(self._rows) else None,
+                "next": self._next,
+                "threshold": self.threshold,
+                "pairs": self._pairs and [np.asarray(part).tolist() for part in self._pairs],
+            }
+            artifacts.write(path, _KIND, self._fill, info, self._fingerprint)
+            self._stamps[path] = _stamp(path)
+
+    def _fill(self, folder):
+        self.embedder.save(folder / "embedder.keras")
+        if not self._stamps:
+            _load_embedder(folder)
+        self._rows.to_csv(folder / "items.csv", index=False, **_CSV, errors="surrogateescape")
+        if len(self._rows):
+            self.index.fill(folder)
+
+    @classmethod
+    def load(cls, path, embedder=None) -> "Gallery":
+        """Reads a gallery that `save` wrote.
+
+        Args:
+            path: The folder.
+            embedder: If given, a model that must be the one that the gallery was made with.
+
+        Raises:
+            ArtifactError: If the folder is missing or damaged, or made with another embedder.
+        """
+
+        def load(folder, manifest):
+            info, model = manifest.info, embedder or _load_embedder(folder)
+            gallery = cls(model, **info["settings"])
+            gallery._rows = pd.read_csv(
+                folder / "items.csv",
+                dtype={"id": "int64", "file": object, "label": object},
+                keep_default_na=False,
+                encoding_errors="surrogateescape",
+                **_CSV,
+            )
+            gallery._next, gallery.threshold = info["next"], info["threshold"]
+            gallery._pairs = info["pairs"] and tuple(map(np.array, info["pairs"]))
+            if info["index"]:
+                gallery._index = NeighborIndex.of(folder, info["index"], manifest)
+                gallery._vectors = gallery._index.embeddings
+            if len(gallery._vectors) != len(gallery._rows):
+                raise ValueError(f"{len(gallery._vectors)} vectors, {len(gallery._rows)} items")
+            gallery._stamps[artifacts.place(path)] = _stamp(folder)
+            return gallery
+
+        expected = None if embedder is None else artifacts.fingerprint(embedder)
+        return artifacts.read(path, _KIND, load, expected)
+
+    @property
+    def _live(self):
+        """Which rows belong to pictures that were not removed."""
+        return self._rows["id"].to_numpy() >= 0
+
+    def _check_embedder(self):
+        now = artifacts.fingerprint(self.embedder)
+        if not len(self._rows):
+            self._fingerprint = now
+        if now != self._fingerprint:
+            raise ArgumentError(
+                "embedder has changed since the gallery took in its first pictures, whose vectors "
+                "no longer fit: make a new gallery and add them again."
+            )
+
+    def _check_stamp(self, path):
+        path = artifacts.place(path)
+        stamp = _stamp(artifacts.find(path))
+        if stamp and stamp != self._stamps.get(path):
+            raise ArtifactError(
+                f"{path} holds what this gallery did not load, or what another process saved "
+                "since: load it and add to that, choose another path, or pass replace=True to save."
+            )
+
+    def _files(self):
+        """Returns the pictures of all items, not yet decoded."""
+        files = self.items["file"].tolist()
+        if "" in files:
+            raise ArgumentError(
+                f"{files.count('')} of {len(files)} items have no file, they were added as arrays: "
+                "pass images=, or for near copies call data.find_near_copies on them."
+            )
+        return self._images(files)
+
+    def _images(self, images):
+        height, width, channels = self.image_shape
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            return data.image_folder(images, (height, width), channels, check=False)
+        if isinstance(images, (str, os.PathLike)):
+            images = [images]
+        if isinstance(images, list) and all(isinstance(f, (str, os.PathLike)) for f in images):
+            files = [artifacts.check_file(file) for file in images]
+            return data.ImageFolder(files, None, [], [], (height, width), channels)
+        return data.check_shape("images", images, self.image_shape)
+
+    def _distances(self, left, right):
+        sides = (data.embed(self.embedder, self._images(side)) for side in (left, right))
+        return metrics.pair_distances(next(sides), next(sides), self.settings["metric"])
+
+
+# Quoted, so that a name may hold any character; and any byte.
+_CSV: Any = {"quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8"}
+
+
+def _table(ids, files, labels):
+    kinds = {"id": "int64", "file": object, "label": object}
+    return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(kinds)
+
+
+def _load_embedder(folder):
+    """Reads the embedder that a gallery was saved with; to be sure, once after it is written."""
+    try:
+        return keras.models.load_model(folder / "embedder.keras", compile=False)
+    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
+        raise ArgumentError(
+            f"embedder cannot be loaded again once it is saved ({type(error).__name__}): build it "
+            "of Keras' and kerasim's layers, or of registered ones, without Lambda."
+        ) from error
+
+
+def _stamp(folder):
+    """Returns the digest of a folder's manifest, and so of all that is in it; None without one."""
+    manifest = folder / artifacts.MANIFEST
+    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None

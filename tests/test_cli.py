@@ -1,0 +1,161 @@
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import kerasim
+from kerasim import cli
+
+SHAPE = (8, 6, 3)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with pictures of two classes, light and dark, and the file of an embedder."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        pixels = rng.integers(0, 90, SHAPE) + 150 * (n % 2)
+        path = tmp_path / "pictures" / ("dark", "light")[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype("uint8")).save(path)
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(4)])
+    model.save(tmp_path / "model.keras")
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command in this process: its exit code, its output as JSON, its errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kerasim", *map(str, arguments), "--json"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped, warnings.catch_warnings():
+            warnings.simplefilter("default")  # as outside of tests, where they are no errors
+            cli.main()
+        printed = capsys.readouterr()
+        return stopped.value.code, printed.out and json.loads(printed.out), printed.err
+
+    return run
+
+
+def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
+    code, said, _ = run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    assert (code, said["taken"], said["pictures"]) == (0, 12, 12)
+    assert run("embed", "pictures", "gallery")[1]["taken"] == 0
+
+    code, found, _ = run("query", "gallery", "pictures/dark/2.png", "pictures/light/3.png", "-k", 3)
+    assert code == 0 and [row["rank"] for row in found] == [1, 2, 3] * 2
+    assert found[0]["query"] == "pictures/dark/2.png" and found[0]["file"].endswith("dark/2.png")
+    gallery = kerasim.gallery.Gallery.load("gallery")
+    table = gallery.query(["pictures/dark/2.png", "pictures/light/3.png"], 3)
+    assert [row["id"] for row in found] == table["id"].tolist()
+    assert [row["distance"] for row in found] == pytest.approx(table["distance"].tolist(), abs=1e-9)
+
+    code, said, _ = run("calibrate", "gallery", "pictures", "--far", 0.3)
+    assert code == 0 and said["threshold"] == kerasim.gallery.Gallery.load("gallery").threshold
+    code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/dark/0.png")
+    assert code == 0 and found[0]["same"] is True
+    code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/light/1.png")
+    assert code == 1 and found[0]["same"] is False
+
+    assert run("map", "gallery", "page.html", "--title", "My pictures")[0] == 0
+    assert "My pictures" in (place / "page.html").read_text()
+
+    model = keras.models.load_model("model.keras")
+    images = np.random.default_rng(0).random((2, *SHAPE), dtype="float32")
+    assert run("export", "gallery", "saved")[0] == 0
+    saved = kerasim.export.load_saved_model("saved")
+    np.testing.assert_allclose(saved(images), model.predict(images, verbose=0), atol=1e-5)
+    assert run("export", "model.keras", "model.onnx", "--format", "onnx")[0] == 0
+    assert (place / "model.onnx").stat().st_size > 100
+
+
+def test_damaged_pictures_are_refused_or_left_out_with_a_warning(place, run):
+    (place / "pictures" / "dark" / "torn.png").write_bytes(b"no picture")
+    code, said, errors = run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    assert code == 2 and "torn.png" in errors and not (place / "gallery").exists()
+    command = ("embed", "pictures", "gallery", "--embedder", "model.keras", "--on-error", "skip")
+    code, said, errors = run(*command)
+    assert code == 0 and said["pictures"] == 12
+    assert [file.rsplit("/")[-1] for file in said["skipped"]] == ["torn.png"]
+    assert errors.startswith("kerasim: warning: ") and "torn.png" in errors
+
+
+def lambda_model(path):
+    keras.Sequential([keras.Input(SHAPE), keras.layers.Lambda(lambda x: x)]).save(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("query", "nowhere", "pictures/dark/0.png"), "There is no gallery at"),
+        (("embed", "pictures", "gallery"), "pass --embedder"),
+        (("embed", "nowhere", "gallery", "--embedder", "model.keras"), "There is no file"),
+        (("embed", "pictures", "gallery", "--embedder", "gone.keras"), "There is no file"),
+        (("embed", "pictures", "gallery", "--embedder", "lambda.keras"), "not run for safety"),
+        (("embed", "pictures", "gallery", "--embedder", "vgg15"), "vgg15"),
+        (("export", "model.keras", "model.keras/x"), "model.keras/x"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(place, run, arguments, message):
+    lambda_model(place / "lambda.keras")
+    code, said, errors = run(*arguments)
+    assert code == 2 and said == ""
+    assert errors.startswith("kerasim: error: ") and errors.count("\n") == 1
+    assert message in errors and "safe_mode" not in errors
+
+
+def test_a_gallery_opened_with_another_embedder_is_refused(place, run):
+    run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    other = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(4)])
+    other.save(place / "other.keras")
+    code, _, errors = run("embed", "pictures", "gallery", "--embedder", "other.keras")
+    assert code == 2 and "made with another embedder" in errors
+
+
+def test_a_gallery_is_made_in_an_empty_folder_and_keeps_its_metric(place, run):
+    (place / "gallery").mkdir()
+    command = ("embed", "pictures", "gallery", "--embedder", "model.keras", "--metric")
+    assert run(*command, "manhattan")[0] == 0
+    assert run(*command, "manhattan")[1]["taken"] == 0
+    code, _, errors = run(*command, "cosine")
+    assert code == 2 and "--metric=cosine is not that of gallery, manhattan" in errors
+
+
+def test_a_file_name_of_any_bytes_is_printed(place, run):
+    strange = os.fsdecode(b"pictures/light/\xff.png")
+    os.rename("pictures/light/3.png", strange)
+    assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
+    code, found, _ = run("query", "gallery", strange, "-k", 1)
+    assert code == 0 and found[0]["query"] == strange
+
+
+def test_what_nobody_thought_of_is_exit_code_2_too(place, run, monkeypatch):
+    def breaks(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(cli, "_open", breaks)
+    code, _, errors = run("verify", "gallery", "a.png", "b.png")
+    assert code == 2 and errors == "kerasim: error: MemoryError: no room\n"
+
+
+def test_help_comes_without_keras_and_a_wrong_call_is_exit_code_2():
+    code = (
+        "import sys; sys.argv[1:] = ['query', '--help']\n"
+        "from kerasim import cli\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    print('heavy:', sorted({'keras', 'numpy', 'tensorflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "heavy: []" in done.stdout and "gallery" in done.stdout
+    command = [sys.executable, "-m", "kerasim", "nonsense"]
+    assert subprocess.run(command, capture_output=True).returncode == 2
