@@ -128,7 +128,8 @@ def million(kind):
     ours, theirs = min(times["ours"]), min(times["raw"])
     print(
         f"{kind}, {SETTINGS[kind]}: built in {built:.0f} s (faiss {raw_built:.0f}), "
-        f"peak {peak:.2f} GiB (reach 2), {ours:.3f} ms a query (reach 1), {1000 / ours:.0f} queries/s, faiss {theirs:.3f} ms: "
+        f"peak {peak:.2f} GiB (reach 2), {ours:.3f} ms a query (reach 1), "
+        f"{1000 / ours:.0f} queries/s, faiss {theirs:.3f} ms: "
         f"{ours / theirs:.2f} times (reach 1.1), recall@10 {recall(found):.4f}, faiss "
         f"{recall(raw):.4f} (reach 0.95); recall_ {index.recall_:.4f}"
     )
