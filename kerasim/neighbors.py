@@ -63,23 +63,25 @@ class NeighborIndex:
     def _fit(self, embeddings, graph=None, first=None):
         self.embeddings = embeddings.copy()
         self.fingerprint = None
-        self._first = first or len(
-            embeddings
-        )  # rows that fixed centre and scale, a graph's for good
-        exact = self._float64(self.embeddings)
+        self._first = first or len(embeddings)  # rows that fixed centre and scale, a graph's for good
         # Float32 is finest near zero: centre the vectors (distances do not change) and scale
         # them by a power of two.
-        self._centre = 0.0 if self.metric == "cosine" else exact[: self._first].mean(axis=0)
-        largest = np.abs(exact[: self._first] - self._centre).max()
-        self._scale = 2.0 ** -np.floor(np.log2(largest)) if largest > 0 else 1.0
-        reduced = self._reduce(exact)
-        self._norm = self._norms(reduced).max()
-        width = exact.shape[1]
+        self._centre, self._scale = 0.0, 1.0
+        if self.metric != "cosine":
+            self._centre = self.embeddings[: self._first].mean(axis=0, dtype="float64")
+        largest = max(np.abs(x - self._centre).max() for _, x in self._blocks(self._first))
+        if largest > 0:
+            self._scale = 2.0 ** -np.floor(np.log2(largest))
         if self.kind == "hnsw":
-            self._graph = graph or self._build(reduced)
+            self._graph = graph or self._build(self._reduced())
             if graph is None:
-                self.recall_ = self._recall(reduced)
-        elif self.metric == "manhattan":
+                self.recall_ = self._recall()
+            return self
+        reduced = self._reduced()
+        parts = np.array_split(reduced, 1 + reduced.nbytes // _BUDGET)
+        self._norm = max(self._norms(part).max() for part in parts)
+        width = reduced.shape[1]
+        if self.metric == "manhattan":
             import faiss
 
             flat = faiss.IndexFlat(width, faiss.METRIC_L1)
@@ -113,7 +115,7 @@ class NeighborIndex:
             return self
         self._graph.add(self._reduce(self._float64(embeddings)))
         self.embeddings = both
-        self.recall_ = self._recall(self._reduce(self._float64(both)))
+        self.recall_ = self._recall()
         return self
 
     def query(self, x, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -255,6 +257,19 @@ class NeighborIndex:
         x = x / np.abs(x).max(axis=-1, keepdims=True)  # so that no square overflows
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
+    def _blocks(self, size):
+        """Yields rows and their float64: of all at once it would be some times what is kept."""
+        step = max(1, _BUDGET // (self.embeddings.shape[1] * 8 * 4))
+        for start in range(0, size, step):
+            rows = slice(start, min(size, start + step))
+            yield rows, self._float64(self.embeddings[rows])
+
+    def _reduced(self):
+        reduced = np.empty(self.embeddings.shape, "float32")
+        for rows, exact in self._blocks(len(reduced)):
+            reduced[rows] = self._reduce(exact)
+        return reduced
+
     def _reduce(self, exact):
         return np.ascontiguousarray((exact - self._centre) * self._scale, dtype="float32")
 
@@ -302,14 +317,14 @@ class NeighborIndex:
         settings = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, count))
         return self._graph.search(reduced, count, params=settings)
 
-    def _recall(self, reduced):
+    def _recall(self):
         import faiss
 
-        rows = np.random.default_rng(0).permutation(len(reduced))[:1000]
-        flat = faiss.IndexFlat(reduced.shape[1], self._graph.metric_type)
-        flat.add(reduced)
-        k = min(10, len(reduced))
-        exact, (found, _) = flat.search(reduced[rows], k)[0], self._walk(reduced[rows], k)
+        rows = np.random.default_rng(0).permutation(len(self))[:1000]
+        reduced = self._reduce(self._float64(self.embeddings[rows]))
+        flat = faiss.downcast_index(self._graph.storage)
+        k = min(10, len(self))
+        exact, (found, _) = flat.search(reduced, k)[0], self._walk(reduced, k)
         # By distance: of equal ones any will do. Both are float32, summed in another order.
         return float((found <= exact[:, -1:] * (1 + 1e-5) + 1e-12).mean())
 
