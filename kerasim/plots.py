@@ -351,9 +351,10 @@ def network(model, ax=None):
     for kind, shape in _outputs(model):
         if not steps or shape != steps[-1][1]:
             steps.append((kind, shape))
-    if any(None in shape for _, shape in steps):
+    if any(None in shape or not shape for _, shape in steps):
         raise ArgumentError(
-            "model has layers of no fixed size: build it with an image_shape to draw it."
+            "model has layers of no fixed size, or that give single numbers: build it with an "
+            "image_shape to draw it; a net that is told a step, as a U-Net is, is no row of bars."
         )
     ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
     left, kinds = 0.0, list(dict.fromkeys(kind for kind, _ in steps))
@@ -380,7 +381,7 @@ def _outputs(model):
         if hasattr(layer, "layers"):
             yield from _outputs(layer)
         else:
-            yield type(layer).__name__.replace("Layer", ""), tuple(layer.output.shape[1:])
+            yield type(layer).__name__.replace("Layer", ""), tuple(getattr(layer.output, "shape", ())[1:])
 
 
 def _check_some(name, images) -> Any:

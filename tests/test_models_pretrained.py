@@ -98,6 +98,23 @@ def test_an_embedder_of_open_size_takes_images_of_any_size():
     assert data.embed(net, IMAGES[:, :40]).shape == data.embed(net, IMAGES).shape == (3, 256)
 
 
+def test_in_mixed_precision_embeddings_are_float32_and_those_of_float32_but_for_rounding():
+    settings = {"weights": None, "image_shape": (64, 64, 3), "embedding_dim": 8}
+    full = models.pretrained_embedder("squeezenet", **settings)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        mixed = models.pretrained_embedder("squeezenet", **settings)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    mixed.set_weights(full.get_weights())
+    assert mixed.get_layer("backbone").get_layer("fire9").compute_dtype == "bfloat16"
+    images = np.random.default_rng(0).random((4, 64, 64, 3), dtype="float32")
+    found, expected = (np.asarray(net(images)) for net in (mixed, full))
+    assert found.dtype == "float32"
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1)
+    np.testing.assert_allclose(cosines / np.linalg.norm(expected, axis=1), 1, atol=1e-3)
+
+
 def test_a_grey_image_goes_in_three_times():
     backbone = tiny()
     grey = models.pretrained_embedder(

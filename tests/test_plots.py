@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from kerasim import metrics, plots
+from kerasim import metrics, models, plots
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
@@ -384,6 +384,7 @@ REFUSED = {
         images(1), FOUND, None, np.zeros((1, 4)), np.zeros(2)
     ),
     "no model": lambda: plots.network(None),
+    "a net that is told a step": lambda: plots.network(models.unet((8, 8, 1), (8, 16))),
     "a model without a size": lambda: plots.network(
         keras.Sequential([keras.Input((None, None, 3)), keras.layers.ReLU()])
     ),
