@@ -63,7 +63,8 @@ class NeighborIndex:
     def _fit(self, embeddings, graph=None, first=None):
         self.embeddings = embeddings.copy()
         self.fingerprint = None
-        self._first = first or len(embeddings)  # rows that fixed centre and scale, a graph's for good
+        # Rows that fixed centre and scale, a graph's for good.
+        self._first = first or len(embeddings)
         # Float32 is finest near zero: centre the vectors (distances do not change) and scale
         # them by a power of two.
         self._centre, self._scale = 0.0, 1.0

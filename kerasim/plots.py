@@ -381,7 +381,8 @@ def _outputs(model):
         if hasattr(layer, "layers"):
             yield from _outputs(layer)
         else:
-            yield type(layer).__name__.replace("Layer", ""), tuple(getattr(layer.output, "shape", ())[1:])
+            shape = getattr(layer.output, "shape", ())  # a list of outputs has none
+            yield type(layer).__name__.replace("Layer", ""), tuple(shape[1:])
 
 
 def _check_some(name, images) -> Any:
