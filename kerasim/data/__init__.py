@@ -9,7 +9,7 @@ from kerasim.data.arrays import (
     digest,
     find_copies,
 )
-from kerasim.data.batches import ImageBatches, embed
+from kerasim.data.batches import ImageBatches, embed, embed_folder
 from kerasim.data.candidates import (
     PairFolder,
     candidate_pools,
