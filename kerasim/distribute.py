@@ -1,6 +1,7 @@
 """Beyond one device and one machine, on engines that exist: Keras' own, and Ray."""
 
 import functools
+import logging
 import os
 import socket
 import tempfile
@@ -142,16 +143,23 @@ def embed_folder(
             "cluster: ask for fewer, or add nodes."
         )
     with tempfile.TemporaryDirectory() as folder:
-        embedder.save(Path(folder, "embedder.keras"))
-        network = ray.put(Path(folder, "embedder.keras").read_bytes())
-    chunks = ray.data.range(len(starts), override_num_blocks=len(starts)).map_batches(
+        path = Path(folder, "embedder.keras")
+        embedder.save(path)
+        data.load_embedder(path)
+        network = ray.put(path.read_bytes())
+    # Items of this process: to read a range would be a task, which needs a CPU more than there is.
+    items = ray.data.from_items(
+        [{"start": start} for start in starts], override_num_blocks=len(starts)
+    )
+    chunks = items.map_batches(
         _Worker,
         batch_size=1,
-        concurrency=min(workers, len(starts)),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(starts))),
         num_gpus=gpus or None,
         fn_constructor_args=([network, ray.put(images)], batch_size, chunk),
         runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
     )
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
     chunks.context.enable_progress_bars = False
     chunks.context.raise_original_map_exception = True
     try:
@@ -179,10 +187,10 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "embedder.keras")
             path.write_bytes(network)
-            self.embedder = keras.saving.load_model(path, compile=False)
+            self.embedder = data.load_embedder(path)
 
     def __call__(self, batch):
-        start = int(batch["id"][0]) * self.chunk
+        (start,) = batch["start"]
         rows = np.arange(len(self.images))[start : start + self.chunk]
         vectors, reasons = data.embed_folder(self.embedder, self.images.take(rows), self.batch_size)
         return {"row": rows, "vector": vectors, "reason": np.array(reasons, object)}
@@ -351,6 +359,7 @@ def _cause(error):
     if isinstance(cause, KerasimError):  # with advice of Ray's at its end
         return type(cause)(str(cause).partition("\nFailed to apply")[0])
     return ClusterError(
-        f"The cluster could not finish the work ({type(error).__name__}: {error}). Nothing was "
-        "returned: see that its nodes live and have memory, then call again."
+        f"The cluster could not finish the work ({type(error).__name__}: "
+        f"{str(error).strip().splitlines()[-1]}). Nothing was returned: see that its nodes live "
+        "and have memory, then call again."
     )

@@ -6,7 +6,6 @@ import os
 import warnings
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -345,7 +344,7 @@ class Gallery:
     def _fill(self, folder):
         self.embedder.save(folder / "embedder.keras")
         if not self._stamps:
-            _load_embedder(folder)
+            data.load_embedder(folder / "embedder.keras")
         self._rows.to_csv(folder / "items.csv", index=False, **_CSV, errors="surrogateescape")
         if len(self._rows):
             self.index.fill(folder)
@@ -363,7 +362,7 @@ class Gallery:
         """
 
         def load(folder, manifest):
-            info, model = manifest.info, embedder or _load_embedder(folder)
+            info, model = manifest.info, embedder or data.load_embedder(folder / "embedder.keras")
             gallery = cls(model, **info["settings"])
             gallery._rows = pd.read_csv(
                 folder / "items.csv",
@@ -442,17 +441,6 @@ _CSV: Any = {"quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8"}
 def _table(ids, files, labels):
     kinds = {"id": "int64", "file": object, "label": object}
     return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(kinds)
-
-
-def _load_embedder(folder):
-    """Reads the embedder that a gallery was saved with; to be sure, once after it is written."""
-    try:
-        return keras.models.load_model(folder / "embedder.keras", compile=False)
-    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
-        raise ArgumentError(
-            f"embedder cannot be loaded again once it is saved ({type(error).__name__}): build it "
-            "of Keras' and kerasim's layers, or of registered ones, without Lambda."
-        ) from error
 
 
 def _stamp(folder):

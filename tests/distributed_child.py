@@ -22,10 +22,9 @@ TENSORFLOW = keras.backend.backend() == "tensorflow"
 
 def train(name, *epochs, loss=None, images=IMAGES):
     """Trains in one call of `fit` for each of `epochs`, on one device if the name says so."""
-    spread = contextlib.nullcontext() if "one" in name else distribute.strategy().scope()
     for until in epochs:
         keras.utils.set_random_seed(1)
-        with spread:
+        with contextlib.nullcontext() if "one" in name else distribute.strategy().scope():
             layers = [keras.layers.Flatten(), keras.layers.Dense(5)]
             if not TENSORFLOW:  # whose batch norm sees one device only
                 layers.append(keras.layers.BatchNormalization())
@@ -33,13 +32,15 @@ def train(name, *epochs, loss=None, images=IMAGES):
             net = models.siamese(embedder) if loss is None else embedder
             # Adam would blow up rounding where a gradient is 0, as of a bias before batch norm.
             net.compile(keras.optimizers.SGD(0.05, 0.9), loss or losses.ContrastiveLoss())
-        if loss is None:
-            batches = data.PairBatches(images, LABELS[: len(images)], batch_size=8, seed=2)
-        else:
-            batches = data.BalancedBatches(images, LABELS, 2, 4)
+        batches, held_out = (
+            data.PairBatches(images, LABELS[: len(images)], batch_size=8, seed=seed)
+            if loss is None
+            else data.BalancedBatches(images, LABELS, 2, 4, seed=seed)
+            for seed in (2, 3)
+        )
         score = training.RetrievalCallback(embedder, IMAGES[:7], LABELS[:7], k=1)
         run = FOLDER / f"run-{name}"
-        history = training.fit(net, batches, until, run, batches, callbacks=[score], verbose=0)
+        history = training.fit(net, batches, until, run, held_out, callbacks=[score], verbose=0)
     weights = np.concatenate([keras.ops.convert_to_numpy(w).ravel() for w in net.weights])
     vectors = data.embed(embedder, IMAGES[:7], batch_size=4)
     found = {key: history[key] for key in ("loss", "val_loss", "val_recall@1")}

@@ -1,8 +1,7 @@
+import functools
 import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
+import time
 
 import keras
 import numpy as np
@@ -10,99 +9,19 @@ import pytest
 from PIL import Image
 
 from kerasim import data, distribute
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ClusterError,
-    DependencyError,
-    ImageError,
-)
+from kerasim.errors import ArgumentError, ArgumentTypeError, ClusterError, DependencyError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
 
+# Ray's own.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-CHILD = str(Path(__file__).with_name("distributed_child.py"))
 RNG = np.random.default_rng(0)
-
-
-def start(folder, spread, *epochs, **env):
-    env = {**os.environ, "PYTHONPATH": str(Path(CHILD).parents[1]), "JAX_PLATFORMS": "cpu", **env}
-    return subprocess.Popen(
-        [sys.executable, CHILD, str(folder), spread, *map(str, epochs)],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(child):
-    said = child.communicate(timeout=300)[0]
-    assert child.returncode == 0, said
-    return said
-
-
-def assert_alike(one, other, rtol):
-    one, other = np.load(one), np.load(other)
-    assert len(one["loss"]) and set(one) == {"loss", "weights", "vectors"}
-    for key in one:
-        np.testing.assert_allclose(other[key], one[key], rtol=rtol, atol=5e-6, err_msg=key)
-
-
-@pytest.fixture(scope="module", params=["tensorflow", "jax"])
-def runs(request, tmp_path_factory):
-    """A folder of results of one device and of two, the backend, and what the latter said."""
-    pytest.importorskip(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    flags = "--xla_force_host_platform_device_count=2"
-    env = {"KERAS_BACKEND": request.param, "XLA_FLAGS": flags}
-    finish(start(folder, "one", 3, **env))
-    return folder, request.param, finish(start(folder, "all", 3, **env))
-
-
-def test_two_devices_end_with_the_losses_and_weights_of_one(runs):
-    folder, backend, _ = runs
-    assert_alike(folder / "one-pairs.npz", folder / "all-pairs.npz", 1e-5)
-
-
-def test_a_loss_on_whole_batches_is_the_same_on_two_devices_or_refused(runs):
-    folder, backend, said = runs
-    if backend == "jax":
-        assert_alike(folder / "one-whole.npz", folder / "all-whole.npz", 1e-5)
-    else:
-        assert "SupConLoss compares all images of a batch" in said
-        assert "KERAS_BACKEND=jax" in said
-
-
-def test_batches_that_two_devices_cannot_share_are_refused(runs):
-    assert "batches of 8 rows, the last of 7, which 2 devices cannot share" in runs[2]
-
-
-def test_two_processes_that_were_stopped_end_as_one_that_was_not(runs):
-    folder, backend, _ = runs
-    if backend != "jax":
-        pytest.skip("several hosts need JAX")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    (folder / "pairs-True").rename(folder / "earlier")
-    env = {
-        "KERAS_BACKEND": "jax",
-        "XLA_FLAGS": "",
-        "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
-        "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-    }
-    both = [
-        start(folder, "all", 1, 3, KERAS_DISTRIBUTION_PROCESS_ID=str(n), **env) for n in range(2)
-    ]
-    assert "going on after epoch 1 of 3" in [finish(child) for child in both][0]
-    for n in range(2):
-        assert_alike(folder / "one-pairs.npz", folder / f"all{n}-pairs.npz", 1e-5)
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 
 
 @pytest.mark.parametrize("name", ["TF_CONFIG", "KERAS_DISTRIBUTION_NUM_PROCESSES"])
@@ -119,10 +38,17 @@ def test_another_backend_is_refused(monkeypatch):
         distribute.strategy()
 
 
+@pytest.mark.parametrize("devices", [["CPU:0", "GPU:99"], "CPU:0", []])
+def test_devices_that_are_not_there_are_refused(devices):
+    with pytest.raises(ArgumentError, match=r"devices=.* not all there: pass some of \['"):
+        distribute.strategy(devices)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
 def test_models_on_the_same_devices_share_a_strategy():
     # With one each, a model of another size than the first fails in its first step.
-    assert distribute.strategy(["CPU:0"]) is distribute.strategy(["CPU:0"])
+    devices = keras.distribution.list_devices()
+    assert distribute.strategy() is distribute.strategy([name.upper() for name in devices])
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +58,21 @@ def embedder():
     return keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Dense(5)])
 
 
-@pytest.fixture
-def folder(tmp_path):
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of 19 pictures and a damaged one."""
+    root = tmp_path_factory.mktemp("pictures")
     for n in range(20):
-        path = tmp_path / "pictures" / f"class-{n % 2}" / f"{n:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = root / f"class-{n % 2}" / f"{n:02}.png"
+        path.parent.mkdir(exist_ok=True)
         Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype="uint8")).save(path)
-    return data.image_folder(tmp_path / "pictures", (8, 8))
+    (root / "class-0" / "06.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture
+def folder(root):
+    return data.image_folder(root, (8, 8), check=False)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, embedder, folder):
@@ -152,12 +86,20 @@ def test_without_ray_the_extra_is_named(monkeypatch, embedder, folder):
 def test_arrays_are_refused_and_an_empty_folder_needs_no_cluster(embedder, folder):
     with pytest.raises(ArgumentTypeError, match="images must be an ImageFolder. Received ndarray"):
         distribute.embed_folder(embedder, np.zeros((2, 8, 8, 3), "float32"))
-    assert distribute.embed_folder(embedder, folder.take([])).shape == (0, 5)
+    vectors, reasons = distribute.embed_folder(embedder, folder.take([]))
+    assert vectors.shape == (0, 5) and reasons == []
 
 
 def test_a_query_before_fit_is_refused():
     with pytest.raises(ArgumentError, match="index is empty"):
         distribute.ShardedIndex().query(np.eye(3))
+
+
+def test_a_cluster_that_cannot_be_reached_is_an_error_at_once(monkeypatch, embedder, folder):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError, match="No Ray cluster answers at RAY_ADDRESS='127.0.0.1:1'"):
+        distribute.embed_folder(embedder, folder)
 
 
 @pytest.fixture(scope="module")
@@ -168,22 +110,13 @@ def cluster():
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     patch.setenv("RAY_AUTH_MODE", "disabled")
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    cluster = utils.Cluster(initialize_head=True, head_node_args=node)
-    cluster.second = cluster.add_node(**node)
+    cluster = utils.Cluster(initialize_head=True, head_node_args=NODE)
+    cluster.second = cluster.add_node(**NODE)
     ray.init(cluster.address, log_to_driver=False, logging_level="error")
     yield cluster
     ray.shutdown()
     cluster.shutdown()
     patch.undo()
-
-
-def test_a_cluster_that_cannot_be_reached_is_an_error_at_once(monkeypatch, embedder, folder):
-    ray = pytest.importorskip("ray")
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(ClusterError, match="No Ray cluster answers at RAY_ADDRESS='127.0.0.1:1'"):
-        distribute.embed_folder(embedder, folder)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -209,12 +142,17 @@ def test_a_shard_that_was_killed_is_made_again_and_one_that_stays_dead_is_an_err
         index.query(vectors[:4], 1)
 
 
+def test_a_query_that_takes_too_long_is_an_error(cluster):
+    index = distribute.ShardedIndex().fit(np.eye(3))
+    with pytest.raises(ClusterError, match="GetTimeoutError.*Nothing was returned"):
+        index.query(np.eye(3), 1, timeout=0)
+
+
 def test_a_node_of_other_versions_is_named(cluster, tmp_path, embedder, folder):
     other = tmp_path / "keras-2.0.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: keras\nVersion: 2.0\n")
-    env = {"PYTHONPATH": str(tmp_path)}
-    node = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20, env_vars=env)
+    node = cluster.add_node(**NODE, env_vars={"PYTHONPATH": str(tmp_path)})
     cluster.wait_for_nodes()
     try:
         with pytest.raises(ClusterError, match=r"Node .* has keras 2.0, here 3.*same versions"):
@@ -224,44 +162,93 @@ def test_a_node_of_other_versions_is_named(cluster, tmp_path, embedder, folder):
 
 
 def test_a_folder_that_nodes_do_not_see_is_named(cluster, embedder, folder):
-    os.remove(folder.files[0])
-    with pytest.raises(ClusterError, match=r"Node .* does not see .*00.png"):
+    folder.files[0] = folder.files[0].with_name("elsewhere.png")
+    with pytest.raises(ClusterError, match=r"Node .* does not see .*elsewhere.png"):
         distribute.embed_folder(embedder, folder)
 
 
-def test_a_file_that_was_damaged_is_the_error_of_data_embed(cluster, embedder, folder):
-    folder.files[9].write_bytes(b"no picture")
-    with pytest.raises(ImageError) as here:
-        data.embed(embedder, folder)
-    with pytest.raises(ImageError) as there:
-        distribute.embed_folder(embedder, folder)
-    assert str(there.value) == str(here.value)
+def test_more_gpus_than_there_are_are_refused(cluster, embedder, folder):
+    with pytest.raises(ClusterError, match="workers=2 of gpus=1 each need more than the 0 GPUs"):
+        distribute.embed_folder(embedder, folder, gpus=1)
 
 
-def test_a_gallery_embedded_on_a_cluster_is_the_local_one(cluster, embedder, folder, tmp_path):
-    one, other = Gallery(embedder), Gallery(embedder)
-    root = folder.files[0].parents[1]
-    one.add(root)
-    other.add(root, embed=distribute.embed_folder)
-    one.save(tmp_path / "one")
-    other.save(tmp_path / "other")
-    for name in ("embeddings.npy", "items.csv"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+def test_an_embedder_that_no_worker_could_load_is_refused(cluster, folder):
+    layers = [keras.layers.Flatten(), keras.layers.Lambda(lambda x: 2 * x)]
+    with pytest.raises(ArgumentError, match="embedder cannot be loaded again"):
+        distribute.embed_folder(keras.Sequential([keras.Input((8, 8, 3)), *layers]), folder)
 
 
-def test_a_node_that_dies_loses_nothing_and_repeats_no_row(cluster, embedder, folder, monkeypatch):
+def test_what_a_worker_refused_is_raised_as_it_was():
+    exceptions = pytest.importorskip("ray.exceptions")
+    refused = ArgumentError("the embedder's output holds NaN.\nFailed to apply UDF")
+    error = distribute._cause(exceptions.RayTaskError("embed", "its trace", refused))
+    assert type(error) is ArgumentError and str(error) == "the embedder's output holds NaN."
+
+
+@pytest.fixture(scope="module")
+def galleries(cluster, embedder, root, tmp_path_factory):
+    """Embedded here, and on the cluster; both saved, and returned with their folders."""
+    made = []
+    embed = functools.partial(distribute.embed_folder, chunk=4)
+    for settings in ({"chunk": 4}, {"embed": embed}):
+        gallery, path = Gallery(embedder), tmp_path_factory.mktemp("gallery") / "gallery"
+        with pytest.warns(UserWarning, match="1 pictures are left out"):
+            gallery.add(root, on_error="skip", **settings)
+        gallery.save(path)
+        made.append((gallery, path))
+    return made
+
+
+@pytest.mark.parametrize("name", ["embeddings.npy", "items.csv"])
+def test_a_gallery_embedded_on_a_cluster_is_the_local_one_to_the_bit(galleries, name):
+    (_, one), (_, other) = galleries
+    assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+def test_damaged_files_are_listed_as_locally(galleries):
+    (one, _), (other, _) = galleries
+    assert other.skipped == one.skipped and "06.png" in other.skipped[0][0]
+
+
+@pytest.fixture(scope="module")
+def survived(cluster, embedder, root, tmp_path_factory):
+    """What a node that dies in the middle leaves: vectors, and an index with a shard on it."""
     import ray
 
-    whole = ray.data.Dataset.iter_batches
+    marks = tmp_path_factory.mktemp("marks")
+    first, second = cluster.head_node.node_id, cluster.second.node_id
+    index = distribute.ShardedIndex().fit(np.eye(6))
+    taken = ray.data.Dataset.iter_batches
+
+    class Worker(distribute._Worker):
+        def __call__(self, batch):
+            (marks / ray.get_runtime_context().get_node_id()).touch()
+            while not ((marks / first).exists() and (marks / second).exists()):
+                time.sleep(0.1)
+            return super().__call__(batch)
 
     def iter_batches(dataset, **kwargs):
-        for n, batch in enumerate(whole(dataset, **kwargs)):
-            if n == 10:
+        for n, batch in enumerate(taken(dataset, **kwargs)):
+            if n == 4:
                 cluster.remove_node(cluster.second, allow_graceful=False)
             yield batch
 
-    monkeypatch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
-    many = folder.take(np.tile(np.arange(20), 20))
-    found = distribute.embed_folder(embedder, many, batch_size=4)
-    assert len(cluster.worker_nodes) == 0
-    np.testing.assert_array_equal(found, data.embed(embedder, many, batch_size=4))
+    many = data.image_folder(root, (8, 8), check=False).take(np.tile(np.arange(20), 10))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribute, "_Worker", Worker)
+        patch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
+        found = distribute.embed_folder(embedder, many, chunk=4)
+    assert len(os.listdir(marks)) == 2 and not cluster.worker_nodes
+    return many, found, index
+
+
+def test_a_node_that_dies_loses_nothing_and_repeats_no_row(survived, embedder):
+    many, (vectors, reasons), _ = survived
+    local = [data.embed_folder(embedder, many.take(slice(n, n + 4))) for n in range(0, 200, 4)]
+    np.testing.assert_array_equal(vectors, np.concatenate([part for part, _ in local]))
+    assert reasons == [reason for _, part in local for reason in part]
+
+
+def test_a_shard_whose_node_died_is_made_again_elsewhere(survived):
+    distances, indices = survived[2].query(np.eye(6), 1)
+    assert indices[:, 0].tolist() == list(range(6)) and not distances.any()

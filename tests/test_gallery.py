@@ -196,7 +196,7 @@ def test_adding_goes_on_where_it_was_killed(folder, tmp_path):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return data.embed(*args, **more)
+        return data.embed_folder(*args, **more)
 
     with pytest.raises(KeyboardInterrupt):
         gallery.add(folder, path=tmp_path / "gallery", chunk=3, embed=dies)

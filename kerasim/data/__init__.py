@@ -8,6 +8,7 @@ from kerasim.data.arrays import (
     check_shape,
     digest,
     find_copies,
+    load_embedder,
 )
 from kerasim.data.batches import ImageBatches, embed, embed_folder
 from kerasim.data.candidates import (
