@@ -1,5 +1,4 @@
 import functools
-import os
 import sys
 import time
 
@@ -60,9 +59,9 @@ def embedder():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder of 19 pictures and a damaged one."""
+    """A folder of 59 pictures and a damaged one."""
     root = tmp_path_factory.mktemp("pictures")
-    for n in range(20):
+    for n in range(60):
         path = root / f"class-{n % 2}" / f"{n:02}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype="uint8")).save(path)
@@ -119,33 +118,44 @@ def cluster():
     patch.undo()
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_shards_answer_as_one_index(cluster, metric):
-    vectors, queries = RNG.random((41, 3)).round(1) + 0.1, RNG.random((7, 3)).round(1) + 0.1
-    expected = NeighborIndex(metric).fit(vectors).query(queries, 30)  # rounded: many ties
-    index = distribute.ShardedIndex(metric, shards=2).fit(vectors)
-    for got, wanted in zip(index.query(queries, 30), expected, strict=True):
+VECTORS, QUERIES = RNG.random((41, 6)).round(1) + 0.1, RNG.random((7, 6)).round(1) + 0.1
+
+
+@pytest.fixture(scope="module")
+def sharded(cluster):
+    """An index by each metric, of rounded vectors, so that there are many ties."""
+    return {metric: distribute.ShardedIndex(metric).fit(VECTORS) for metric in METRICS}
+
+
+def assert_whole(index, metric):
+    expected = NeighborIndex(metric).fit(VECTORS).query(QUERIES, 30)
+    for got, wanted in zip(index.query(QUERIES, 30), expected, strict=True):
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_shard_that_was_killed_is_made_again_and_one_that_stays_dead_is_an_error(cluster):
+@pytest.mark.parametrize("metric", METRICS)
+def test_shards_answer_as_one_index(sharded, metric):
+    assert_whole(sharded[metric], metric)
+
+
+def test_a_shard_that_was_killed_is_made_again(sharded):
     import ray
 
-    vectors = RNG.random((20, 3))
-    index = distribute.ShardedIndex().fit(vectors)
-    expected = index.query(vectors[:4], 12)
-    ray.kill(index._actors[1], no_restart=False)
-    for got, wanted in zip(index.query(vectors[:4], 12), expected, strict=True):
-        np.testing.assert_array_equal(got, wanted)
-    ray.kill(index._actors[1])
-    with pytest.raises(ClusterError, match="(?s)could not finish.*Nothing was returned"):
-        index.query(vectors[:4], 1)
+    ray.kill(sharded["manhattan"]._actors[1], no_restart=False)
+    assert_whole(sharded["manhattan"], "manhattan")
 
 
-def test_a_query_that_takes_too_long_is_an_error(cluster):
-    index = distribute.ShardedIndex().fit(np.eye(3))
+def test_a_shard_that_stays_dead_is_an_error_not_a_part_of_the_answer(sharded):
+    import ray
+
+    ray.kill(sharded["manhattan"]._actors[0])
+    with pytest.raises(ClusterError, match="could not finish .*Nothing was returned"):
+        sharded["manhattan"].query(QUERIES, 1)
+
+
+def test_a_query_that_takes_too_long_is_an_error(sharded):
     with pytest.raises(ClusterError, match="GetTimeoutError.*Nothing was returned"):
-        index.query(np.eye(3), 1, timeout=0)
+        sharded["cosine"].query(QUERIES, 1, timeout=0)
 
 
 def test_a_node_of_other_versions_is_named(cluster, tmp_path, embedder, folder):
@@ -186,21 +196,43 @@ def test_what_a_worker_refused_is_raised_as_it_was():
 
 
 @pytest.fixture(scope="module")
-def galleries(cluster, embedder, root, tmp_path_factory):
-    """Embedded here, and on the cluster; both saved, and returned with their folders."""
-    made = []
+def galleries(cluster, sharded, embedder, root, tmp_path_factory):
+    """Embedded here, and on two nodes of which one dies in the middle; with their folders."""
+    import ray
+
+    made, marks = [], tmp_path_factory.mktemp("marks")
+    nodes = [node.node_id for node in (cluster.head_node, cluster.second)]
+    taken = ray.data.Dataset.iter_batches
+
+    class Worker(distribute._Worker):
+        def __call__(self, batch):
+            (marks / ray.get_runtime_context().get_node_id()).touch()
+            while not all((marks / node).exists() for node in nodes):  # until both are at work
+                time.sleep(0.1)
+            return super().__call__(batch)
+
+    def iter_batches(dataset, **kwargs):
+        for n, batch in enumerate(taken(dataset, **kwargs)):
+            if n == 3:
+                cluster.remove_node(cluster.second, allow_graceful=False)
+            yield batch
+
     embed = functools.partial(distribute.embed_folder, chunk=4)
-    for settings in ({"chunk": 4}, {"embed": embed}):
-        gallery, path = Gallery(embedder), tmp_path_factory.mktemp("gallery") / "gallery"
-        with pytest.warns(UserWarning, match="1 pictures are left out"):
-            gallery.add(root, on_error="skip", **settings)
-        gallery.save(path)
-        made.append((gallery, path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribute, "_Worker", Worker)
+        patch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
+        for settings in ({"chunk": 4}, {"embed": embed}):
+            gallery, path = Gallery(embedder), tmp_path_factory.mktemp("gallery") / "gallery"
+            with pytest.warns(UserWarning, match="1 pictures are left out"):
+                gallery.add(root, on_error="skip", **settings)
+            gallery.save(path)
+            made.append((gallery, path))
+    assert not cluster.worker_nodes
     return made
 
 
 @pytest.mark.parametrize("name", ["embeddings.npy", "items.csv"])
-def test_a_gallery_embedded_on_a_cluster_is_the_local_one_to_the_bit(galleries, name):
+def test_a_cluster_that_loses_a_node_makes_the_local_gallery_to_the_bit(galleries, name):
     (_, one), (_, other) = galleries
     assert (one / name).read_bytes() == (other / name).read_bytes()
 
@@ -210,45 +242,18 @@ def test_damaged_files_are_listed_as_locally(galleries):
     assert other.skipped == one.skipped and "06.png" in other.skipped[0][0]
 
 
-@pytest.fixture(scope="module")
-def survived(cluster, embedder, root, tmp_path_factory):
-    """What a node that dies in the middle leaves: vectors, and an index with a shard on it."""
+def test_a_row_that_comes_twice_is_an_error(cluster, embedder, folder, monkeypatch):
     import ray
 
-    marks = tmp_path_factory.mktemp("marks")
-    first, second = cluster.head_node.node_id, cluster.second.node_id
-    index = distribute.ShardedIndex().fit(np.eye(6))
-    taken = ray.data.Dataset.iter_batches
+    def twice(dataset, **kwargs):
+        row = np.arange(len(folder))
+        part = {"row": row, "vector": np.zeros((len(row), 5)), "reason": row.astype(str)}
+        yield from (part, part)
 
-    class Worker(distribute._Worker):
-        def __call__(self, batch):
-            (marks / ray.get_runtime_context().get_node_id()).touch()
-            while not ((marks / first).exists() and (marks / second).exists()):
-                time.sleep(0.1)
-            return super().__call__(batch)
-
-    def iter_batches(dataset, **kwargs):
-        for n, batch in enumerate(taken(dataset, **kwargs)):
-            if n == 4:
-                cluster.remove_node(cluster.second, allow_graceful=False)
-            yield batch
-
-    many = data.image_folder(root, (8, 8), check=False).take(np.tile(np.arange(20), 10))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distribute, "_Worker", Worker)
-        patch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
-        found = distribute.embed_folder(embedder, many, chunk=4)
-    assert len(os.listdir(marks)) == 2 and not cluster.worker_nodes
-    return many, found, index
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", twice)
+    with pytest.raises(ClusterError, match="60 of 60 images came back never or twice"):
+        distribute.embed_folder(embedder, folder)
 
 
-def test_a_node_that_dies_loses_nothing_and_repeats_no_row(survived, embedder):
-    many, (vectors, reasons), _ = survived
-    local = [data.embed_folder(embedder, many.take(slice(n, n + 4))) for n in range(0, 200, 4)]
-    np.testing.assert_array_equal(vectors, np.concatenate([part for part, _ in local]))
-    assert reasons == [reason for _, part in local for reason in part]
-
-
-def test_a_shard_whose_node_died_is_made_again_elsewhere(survived):
-    distances, indices = survived[2].query(np.eye(6), 1)
-    assert indices[:, 0].tolist() == list(range(6)) and not distances.any()
+def test_a_shard_whose_node_died_is_made_again_elsewhere(sharded, galleries):
+    assert_whole(sharded["euclidean"], "euclidean")
