@@ -43,6 +43,7 @@ notebooks: $(VENV)/.ok
 bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py

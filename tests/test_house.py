@@ -206,6 +206,8 @@ def test_a_module_is_under_400_lines_of_code(path):
     assert lines_of_code(path) < 400
 
 
-@pytest.mark.xfail(strict=True, reason="some 400 over what was agreed since the gallery came in")
+@pytest.mark.xfail(
+    strict=True, reason="some 800 over what was agreed since the gallery and distribute came in"
+)
 def test_the_package_is_under_4000_lines_of_code():
     assert sum(map(lines_of_code, MODULES)) < 4000
