@@ -105,8 +105,8 @@ def embed_folder(
         images: `ImageFolder`, at the same absolute path on every node.
         batch_size: Images per call of the embedder.
         chunk: Images that a worker decodes at once.
-        workers: Processes, of one CPU each.
-        gpus: GPUs of each process.
+        workers: Processes.
+        gpus: GPUs of each process; 0 for one CPU each.
 
     Returns:
         `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
@@ -218,8 +218,8 @@ class ShardedIndex:
         """Takes the vectors to search.
 
         Args:
-            embeddings: `(n, dim)`, one row or more for each shard; they pass through the memory
-                of this process.
+            embeddings: `(n, dim)`, one row or more for each shard. They pass through Ray's
+                memory on this machine; an array mapped from a file need not fit here otherwise.
 
         Raises:
             ArgumentError: As `NeighborIndex.fit`.
@@ -234,16 +234,16 @@ class ShardedIndex:
 
         # Within a function, so that a shard does not load this module, and Keras with it.
         class Shard(NeighborIndex):
-            def __init__(self, settings, part):
+            def __init__(self, settings, held):
                 NeighborIndex.__init__(self, **settings)
-                self.fit(part)
+                self.fit(ray.get(held[0]))
 
         self.shape, parts = embeddings.shape, np.array_split(embeddings, self.shards)
         self._starts = np.cumsum([0, *map(len, parts)])
         # Each part stays in the object store, from which a shard that died is made again.
         self._parts = [ray.put(part) for part in parts]
         shard = ray.remote(max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD")(Shard)
-        self._actors = [shard.remote(self.settings, part) for part in self._parts]
+        self._actors = [shard.remote(self.settings, [part]) for part in self._parts]
         return self
 
     def query(self, x, k: int = 10, timeout: float = 600) -> tuple[np.ndarray, np.ndarray]:

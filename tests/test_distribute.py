@@ -138,6 +138,11 @@ def test_shards_answer_as_one_index(sharded, metric):
     assert_whole(sharded[metric], metric)
 
 
+def test_shards_may_be_graphs(cluster):
+    index = distribute.ShardedIndex("manhattan", "hnsw", m=8).fit(VECTORS)
+    assert_whole(index, "manhattan")  # so few that a graph finds all of them
+
+
 def test_a_shard_that_was_killed_is_made_again(sharded):
     import ray
 
