@@ -207,7 +207,8 @@ class ShardedIndex:
 
     Args:
         metric, kind, **settings: As for `NeighborIndex`.
-        shards: Processes, each with its part of the vectors.
+        shards: Processes, each with its part of the vectors; Ray gives each one thread, so take as
+            many as there are cores.
     """
 
     def __init__(self, metric: str = "euclidean", kind: str = "exact", shards: int = 2, **settings):
@@ -234,16 +235,16 @@ class ShardedIndex:
 
         # Within a function, so that a shard does not load this module, and Keras with it.
         class Shard(NeighborIndex):
-            def __init__(self, settings, held):
+            def __init__(self, settings, part):
                 NeighborIndex.__init__(self, **settings)
-                self.fit(ray.get(held[0]))
+                self.fit(part)
 
         self.shape, parts = embeddings.shape, np.array_split(embeddings, self.shards)
         self._starts = np.cumsum([0, *map(len, parts)])
         # Each part stays in the object store, from which a shard that died is made again.
         self._parts = [ray.put(part) for part in parts]
         shard = ray.remote(max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD")(Shard)
-        self._actors = [shard.remote(self.settings, [part]) for part in self._parts]
+        self._actors = [shard.remote(self.settings, part) for part in self._parts]
         return self
 
     def query(self, x, k: int = 10, timeout: float = 600) -> tuple[np.ndarray, np.ndarray]:
