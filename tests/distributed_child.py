@@ -38,12 +38,15 @@ def train(name, *epochs, loss=None, images=IMAGES):
             else data.BalancedBatches(images, LABELS, 2, 4, seed=seed)
             for seed in (2, 3)
         )
+        if TENSORFLOW:  # under which Keras' figures of it differ from run to run
+            held_out = None
         score = training.RetrievalCallback(embedder, IMAGES[:7], LABELS[:7], k=1)
         run = FOLDER / f"run-{name}"
         history = training.fit(net, batches, until, run, held_out, callbacks=[score], verbose=0)
     weights = np.concatenate([keras.ops.convert_to_numpy(w).ravel() for w in net.weights])
     vectors = data.embed(embedder, IMAGES[:7], batch_size=4)
-    found = {key: history[key] for key in ("loss", "val_loss", "val_recall@1")}
+    names = {"loss", "val_loss", "val_recall@1"} & set(history)
+    found = {key: history[key] for key in sorted(names)}
     np.savez(FOLDER / f"{name}{PROCESS}.npz", weights=weights, vectors=vectors, **found)
 
 
