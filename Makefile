@@ -43,6 +43,7 @@ notebooks: $(VENV)/.ok
 bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/gallery.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/quality.py
@@ -62,11 +63,11 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 # Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
 lock:
 	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
-	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra onnx - > $$pins && \
+	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra onnx --extra ray --extra jax - > $$pins && \
 	sed -i.all '/^tensorflow/d' $$pins && \
 	{ echo "# Full pins for make and CI, Python 3.11 and up, without the backend, which the"; \
 	echo "# Makefile adds. Made by make lock."; \
-	$$compile pyproject.toml --extra dev --extra onnx -c $$pins; } > requirements.lock
+	$$compile pyproject.toml --extra dev --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
 
 clean:
 	rm -rf $(VENV) runs

@@ -27,3 +27,7 @@ class DependencyError(KerasimError, OSError):
 
 class TrainingError(KerasimError, ValueError):
     """A training run cannot go on: its loss or weights are not finite."""
+
+
+class ClusterError(KerasimError, OSError):
+    """A cluster cannot be reached, is not fit for the work, or lost a part of it."""

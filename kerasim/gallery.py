@@ -4,10 +4,8 @@ import csv
 import hashlib
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
@@ -16,7 +14,6 @@ from kerasim import artifacts, checks, data, metrics
 from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
-from kerasim.images import read_image
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
@@ -85,7 +82,15 @@ class Gallery:
     def __len__(self) -> int:
         return int(self._live.sum())
 
-    def add(self, images, labels=None, on_error: str = "raise", path=None, chunk: int = 1024):
+    def add(
+        self,
+        images,
+        labels=None,
+        on_error: str = "raise",
+        path=None,
+        chunk: int = 1024,
+        embed=data.embed_folder,
+    ):
         """Embeds pictures and takes them in.
 
         Files that are in already are left out: the same call takes in what is new in a folder,
@@ -101,6 +106,8 @@ class Gallery:
                 all.
             chunk: Pictures that are decoded at once, and the least between two saves, which come
                 when an eighth is new.
+            embed: What embeds files: `distribute.embed_folder` does it on a cluster, whose workers
+                start anew for each chunk, so give it one of tens of thousands.
 
         Returns:
             `(n,)` int64: ids of the pictures that were taken in.
@@ -133,7 +140,7 @@ class Gallery:
         bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= chunk)
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
-            kept, vectors, bad = self._embed(images, files, part)
+            kept, vectors, bad = self._embed(images, files, part, embed)
             if bad and on_error == "raise":
                 listed = "\n".join(reason for _, reason in bad[:20])
                 raise ImageError(
@@ -160,32 +167,20 @@ class Gallery:
             self.save(path)
         return np.arange(first, self._next)
 
-    def _embed(self, images, files, rows):
+    def _embed(self, images, files, rows, embed):
         """Returns the rows that can be taken in, their vectors, and (file, reason) of others."""
-
-        def decode(n):
-            try:
-                return read_image(files[n], (height, width), channels, "uint8")
-            except ImageError as error:
-                return str(error)
-
-        height, width, channels = self.image_shape
+        rows = np.array(rows, "int64")
         if isinstance(images, data.ImageFolder):
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                decoded = list(pool.map(decode, rows))
-            bad = [(n, found) for n, found in zip(rows, decoded, strict=True) if type(found) is str]
-            rows = [n for n, found in zip(rows, decoded, strict=True) if type(found) is not str]
-            pixels = [found for found in decoded if type(found) is not str]
-            vectors = data.embed(self.embedder, np.stack(pixels)) if rows else self._vectors[:0]
+            vectors, reasons = embed(self.embedder, images.take(rows))
         else:
-            bad, vectors = [], data.embed(self.embedder, images[rows])
+            vectors, reasons = data.embed(self.embedder, images[rows]), [""] * len(rows)
         if self.settings["metric"] == "cosine":
-            empty = ~vectors.any(axis=1)
-            for n in np.array(rows, "int64")[empty]:
-                name = ascii(files[n]) if files[n] else f"Image {n}"
-                bad.append((n, f"{name} is embedded as zeros, which have no direction for cosine."))
-            rows, vectors = np.array(rows, "int64")[~empty], vectors[~empty]
-        return rows, vectors, [(files[n], reason) for n, reason in bad]
+            for n in np.flatnonzero(~vectors.any(axis=1)):
+                name = ascii(files[rows[n]]) if files[rows[n]] else f"Image {rows[n]}"
+                reasons[n] = f"{name} is embedded as zeros, which have no direction for cosine."
+        good = np.array([not reason for reason in reasons])
+        bad = [(files[n], reason) for n, reason in zip(rows, reasons, strict=True) if reason]
+        return rows[good], vectors[good], bad
 
     def query(self, images, k: int = 10) -> pd.DataFrame:
         """Finds the most similar pictures.
@@ -349,7 +344,7 @@ class Gallery:
     def _fill(self, folder):
         self.embedder.save(folder / "embedder.keras")
         if not self._stamps:
-            _load_embedder(folder)
+            data.load_embedder(folder / "embedder.keras")
         self._rows.to_csv(folder / "items.csv", index=False, **_CSV, errors="surrogateescape")
         if len(self._rows):
             self.index.fill(folder)
@@ -367,7 +362,7 @@ class Gallery:
         """
 
         def load(folder, manifest):
-            info, model = manifest.info, embedder or _load_embedder(folder)
+            info, model = manifest.info, embedder or data.load_embedder(folder / "embedder.keras")
             gallery = cls(model, **info["settings"])
             gallery._rows = pd.read_csv(
                 folder / "items.csv",
@@ -446,17 +441,6 @@ _CSV: Any = {"quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8"}
 def _table(ids, files, labels):
     kinds = {"id": "int64", "file": object, "label": object}
     return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(kinds)
-
-
-def _load_embedder(folder):
-    """Reads the embedder that a gallery was saved with; to be sure, once after it is written."""
-    try:
-        return keras.models.load_model(folder / "embedder.keras", compile=False)
-    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
-        raise ArgumentError(
-            f"embedder cannot be loaded again once it is saved ({type(error).__name__}): build it "
-            "of Keras' and kerasim's layers, or of registered ones, without Lambda."
-        ) from error
 
 
 def _stamp(folder):

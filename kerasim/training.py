@@ -1,5 +1,6 @@
 """Fits what it is handed: progress, history, and a resume that is exact."""
 
+import contextlib
 import functools
 import json
 import re
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from kerasim import artifacts, checks, data, metrics
+from kerasim.devices import Devices
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
 _KIND = "training_state"
@@ -31,6 +33,8 @@ def fit(
     After each epoch the whole state (weights, optimizer, generators of Dropout and of sampling
     layers, callbacks, history) is saved in `run_dir`. A run that was killed, however hard, and
     started again ends on a CPU with the weights, to the bit, of a run never killed.
+
+    A model built under `distribute.strategy` trains on all its devices; see there.
 
     An optimizer of `use_ema=True` averages the weights as it goes: validation, callbacks at the
     end of an epoch, `best`, `restore` and the model at the end have the averages.
@@ -86,14 +90,18 @@ def fit(
                 "callbacks holds SwapEMAWeights, which fit adds by itself: leave it out."
             )
     run_dir = artifacts.check_path("run_dir", run_dir)
-    with artifacts.lock(run_dir / ".lock"):
+    devices = Devices(model)
+    lock = artifacts.lock(run_dir / ".lock") if devices.writes else contextlib.nullcontext()
+    with lock, devices.scope():
+        devices.check(model.loss, batches=batches, validation=validation)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         settings = _settings(model, batches, validation, callbacks)
-        run = _Run(model, batches, run_dir, list(callbacks), settings)
+        run = _Run(model, batches, run_dir, list(callbacks), settings, devices.writes)
         if resume and artifacts.exists(run_dir / "state"):
             run.restore()
         done = len(run.history)
+        devices.agree([done, *run.variables.values()])
         if done >= epochs or run.stopped:
             # As `model.fit` does at its end: with averages, those are what a run ends with.
             model.optimizer.finalize_variable_values(model.trainable_variables)
@@ -107,10 +115,10 @@ def fit(
                 print(f"{run_dir.name}: going on after epoch {done} of {epochs}.")
             try:
                 model.fit(
-                    batches,
+                    devices.part(batches),
                     epochs=epochs,
                     initial_epoch=done,
-                    validation_data=validation,
+                    validation_data=devices.part(validation),
                     callbacks=run.around(callbacks),
                     shuffle=False,  # True draws the order from a generator that no state holds
                     verbose=verbose,
@@ -124,8 +132,10 @@ def fit(
         if run.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
             for weight in model.trainable_variables:
                 weight.assign(keras.ops.copy(weight))
+        devices.agree([len(run.history)])  # a later call reads what the first process wrote
         history = pd.DataFrame(run.history)
-        artifacts.write_file(run_dir / "history.csv", history.to_csv(index=False).encode())
+        if devices.writes:
+            artifacts.write_file(run_dir / "history.csv", history.to_csv(index=False).encode())
         return history
 
 
@@ -270,8 +280,9 @@ def _flat(images):
 class _Run(keras.callbacks.Callback):
     """The state of a run: saved after each epoch, restored before the first."""
 
-    def __init__(self, model, batches, run_dir, callbacks, settings):
+    def __init__(self, model, batches, run_dir, callbacks, settings, writes=True):
         super().__init__()
+        self.writes = writes  # of several processes one
         self.of, self.batches, self.run_dir = model, batches, run_dir
         self.callbacks, self.settings = callbacks, settings
         self.history: list[dict] = []
@@ -363,6 +374,9 @@ class _Run(keras.callbacks.Callback):
             self._fail(f"{bad} weights became NaN or infinite in epoch {epoch + 1}")
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
         history = [*self.history, {**row, "seconds": round(seconds, 2)}]
+        if not self.writes:
+            self.history = history
+            return
         loss = row.get("val_loss", np.nan)
         # NaN is never less nor more: it is never the best, and never hides a later best.
         if np.isfinite(loss) and not any(loss >= r.get("val_loss", np.nan) for r in self.history):

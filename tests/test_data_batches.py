@@ -356,3 +356,13 @@ def test_damaged_kept_embeddings_are_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="x.npz"):
         data.embed(EMBEDDER, LEVELS, cache=tmp_path)
+
+
+def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
+    files = [picture(tmp_path / f"{n}.png", 60 * n) for n in range(4)]
+    files[2].write_bytes(b"no picture")
+    folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
+    vectors, reasons = data.embed_folder(EMBEDDER, folder)
+    assert np.isnan(vectors[2]).all() and "2.png" in reasons[2]
+    np.testing.assert_array_equal(vectors[[0, 1, 3]], data.embed(EMBEDDER, folder.take([0, 1, 3])))
+    assert [bool(reason) for reason in reasons] == [False, False, True, False]

@@ -12,6 +12,7 @@ from kerasim import errors
         (errors.ImageError, OSError),
         (errors.DependencyError, OSError),
         (errors.TrainingError, ValueError),
+        (errors.ClusterError, OSError),
     ],
 )
 def test_each_error_is_ours_and_one_of_pythons(kind, builtin):

@@ -188,21 +188,18 @@ def test_of_two_writers_the_second_is_told_and_nothing_is_lost(tmp_path):
     assert len(Gallery.load(tmp_path / "gallery")) == 6
 
 
-def test_adding_goes_on_where_it_was_killed(folder, tmp_path, monkeypatch):
+def test_adding_goes_on_where_it_was_killed(folder, tmp_path):
     gallery = Gallery(EMBEDDER)
     calls = []
-    embed = data.embed
 
     def dies(*args, **more):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return embed(*args, **more)
+        return data.embed_folder(*args, **more)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "embed", dies)
-        with pytest.raises(KeyboardInterrupt):
-            gallery.add(folder, path=tmp_path / "gallery", chunk=3)
+    with pytest.raises(KeyboardInterrupt):
+        gallery.add(folder, path=tmp_path / "gallery", chunk=3, embed=dies)
     again = Gallery.load(tmp_path / "gallery")
     assert len(again) == 6
     assert len(again.add(folder, path=tmp_path / "gallery")) == 2

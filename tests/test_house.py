@@ -16,8 +16,8 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 
 # A module imports only those before it.
 ORDER = """
-    errors checks images artifacts data layers losses diffusion models neighbors metrics training
-    projection plots explorer export distribute gallery cli __main__
+    errors checks images artifacts data layers losses diffusion models neighbors metrics devices
+    training projection plots explorer export distribute gallery cli __main__
 """.split()
 
 # Within a folder likewise; the families of models know their shared blocks alone.
@@ -206,6 +206,8 @@ def test_a_module_is_under_400_lines_of_code(path):
     assert lines_of_code(path) < 400
 
 
-@pytest.mark.xfail(strict=True, reason="some 400 over what was agreed since the gallery came in")
+@pytest.mark.xfail(
+    strict=True, reason="some 800 over what was agreed since the gallery and distribute came in"
+)
 def test_the_package_is_under_4000_lines_of_code():
     assert sum(map(lines_of_code, MODULES)) < 4000

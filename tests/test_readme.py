@@ -20,6 +20,11 @@ def namespace(tmp_path, monkeypatch):
     return {}
 
 
+# Of Ray.
+@pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
     for n in range(30):
         pixels = np.random.default_rng(n).integers(0, 256, (40, 50, 3), dtype="uint8")
@@ -33,7 +38,7 @@ def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
     Path("my-pairs", "pairs.csv").write_text(
         "\n".join(["left,right", *(f"{n},{n}" for n in range(30))])
     )
-    first, second, gallery, third, fourth, fifth = BLOCKS
+    first, second, gallery, third, fourth, fifth, cluster = BLOCKS
     exec(first, namespace)
     assert "(5, 10)" in capsys.readouterr().out
     assert Path("runs/strips.png").stat().st_size > 10_000
@@ -51,6 +56,11 @@ def test_the_examples_of_the_readme_run_one_after_the_other(namespace, capsys):
     assert error < 0.5 * 0.25**2
     exec(fifth, namespace)
     assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
+    exec(cluster, namespace)
+    alone = namespace["neighbors"].NeighborIndex("cosine").fit(namespace["codes"])
+    distances, _ = alone.query(namespace["codes"][:5], k=10)
+    np.testing.assert_array_equal(namespace["distances"], distances)
+    namespace["distribute"]._ray().shutdown()
 
 
 def test_the_first_example_is_no_longer_than_promised():

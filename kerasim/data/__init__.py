@@ -8,8 +8,9 @@ from kerasim.data.arrays import (
     check_shape,
     digest,
     find_copies,
+    load_embedder,
 )
-from kerasim.data.batches import ImageBatches, embed
+from kerasim.data.batches import ImageBatches, embed, embed_folder
 from kerasim.data.candidates import (
     PairFolder,
     candidate_pools,

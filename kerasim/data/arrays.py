@@ -4,6 +4,7 @@ import hashlib
 import os
 from typing import Any
 
+import keras
 import numpy as np
 
 from kerasim import checks
@@ -99,6 +100,21 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
             'pass the encoder, such as model.get_layer("encoder").'
         )
     return taken[1:], given[-1]
+
+
+def load_embedder(path):
+    """Reads the embedder that was saved at `path`; to be sure, once after it is written.
+
+    Raises:
+        ArgumentError: If it cannot be read again.
+    """
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
+        raise ArgumentError(
+            f"embedder cannot be loaded again once it is saved ({type(error).__name__}): build it "
+            "of Keras' and kerasim's layers, or of registered ones, without Lambda."
+        ) from error
 
 
 def _is_shape(shape, rank: int) -> bool:

@@ -1,6 +1,8 @@
 """Batches for training, and embeddings batch by batch."""
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -8,7 +10,8 @@ import numpy as np
 from kerasim import artifacts, checks
 from kerasim.data.arrays import check_embedder, check_images, check_shape, digest, gaussian_noise
 from kerasim.data.folders import as_float
-from kerasim.errors import ArgumentError
+from kerasim.errors import ArgumentError, ImageError
+from kerasim.images import read_image
 
 
 def _shift(images, steps):
@@ -164,9 +167,49 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
         artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
         return embeddings
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
-    embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
+    # Several devices share whole batches only; on JAX they can all embed each image instead.
+    shared = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
+    finally:
+        keras.distribution.set_distribution(shared)
     checks.finite("the embedder's output", embeddings)
     return embeddings
+
+
+def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, list[str]]:
+    """Embeds files of which some may be damaged.
+
+    Args:
+        embedder: `keras.Model` from images to vectors.
+        images: `ImageFolder`; all its images are held at once, as uint8.
+        batch_size: Images per call.
+
+    Returns:
+        `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
+        cannot be decoded, and what is wrong with each file, or "".
+
+    Raises:
+        ArgumentError, ArgumentTypeError: As `embed`.
+    """
+    shape, dim = check_embedder("embedder", embedder)
+    height, width, channels = check_shape("images", images, shape).shape[1:]
+
+    def decode(file):
+        try:
+            return read_image(file, (height, width), channels, "uint8")
+        except ImageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the global lock
+        decoded = list(pool.map(decode, images.files))
+    reasons = [found if isinstance(found, str) else "" for found in decoded]
+    good = [n for n, reason in enumerate(reasons) if not reason]
+    vectors = np.full((len(decoded), dim), np.nan, "float32")
+    if good:
+        vectors[good] = embed(embedder, np.stack([decoded[n] for n in good]), batch_size)
+    return vectors, reasons
 
 
 def _load(folder, manifest):

@@ -1,0 +1,96 @@
+"""The devices and processes that a model is spread over, as `training.fit` needs to know them."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+from kerasim.errors import ArgumentError
+
+
+class Devices:
+    """What `distribute.strategy` spread a model over; one device if it did not.
+
+    Args:
+        model: Built `keras.Model`.
+
+    Attributes:
+        scope: Context in which the model trains.
+        replicas: Devices, each of which takes its part of a batch.
+        writes: Whether it falls to this process to write files.
+    """
+
+    def __init__(self, model):
+        self.scope, self.replicas, self.processes, self.process = contextlib.nullcontext, 1, 1, 0
+        value = getattr(next(iter(model.variables), None), "value", None)
+        if keras.backend.backend() == "tensorflow":
+            self.scope = model.distribute_strategy.scope
+            self.replicas = model.distribute_strategy.num_replicas_in_sync
+        elif mesh := getattr(getattr(value, "sharding", None), "mesh", None):
+            shared = keras.distribution
+            found = shared.distribution() or shared.DataParallel(None, [*mesh.devices.flat], False)
+            self.scope, self.replicas = found.scope, found.num_model_replicas
+            self.processes, self.process = found.num_processes, found.data_shard_id
+        self.writes = self.process == 0
+
+    def check(self, loss, **batches) -> None:
+        """Refuses what several devices would train otherwise than one.
+
+        Raises:
+            ArgumentError: If the loss compares images of which a device sees a part, or there are
+                batches that the devices cannot share evenly.
+        """
+        if self.replicas == 1:
+            return
+        if keras.backend.backend() == "tensorflow" and hasattr(loss, "count_valid"):
+            raise ArgumentError(
+                f"loss {type(loss).__name__} compares all images of a batch; on TensorFlow each "
+                "device sees its part alone: set KERAS_BACKEND=jax, or train on one device."
+            )
+        for name, given in batches.items():
+            ends = (0, len(given) - 1) if given is not None else ()
+            sizes = [len(keras.tree.flatten(given[n])[0]) for n in ends]
+            if any(size % self.replicas for size in sizes):
+                raise ArgumentError(
+                    f"{name} holds batches of {sizes[0]} rows, the last of {sizes[1]}, which "
+                    f"{self.replicas} devices cannot share evenly: choose batch_size, and the "
+                    "number of images, so that they can."
+                )
+
+    def part(self, batches):
+        """Returns what this process takes of each batch."""
+        return batches if batches is None or self.processes == 1 else _Part(batches, self)
+
+    def agree(self, values) -> None:
+        """Waits for the other processes, and refuses any that hold other values.
+
+        Raises:
+            ArgumentError: If they do.
+        """
+        if self.processes == 1:
+            return
+        from jax.experimental import multihost_utils
+
+        try:
+            multihost_utils.assert_equal([keras.ops.convert_to_numpy(value) for value in values])
+        except AssertionError as error:
+            raise ArgumentError(
+                "The processes differ in epoch or weights: give all one run_dir that all see, and "
+                "one keras.utils.set_random_seed before the model is built."
+            ) from error
+
+
+class _Part(keras.utils.PyDataset):
+    """The rows of each batch that fall to one process of several."""
+
+    def __init__(self, batches, devices):
+        super().__init__()
+        self.batches, self.count, self.own = batches, devices.processes, devices.process
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return keras.tree.map_structure(
+            lambda rows: np.split(rows, self.count)[self.own], self.batches[index]
+        )

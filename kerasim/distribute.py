@@ -1,0 +1,368 @@
+"""Beyond one device and one machine, on engines that exist: Keras' own, and Ray."""
+
+import functools
+import logging
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kerasim import checks, data
+from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ClusterError,
+    DependencyError,
+    KerasimError,
+)
+from kerasim.neighbors import NeighborIndex
+
+_HOSTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_JOB_ADDRESSES", "TF_CONFIG")
+
+
+def strategy(devices=None):
+    """Returns what spreads training over devices: build and compile a model under its `scope()`.
+
+        with distribute.strategy().scope():
+            net = models.siamese(models.conv_embedder())
+            net.compile("adam", losses.ContrastiveLoss())
+        training.fit(net, batches, epochs=10, run_dir="runs/siamese")
+
+    Each device takes its part of each batch, and the run ends with losses and weights of one on
+    a single device, but for rounding. On TensorFlow this is `tf.distribute.MirroredStrategy`, on
+    JAX `keras.distribution.DataParallel`.
+
+    Several hosts need JAX: start the same program on each, with `KERAS_DISTRIBUTION_JOB_ADDRESSES`
+    (host:port of the first), `KERAS_DISTRIBUTION_NUM_PROCESSES` and
+    `KERAS_DISTRIBUTION_PROCESS_ID` (from 0) set, and call `strategy` before anything is computed.
+    Each draws all of a batch and trains on its own rows. The first writes `run_dir`; to resume,
+    all must see it.
+
+    `training.fit` refuses batches that the devices cannot share evenly, and under TensorFlow
+    losses that compare all images of a batch. What it cannot refuse: under TensorFlow
+    `BatchNormalization` (unless `synchronized=True`) normalises by the part of one device,
+    Dropout draws the same mask on each, and `layers.CrossBatchMemory` is not supported. With
+    `validation`, plain Keras 3.15 on two logical CPUs under TensorFlow differs from run to run:
+    leave it out, score by `RetrievalCallback`, or take JAX.
+
+    Args:
+        devices: Some of `keras.distribution.list_devices()`, such as `["gpu:0", "gpu:1"]`; None
+            for all of them: every GPU, or the CPU if there is none.
+
+    Raises:
+        ArgumentError: If there are no such devices.
+        DependencyError: If Keras runs on TensorFlow and the environment asks for several hosts,
+            or on another backend than these two.
+    """
+    backend, hosts = keras.backend.backend(), [name for name in _HOSTS if os.environ.get(name)]
+    if backend not in ("jax", "tensorflow"):
+        raise DependencyError(
+            f"Several devices need Keras on TensorFlow or JAX. It runs on {backend!r}: set "
+            "KERAS_BACKEND=jax."
+        )
+    if backend == "tensorflow" and hosts:
+        raise DependencyError(
+            f"{' and '.join(hosts)} ask for several hosts, on which fit of Keras 3 under "
+            "TensorFlow fails (keras-team/keras#20585): set KERAS_BACKEND=jax and the "
+            "KERAS_DISTRIBUTION_* variables, or unset them to train on this host alone."
+        )
+    if backend == "jax" and hosts and hosts != ["TF_CONFIG"]:
+        import jax
+
+        if not jax.distributed.is_initialized():
+            keras.distribution.initialize()
+    known = keras.distribution.list_devices()
+    chosen = known if devices is None else [str(name).lower() for name in devices]
+    if not chosen or set(chosen) - set(known):
+        raise ArgumentError(f"devices={devices!r} are not all there: pass some of {known}.")
+    if backend == "jax":
+        return keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
+    return _mirrored(tuple(chosen))
+
+
+@functools.cache  # a second one would mix up its sums over devices with those of the first
+def _mirrored(devices):
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(devices)
+
+
+def embed_folder(
+    embedder, images, batch_size: int = 256, chunk: int = 1024, workers: int = 2, gpus: int = 0
+) -> tuple[np.ndarray, list[str]]:
+    """Embeds files on a Ray cluster; as `data.embed_folder`, to the bit on equal machines.
+
+    Ray Data hands out chunks to `workers` processes, each of which loads the embedder once; the
+    chunks of a node that dies are embedded again elsewhere. It takes the cluster that
+    `ray.init` connected this process to, else that of `RAY_ADDRESS`, else starts one on this
+    machine. For `Gallery.add(..., embed=distribute.embed_folder)`; other settings by way of
+    `functools.partial`.
+
+    Args:
+        embedder: `keras.Model` from images to vectors, of layers of Keras and kerasim.
+        images: `ImageFolder`, at the same absolute path on every node.
+        batch_size: Images per call of the embedder.
+        chunk: Images that a worker decodes at once.
+        workers: Processes.
+        gpus: GPUs of each process; 0 for one CPU each.
+
+    Returns:
+        `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
+        cannot be decoded, and what is wrong with each file, or "". They must fit in memory here.
+
+    Raises:
+        ClusterError: If the cluster cannot be reached or has too few GPUs, or a node lacks the
+            images or has other versions of kerasim, Keras, the backend, NumPy, Pillow or faiss;
+            before work starts. Later, if it cannot finish; nothing is returned then.
+        ArgumentError, ArgumentTypeError: As `data.embed_folder`.
+        DependencyError: If Ray is not installed.
+    """
+    shape, dim = data.check_embedder("embedder", embedder)
+    if not isinstance(images, data.ImageFolder):
+        raise ArgumentTypeError(
+            f"images must be an ImageFolder. Received {type(images).__name__}: pass "
+            "data.image_folder(path, image_size), or embed arrays by data.embed."
+        )
+    data.check_shape("images", images, shape)
+    checks.integer("batch_size", batch_size)
+    checks.integer("workers", workers)
+    checks.integer("gpus", gpus, 0)
+    starts = range(0, len(images), checks.integer("chunk", chunk))
+    vectors, reasons = np.empty((len(images), dim), "float32"), np.empty(len(images), object)
+    times = np.zeros(len(images), "int64")
+    if not starts:
+        return vectors, []
+    ray = _ray()
+    _probe(ray, images.files[0])
+    found = ray.cluster_resources().get("GPU", 0)
+    if gpus * workers > found:
+        raise ClusterError(
+            f"workers={workers} of gpus={gpus} each need more than the {found:.0f} GPUs of the "
+            "cluster: ask for fewer, or add nodes."
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "embedder.keras")
+        embedder.save(path)
+        data.load_embedder(path)
+        network = ray.put(path.read_bytes())
+    # Items of this process: to read a range would be a task, which needs a CPU more than there is.
+    items = ray.data.from_items(
+        [{"start": start} for start in starts], override_num_blocks=len(starts)
+    )
+    chunks = items.map_batches(
+        _Worker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(starts))),
+        num_gpus=gpus or None,
+        fn_constructor_args=([network, ray.put(images)], batch_size, chunk),
+        runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
+    )
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    chunks.context.enable_progress_bars = False
+    chunks.context.raise_original_map_exception = True
+    try:
+        for part in chunks.iter_batches(batch_size=None):
+            rows = part["row"]
+            vectors[rows], reasons[rows] = part["vector"], part["reason"]
+            np.add.at(times, rows, 1)
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+    if (times != 1).any():
+        raise ClusterError(
+            f"{(times != 1).sum()} of {len(images)} images came back never or twice: call again."
+        )
+    return vectors, reasons.tolist()
+
+
+class _Worker:
+    """What one process of `embed_folder` holds."""
+
+    def __init__(self, given, batch_size, chunk):
+        import ray
+
+        network, self.images = ray.get(given)
+        self.batch_size, self.chunk = batch_size, chunk
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "embedder.keras")
+            path.write_bytes(network)
+            self.embedder = data.load_embedder(path)
+
+    def __call__(self, batch):
+        (start,) = batch["start"]
+        rows = np.arange(len(self.images))[start : start + self.chunk]
+        vectors, reasons = data.embed_folder(self.embedder, self.images.take(rows), self.batch_size)
+        return {"row": rows, "vector": vectors, "reason": np.array(reasons, object)}
+
+
+class ShardedIndex:
+    """A `neighbors.NeighborIndex` cut into shards, each held by a process of a Ray cluster.
+
+    Answers are those of one index: equal distances and indices for kind="exact"; for "hnsw" each
+    shard has a graph of its own. A process that dies is started again from its shard, up to
+    three times; a query meanwhile waits for it. Vectors can neither be added nor saved: fit again,
+    or keep the array. The cluster is chosen as by `embed_folder`; its shards live as long as this
+    object.
+
+    Args:
+        metric, kind, **settings: As for `NeighborIndex`.
+        shards: Processes, each with its part of the vectors; Ray gives each one thread, so take as
+            many as there are cores.
+    """
+
+    def __init__(self, metric: str = "euclidean", kind: str = "exact", shards: int = 2, **settings):
+        self.settings = NeighborIndex(metric, kind, **settings).settings()
+        self.shards = checks.integer("shards", shards)
+
+    def fit(self, embeddings) -> "ShardedIndex":
+        """Takes the vectors to search.
+
+        Args:
+            embeddings: `(n, dim)`, one row or more for each shard. They pass through Ray's
+                memory on this machine; an array mapped from a file need not fit here otherwise.
+
+        Raises:
+            ArgumentError: As `NeighborIndex.fit`.
+            ClusterError: If the cluster cannot be reached, or its nodes have other versions.
+            DependencyError: If Ray is not installed.
+        """
+        embeddings = checks.vectors(
+            "embeddings", embeddings, None, self.shards, self.settings["metric"]
+        )
+        ray = _ray()
+        _probe(ray)
+
+        # Within a function, so that a shard does not load this module, and Keras with it.
+        class Shard(NeighborIndex):
+            def __init__(self, settings, part):
+                NeighborIndex.__init__(self, **settings)
+                self.fit(part)
+
+        self.shape, parts = embeddings.shape, np.array_split(embeddings, self.shards)
+        self._starts = np.cumsum([0, *map(len, parts)])
+        # Each part stays in the object store, from which a shard that died is made again.
+        self._parts = [ray.put(part) for part in parts]
+        shard = ray.remote(max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD")(Shard)
+        self._actors = [shard.remote(self.settings, part) for part in self._parts]
+        return self
+
+    def query(self, x, k: int = 10, timeout: float = 600) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the `k` nearest vectors of each row, as `NeighborIndex.query`.
+
+        Args:
+            x: `(n, dim)`.
+            k: From 1 to the number of vectors.
+            timeout: Seconds to wait for all shards.
+
+        Returns:
+            `(distances, indices)`, each `(n, k)`, float64 and int64.
+
+        Raises:
+            ClusterError: If a shard does not answer; never a part of the answer.
+            ArgumentError: As `NeighborIndex.query`.
+        """
+        if not hasattr(self, "shape"):
+            raise ArgumentError("The index is empty: call fit(embeddings) before query.")
+        ray = _ray()
+        k = checks.integer("k", k, 1, self.shape[0])
+        x = ray.put(checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
+        shards = list(zip(self._actors, self._starts, np.diff(self._starts).tolist(), strict=False))
+        asked = [actor.query.remote(x, min(k, size)) for actor, _, size in shards]
+        try:
+            answers = ray.get(asked, timeout=checks.number("timeout", timeout, 0))
+        except ray.exceptions.RayError as error:
+            raise _cause(error) from error
+        distances = np.hstack([near for near, _ in answers])
+        indices = np.hstack(
+            [at + rows for (_, at, _), (_, rows) in zip(shards, answers, strict=True)]
+        )
+        order = np.lexsort((indices, distances), axis=1)[:, :k]
+        return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
+
+
+def _ray():
+    """Returns the module, connected to a cluster."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise DependencyError(
+            f"A cluster needs Ray ({error.name} is not installed): pip install 'kerasim[ray]'."
+        ) from error
+    if ray.is_initialized():
+        return ray
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if port.isdigit():  # Ray itself would wait for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(
+            address,
+            include_dashboard=False if address == "local" else None,
+            log_to_driver=False,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error}): start one there by "
+            "`ray start --head`, correct the address, or unset it to work on this machine alone."
+        ) from error
+    return ray
+
+
+def _probe(ray, file=None) -> None:
+    """Refuses a cluster of which a node has other versions, or does not see `file`."""
+    names = ("kerasim", "keras", keras.backend.backend(), "numpy", "pillow", "faiss-cpu")
+
+    # Within a function, so that Ray sends it whole: a node may have no kerasim.
+    def look():
+        import os
+        from importlib import metadata
+
+        found = {}
+        for each in metadata.distributions():  # of copies the first counts, as for import
+            found.setdefault(str(each.name).lower(), each.version)
+        found.setdefault("tensorflow", found.get("tensorflow-cpu"))
+        return {name: found.get(name) for name in names}, file is None or os.path.isfile(file)
+
+    here, _ = look()
+    task, asked = ray.remote(num_cpus=0, max_retries=0)(look), {}
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU"):
+            place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                node["NodeID"], soft=False
+            )
+            name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
+            asked[name] = task.options(scheduling_strategy=place).remote()
+    for name, answer in asked.items():
+        try:
+            there, sees = ray.get(answer, timeout=120)
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"Node {name} does not answer: {error}. Restart it.") from error
+        unlike = [
+            f"{key} {there[key]}, here {here[key]}" for key in names if there[key] != here[key]
+        ]
+        if unlike:
+            raise ClusterError(
+                f"Node {name} has {'; '.join(unlike)}: install the same versions on all nodes."
+            )
+        if not sees:
+            raise ClusterError(
+                f"Node {name} does not see {ascii(str(file))}: put the folder on a disk that all "
+                "nodes see at the same path."
+            )
+
+
+def _cause(error):
+    """Returns the error of ours that a worker met, else one of the cluster."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, KerasimError):  # with advice of Ray's at its end
+        return type(cause)(str(cause).partition("\nFailed to apply")[0])
+    return ClusterError(
+        f"The cluster could not finish the work ({type(error).__name__}: "
+        f"{str(error).strip().splitlines()[-1]}). Nothing was returned: see that its nodes live "
+        "and have memory, then call again."
+    )

@@ -1,0 +1,34 @@
+"""What docs/scale.md shows, runs: the way from a gallery to a vector database."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import EMBEDDER, FLOATS
+
+from kerasim.gallery import Gallery
+from kerasim.neighbors import METRICS
+
+(EXPORT,) = re.findall(r"```python\n(.*?)```", Path("docs/scale.md").read_text(), re.S)
+
+
+# Of Qdrant's local mode.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("metric", METRICS)
+def test_qdrant_finds_what_the_gallery_finds(metric, tmp_path, monkeypatch):
+    pytest.importorskip("qdrant_client")
+    gallery = Gallery(EMBEDDER, metric)
+    gallery.add(FLOATS, labels=list("abcdefg"))
+    gallery.remove([2])
+    gallery.save(tmp_path / "runs" / "gallery")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"pictures": FLOATS}
+    exec(EXPORT, namespace)
+    expected = gallery.query(FLOATS[:1], k=6)
+    assert [point.id for point in namespace["found"]] == expected["id"].tolist()
+    assert [point.payload["label"] for point in namespace["found"]] == expected["label"].tolist()
+    scores = np.array([point.score for point in namespace["found"]])
+    distances = 1 - scores if metric == "cosine" else scores
+    np.testing.assert_allclose(distances, expected["distance"], atol=1e-5)
