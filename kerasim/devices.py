@@ -59,7 +59,7 @@ class Devices:
 
     def part(self, batches):
         """Returns what this process takes of each batch."""
-        return batches if batches is None or self.processes == 1 else _Part(batches, self)
+        return batches if batches is None or self.replicas == 1 else _Part(batches, self)
 
     def agree(self, values) -> None:
         """Waits for the other processes, and refuses any that hold other values.
@@ -81,7 +81,11 @@ class Devices:
 
 
 class _Part(keras.utils.PyDataset):
-    """The rows of each batch that fall to one process of several."""
+    """The rows of each batch that fall to one process, in arrays of their own.
+
+    TensorFlow's devices of one memory, CPUs, write into the arrays that they are handed: without
+    a copy the targets of the next epoch would be what the loss of this one left there.
+    """
 
     def __init__(self, batches, devices):
         super().__init__()
@@ -92,5 +96,5 @@ class _Part(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         return keras.tree.map_structure(
-            lambda rows: np.split(rows, self.count)[self.own], self.batches[index]
+            lambda rows: np.array(np.split(rows, self.count)[self.own]), self.batches[index]
         )

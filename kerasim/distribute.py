@@ -45,9 +45,7 @@ def strategy(devices=None):
     `training.fit` refuses batches that the devices cannot share evenly, and under TensorFlow
     losses that compare all images of a batch. What it cannot refuse: under TensorFlow
     `BatchNormalization` (unless `synchronized=True`) normalises by the part of one device,
-    Dropout draws the same mask on each, and `layers.CrossBatchMemory` is not supported. With
-    `validation`, plain Keras 3.15 on two logical CPUs under TensorFlow differs from run to run:
-    leave it out, score by `RetrievalCallback`, or take JAX.
+    Dropout draws the same mask on each, and `layers.CrossBatchMemory` is not supported.
 
     Args:
         devices: Some of `keras.distribution.list_devices()`, such as `["gpu:0", "gpu:1"]`; None

@@ -38,8 +38,6 @@ def train(name, *epochs, loss=None, images=IMAGES):
             else data.BalancedBatches(images, LABELS, 2, 4, seed=seed)
             for seed in (2, 3)
         )
-        if TENSORFLOW:  # under which Keras' figures of it differ from run to run
-            held_out = None
         score = training.RetrievalCallback(embedder, IMAGES[:7], LABELS[:7], k=1)
         run = FOLDER / f"run-{name}"
         history = training.fit(net, batches, until, run, held_out, callbacks=[score], verbose=0)

@@ -114,7 +114,8 @@ def test_two_processes_that_were_stopped_end_with_the_bits_of_those_that_were_no
 
 def devices(processes=1, process=0):
     found = Devices(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
-    found.processes, found.process = processes, process
+    found.replicas = found.processes = processes
+    found.process = process
     return found
 
 
@@ -130,7 +131,27 @@ def test_the_parts_of_all_processes_are_the_batch_and_each_row_is_in_one_of_them
             np.testing.assert_array_equal(got, wanted)
 
 
-def test_one_process_takes_the_batches_as_they_are_and_writes():
+class Views(keras.utils.PyDataset):
+    """Hands out its own arrays, as `PairBatches` does with what it drew for an epoch."""
+
+    kept = np.zeros((4, 1), "float32")
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.kept, self.kept[:]
+
+
+def test_what_devices_write_into_their_arrays_stays_out_of_the_batches():
+    spread, batches = devices(), Views()
+    spread.replicas = 2
+    for rows in spread.part(batches)[0]:
+        rows[:] = 1
+    np.testing.assert_array_equal(batches.kept, 0)
+
+
+def test_one_device_takes_the_batches_as_they_are_and_writes():
     batches = data.ImageBatches(np.zeros((4, 1, 1, 1), "float32"))
     assert devices().part(batches) is batches
     assert devices().writes
