@@ -1,7 +1,8 @@
 """What an image and a vector cost, how that grows, and what it comes to for a billion.
 
 Each cost is measured at four sizes, each of them twice the one before, and a power of the size is
-laid through the four; an exponent of 1 says that twice as many cost twice as much. Seconds are
+laid through the four; an exponent of 1 says that twice as many cost twice as much (the peak of
+memory goes on in a straight line from the two largest). Seconds are
 those of a core (CPU time), which other work on the machine does not change much; those of Ray are
 by the clock. Embedding: JPEG files of 200 x 245 through SqueezeNet (random weights take no other
 time). Indexes: vectors of 64 numbers, a mixture of 1,000 Gaussians, 1,000 queries at once, k = 10,
@@ -195,6 +196,9 @@ def main():
         ):
             values = [each[key] for each in found]
             laws[kind, key] = row(f"{kind}: {name}", sizes, values, unit, scale)
+            if key == "peak":  # holds blocks of a fixed size, which count for less and less
+                (m, n), (low, high) = sizes[-2:], values[-2:]
+                laws[kind, key] = lambda x, a=(high - low) / (n - m), b=high, n=n: b + a * (x - n)
     laws["map"] = row("map, a vector", MAPPED, apart("mapping")["times"], "ms", 1e3)
     print(
         f"\nA file is {images['read']:,.0f} bytes, a row of a gallery {images['kept']:.0f}. "
@@ -213,6 +217,7 @@ def main():
     for name, law, scale in (
         ("embed, hours of a core", "embed", 1 / 3600),
         ("exact: GiB held", ("exact", "held"), 2**-30),
+        ("exact: GiB at the peak", ("exact", "peak"), 2**-30),
         ("exact: one query, s of a core", ("exact", "asked"), 1e-3),
         ("hnsw: hours of a core to build", ("hnsw", "built"), 1 / 3600),
         ("hnsw: GiB held", ("hnsw", "held"), 2**-30),
