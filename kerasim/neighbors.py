@@ -81,7 +81,7 @@ class NeighborIndex:
         reduced = self._reduced()
         parts = np.array_split(reduced, 1 + reduced.nbytes // _BUDGET)
         self._norm = max(self._norms(part).max() for part in parts)
-        width = reduced.shape[1]
+        width = embeddings.shape[1]
         if self.metric == "manhattan":
             import faiss
 
