@@ -71,8 +71,11 @@ def query(
     as_json: Json = False,
 ):
     """Finds the most similar pictures."""
+    import pandas as pd
+
     found = _open(gallery).query([*images], k)
-    found["query"] = [str(images[n]) for n in found["query"]]
+    # As objects: strings of pandas have no place for a name that is no UTF-8.
+    found["query"] = pd.Series([str(images[n]) for n in found["query"]], dtype=object)
     _say(found, as_json)
 
 

@@ -280,7 +280,8 @@ class Gallery:
     def near_copies(self, bits: int = 30) -> pd.DataFrame:
         """Lists pairs of files that look alike, by `data.find_near_copies`: copy and original."""
         found = data.find_near_copies(self._files(), bits)
-        return pd.DataFrame(self.items["file"].to_numpy()[found], columns=["copy", "original"])
+        files = self.items["file"].to_numpy()
+        return pd.DataFrame(files[found], columns=["copy", "original"], dtype=object)
 
     def write_map(self, path, images=None, title: str = "Gallery", k: int = 10, seed: int = 0):
         """Writes the gallery as a page, by `projection.Projection` and `explorer.write_explorer`.

@@ -132,13 +132,14 @@ def test_a_threshold_of_known_pairs_tells_same_from_different(tmp_path):
 
 
 def test_near_copies_are_listed_by_file(folder):
+    strange = os.fsdecode(b"copy\xff.png")  # which pandas' strings on pyarrow cannot hold
     with Image.open(folder / "class-0" / "4.png") as image:
-        image.convert("RGB").save(folder / "class-1" / "copy.png")
+        image.convert("RGB").save(folder / "class-1" / strange)
     gallery = Gallery(EMBEDDER)
     gallery.add(folder)
     found = gallery.near_copies(bits=0)
     assert {tuple(sorted(map(lambda f: f.rsplit("/")[-1], row))) for row in found.to_numpy()} >= {
-        ("4.png", "copy.png")
+        ("4.png", strange)
     }
 
 
