@@ -14,7 +14,7 @@ else
 BACKEND := tensorflow==2.21.0
 endif
 
-.PHONY: demo test browser lint notebooks bench lock clean
+.PHONY: demo test cluster browser lint notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
@@ -23,6 +23,11 @@ demo: $(VENV)/.ok
 # Style, types, unit tests, fault tests and each notebook with one epoch.
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
+
+# A Ray cluster of two nodes, of which one is killed. Nothing else should run: an actor that takes
+# minutes to start may be given up by Ray.
+cluster: $(VENV)/.ok
+	KERASIM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/test_distribute.py
 
 # Chromium, in which the explorer page is tested; where it can't be had, those tests are skipped.
 browser:

@@ -1,4 +1,5 @@
 import functools
+import os
 import sys
 import time
 
@@ -104,6 +105,8 @@ def test_a_cluster_that_cannot_be_reached_is_an_error_at_once(monkeypatch, embed
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of one CPU each, both on this machine."""
+    if not os.environ.get("KERASIM_TEST_CLUSTER"):
+        pytest.skip("a cluster of two nodes needs a machine with nothing else to do: make cluster")
     ray = pytest.importorskip("ray")
     utils = pytest.importorskip("ray.cluster_utils")
     patch = pytest.MonkeyPatch()
