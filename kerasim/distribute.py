@@ -95,10 +95,10 @@ def embed_folder(
     """Embeds files on a Ray cluster; as `data.embed_folder`, to the bit on equal machines.
 
     Ray Data hands out chunks to `workers` processes, each of which loads the embedder once; the
-    chunks of a node that dies are embedded again elsewhere. It takes the cluster that
-    `ray.init` connected this process to, else that of `RAY_ADDRESS`, else starts one on this
-    machine. For `Gallery.add(..., embed=distribute.embed_folder)`; other settings by way of
-    `functools.partial`.
+    chunks of a node that dies are embedded again elsewhere; should Ray give up, what has come back
+    is kept and the rest is asked for again, up to twice. It takes the cluster that `ray.init`
+    connected this process to, else that of `RAY_ADDRESS`, else starts one on this machine. For
+    `Gallery.add(..., embed=distribute.embed_folder)`; other settings by way of `functools.partial`.
 
     Args:
         embedder: `keras.Model` from images to vectors, of layers of Keras and kerasim.
@@ -147,28 +147,37 @@ def embed_folder(
         embedder.save(path)
         data.load_embedder(path)
         network = ray.put(path.read_bytes())
-    # Items of this process: to read a range would be a task, which needs a CPU more than there is.
-    items = ray.data.from_items(
-        [{"start": start} for start in starts], override_num_blocks=len(starts)
-    )
-    chunks = items.map_batches(
-        _Worker,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(starts))),
-        num_gpus=gpus or None,
-        fn_constructor_args=([network, ray.put(images)], batch_size, chunk),
-        runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
-    )
+    given = [network, ray.put(images)]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
-    chunks.context.enable_progress_bars = False
-    chunks.context.raise_original_map_exception = True
-    try:
-        for part in chunks.iter_batches(batch_size=None):
-            rows = part["row"]
-            vectors[rows], reasons[rows] = part["vector"], part["reason"]
-            np.add.at(times, rows, 1)
-    except ray.exceptions.RayError as error:
-        raise _cause(error) from error
+    for attempts_left in (2, 1, 0):
+        again = [start for start in starts if not times[start : start + chunk].all()]
+        for start in again:
+            times[start : start + chunk] = 0
+        # Items of this process: to read a range would be a task, and need one CPU more.
+        chunks = ray.data.from_items(
+            [{"start": start} for start in again], override_num_blocks=len(again)
+        ).map_batches(
+            _Worker,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(again))),
+            num_gpus=gpus or None,
+            fn_constructor_args=(given, batch_size, chunk),
+            runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
+        )
+        chunks.context.enable_progress_bars = False
+        chunks.context.raise_original_map_exception = True
+        try:
+            for part in chunks.iter_batches(batch_size=None):
+                rows = part["row"]
+                vectors[rows], reasons[rows] = part["vector"], part["reason"]
+                np.add.at(times, rows, 1)
+        except ray.exceptions.RayError as error:
+            cause = _cause(error)
+            # With a node Ray may give up all workers: what came back stays, the rest goes again.
+            if not attempts_left or not isinstance(cause, ClusterError):
+                raise cause from error
+        if times.all():
+            break
     if (times != 1).any():
         raise ClusterError(
             f"{(times != 1).sum()} of {len(images)} images came back never or twice: call again."

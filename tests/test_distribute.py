@@ -250,6 +250,40 @@ def test_damaged_files_are_listed_as_locally(galleries):
     assert other.skipped == one.skipped and "06.png" in other.skipped[0][0]
 
 
+def test_what_came_before_ray_gave_up_is_kept(cluster, embedder, folder, monkeypatch):
+    import ray
+
+    asked, taken, from_items = [], ray.data.Dataset.iter_batches, ray.data.from_items
+
+    def iter_batches(dataset, **kwargs):
+        for n, batch in enumerate(taken(dataset, **kwargs)):
+            if n == len(asked):  # after one chunk, then after two
+                raise ray.exceptions.ActorDiedError
+            yield batch
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
+    monkeypatch.setattr(
+        ray.data,
+        "from_items",
+        lambda items, **kw: asked.append(len(items)) or from_items(items, **kw),
+    )
+    vectors, reasons = distribute.embed_folder(embedder, folder, chunk=10)
+    expected, expected_reasons = data.embed_folder(embedder, folder)
+    np.testing.assert_array_equal(vectors, expected)
+    assert reasons == expected_reasons and asked == [6, 5, 3]
+
+
+def test_ray_that_gives_up_three_times_is_an_error(cluster, embedder, folder, monkeypatch):
+    import ray
+
+    def dead(dataset, **kwargs):
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", dead)
+    with pytest.raises(ClusterError, match="could not finish .*Nothing was returned"):
+        distribute.embed_folder(embedder, folder)
+
+
 def test_a_row_that_comes_twice_is_an_error(cluster, embedder, folder, monkeypatch):
     import ray
 
