@@ -30,7 +30,9 @@ class NeighborIndex:
 
     Attributes:
         recall_: Of the graph, measured as it was built: share of the ten nearest that it finds,
-            over 1,000 of its own vectors or fewer, drawn with seed 0. 1.0 if exact.
+            over 1,000 of its own vectors or fewer, drawn with seed 0. 1.0 if exact. Each of them
+            finds itself, so that vectors not in the graph have less: of a million without any
+            structure (iid normal, 64 numbers, ef_search=512) 0.905 where this says 0.940.
     """
 
     def __init__(
