@@ -23,9 +23,10 @@ demo: $(VENV)/.ok
 # Style, types, unit tests, fault tests and each notebook with one epoch.
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
+	$(MAKE) cluster
 
-# A Ray cluster of two nodes, of which one is killed. Nothing else should run: an actor that takes
-# minutes to start may be given up by Ray.
+# A Ray cluster of two nodes, of which one is killed; apart from the other tests, beside which its
+# processes would take minutes to start.
 cluster: $(VENV)/.ok
 	KERASIM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/test_distribute.py
 
@@ -55,6 +56,7 @@ bench: $(VENV)/.ok
 	$(BIN)/python benchmarks/pairs.py
 	$(BIN)/python benchmarks/backbones.py
 	$(BIN)/python benchmarks/diffusion.py
+	$(BIN)/python benchmarks/denoising.py labels
 
 # uv where there is one, pip otherwise.
 $(VENV)/.ok: requirements.lock pyproject.toml

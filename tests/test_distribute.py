@@ -106,7 +106,7 @@ def test_a_cluster_that_cannot_be_reached_is_an_error_at_once(monkeypatch, embed
 def cluster():
     """Two nodes of one CPU each, both on this machine."""
     if not os.environ.get("KERASIM_TEST_CLUSTER"):
-        pytest.skip("a cluster of two nodes needs a machine with nothing else to do: make cluster")
+        pytest.skip("a cluster of two nodes takes minutes beside other tests: make cluster")
     ray = pytest.importorskip("ray")
     utils = pytest.importorskip("ray.cluster_utils")
     patch = pytest.MonkeyPatch()
@@ -203,6 +203,40 @@ def test_what_a_worker_refused_is_raised_as_it_was():
     assert type(error) is ArgumentError and str(error) == "the embedder's output holds NaN."
 
 
+def test_what_came_before_ray_gave_up_is_kept(cluster, embedder, folder, monkeypatch):
+    import ray
+
+    asked, taken, from_items = [], ray.data.Dataset.iter_batches, ray.data.from_items
+
+    def iter_batches(dataset, **kwargs):
+        for n, batch in enumerate(taken(dataset, **kwargs)):
+            if n == 1 and len(asked) == 1:
+                raise ray.exceptions.ActorDiedError
+            yield batch
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
+    monkeypatch.setattr(
+        ray.data,
+        "from_items",
+        lambda items, **kw: asked.append(len(items)) or from_items(items, **kw),
+    )
+    vectors, reasons = distribute.embed_folder(embedder, folder, chunk=10)
+    expected, expected_reasons = data.embed_folder(embedder, folder)
+    np.testing.assert_array_equal(vectors, expected)
+    assert reasons == expected_reasons and asked == [6, 5]
+
+
+def test_ray_that_gives_up_three_times_is_an_error(cluster, embedder, folder, monkeypatch):
+    import ray
+
+    def dead(dataset, **kwargs):
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", dead)
+    with pytest.raises(ClusterError, match="could not finish .*Nothing was returned"):
+        distribute.embed_folder(embedder, folder)
+
+
 @pytest.fixture(scope="module")
 def galleries(cluster, sharded, embedder, root, tmp_path_factory):
     """Embedded here, and on two nodes of which one dies in the middle; with their folders."""
@@ -248,40 +282,6 @@ def test_a_cluster_that_loses_a_node_makes_the_local_gallery_to_the_bit(gallerie
 def test_damaged_files_are_listed_as_locally(galleries):
     (one, _), (other, _) = galleries
     assert other.skipped == one.skipped and "06.png" in other.skipped[0][0]
-
-
-def test_what_came_before_ray_gave_up_is_kept(cluster, embedder, folder, monkeypatch):
-    import ray
-
-    asked, taken, from_items = [], ray.data.Dataset.iter_batches, ray.data.from_items
-
-    def iter_batches(dataset, **kwargs):
-        for n, batch in enumerate(taken(dataset, **kwargs)):
-            if n == len(asked):  # after one chunk, then after two
-                raise ray.exceptions.ActorDiedError
-            yield batch
-
-    monkeypatch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
-    monkeypatch.setattr(
-        ray.data,
-        "from_items",
-        lambda items, **kw: asked.append(len(items)) or from_items(items, **kw),
-    )
-    vectors, reasons = distribute.embed_folder(embedder, folder, chunk=10)
-    expected, expected_reasons = data.embed_folder(embedder, folder)
-    np.testing.assert_array_equal(vectors, expected)
-    assert reasons == expected_reasons and asked == [6, 5, 3]
-
-
-def test_ray_that_gives_up_three_times_is_an_error(cluster, embedder, folder, monkeypatch):
-    import ray
-
-    def dead(dataset, **kwargs):
-        raise ray.exceptions.ActorDiedError
-
-    monkeypatch.setattr(ray.data.Dataset, "iter_batches", dead)
-    with pytest.raises(ClusterError, match="could not finish .*Nothing was returned"):
-        distribute.embed_folder(embedder, folder)
 
 
 def test_a_row_that_comes_twice_is_an_error(cluster, embedder, folder, monkeypatch):
