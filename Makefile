@@ -14,6 +14,13 @@ else
 BACKEND := tensorflow==2.21.0
 endif
 
+# uv where there is one, pip otherwise.
+ifneq ($(shell command -v uv),)
+INSTALL := uv pip install -q --python $(BIN)/python
+else
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+endif
+
 .PHONY: demo test cluster browser lint notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
@@ -45,26 +52,20 @@ lint: $(VENV)/.ok
 notebooks: $(VENV)/.ok
 	$(BIN)/python -m notebooks runs/notebooks --keep
 
-# Prints figures beside their yardsticks; see benchmarks/README.md.
-bench: $(VENV)/.ok
-	$(BIN)/python benchmarks/search.py
-	$(BIN)/python benchmarks/gallery.py
-	$(BIN)/python benchmarks/scale.py
-	$(BIN)/python benchmarks/imports.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/quality.py
-	$(BIN)/python benchmarks/pairs.py
-	$(BIN)/python benchmarks/backbones.py
-	$(BIN)/python benchmarks/diffusion.py
-	$(BIN)/python benchmarks/denoising.py labels
+# Writes figures beside their yardsticks into benchmarks/RESULTS.md; see benchmarks/README.md.
+bench: $(VENV)/.peers
+	$(BIN)/python benchmarks/run.py
 
-# uv where there is one, pip otherwise.
+# What kerasim is compared with.
+$(VENV)/.peers: $(VENV)/.ok benchmarks/requirements.txt
+	$(INSTALL) -c requirements.lock -r benchmarks/requirements.txt
+	touch $@
+
 $(VENV)/.ok: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kerasim needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	if command -v uv >/dev/null; then install="uv pip install --python $(BIN)/python"; \
-	else install="$(BIN)/python -m pip install --disable-pip-version-check"; fi; \
-	$$install -q -r requirements.lock "$(BACKEND)" && $$install -q --no-deps -e .
+	$(INSTALL) -r requirements.lock "$(BACKEND)"
+	$(INSTALL) --no-deps -e .
 	touch $@
 
 # Resolves the pins again (needs uv): with the backend, so that it fits, then without it.

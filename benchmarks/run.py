@@ -1,0 +1,61 @@
+"""Runs all benchmarks, one after another, and writes what they print into `RESULTS.md`.
+
+`python benchmarks/run.py [SCRIPT ...]` runs some; what others printed before stays as it is.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SCRIPTS = (
+    *("search", "peers", "gallery", "scale", "imports", "memory", "quality", "pairs"),
+    *("backbones", "diffusion", "denoising labels"),
+)
+HEAD = """# What `make bench` printed
+
+Written by `benchmarks/run.py`; [README.md](README.md) says what each script measures, and what the
+figures mean.
+"""
+
+
+def processor():
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+def main(names):
+    path = HERE / "RESULTS.md"
+    sections = {}
+    if path.exists():
+        parts = re.split(r"^## (.*)\n", path.read_text(), flags=re.MULTILINE)[1:]
+        sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    for name in names:
+        print(f"{name} ...", flush=True)
+        start = time.perf_counter()
+        script, *rest = name.split()
+        command = [sys.executable, str(HERE / f"{script}.py"), *rest]
+        done = subprocess.run(command, capture_output=True, text=True)
+        print(done.stdout)
+        said = done.stdout.rstrip() + (
+            f"\n\nIt ended with an error:\n{done.stderr.rstrip().splitlines()[-1]}"
+            if done.returncode
+            else ""
+        )
+        minutes = (time.perf_counter() - start) / 60
+        sections[name] = (
+            f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {processor()}, Python "
+            f"{platform.python_version()}, {minutes:.1f} minutes.\n\n```\n{said.strip()}\n```\n\n"
+        )
+        text = "\n".join(f"## {key}\n{sections[key]}" for key in SCRIPTS if key in sections)
+        whole = path.with_suffix(".part")
+        whole.write_text(f"{HEAD}\n{text}".rstrip() + "\n")
+        os.replace(whole, path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or SCRIPTS)
