@@ -1,10 +1,12 @@
-"""What several test files share: fixtures."""
+"""What several test files share: fixtures. And the count of the rows of docs/faults.md that ran."""
 
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
+
+ROWS = sorted({*range(1, 81)} - {11, 72, 73, 74, 76})  # of docs/faults.md
 
 
 @pytest.fixture
@@ -15,3 +17,34 @@ def visible():
         yield Path(path)
         for closed in Path(path).iterdir():
             closed.chmod(0o700)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:  # reports carry these, from a worker of pytest-xdist too
+        rows = {row for mark in item.iter_markers("fault") for row in mark.args}
+        item.user_properties += [("fault", row) for row in sorted(rows)]
+
+
+def pytest_terminal_summary(terminalreporter):
+    said = summary(terminalreporter.stats)
+    if said:
+        terminalreporter.write_line(said)
+
+
+def summary(stats) -> str:
+    """Returns a line on the rows of the fault table that ran; "" if none was marked."""
+    rows: dict = {}  # to the outcomes of their tests
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in stats.get(outcome, ()):
+            for name, row in getattr(report, "user_properties", ()):
+                if name == "fault":
+                    rows.setdefault(row, set()).add(outcome)
+    failed = [row for row in sorted(rows) if rows[row] & {"failed", "error"}]
+    skipped = [row for row in sorted(rows) if rows[row] == {"skipped"}]
+    parts = [f"{len(rows) - len(skipped)} of {len(ROWS)} rows ran"]
+    for what, some in (("skipped", skipped), ("failed", failed)):
+        if some:
+            parts.append(f"{len(some)} {what}: {', '.join(map(str, some))}")
+    if not failed:
+        parts.append("all passed")
+    return f"fault table: {', '.join(parts)}" if rows else ""

@@ -176,6 +176,7 @@ def test_a_folder_named_like_one_set_aside_is_left_alone_if_it_is_not_ours(tmp_p
 # Damage
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("cut", range(20))
 def test_a_truncated_file_is_called_damaged_with_its_sizes(saved, name, cut):
@@ -188,6 +189,7 @@ def test_a_truncated_file_is_called_damaged_with_its_sizes(saved, name, cut):
         read(saved)
 
 
+@pytest.mark.fault(12)
 def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
     file = saved / artifacts.MANIFEST
     whole = file.read_bytes()
@@ -197,6 +199,7 @@ def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
             read(saved)
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("name", FILES)
 def test_garbage_of_the_right_length_is_found(saved, name):
     size = (saved / name).stat().st_size
@@ -205,6 +208,7 @@ def test_garbage_of_the_right_length_is_found(saved, name):
         read(saved)
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize("name", [*FILES, artifacts.MANIFEST])
 def test_a_flipped_bit_is_found_at_200_of_200_places(saved, name):
     rng, file = random.Random(0), saved / name
@@ -221,6 +225,7 @@ def test_a_flipped_bit_is_found_at_200_of_200_places(saved, name):
     assert found == 200
 
 
+@pytest.mark.fault(14)
 def test_trailing_junk_is_named(saved):
     with open(saved / "table.csv", "ab") as file:
         file.write(b"junk")
@@ -228,6 +233,7 @@ def test_trailing_junk_is_named(saved):
         read(saved)
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
@@ -235,6 +241,7 @@ def test_a_missing_file_is_named(saved, name):
         read(saved)
 
 
+@pytest.mark.fault(14)
 @pytest.mark.parametrize("extra", ["stale.npz", "sub/stale.npz", ".hidden", "link"])
 def test_a_file_that_the_manifest_does_not_name_is_named(saved, extra):
     if extra == "link":
@@ -282,12 +289,14 @@ def test_a_manifest_of_another_form_is_refused_even_under_a_good_digest(saved, c
         read(saved, fingerprint=None)
 
 
+@pytest.mark.fault(10)
 def test_a_manifest_nested_200000_deep_is_refused(saved):
     (saved / artifacts.MANIFEST).write_text("[" * 200_000)
     with pytest.raises(ArtifactError, match="is damaged"):
         read(saved)
 
 
+@pytest.mark.fault(10)
 def test_a_huge_manifest_is_refused_unparsed(saved):
     with open(saved / artifacts.MANIFEST, "ab") as file:
         file.truncate(2**30)
@@ -315,6 +324,7 @@ def mutate(rng, whole):
     return whole[:start] + middle + whole[stop:]
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize("name", [*FILES, artifacts.MANIFEST])
 def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
     rng, file = random.Random(1), saved / name
@@ -327,6 +337,7 @@ def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
             pass
 
 
+@pytest.mark.fault(15)
 def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path):
     rng, file = random.Random(2), tmp_path / "arrays.npz"
     np.savez_compressed(file, x=np.arange(50), y=np.eye(4, dtype="float32"))
@@ -341,6 +352,7 @@ def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path)
         np.testing.assert_array_equal(arrays["y"], np.eye(4))
 
 
+@pytest.mark.fault(15)
 def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothing(saved):
     rng, file = random.Random(3), saved / artifacts.MANIFEST
     whole = file.read_bytes()
@@ -364,6 +376,7 @@ def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothin
 # Versions and fingerprints
 
 
+@pytest.mark.fault(17)
 def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
     reseal(saved, schema=2, versions={"kerasim": "9.8.7"}, more="fields")
     wanted = rf"schema 2, written by kerasim 9\.8\.7; kerasim {artifacts.__version__} .*upgrade"
@@ -371,6 +384,7 @@ def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
         read(saved)
 
 
+@pytest.mark.fault(17)
 def test_an_artefact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
     def load(folder, manifest):
         raise ZeroDivisionError("no such layer")
@@ -384,6 +398,7 @@ def test_another_kind_is_refused(saved):
         artifacts.read(saved, "diary", load_value)
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("fingerprint", [None, "a" * 64])
 def test_the_artefact_of_another_embedder_is_refused(tmp_path, fingerprint):
     path = save(tmp_path / "saved", fingerprint=fingerprint)
@@ -425,6 +440,7 @@ def test_a_fingerprint_does_not_depend_on_how_keras_counts_names(keras):
     assert artifacts.fingerprint(embedder(keras)) == artifacts.fingerprint(embedder(keras))
 
 
+@pytest.mark.fault(18)
 def test_a_fingerprint_changes_with_a_weight(keras):
     model = embedder(keras)
     before = artifacts.fingerprint(model)
@@ -433,6 +449,7 @@ def test_a_fingerprint_changes_with_a_weight(keras):
     assert artifacts.fingerprint(model) != before
 
 
+@pytest.mark.fault(18)
 def test_a_fingerprint_changes_with_a_moving_average(keras):
     model = embedder(keras)
     before = artifacts.fingerprint(model)
@@ -440,6 +457,7 @@ def test_a_fingerprint_changes_with_a_moving_average(keras):
     assert artifacts.fingerprint(model) != before
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("other", [{"scale": 2.5}, {"activation": "tanh"}], ids=str)
 def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other):
     assert artifacts.fingerprint(embedder(keras, **other)) != artifacts.fingerprint(embedder(keras))
@@ -448,6 +466,7 @@ def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other)
 # Paths
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("way", ["missing", "a file", "no manifest", "FIFO", "too long"])
 def test_a_path_with_no_artefact_is_named(tmp_path, way):
     path = tmp_path / ("n" * 300 if way == "too long" else "it")
@@ -461,6 +480,7 @@ def test_a_path_with_no_artefact_is_named(tmp_path, way):
         read(path)
 
 
+@pytest.mark.fault(19)
 def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
     (saved / artifacts.MANIFEST).unlink()
     os.mkfifo(saved / artifacts.MANIFEST)
@@ -468,6 +488,7 @@ def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
         read(saved)
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("way", [read, save])
 def test_what_is_no_path_is_named(way):
     with pytest.raises(ArgumentTypeError, match="path must be a path. Received None"):
@@ -478,6 +499,7 @@ def test_what_is_no_path_is_named(way):
         way("a\0b")
 
 
+@pytest.mark.fault(19)
 def test_an_artefact_that_may_not_be_read_is_named(saved):
     if os.geteuid() == 0:
         pytest.skip("permissions do not bind root")
@@ -489,6 +511,7 @@ def test_an_artefact_that_may_not_be_read_is_named(saved):
         saved.chmod(0o700)
 
 
+@pytest.mark.fault(19)
 def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
     def refuse(path, size=None):
         raise PermissionError(13, "Permission denied", str(path))
@@ -498,6 +521,7 @@ def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
         read(saved)
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("place", ["file/it", "/proc/nowhere/it"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
@@ -548,6 +572,7 @@ def fail_at(monkeypatch, name, turn):
 STEPS = [("fsync", n) for n in range(1, 7)] + [("mkdir", 2), ("mkdir", 3)]
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize(("name", "turn"), STEPS)
 def test_the_old_stays_and_nothing_is_left_when_a_call_fails(saved, monkeypatch, name, turn, swap):
     before = contents(saved.parent)
@@ -559,6 +584,7 @@ def test_the_old_stays_and_nothing_is_left_when_a_call_fails(saved, monkeypatch,
     assert contents(saved.parent) == before
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("turn", [1, 2])
 def test_the_old_stays_when_a_rename_of_the_swap_fails(saved, monkeypatch, turn):
     monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
@@ -570,6 +596,7 @@ def test_the_old_stays_when_a_rename_of_the_swap_fails(saved, monkeypatch, turn)
     assert contents(saved.parent) == before
 
 
+@pytest.mark.fault(23)
 def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
     def refuse(one, other):
         raise OSError(5, "Input/output error", str(other))
@@ -581,6 +608,7 @@ def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
     assert contents(saved.parent) == before
 
 
+@pytest.mark.fault(23)
 def test_the_new_is_whole_and_not_called_unchanged_when_only_the_last_sync_fails(
     saved, monkeypatch, swap
 ):
@@ -591,6 +619,7 @@ def test_the_new_is_whole_and_not_called_unchanged_when_only_the_last_sync_fails
     assert read(saved) == 2.0 and os.listdir(saved.parent) == ["saved"]
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_an_old_single_file_stays_when_a_call_fails(tmp_path, monkeypatch, name):
     path = artifacts.write_file(tmp_path / "table.csv", b"old")
@@ -600,6 +629,7 @@ def test_an_old_single_file_stays_when_a_call_fails(tmp_path, monkeypatch, name)
     assert contents(tmp_path) == {"table.csv": b"old"}
 
 
+@pytest.mark.fault(27)
 def test_a_full_disk_keeps_the_old_and_says_how_much_was_written(saved):
     """A limit on the size of files stands in for the disk."""
     before = contents(saved.parent)
@@ -618,6 +648,7 @@ except artifacts.ArtifactError as error:
     assert contents(saved.parent) == before
 
 
+@pytest.mark.fault(26)
 def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, monkeypatch, swap):
     calls = []
     real_sync, real_exchange, real_rename = artifacts._sync, artifacts._exchange, os.rename
@@ -644,6 +675,7 @@ def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, mon
 # A writer that died
 
 
+@pytest.mark.fault(25)
 def test_strays_of_dead_processes_are_swept_by_the_next_save_and_others_kept(saved):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -688,12 +720,14 @@ def die_in_swap(monkeypatch, saved, turn):
             save(saved, 2.0)
 
 
+@pytest.mark.fault(20, 21)
 @pytest.mark.parametrize(("turn", "left"), [(1, 1.0), (2, 1.0), (3, 2.0)])
 def test_a_writer_killed_between_two_renames_leaves_old_or_new(saved, monkeypatch, turn, left):
     die_in_swap(monkeypatch, saved, turn)
     assert artifacts.exists(saved) and read(saved) == left
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize("turn", [1, 2, 3])
 def test_the_save_after_a_kill_between_two_renames_cleans_up(saved, monkeypatch, turn, swap):
     die_in_swap(monkeypatch, saved, turn)
@@ -732,6 +766,7 @@ def start_saver(path, value, way):
     return saver
 
 
+@pytest.mark.fault(20, 21)
 @pytest.mark.parametrize("way", ["exchange", "fallback"])
 def test_10_of_10_kills_while_saving_leave_the_old_or_the_new_whole(tmp_path, way):
     path, rng, value = tmp_path / "saved", random.Random(4), 0
@@ -749,6 +784,7 @@ def test_10_of_10_kills_while_saving_leave_the_old_or_the_new_whole(tmp_path, wa
     assert os.listdir(tmp_path) == ["saved"]
 
 
+@pytest.mark.fault(64)
 @pytest.mark.parametrize("way", ["exchange", "fallback"])
 def test_300_of_300_reads_succeed_untorn_while_a_writer_rewrites(tmp_path, way):
     saver = start_saver(tmp_path / "saved", 0, way)
@@ -788,6 +824,7 @@ def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved)
 # The lock
 
 
+@pytest.mark.fault(64)
 def test_a_second_holder_is_refused_with_the_process_that_holds_it_and_freed_by_its_death(
     tmp_path,
 ):
@@ -831,6 +868,7 @@ def test_arrays_are_read_by_name_or_all(tmp_path):
     assert sorted(artifacts.read_arrays(tmp_path / "a.npz")) == ["x", "y"]
 
 
+@pytest.mark.fault(6)
 def test_an_object_array_is_refused_with_file_and_key_and_never_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -849,6 +887,7 @@ def test_a_missing_array_is_named_with_those_expected(tmp_path):
         artifacts.read_arrays(tmp_path / "a.npz", ["x", "y"])
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("cut", [0, 1, 50, 200, -1])
 def test_a_truncated_npz_is_named(tmp_path, cut):
     np.savez(tmp_path / "a.npz", x=np.arange(100))
@@ -865,6 +904,7 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         artifacts.read_arrays(tmp_path / "a.npz")
 
 
+@pytest.mark.fault(8)
 def test_a_decompression_bomb_is_refused_before_it_is_inflated(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("x.npy", "w") as member:
@@ -874,6 +914,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_inflated(tmp_path):
         artifacts.read_arrays(tmp_path / "a.npz")
 
 
+@pytest.mark.fault(8)
 def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         with archive.open("x.npy", "w") as member:
@@ -883,6 +924,7 @@ def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
         artifacts.read_arrays(tmp_path / "a.npz")
 
 
+@pytest.mark.fault(19)
 @pytest.mark.parametrize("way", ["missing", "a folder", "FIFO", "loop"])
 def test_a_path_that_is_no_file_is_named(tmp_path, way):
     path = tmp_path / "a.npz"

@@ -24,10 +24,12 @@ def test_each_epoch_shows_every_image_once():
         assert sorted(order_of(epoch)) == list(range(50))
 
 
+@pytest.mark.fault(41)
 def test_epochs_differ_in_order():
     assert len({tuple(order_of(epoch)) for epoch in range(5)}) == 5
 
 
+@pytest.mark.fault(41)
 def test_runs_of_one_seed_are_equal_and_of_another_differ():
     assert order_of(2, seed=3) == order_of(2, seed=3) != order_of(2, seed=4)
 
@@ -105,6 +107,7 @@ def test_the_last_batch_is_smaller():
     assert [len(batches[n][0]) for n in range(len(batches))] == [3, 3, 1]
 
 
+@pytest.mark.fault(44)
 def test_fewer_images_than_a_batch_are_one_batch():
     batches = data.ImageBatches(FLOATS, batch_size=100)
     assert len(batches) == 1 and len(batches[0][0]) == 7
@@ -187,6 +190,7 @@ def test_batches_read_a_folder(tmp_path):
     np.testing.assert_array_equal(inputs, found[:])
 
 
+@pytest.mark.fault(44)
 def test_no_images_are_refused():
     with pytest.raises(ArgumentError, match="images is empty"):
         data.ImageBatches(FLOATS[:0])
@@ -197,6 +201,7 @@ def test_targets_of_another_length_are_refused_with_both_lengths():
         data.ImageBatches(FLOATS, np.zeros(6))
 
 
+@pytest.mark.fault(32)
 def test_targets_that_are_not_finite_are_refused_with_their_rows():
     targets = np.zeros((7, 2))
     targets[4, 1] = np.nan
@@ -204,6 +209,7 @@ def test_targets_that_are_not_finite_are_refused_with_their_rows():
         data.ImageBatches(FLOATS, targets)
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", None, True])
 def test_a_batch_size_that_is_none_is_refused(batch_size):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
@@ -281,6 +287,7 @@ def test_a_folder_embeds_as_its_images(tmp_path):
     )
 
 
+@pytest.mark.fault(44)
 def test_no_images_give_no_embeddings():
     found = data.embed(EMBEDDER, FLOATS[:0])
     assert found.shape == (0, 5) and found.dtype == np.float32

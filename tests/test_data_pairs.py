@@ -40,6 +40,7 @@ def epoch_of(batches, epoch=0):
 # draw_pairs, draw_triplets
 
 
+@pytest.mark.fault(37)
 @pytest.mark.parametrize("positive", [0, 0.25, 0.5, 1])
 def test_pairs_are_as_like_as_they_say_and_of_the_share_asked_for(positive):
     left, right, same = data.draw_pairs(LABELS, 1000, positive)
@@ -106,6 +107,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(("labels", "kind", "said"), REFUSED)
 def test_labels_without_a_pair_are_refused_by_name(labels, kind, said):
     for draw in (data.draw_pairs, data.draw_triplets):
@@ -113,12 +115,14 @@ def test_labels_without_a_pair_are_refused_by_name(labels, kind, said):
             draw(labels)
 
 
+@pytest.mark.fault(38)
 @pytest.mark.parametrize(("labels", "kind", "said"), REFUSED[:4])
 def test_batches_of_such_labels_are_refused_alike(labels, kind, said, drawn):
     with pytest.raises(kind, match=said):
         drawn(IMAGES[:4], labels)
 
 
+@pytest.mark.fault(37)
 def test_a_class_folder_of_one_image_is_refused_by_its_label(tmp_path):
     for name, count in (("ant", 1), ("bee", 5), ("cat", 5)):
         for n in range(count):
@@ -128,6 +132,7 @@ def test_a_class_folder_of_one_image_is_refused_by_its_label(tmp_path):
         data.PairBatches(folder, folder.labels)
 
 
+@pytest.mark.fault(38)
 def test_labels_of_another_length_are_refused_with_both(drawn):
     with pytest.raises(ArgumentError, match=r"labels has shape \(9,\), there are 10 images"):
         drawn(IMAGES, LABELS[:9])
@@ -268,6 +273,7 @@ def test_settings_change_with_the_share_the_classes_and_the_number():
     assert data.BalancedBatches(MARKED, OF_MARKED, 4, 2).settings() != one
 
 
+@pytest.mark.fault(40)
 def test_a_copy_with_another_label_is_reported(drawn):
     images = MARKED.copy()
     images[39] = images[0]
@@ -321,6 +327,7 @@ def test_settings_of_pairs_change_with_what_decides_them(change):
 # find_copies
 
 
+@pytest.mark.fault(40)
 def test_seven_planted_copies_are_found():
     train, test = RNG.integers(0, 256, (2, 50, 4, 4, 1), dtype="uint8")
     test[[3, 9, 20, 31, 40, 41, 49]] = train[[7, 7, 1, 0, 30, 31, 32]]
@@ -330,6 +337,7 @@ def test_seven_planted_copies_are_found():
     assert data.find_copies(LEVELS).shape == (0, 2)
 
 
+@pytest.mark.fault(40)
 def test_copies_in_a_folder_are_found_by_their_files(tmp_path):
     for n, level in enumerate((10, 20, 10)):
         picture(tmp_path / f"{n}.png", level)

@@ -176,6 +176,7 @@ def test_a_file_without_an_array_is_refused_with_its_key(folder):
         data.load("mnist")
 
 
+@pytest.mark.fault(6)
 @pytest.mark.parametrize("key", MNIST)
 def test_an_array_of_objects_is_never_unpickled(key, folder):
     canary = folder / "canary"
@@ -190,6 +191,7 @@ def test_an_array_of_objects_is_never_unpickled(key, folder):
     assert not canary.exists()
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_refused_by_name(part, folder):
     buffer = io.BytesIO()
@@ -200,6 +202,7 @@ def test_a_truncated_file_is_refused_by_name(part, folder):
         data.load("mnist")
 
 
+@pytest.mark.fault(8)
 def test_a_decompression_bomb_is_refused_by_its_directory(folder):
     with zipfile.ZipFile(folder / "mnist.npz", "w") as archive:
         archive.writestr("x_train.npy", b"0" * 100)

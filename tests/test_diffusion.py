@@ -126,6 +126,7 @@ def test_the_step_of_a_noise_level_is_the_one_of_its_signal_to_noise_ratio():
     assert steps.tolist() == list(range(1000))
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [1, 2, 1000])
 def test_a_schedule_is_finite_and_falls_at_any_length(kind, steps):
@@ -136,6 +137,7 @@ def test_a_schedule_is_finite_and_falls_at_any_length(kind, steps):
     assert noisy.dtype == "float32" and np.isfinite(noisy).all()
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

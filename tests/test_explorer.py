@@ -79,6 +79,7 @@ def colour(page, selector):
     return np.array(image.getpixel((image.width // 2, image.height // 2))) / 255
 
 
+@pytest.mark.fault(75)
 def test_a_point_under_the_mouse_shows_its_picture_and_label(page):
     page.mouse.move(*page.evaluate(PLACE_OF, 13))
     page.wait_for_selector("#card:visible")
@@ -86,6 +87,7 @@ def test_a_point_under_the_mouse_shows_its_picture_and_label(page):
     np.testing.assert_allclose(colour(page, "#card .tile"), IMAGES[13, 0, 0], atol=0.03)
 
 
+@pytest.mark.fault(75)
 def test_a_click_shows_the_nearest_by_each_metric_in_order(page):
     page.mouse.click(*page.evaluate(PLACE_OF, 8))
     page.wait_for_selector("#neighbors section")

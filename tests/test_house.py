@@ -76,11 +76,13 @@ def unsafe(tree):
             yield f"line {node.lineno}: Lambda"
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize("path", [*MODULES, *NOTEBOOKS], ids=lambda path: path.name)
 def test_nothing_can_run_code_from_a_file(path):
     assert list(unsafe(parse(path))) == []
 
 
+@pytest.mark.fault(5)
 @pytest.mark.parametrize(
     "line",
     [

@@ -177,6 +177,7 @@ def test_weights_are_read_from_a_path(tmp_path):
     np.testing.assert_array_equal(data.embed(again, IMAGES), data.embed(net, IMAGES))
 
 
+@pytest.mark.fault(16)
 def test_weights_of_another_backbone_or_of_none_are_refused(tmp_path):
     tiny().save_weights(tmp_path / "tiny.weights.h5")
     with pytest.raises(ArtifactError, match="does not fit the backbone 'squeezenet'"):
@@ -188,6 +189,7 @@ def test_weights_of_another_backbone_or_of_none_are_refused(tmp_path):
         models.pretrained_embedder("squeezenet", tmp_path / "none.h5")
 
 
+@pytest.mark.fault(48)
 def test_squeezenet_says_which_file_goes_where_and_checks_its_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("KERASIM_DATA_DIR", str(tmp_path))
     with pytest.raises(ArtifactError, match="squeezenet_notop.h5.*put the file of that name"):
@@ -197,6 +199,7 @@ def test_squeezenet_says_which_file_goes_where_and_checks_its_hash(tmp_path, mon
         models.pretrained_embedder("squeezenet")
 
 
+@pytest.mark.fault(48)
 def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -206,6 +209,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
         models.pretrained_embedder("vgg16")
 
 
+@pytest.mark.fault(48)
 def test_a_download_that_keras_finds_damaged_is_said_with_its_folder(monkeypatch):
     def build(**settings):
         if settings["weights"]:
@@ -218,6 +222,7 @@ def test_a_download_that_keras_finds_damaged_is_said_with_its_folder(monkeypatch
         models.pretrained_embedder("vgg16")
 
 
+@pytest.mark.fault(48)
 def test_weights_that_keras_cannot_check_are_refused():
     with pytest.raises(ArgumentError, match="Keras knows no hash of the file of 'mobilenetv2'"):
         models.pretrained_embedder("mobilenetv2")

@@ -89,6 +89,7 @@ def vectors():
     return np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
 
 
+@pytest.mark.fault(60)
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
     wrong = {}
@@ -99,6 +100,7 @@ def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
     assert not wrong
 
 
+@pytest.mark.fault(60)
 @pytest.mark.parametrize("metric", METRICS)
 def test_vectors_far_from_the_origin_are_told_apart(metric):
     rng = np.random.default_rng(1)
@@ -145,6 +147,7 @@ def test_every_vector_finds_itself_at_distance_0(metric, vectors):
     assert not distances.any()
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("metric", METRICS)
 def test_duplicates_come_in_order_of_index(metric, vectors):
     base = np.concatenate([vectors, np.repeat(vectors[:1], 30, axis=0), vectors])
@@ -152,12 +155,14 @@ def test_duplicates_come_in_order_of_index(metric, vectors):
     assert indices[0].tolist() == [0, *range(40, 71)]
 
 
+@pytest.mark.fault(61)
 def test_duplicates_beyond_the_first_candidates_come_in_order_of_index():
     base = np.ones((5000, 3), "float32")
     _, indices = NeighborIndex().fit(base).query(base[:2], 5)
     assert indices.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_query_at_a_time_gives_the_same_bits_as_many(metric):
     rng = np.random.default_rng(2)
@@ -169,6 +174,7 @@ def test_one_query_at_a_time_gives_the_same_bits_as_many(metric):
     np.testing.assert_array_equal(indices, np.concatenate([one[1] for one in single]))
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_size_of_blocks_does_not_change_the_answer(metric, monkeypatch):
     rng = np.random.default_rng(3)
@@ -181,6 +187,7 @@ def test_the_size_of_blocks_does_not_change_the_answer(metric, monkeypatch):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_number_of_threads_does_not_change_the_answer(metric):
     rng = np.random.default_rng(8)
@@ -194,6 +201,7 @@ def test_the_number_of_threads_does_not_change_the_answer(metric):
         np.testing.assert_array_equal(found, answers[0])
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
     rng = np.random.default_rng(4)
@@ -205,6 +213,7 @@ def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
     np.testing.assert_array_equal(shuffled, distances)
 
 
+@pytest.mark.fault(79)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", ["read-only", "strided", "fortran", "memmap", "big-endian"])
 def test_any_layout_of_the_input_gives_the_same_bits_and_stays_untouched(kind, metric, tmp_path):
@@ -228,6 +237,7 @@ def test_any_layout_of_the_input_gives_the_same_bits_and_stays_untouched(kind, m
     np.testing.assert_array_equal(x, plain)
 
 
+@pytest.mark.fault(79)
 def test_changing_the_array_after_fit_does_not_change_the_index(vectors):
     mine = vectors.copy()
     index = NeighborIndex().fit(mine)
@@ -240,24 +250,28 @@ def test_k_may_be_the_size_of_the_index(vectors):
     assert np.sort(indices, axis=1).tolist() == [list(range(40))] * 2
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("k", [41, 0, -1])
 def test_k_out_of_range_is_refused_with_the_size(k, vectors):
     with pytest.raises(ArgumentError, match=f"k={k} .* from 1 to 40"):
         NeighborIndex().fit(vectors).query(vectors, k)
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("k", [2.5, "3", None, True])
 def test_k_that_is_no_integer_is_refused(k, vectors):
     with pytest.raises(ArgumentTypeError, match="k must be an integer"):
         NeighborIndex().fit(vectors).query(vectors, k)
 
 
+@pytest.mark.fault(57)
 @pytest.mark.parametrize("metric", METRICS)
 def test_no_query_gives_no_rows(metric, vectors):
     distances, indices = NeighborIndex(metric).fit(vectors).query(vectors[:0], 3)
     assert distances.shape == indices.shape == (0, 3)
 
 
+@pytest.mark.fault(57)
 def test_an_index_that_was_not_fitted_is_empty(vectors, tmp_path):
     index = NeighborIndex()
     assert len(index) == 0
@@ -272,6 +286,7 @@ def test_no_vectors_are_refused():
         NeighborIndex().fit(np.empty((0, 4)))
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("shape", [(6,), (2, 5), (2, 3, 2), (1, 2, 3, 1), (), (2, 0)])
 def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
     with pytest.raises(ArgumentError, match=r"x must be an array \(n, 6\)") as caught:
@@ -279,6 +294,7 @@ def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
     assert f"Received shape {shape}" in str(caught.value)
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("shape", [(6,), (1, 2, 3, 1), (), (2, 0)])
 def test_vectors_of_another_rank_are_refused_with_their_shape(shape):
     with pytest.raises(ArgumentError, match="embeddings must be an array") as caught:
@@ -286,6 +302,7 @@ def test_vectors_of_another_rank_are_refused_with_their_shape(shape):
     assert f"Received shape {shape}" in str(caught.value)
 
 
+@pytest.mark.fault(58)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_rows_that_are_not_finite_are_refused_by_number(value, vectors):
     bad = vectors.copy()
@@ -302,6 +319,7 @@ def test_vectors_of_no_real_numbers_are_refused_with_their_dtype(dtype):
         NeighborIndex().fit(np.ones((3, 2)).astype(dtype))
 
 
+@pytest.mark.fault(59)
 def test_zero_vectors_are_refused_under_cosine_by_number(vectors):
     bad = vectors.copy()
     bad[5] = 0
@@ -318,6 +336,7 @@ def test_zero_vectors_are_vectors_like_others_where_they_have_a_distance(metric,
     assert (indices[0, 0], distances[0, 0]) == (40, 0)
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize("metric", ["Euclidean", "l2", "", None, 2, ["cosine"]])
 def test_an_unknown_metric_is_refused_with_the_three_names(metric):
     with pytest.raises(ArgumentError, match="'euclidean', 'manhattan', 'cosine'"):
@@ -329,6 +348,7 @@ def test_an_unknown_kind_is_refused():
         NeighborIndex(kind="fast")
 
 
+@pytest.mark.fault(79)
 def test_fitting_twice_forgets_the_first_vectors(vectors):
     twice = NeighborIndex().fit(vectors + 5).fit(vectors[:9])
     once = NeighborIndex().fit(vectors[:9])
@@ -346,6 +366,7 @@ def test_vectors_that_are_refused_leave_the_index_as_it_was(vectors):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("metric", ["manhattan", "cosine"])
 def test_a_saved_index_keeps_its_metric_and_its_answers(metric, vectors, tmp_path):
     index = NeighborIndex(metric).fit(vectors.astype("float16"))
@@ -363,6 +384,7 @@ def small_embedder(seed):
     return keras.Model(images, codes)
 
 
+@pytest.mark.fault(18)
 def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
     NeighborIndex().fit(vectors).save(tmp_path / "index", mine)
@@ -371,6 +393,7 @@ def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, 
     assert len(NeighborIndex.load(tmp_path / "index", mine)) == 40
 
 
+@pytest.mark.fault(18)
 def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
     NeighborIndex().fit(vectors).save(tmp_path / "first", mine)
@@ -417,6 +440,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.fault(62)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
 def test_all_against_all_stays_within_its_memory():
     child = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)

@@ -15,6 +15,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("notebooks")
 
 
+@pytest.mark.fault(71)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(path, folder):
     executed = run(path, folder, {**capped(path, 1), "dataset": "digits"})

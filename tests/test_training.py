@@ -134,6 +134,7 @@ def train_slowly(run_dir):
     return model
 
 
+@pytest.mark.fault(22)
 def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_path, capsys):
     train_slowly(tmp_path / "straight")
     root = str(Path(training.__file__).parents[1])
@@ -164,6 +165,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_p
     pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
 
 
+@pytest.mark.fault(22)
 def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsys):
     fit(finished, epochs=4)
     assert "going on after epoch 2 of 4" in capsys.readouterr().out
@@ -172,6 +174,7 @@ def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsy
     assert list(history.epoch) == [1, 2, 3, 4]
 
 
+@pytest.mark.fault(31)
 def test_a_finished_run_says_so_and_gives_its_weights_without_training(
     finished, capsys, monkeypatch
 ):
@@ -224,6 +227,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize(("change", "wanted"), CHANGES.values(), ids=CHANGES)
 def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_changes(
     once, change, wanted
@@ -238,6 +242,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_chan
     assert snapshot(once) == before
 
 
+@pytest.mark.fault(30)
 def test_resume_false_starts_afresh_and_overwrites(finished, tmp_path):
     history = fit(finished, 1, batches=draw_batches(seed=9), resume=False)
     fit(tmp_path / "fresh", 1, batches=draw_batches(seed=9))
@@ -289,6 +294,7 @@ class Holey(ImageBatches):
         return images, targets
 
 
+@pytest.mark.fault(32)
 def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
     model = build()
     untrained = weights(model)
@@ -325,6 +331,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize(("loss", "callbacks", "wanted"), FAULTS.values(), ids=FAULTS)
 def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     tmp_path, loss, callbacks, wanted
@@ -341,6 +348,7 @@ def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     assert_equal(arrays, read_state(tmp_path / "good")[0])
 
 
+@pytest.mark.fault(33)
 def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_path):
     loss = TurnsNaN()
     loss.batches = 10
@@ -359,6 +367,7 @@ def spoil(epoch, model):
         kernel.assign(np.full(kernel.shape, 9.0))
 
 
+@pytest.mark.fault(29)
 def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     fit(tmp_path, 2, validation=validation)
@@ -390,6 +399,7 @@ def test_a_val_loss_of_nan_is_never_the_best_nor_hides_a_later_one(tmp_path):
     assert (tmp_path / "later" / "best").exists()
 
 
+@pytest.mark.fault(16)
 def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_path):
     fit(tmp_path, 1, validation=draw_batches())
 
@@ -424,6 +434,7 @@ def averaging(eager=True):
     return model
 
 
+@pytest.mark.fault(22)
 def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     whole, first, second = (averaging(eager=False) for _ in range(3))
@@ -465,6 +476,7 @@ def patient():
     return keras.callbacks.EarlyStopping("loss", patience=3, min_delta=1e9)
 
 
+@pytest.mark.fault(29)
 def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_path, capsys):
     fit(tmp_path, 2, callbacks=[patient()])
     history = fit(tmp_path, 10, callbacks=[patient()])
@@ -473,6 +485,7 @@ def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_pat
     assert "already at epoch 4, stopped early" in capsys.readouterr().out
 
 
+@pytest.mark.fault(29)
 def test_a_falling_rate_goes_on_over_a_restart(tmp_path):
     def falling():
         return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=1e9)
@@ -523,6 +536,7 @@ def test_history_csv_is_the_table_that_fit_returns(tmp_path):
     pd.testing.assert_frame_equal(history, pd.read_csv(tmp_path / "history.csv"))
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv(
     tmp_path, monkeypatch, epochs
@@ -543,6 +557,7 @@ def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == list(range(1, epochs + 1))
 
 
+@pytest.mark.fault(24)
 def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
     def interrupt(epoch, model):
         if epoch == 1:
@@ -556,6 +571,7 @@ def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
 # The folder
 
 
+@pytest.mark.fault(64)
 def test_a_run_in_use_by_another_process_is_refused_with_its_number(finished):
     code = f"""
 from kerasim import artifacts
@@ -580,6 +596,7 @@ def never(epoch, model):
     raise AssertionError("an epoch began")
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere/run"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
@@ -587,6 +604,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_p
         fit(tmp_path / place, callbacks=[Every(never)])
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("name", ["state", "best"])
 def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name):
     (tmp_path / name).mkdir()
@@ -598,6 +616,7 @@ def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name)
 # Arguments
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("epochs", [0, -1, True, 2.5, "8", None])
 def test_epochs_that_are_no_positive_integer_are_refused(tmp_path, epochs):
     with pytest.raises(
@@ -649,12 +668,14 @@ def orders(run_dir, **kwargs):
     return [sum((batches.seen[epoch, n] for n in range(3)), []) for epoch in range(3)]
 
 
+@pytest.mark.fault(41)
 def test_the_order_differs_between_epochs_and_holds_every_image(tmp_path):
     one, two, three = orders(tmp_path, seed=1)
     assert one != two != three != one
     assert sorted(one) == sorted(two) == sorted(three) == list(range(12))
 
 
+@pytest.mark.fault(41)
 def test_the_order_is_equal_between_runs_of_one_seed_and_not_of_two(tmp_path):
     one = orders(tmp_path / "one", seed=1)
     assert one == orders(tmp_path / "same", seed=1)
