@@ -21,14 +21,13 @@ import secrets
 import shutil
 import stat
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kerasim import __version__
+from kerasim import __version__, checks
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
 
 SCHEMA = 1
@@ -163,13 +162,7 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
     path = check_file(path)
     key = None
     try:
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(member.file_size for member in archive.infolist())
-        if claimed > max(256e6, 100 * path.stat().st_size):
-            raise ArtifactError(
-                f"{path} of {path.stat().st_size} bytes claims to hold {claimed} bytes: refused as "
-                "a decompression bomb. Save it again without compression if you trust it."
-            )
+        checks.archive(path)
         arrays = {}
         with np.load(path, allow_pickle=False) as stored:
             for key in stored.files if keys is None else keys:

@@ -3,10 +3,12 @@
 import math
 import numbers
 import operator
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
-from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
@@ -126,4 +128,16 @@ def bad_rows(name: str, bad, what: str) -> None:
         raise ArgumentError(
             f"{name} holds {what} in {len(rows)} of {len(bad)} rows: {shown}. Remove or mend those "
             "rows."
+        )
+
+
+def archive(path: Path) -> None:
+    """Raises if a zip file claims to hold over 256 MB at more than 100 times its own size."""
+    size = path.stat().st_size
+    with zipfile.ZipFile(path) as members:
+        claimed = sum(member.file_size for member in members.infolist())
+    if claimed > max(256e6, 100 * size):
+        raise ArtifactError(
+            f"{path} of {size} bytes claims to hold {claimed} bytes: refused as a decompression "
+            "bomb. Save it again without compression if you trust it."
         )

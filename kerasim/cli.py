@@ -141,22 +141,13 @@ def _open(path):
 
 
 def _embedder(name, size=224):
-    if not name.endswith(".keras"):
-        return kerasim.models.pretrained_embedder(
-            name, pooling="average", embedding_dim=None, image_shape=(size, size, 3)
-        )
-    import keras
+    if name.endswith((".keras", ".h5", ".hdf5")):
+        from kerasim import layers  # noqa: F401 (so that Keras knows them)
 
-    from kerasim import layers  # noqa: F401 (so that Keras knows them)
-
-    path = kerasim.artifacts.check_file(name)
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
-        raise kerasim.errors.ArtifactError(
-            f"{path} is damaged, or holds code that is not run for safety ({type(error).__name__})"
-            ": save the model again, of Keras' and kerasim's layers, with model.save."
-        ) from error
+        return kerasim.data.load_embedder(name)
+    return kerasim.models.pretrained_embedder(
+        name, pooling="average", embedding_dim=None, image_shape=(size, size, 3)
+    )
 
 
 def _say(result, as_json):

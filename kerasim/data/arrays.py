@@ -1,15 +1,19 @@
 """Arrays of images, and folders in their place: checked, noised, told apart."""
 
 import hashlib
+import json
+import math
 import os
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasim import checks
+from kerasim import artifacts, checks
 from kerasim.data.folders import ImageFolder, as_float
-from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 
 def check_shape(name: str, images, shape=(None, None, None)):
@@ -103,18 +107,49 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
 
 
 def load_embedder(path):
-    """Reads the embedder that was saved at `path`; to be sure, once after it is written.
+    """Reads the embedder in a `.keras` file, and runs no code that the file may hold.
 
     Raises:
-        ArgumentError: If it cannot be read again.
+        ArtifactError: If there is no such file, or it would take far more memory than it is large.
+        ArgumentError: If it is damaged, or of layers that Keras does not know.
     """
+    path = artifacts.check_file(path)
+    if path.suffix != ".keras":
+        raise ArtifactError(
+            f"{path} is no .keras file; the old .h5 format is not read, for safety. Where you "
+            "trust its maker convert it: keras.saving.load_model(path).save('model.keras')."
+        )
     try:
+        checks.archive(path)
+        with ThreadPoolExecutor(1) as thread:  # Keras' list of what is yet to be made is its own
+            declared, held = thread.submit(_declared, path).result()
+        if declared > held:
+            raise ArtifactError(
+                f"{path} declares {declared} weights, and holds {held} bytes of them: refused, for "
+                "they would take memory to no end. Save the model again with model.save."
+            )
         return keras.saving.load_model(path, compile=False)
+    except ArtifactError:
+        raise
     except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
         raise ArgumentError(
-            f"embedder cannot be loaded again once it is saved ({type(error).__name__}): build it "
-            "of Keras' and kerasim's layers, or of registered ones, without Lambda."
+            f"embedder cannot be loaded again once it is saved as {path} ({type(error).__name__}): "
+            "the file is damaged, or holds code that is not run for safety. Build the model of "
+            "Keras' and kerasim's layers, or of registered ones, without Lambda, and save it again."
         ) from error
+
+
+def _declared(path) -> tuple[int, int]:
+    """Returns how many weights the config of a saved model declares, and their bytes in the file.
+
+    The model is built in outline: no weight is made.
+    """
+    with zipfile.ZipFile(path) as archive:
+        config = {**json.loads(archive.read("config.json")), "compile_config": None}
+        held = archive.getinfo("model.weights.h5").file_size
+    with keras.StatelessScope(initialize_variables=False):
+        model: Any = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        return sum(math.prod(weight.shape) for weight in model.weights), held
 
 
 def _is_shape(shape, rank: int) -> bool:
