@@ -114,15 +114,16 @@ def fit(
             if done:
                 print(f"{run_dir.name}: going on after epoch {done} of {epochs}.")
             try:
-                model.fit(
-                    devices.part(batches),
-                    epochs=epochs,
-                    initial_epoch=done,
-                    validation_data=devices.part(validation),
-                    callbacks=run.around(callbacks),
-                    shuffle=False,  # True draws the order from a generator that no state holds
-                    verbose=verbose,
-                )
+                with data.clear_errors(batches, validation, kept=run.kept):
+                    model.fit(
+                        devices.part(batches),
+                        epochs=epochs,
+                        initial_epoch=done,
+                        validation_data=devices.part(validation),
+                        callbacks=run.around(callbacks),
+                        shuffle=False,  # True draws the order from a generator that no state holds
+                        verbose=verbose,
+                    )
             except KeyboardInterrupt:
                 print(
                     f"{run_dir.name}: stopped after epoch {len(run.history)}; the same call goes "
@@ -395,13 +396,16 @@ class _Run(keras.callbacks.Callback):
             self.run_dir / "history.csv", pd.DataFrame(history).to_csv(index=False).encode()
         )
 
+    def kept(self) -> str:
+        """Says what the run keeps, as the end of a sentence on what stopped it."""
+        if not self.history:
+            return ". No epoch was finished"
+        return f". {self.run_dir / 'state'} keeps epoch {len(self.history)}"
+
     def _fail(self, what):
-        kept = "No epoch was finished"
-        if self.history:
-            kept = f"{self.run_dir / 'state'} keeps epoch {len(self.history)}"
         raise TrainingError(
-            f"{what}. {kept}: lower the learning rate or look for a loss that divides by zero, "
-            "then train in another run_dir."
+            f"{what}{self.kept()}: lower the learning rate or look for a loss that divides by "
+            "zero, then train in another run_dir."
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 from helpers import EMBEDDER, FLOATS, LEVELS, RNG, picture
 
 from kerasim import data, training
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 
 
 def epoch_of(batches, epoch=0):
@@ -373,3 +373,34 @@ def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
     assert np.isnan(vectors[2]).all() and "2.png" in reasons[2]
     np.testing.assert_array_equal(vectors[[0, 1, 3]], data.embed(EMBEDDER, folder.take([0, 1, 3])))
     assert [bool(reason) for reason in reasons] == [False, False, True, False]
+
+
+@pytest.mark.fault(56)
+def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_tensorflow(tmp_path):
+    for n in range(4):
+        picture(tmp_path / f"{n}.png", 40 * n)
+    folder = data.image_folder(tmp_path, 4, channels=1)
+    (tmp_path / "3.png").unlink()
+    for _ in range(2):
+        with pytest.raises(ImageError, match="3.png': No such file") as caught:
+            data.embed(EMBEDDER, folder, batch_size=1)
+        assert "node" not in str(caught.value)
+
+
+@pytest.mark.fault(47)
+def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(monkeypatch):
+    def run_out(*args, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr(EMBEDDER, "predict", run_out)
+    with pytest.raises(ArgumentError, match="batch_size=8 needs more memory .* such as 4"):
+        data.embed(EMBEDDER, FLOATS, batch_size=8)
+
+
+def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
+    def breaks(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(EMBEDDER, "predict", breaks)
+    with pytest.raises(ZeroDivisionError):
+        data.embed(EMBEDDER, FLOATS)

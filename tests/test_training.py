@@ -14,10 +14,17 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import picture
 
 from kerasim import artifacts, data, metrics, training
 from kerasim.data import ImageBatches
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
+from kerasim.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArtifactError,
+    ImageError,
+    TrainingError,
+)
 
 # TensorFlow's, whenever Keras makes an array of a variable.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -355,6 +362,136 @@ def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_p
     with pytest.raises(TrainingError, match="batch 0 of epoch 1. No epoch was finished"):
         fit(tmp_path, model=build(loss=loss))
     assert os.listdir(tmp_path) == [".lock"]
+
+
+# What stops a run from outside
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError"])
+def test_out_of_memory_says_which_batch_size_to_try_and_the_state_is_kept(kind, tmp_path):
+    errors = pytest.importorskip("tensorflow").errors
+    said = "OOM when allocating tensor with shape[4,1000000]"
+
+    def run_out(epoch, model):
+        if epoch == 1:
+            raise MemoryError if kind == "MemoryError" else getattr(errors, kind)(None, None, said)
+
+    wanted = f"^batch_size=4 needs .* {tmp_path / 'state'} keeps epoch 1: pass .* such as 2"
+    with pytest.raises(ArgumentError, match=wanted):
+        fit(tmp_path, 3, callbacks=[Every(run_out)])
+    assert len(fit(tmp_path, 3)) == 3
+
+
+@keras.saving.register_keras_serializable("tests")
+class Greedy(keras.losses.MeanSquaredError):
+    """Finds no memory for what it computes, inside of the graph of a step."""
+
+    def call(self, y_true, y_pred):
+        import tensorflow as tf
+
+        def exhausted(x):
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+        drawn = tf.py_function(exhausted, [y_pred], "float32")
+        return super().call(y_true, tf.reshape(drawn, tf.shape(y_pred)))
+
+
+@pytest.mark.fault(47)
+def test_out_of_memory_in_the_graph_of_a_step_is_said_likewise(tmp_path):
+    pytest.importorskip("tensorflow")
+    with pytest.raises(ArgumentError, match="^batch_size=4 .* No epoch was finished: .* such as 2"):
+        fit(tmp_path, model=build(loss=Greedy(), eager=False))
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    for n in range(6):
+        picture(tmp_path / "photographs" / f"{n}.png", 40 * n, (4, 4))
+    return tmp_path / "photographs"
+
+
+def on_folder(folder, **kwargs):
+    return draw_batches(data.image_folder(folder, 4, channels=1), batch_size=2, **kwargs)
+
+
+@pytest.mark.fault(56)
+@pytest.mark.parametrize("way", ["vanishes", "is cut"])
+def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_back(
+    way, photographs, tmp_path
+):
+    file = photographs / "3.png"
+    kept, times = file.read_bytes(), file.stat()
+
+    def spoil(epoch, model):
+        if epoch == 2:
+            file.unlink() if way == "vanishes" else file.write_bytes(kept[:20])
+
+    model = build(eager=False)  # as a graph, in which TensorFlow makes an error of its own of ours
+    with pytest.raises(ImageError, match=re.escape(str(file))):
+        fit(tmp_path / "run", 4, model, on_folder(photographs), callbacks=[Every(spoil)])
+    if way == "is cut":
+        with pytest.raises(ArgumentError, match="batches.images: saved"):
+            fit(tmp_path / "run", 4, batches=on_folder_unchecked(photographs))
+    file.write_bytes(kept)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    history = fit(tmp_path / "run", 4, build(eager=False), on_folder(photographs))
+    fit(tmp_path / "straight", 4, build(eager=False), on_folder(photographs))
+    assert list(history.epoch) == [1, 2, 3, 4]
+    assert_equal(read_state(tmp_path / "run")[0], read_state(tmp_path / "straight")[0])
+
+
+def on_folder_unchecked(folder):
+    return draw_batches(data.image_folder(folder, 4, channels=1, check=False), batch_size=2)
+
+
+@pytest.mark.fault(56)
+def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
+    held_out = on_folder(photographs, shuffle=False)
+    gone = Every(lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True)
+    with pytest.raises(ImageError, match="5.png': No such file"):
+        fit(tmp_path / "run", 2, build(eager=False), validation=held_out, callbacks=[gone])
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("name", ["state", "best", "history.csv"])
+def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
+    name, tmp_path, monkeypatch
+):
+    real = artifacts._sync
+
+    def full(path):
+        if f".{name}." in str(path) and len(pd.read_csv(tmp_path / "history.csv")) == 2:
+            raise OSError(28, "No space left on device")
+        return real(path)
+
+    (tmp_path / "history.csv").write_text("epoch\n")
+    validation = ImageBatches(IMAGES, shuffle=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "_sync", full)
+        with pytest.raises(ArtifactError, match=f"{tmp_path / name}: No space left.*free space"):
+            fit(tmp_path, 4, validation=validation)
+    fit(tmp_path, 4, validation=validation)
+    fit(tmp_path / "straight", 4, validation=validation)
+    assert_equal(read_state(tmp_path)[0], read_state(tmp_path / "straight")[0])
+    assert list(pd.read_csv(tmp_path / "history.csv").epoch) == [1, 2, 3, 4]
+
+
+@pytest.mark.fault(28)
+def test_a_folder_that_is_not_there_is_made(tmp_path):
+    fit(tmp_path / "runs" / "new" / "run", 1)
+    assert (tmp_path / "runs" / "new" / "run" / "history.csv").exists()
+
+
+@pytest.mark.fault(24)
+def test_an_interrupt_by_the_system_stops_at_a_whole_epoch_and_says_how_to_go_on(tmp_path, capsys):
+    interrupt = Every(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", 3, callbacks=[interrupt])
+    assert "stopped after epoch 1; the same call goes on" in capsys.readouterr().out
+    fit(tmp_path / "run", 3)
+    fit(tmp_path / "straight", 3)
+    assert_equal(read_state(tmp_path / "run")[0], read_state(tmp_path / "straight")[0])
 
 
 # The best epoch

@@ -10,7 +10,7 @@ from kerasim.data.arrays import (
     find_copies,
     load_embedder,
 )
-from kerasim.data.batches import ImageBatches, embed, embed_folder
+from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder
 from kerasim.data.candidates import (
     PairFolder,
     candidate_pools,

@@ -1,7 +1,9 @@
 """Batches for training, and embeddings batch by batch."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -31,6 +33,7 @@ class Batches(keras.utils.PyDataset):
     of the batch alone.
     """
 
+    failure: ImageError | None = None  # why a file could not be read
     _own: tuple[str, ...] = ()  # what decides the batches of one kind, beside what all kinds have
 
     def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0, name="images"):
@@ -72,9 +75,16 @@ class Batches(keras.utils.PyDataset):
     def _noise(self, images, rng):
         return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
 
+    def _read(self, rows, images=None):
+        """Returns images as floats; keeps the error of a file for `clear_errors`."""
+        try:
+            return as_float((self.images if images is None else images)[rows])
+        except ImageError as error:
+            self.failure = error
+            raise
+
     def _take(self, rows, rng, images=None):
-        images = self.images if images is None else images
-        return self._noise(self._move(as_float(images[rows]), rng), rng)
+        return self._noise(self._move(self._read(rows, images), rng), rng)
 
     def settings(self) -> dict:
         """Returns what decides the batches, for `training.fit` to compare on resume."""
@@ -82,6 +92,33 @@ class Batches(keras.utils.PyDataset):
         values = {name: getattr(self, name) for name in (*shared, *self._own)}
         arrays = {name: digest(x) for name, x in values.items() if hasattr(x, "dtype")}
         return {"class": type(self).__name__, **values, **arrays}
+
+
+@contextlib.contextmanager
+def clear_errors(*batches, kept: Callable[[], str] = str):
+    """Says in our words what Keras and its backend say in theirs while they run over batches.
+
+    Raises:
+        ImageError: If a file could not be read; a backend makes an error of its own of it.
+        ArgumentError: If memory ran out; `kept` says what is left of the work.
+    """
+    ours = [of for of in batches if isinstance(of, Batches)]
+    for of in ours:
+        of.failure = None
+    try:
+        yield
+    except Exception as error:
+        for of in ours:
+            if of.failure is not None:
+                raise of.failure from None
+        said = f"{type(error).__name__} {error}".lower().replace("_", "")
+        if not any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory")):
+            raise
+        size = getattr(batches[0], "batch_size", None)
+        raise ArgumentError(
+            f"batch_size={size} needs more memory than there is{kept()}: pass a smaller one, such "
+            f"as {max(1, (size or 2) // 2)}, and in training another run_dir; or a smaller model."
+        ) from None
 
 
 class ImageBatches(Batches):
@@ -131,7 +168,7 @@ class ImageBatches(Batches):
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
-        images = self._move(as_float(self.images[rows]), rng)
+        images = self._move(self._read(rows), rng)
         targets = images if self.targets is None else self.targets[rows]
         return self._noise(images, rng), targets
 
@@ -171,7 +208,8 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
-        embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
+        with clear_errors(batches):
+            embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
     finally:
         keras.distribution.set_distribution(shared)
     checks.finite("the embedder's output", embeddings)
