@@ -102,6 +102,17 @@ def test_other_files_are_listed_with_one_warning(tmp_path):
     assert [file.name for file, _ in found.skipped] == ["notes.txt", "x.heic"]
 
 
+@pytest.mark.fault(38, 54)
+def test_a_class_folder_without_a_picture_is_listed_and_no_class(tmp_path):
+    picture(tmp_path / "ant" / "1.png")
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "bee" / ".DS_Store").write_bytes(b"Bud1")
+    with pytest.warns(UserWarning, match="1 files in .* are left out: 'bee'"):
+        found = data.image_folder(tmp_path, 4)
+    assert found.class_names == ["ant"]
+    assert found.skipped == [(tmp_path / "bee", "an empty folder, no class")]
+
+
 DAMAGED = {"empty.png": b"", "page.jpg": b"<html>", "cut.png": None, "text.gif": b"GIF"}
 
 

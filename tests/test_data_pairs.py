@@ -123,13 +123,16 @@ def test_batches_of_such_labels_are_refused_alike(labels, kind, said, drawn):
 
 
 @pytest.mark.fault(37)
-def test_a_class_folder_of_one_image_is_refused_by_its_label(tmp_path):
+def test_a_class_folder_of_one_image_is_refused_by_its_label_and_name(tmp_path):
     for name, count in (("ant", 1), ("bee", 5), ("cat", 5)):
         for n in range(count):
             picture(tmp_path / name / f"{n}.png", 20 * n)
     folder = data.image_folder(tmp_path, 4)
-    with pytest.raises(ArgumentError, match="1 classes of fewer than 2 images: 0"):
+    with pytest.raises(ArgumentError, match=r"1 classes of fewer than 2 images: 0 \('ant'\)\. Add"):
         data.PairBatches(folder, folder.labels)
+    others = np.array([7, *folder.labels[1:]])  # numbers of the user's own have no such names
+    with pytest.raises(ArgumentError, match=r"1 classes of fewer than 2 images: 7\. Add"):
+        data.PairBatches(folder, others)
 
 
 @pytest.mark.fault(38)

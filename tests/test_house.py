@@ -1,9 +1,13 @@
 """What holds for the package as a whole, read from its sources."""
 
 import ast
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -213,3 +217,48 @@ def test_a_module_is_under_400_lines_of_code(path):
 )
 def test_the_package_is_under_4000_lines_of_code():
     assert sum(map(lines_of_code, MODULES)) < 4000
+
+
+@pytest.mark.fault(80)
+@pytest.mark.parametrize("name", ["keras", "numpy", "pillow"])
+def test_an_old_library_is_warned_of_with_the_version_that_is_safe(name, monkeypatch):
+    real = importlib.metadata.version
+    old = {"keras": "3.9.2", "numpy": "1.25.9", "pillow": "9.5.0"}[name]
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda asked: old if asked == name else real(asked)
+    )
+    wanted = f"{name} {old} is installed, .* pip install --upgrade '{name}>="
+    with pytest.warns(UserWarning, match=wanted) as caught:
+        kerasim._warn_of_old()
+    assert len(caught) == 1
+
+
+@pytest.mark.fault(80)
+def test_what_is_new_enough_or_absent_is_not_warned_of(monkeypatch):
+    def version(name):
+        if name == "pillow":
+            raise importlib.metadata.PackageNotFoundError
+        return {"keras": "3.15.0rc1", "numpy": "10.0"}[name]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kerasim._warn_of_old()
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        kerasim._warn_of_old()
+
+
+def pins(lines, between):
+    """Returns (name, version) of each line such as keras>=3.15,<4."""
+    found = (re.match(rf"([\w.-]+)(?:\[.*\])?{between}(\d+(?:\.\d+)*)", line) for line in lines)
+    return {match[1]: tuple(map(int, match[2].split("."))) for match in found if match}
+
+
+@pytest.mark.fault(80)
+def test_the_lock_and_what_is_warned_of_keep_to_the_oldest_versions_that_are_declared():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    declared = pins(project["dependencies"], ">=")
+    locked = pins((PACKAGE.parent / "requirements.lock").read_text().splitlines(), "==")
+    assert {*declared} <= {*locked}
+    assert [name for name in declared if locked[name] < declared[name]] == []
+    oldest = {name: tuple(map(int, v.split("."))) for name, v in kerasim._OLDEST.items()}
+    assert oldest == {name: declared[name] for name in oldest}

@@ -144,7 +144,10 @@ def _find_images(root: Path):
             continue
         seen.add(real)
         folders[:] = sorted((name for name in folders if not _is_junk(name)), key=os.fsencode)
-        for name in sorted((name for name in names if not _is_junk(name)), key=os.fsencode):
+        names = sorted((name for name in names if not _is_junk(name)), key=os.fsencode)
+        if not folders and not names and Path(folder).parent == root:
+            skipped.append((Path(folder), "an empty folder, no class"))
+        for name in names:
             file = Path(folder, name)
             real = os.path.realpath(file)
             if file.suffix.lower() not in SUFFIXES:

@@ -28,10 +28,12 @@ class _Classes:
             )
         small = self.names[self.counts < fewest]
         if len(small):
-            shown = ", ".join(map(repr, small[:10].tolist()))
+            shown = [repr(name) for name in small[:10].tolist()]
+            if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
+                shown = [f"{n} ({ascii(images.class_names[n])})" for n in small[:10]]
             raise ArgumentError(
-                f"labels hold {len(small)} classes of fewer than {fewest} images: {shown}. Add "
-                "images, or drop those classes."
+                f"labels hold {len(small)} classes of fewer than {fewest} images: "
+                f"{', '.join(shown)}. Add images, or drop those classes."
             )
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
