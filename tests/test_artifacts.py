@@ -463,6 +463,16 @@ def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other)
     assert artifacts.fingerprint(embedder(keras, **other)) != artifacts.fingerprint(embedder(keras))
 
 
+@pytest.mark.fault(18)
+def test_a_fingerprint_changes_with_the_size_of_the_images_where_no_weight_does(keras):
+    models = []
+    for size in (8, 9):
+        images = keras.Input((size, size, 1))
+        x = keras.layers.Conv2D(2, 3, kernel_initializer="ones")(images)
+        models.append(keras.Model(images, keras.layers.GlobalAveragePooling2D()(x)))
+    assert artifacts.fingerprint(models[0]) != artifacts.fingerprint(models[1])
+
+
 # Paths
 
 

@@ -204,6 +204,19 @@ def test_a_network_that_knows_the_noise_draws_the_one_image_there_is(grey, eta):
     np.testing.assert_allclose(images, 0.5, atol=1e-4)
 
 
+@pytest.mark.fault(36)
+def test_one_step_and_the_first_and_last_step_of_a_schedule_are_finite(net, grey):
+    for model in (net, grey):
+        drawn = diffusion.sample(model, SCHEDULE, (2, *SHAPE), steps=1)
+        assert np.isfinite(drawn).all()
+    t = np.array([0, SCHEDULE.steps - 1])
+    said = net({"images": 2 * IMAGES[:2] - 1, "t": t, "labels": np.zeros(2, int)})
+    assert np.isfinite(np.asarray(said)).all()
+    alone = diffusion.NoiseSchedule(1)
+    mean, _ = diffusion.denoise(ideal(alone), alone, IMAGES, alone.sigmas[0], steps=1)
+    assert np.isfinite(mean).all()
+
+
 def test_labels_lead_and_guidance_leads_beyond_them(two):
     drawn = diffusion.sample(two, SCHEDULE, (2, *SHAPE), 10, labels=[0, 1])
     np.testing.assert_allclose(drawn.mean(axis=(1, 2, 3)), [0.25, 0.75], atol=1e-4)

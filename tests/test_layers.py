@@ -123,6 +123,24 @@ def test_sampling_stays_finite_at_any_variance():
     assert np.isfinite(drawn).all() and np.isfinite(layer.losses).all()
 
 
+@pytest.mark.fault(34)
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("value", [-1e4, -89.0, 0.0, 12.0, 89.0, 1e4])
+def test_any_log_variance_has_a_finite_divergence_and_gradient_in_any_precision(value, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        layer = Sampling(seed=1)
+
+        def cost(log_variance):
+            drawn = layer([ops.zeros_like(log_variance), log_variance], training=True)
+            return layer.losses[0] + ops.mean(ops.square(drawn))
+
+        cost_, gradient = gradient_of(cost, np.full((3, 2), value, "float32"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert np.isfinite(cost_) and np.isfinite(gradient).all()
+
+
 def test_a_time_embedding_tells_all_steps_apart():
     codes = np.asarray(TimeEmbedding(8)(np.arange(1000)))
     assert codes.shape == (1000, 8)

@@ -1,4 +1,8 @@
 import inspect
+import re
+import subprocess
+import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -64,6 +68,52 @@ def test_under_mixed_precision_the_output_is_not_rounded_to_that_precision(name,
     assert output.dtype == "float32"
     # A bfloat16 has 8 bits: the lower 16 of its float32 are zero.
     assert (output.view("uint32") & 0xFFFF).any()
+
+
+CHILD = """
+import sys
+import keras
+import numpy as np
+from kerasim import layers  # of which each class is registered
+
+for path in sys.argv[1:]:
+    inputs = dict(np.load(path + ".npz"))
+    inputs = inputs.get("only", inputs)
+    model = keras.saving.load_model(path, safe_mode=True)
+    inputs = list(inputs.values()) if "siamese" in path else inputs
+    np.save(path + ".npy", model.predict(inputs, verbose=0))
+"""
+
+
+@pytest.mark.fault(3)
+def test_a_fresh_process_loads_every_model_in_safe_mode(tmp_path):
+    keras.utils.set_random_seed(0)
+    images = np.random.default_rng(0).random((4, *IMAGE_SHAPE), dtype="float32")
+    expected, foreign = {}, []
+    for name, build in BUILDERS.items():
+        path, model, inputs = tmp_path / f"{name}.keras", build(), {"only": images}
+        if name == "siamese":
+            inputs = {"left": images, "right": images[::-1].copy()}
+        elif name == "unet":
+            inputs = {"images": images, "t": np.arange(4), "labels": np.arange(4)}
+        np.savez(f"{path}.npz", **inputs)
+        for weight in model.trainable_weights:  # a denoiser would return its input
+            weight.assign(weight * 1.5 + 0.01)
+        model.save(path)
+        given = inputs.get("only", list(inputs.values()) if name == "siamese" else inputs)
+        expected[path] = model.predict(given, verbose=0)
+        with zipfile.ZipFile(path) as archive:
+            config = archive.read("config.json").decode()
+        modules = set(re.findall(r'"module": "([^"]*)"', config))
+        foreign += [m for m in modules if m.split(".")[0] not in ("keras", "kerasim", "builtins")]
+        assert "Lambda" not in config
+    assert foreign == []
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, expected)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for path, output in expected.items():
+        np.testing.assert_allclose(np.load(f"{path}.npy"), output, atol=1e-5)
 
 
 def test_a_size_of_numpy_becomes_one_of_python():

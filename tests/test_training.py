@@ -124,7 +124,7 @@ def finished(once, tmp_path):
 
 # Exact resume
 
-EPOCHS = 10
+EPOCHS = 16
 
 
 def train_slowly(run_dir):
@@ -141,14 +141,14 @@ def train_slowly(run_dir):
     return model
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault(22, 24)
 def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_path, capsys):
     train_slowly(tmp_path / "straight")
     root = str(Path(training.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, __file__, str(tmp_path / "killed")]
-    rng, codes = random.Random(5), []
-    for kill in (True, True, False):
+    rng, codes, kills = random.Random(5), [], [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]
+    for kill in (*kills, None):
         with subprocess.Popen(
             command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ) as child:
@@ -157,10 +157,11 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_p
                     assert child.poll() is None
             time.sleep(rng.uniform(0, 0.15) if kill else 0)
             if kill:
-                child.send_signal(signal.SIGKILL)
-            child.stdout.read()
+                child.send_signal(kill)
+            said = child.stdout.read()
         codes.append(child.returncode)
-    assert codes == [-signal.SIGKILL] * 2 + [0]
+    assert codes == [*(-kill for kill in kills), 0]
+    assert re.match(rf"killed: going on after epoch \d+ of {EPOCHS}\.\n", said)
 
     for name in ("state", "best"):
         (arrays, info), (wanted, straight) = (
@@ -810,6 +811,15 @@ def test_the_order_differs_between_epochs_and_holds_every_image(tmp_path):
     one, two, three = orders(tmp_path, seed=1)
     assert one != two != three != one
     assert sorted(one) == sorted(two) == sorted(three) == list(range(12))
+
+
+@pytest.mark.fault(42)
+def test_runs_of_one_seed_end_with_the_same_bits_and_of_another_with_others(once, tmp_path):
+    fit(tmp_path / "same", batches=draw_batches())
+    fit(tmp_path / "other", batches=draw_batches(seed=4))
+    assert_equal(read_state(tmp_path / "same")[0], read_state(once)[0])
+    arrays, others = (read_state(run)[0] for run in (once, tmp_path / "other"))
+    assert any(arrays[key].tobytes() != others[key].tobytes() for key in arrays)
 
 
 @pytest.mark.fault(41)
