@@ -1,11 +1,13 @@
+import html.parser
 import io
+import json
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kerasim import explorer
+from kerasim import data, explorer
 from kerasim.errors import ArgumentError, ArtifactError
 
 # Pictures of one colour each, so that a screenshot tells which one it is.
@@ -149,8 +151,6 @@ def test_each_kind_of_point_is_drawn_in_its_colour(chromium, tmp_path):
 
 
 def test_a_folder_is_searched_by_file_name(chromium, tmp_path):
-    from kerasim import data
-
     for n in range(3):
         Image.fromarray(np.full((6, 9, 3), 80 * n, "uint8")).save(tmp_path / f"photo-{n}.png")
     folder = data.image_folder(tmp_path, (6, 9))
@@ -207,3 +207,56 @@ def test_a_page_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="map.html"):
         explorer.write_explorer(tmp_path / "file" / "map.html", IMAGES, PLACES)
+
+
+class Elements(html.parser.HTMLParser):
+    """Lists the elements of a page as (tag, attributes), and the text of each."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.texts = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self.texts.append("")
+
+    def handle_data(self, data):
+        if self.texts:
+            self.texts[-1] += data
+
+
+@pytest.mark.fault(75)
+def test_hostile_names_of_classes_and_files_make_no_elements_and_the_page_has_its_policy(tmp_path):
+    kind = tmp_path / "<b onclick=hack()>"
+    kind.mkdir()
+    for name in ("<img src=x onerror=hack()>", "--><script>hack()<!--"):
+        Image.new("RGB", (6, 9)).save(kind / f"{name}.png")
+    folder = data.image_folder(tmp_path, (6, 9))
+    plain, hostile = (
+        Elements(
+            explorer.write_explorer(
+                tmp_path / "map.html", images, np.eye(2), labels, title=title
+            ).read_text()
+        )
+        for images, labels, title in (
+            (IMAGES[:2], ["plain", "plain"], "Plain"),
+            (folder, [*folder.class_names, HOSTILE], HOSTILE),
+        )
+    )
+    tags = [tag for tag, _ in hostile.found]
+    assert tags == [tag for tag, _ in plain.found] and "img" not in tags
+    assert not any(name.startswith("on") for _, given in hostile.found for name in given)
+    title = hostile.texts[tags.index("title")]
+    assert title.strip() == HOSTILE
+    (known,) = (
+        json.loads(text)
+        for (_, given), text in zip(hostile.found, hostile.texts, strict=True)
+        if given.get("id") == "data"
+    )
+    assert known["files"] == [str(file) for file in folder.files]
+    assert set(known["names"]) == {kind.name, HOSTILE}
+    policy = next(given for _, given in hostile.found if "http-equiv" in given)
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert policy["content"].startswith("default-src 'none'")
+    assert tags.index("meta") < tags.index("script") and "http" not in policy["content"]

@@ -4,6 +4,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import itertools
+import os
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 
 from kerasim import metrics, models, plots
 from kerasim.errors import ArgumentError, ArgumentTypeError
@@ -417,3 +421,24 @@ def test_a_missing_key_is_named_beside_those_there_are():
 @pytest.mark.fault(70)
 def test_a_hundred_thousand_points_are_drawn():
     assert ink(plots.latent_map(points(100_000), np.arange(100_000) % 10).figure) > 5000
+
+
+CHILD = """
+import sys
+import numpy as np
+from kerasim import plots
+
+points = np.random.default_rng(0).normal(size=(1_000_000, 2))
+plots.latent_map(points).figure.savefig(sys.argv[1], dpi=50)
+"""
+
+
+@pytest.mark.fault(70)
+def test_a_million_points_are_drawn_where_there_is_no_display(tmp_path):
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
+    env = {name: value for name, value in os.environ.items() if name not in hidden}
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "map.png")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "map.png") as picture:
+        assert (np.asarray(picture.convert("RGB")) != 255).any(axis=-1).mean() > 0.2
