@@ -191,6 +191,7 @@ def fingerprint(model) -> str:
     Two models with the same fingerprint give the same embeddings; preprocessing counts, for
     it happens inside. It survives saving and loading.
     """
+    checks.like("embedder", model, "to_json", "a keras.Model")
     digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())
     for weight in model.weights:
         digest.update(f"{tuple(weight.shape)}{weight.dtype}".encode())
@@ -314,7 +315,7 @@ def _manifest(folder: Path, kind: str) -> Manifest:
     if not path.exists():
         raise ArtifactError(
             f"{folder} has no {MANIFEST}, as the folder of a saved {kind} has: kerasim did not "
-            "write it, and will not trust it."
+            "write it, and will not trust it. Check the path."
         )
     with open(check_file(path), "rb") as file:
         manifest = _decode(folder, file.read(_MANIFEST_BYTES + 1))
@@ -347,7 +348,9 @@ def _encode(manifest: Manifest) -> bytes:
 
 def _decode(folder: Path, raw: bytes) -> Manifest:
     if len(raw) > _MANIFEST_BYTES:
-        raise ArtifactError(f"{folder / MANIFEST} is larger than {_MANIFEST_BYTES} bytes: refused.")
+        raise ArtifactError(
+            f"{folder / MANIFEST} is larger than {_MANIFEST_BYTES} bytes: restore it from a copy."
+        )
     try:
         body = json.loads(raw)
         if body.pop("manifest_sha256") != _digest(body):
@@ -368,7 +371,9 @@ def _decode(folder: Path, raw: bytes) -> Manifest:
         ) from error
     for name in manifest.files:
         if os.path.isabs(name) or ".." in Path(name).parts:
-            raise ArtifactError(f"{folder / MANIFEST} names {name!r}, outside its folder: refused.")
+            raise ArtifactError(
+                f"{folder / MANIFEST} names {name!r}, outside its folder: restore it from a copy."
+            )
     return manifest
 
 
@@ -395,7 +400,7 @@ def _describe(path: Path, size: int | None = None) -> dict:
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise ArtifactError(f"{path} is not a regular file: refused.")
+            raise ArtifactError(f"{path} is not a regular file: put a copy in its place.")
         if size not in (None, found.st_size):
             return {"size": found.st_size}
         with open(path, "rb") as file:

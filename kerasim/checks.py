@@ -69,6 +69,34 @@ def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
         raise ArgumentError(f"{name} cannot be made one array ({error}): {mend}.") from error
 
 
+def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
+    """Returns `x` as an array of real numbers, else raises; in `kinds` "b" lets flags in."""
+    x = array(name, x)
+    if x.dtype.kind not in kinds:
+        raise ArgumentTypeError(
+            f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."
+        )
+    return x
+
+
+def listed(name: str, values) -> list:
+    """Returns `values` as a list, else raises in the name of `name`."""
+    if isinstance(values, (str, bytes)) or not np.iterable(values):
+        raise ArgumentTypeError(
+            f"{name} must be a list or tuple. Received {type(values).__name__}: pass one, such as "
+            f"[{values!r}]."
+        )
+    return list(values)
+
+
+def like(name: str, value, attribute: str, what: str) -> None:
+    """Raises in the name of `name` unless `value` has the `attribute` that `what` has."""
+    if not hasattr(value, attribute):
+        raise ArgumentTypeError(
+            f"{name} must be {what}. Received {type(value).__name__}: pass one in its place."
+        )
+
+
 def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
     """Returns `values` as an array of `n` rows, else raises in the name of `name`.
 
@@ -98,11 +126,7 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
         rows: Least `n`.
         metric: Under "cosine" a row of zeros is refused, too: it has no direction.
     """
-    x = array(name, x)
-    if x.dtype.kind not in "fiu":
-        raise ArgumentTypeError(
-            f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."
-        )
+    x = real(name, x)
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
         raise ArgumentError(
             f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. Received shape "

@@ -66,7 +66,7 @@ class NoiseSchedule:
         Raises:
             ArgumentError: If sigma is negative, not finite, or above that of the last step.
         """
-        sigma = np.asarray(sigma, dtype="float64")
+        sigma = checks.real("sigma", sigma).astype("float64")
         rows = sigma.reshape(-1)
         checks.bad_rows("sigma", ~(rows >= 0), "a negative number or NaN")
         most = self.sigmas[-1]
@@ -115,7 +115,7 @@ def sample(
     if np.shape(shape) != (4,) or tuple(shape[1:]) != image_shape:
         raise ArgumentError(
             f"shape={shape} must be (n, {', '.join(map(str, image_shape))}), n images of the size "
-            "that the network takes."
+            "that the network takes: pass such."
         )
     left = schedule.alphas_cumprod[-1]
     if left > 0.01:
@@ -172,8 +172,8 @@ def denoise(
         formula and selection bias.
     """
     checks.choice("output", output, ("mean", "sample"))
-    steps = checks.integer("steps", steps, 1, schedule.steps)
     images = data.check_shape("images", images, _check_model(model, schedule))
+    steps = checks.integer("steps", steps, 1, schedule.steps)
     images = np.asarray(images[:])
     if images.dtype.kind != "f" and images.dtype != np.uint8:
         raise ArgumentTypeError(
@@ -197,9 +197,10 @@ def denoise(
                 "as models.noise_estimator."
             )
         sigma = estimator.predict(images, verbose=0)[:, 0] if len(images) else []
-    elif np.ndim(sigma):
+    sigma = checks.real("sigma", sigma).astype("float64")
+    if sigma.ndim:
         checks.each("sigma", sigma, len(images), "images", 1)
-    sigma = np.broadcast_to(np.asarray(sigma, dtype="float64"), len(images)).copy()
+    sigma = np.broadcast_to(sigma, len(images)).copy()
     checks.bad_rows("sigma", sigma > 5, "noise above 5, in units of [0, 1] (divided by 255?),")
     t = schedule.step_for_sigma(sigma)
     # Of 10,000 images of 1,024 pixels one in fifty sets has a value 6 sigma away, none one of 8.
@@ -213,6 +214,7 @@ def denoise(
 
 def _check_model(model, schedule) -> tuple[int, int, int]:
     """Returns the image shape of a network that takes images and t, and is of that schedule."""
+    checks.like("schedule", schedule, "alphas_cumprod", "a NoiseSchedule")
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
         raise ArgumentTypeError(

@@ -87,7 +87,7 @@ def write_explorer(
         "names": [str(name) for name in names],
         "classes": None if classes is None else _packed(classes),
         "files": [str(file) for file in images.files] if hasattr(images, "files") else None,
-        "neighbors": _check_neighbors(neighbors or {}, count),
+        "neighbors": _check_neighbors({} if neighbors is None else neighbors, count),
         "colours": COLOURS,
         "marks": list(_MARKERS.values()),
         "columns": _COLUMNS,
@@ -164,6 +164,7 @@ def _plot(coordinates, classes):
 def _check_neighbors(neighbors, count):
     """Returns (k, packed positions) of each metric."""
     packed = {}
+    checks.like("neighbors", neighbors, "items", "a dict of metrics")
     for metric, rows in neighbors.items():
         checks.choice("metric of neighbors", metric, METRICS)
         name = f"neighbors[{metric!r}]"

@@ -182,12 +182,13 @@ class SavedModel:
 
     def serve_bytes(self, encoded) -> np.ndarray:
         """Returns the outputs for a list of encoded image files, each of type bytes."""
+        given = type(encoded).__name__
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
         encoded = list(encoded) if listed else [None]
         if not all(isinstance(content, bytes) for content in encoded):
             raise ArgumentTypeError(
-                "encoded must be a list of image files, each of type bytes: pass such as "
-                "[path.read_bytes()]."
+                "encoded must be a list of image files, each of type bytes. Received "
+                f"{given}: pass such as [path.read_bytes()]."
             )
         try:
             return self._call("serve_bytes", np.array(encoded, dtype=object))

@@ -226,7 +226,7 @@ class Gallery:
         Raises:
             ArgumentError: As `metrics.verification`.
         """
-        same = np.asarray(same).reshape(-1)
+        same = checks.array("same", same).reshape(-1)
         checks.integer("the number of pairs", len(same), 2, _PAIRS)
         pairs = self._distances(left, right), same
         threshold = metrics.verification(*pairs).threshold(far)
@@ -259,7 +259,7 @@ class Gallery:
         Raises:
             ArgumentError: If an id is not in the gallery.
         """
-        ids = np.ravel(ids)
+        ids = checks.array("ids", ids).ravel()
         if ids.size and ids.dtype.kind not in "iu":
             raise ArgumentError(
                 f"ids must be whole numbers. Received dtype {ids.dtype}: pass some of items['id']."
@@ -328,6 +328,7 @@ class Gallery:
             ArtifactError: If there is such a gallery, or another process is saving there.
         """
         self._check_embedder()
+        checks.flag("replace", replace)
         path = artifacts.place(path)
         with artifacts.lock(path.parent / f".{path.name}.lock", path):
             if not replace:

@@ -102,7 +102,7 @@ def check_size(image_size) -> tuple[int, int] | None:
     """Returns `image_size` as `(height, width)`, or None."""
     if image_size is None:
         return None
-    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
+    size = tuple(image_size) if np.iterable(image_size) else (image_size, image_size)
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
     if len(size) != 2 or not all(whole) or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         raise ArgumentError(

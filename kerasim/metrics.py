@@ -103,11 +103,11 @@ def frechet_distance(features_a, features_b) -> float:
 def _check_both(images, reference, data_range):
     """Returns images and what they should be, as float arrays of one shape."""
     checks.number("data_range", data_range, 1e-300)
-    images, reference = np.asarray(images), np.asarray(reference)
+    images, reference = checks.array("images", images), checks.array("reference", reference)
     if images.shape != reference.shape or images.ndim != 4:
         raise ArgumentError(
             f"images {images.shape} and reference {reference.shape} must have one shape "
-            "(n, height, width, channels)."
+            "(n, height, width, channels): resize them, or add the axis that is missing."
         )
     if "f" != images.dtype.kind or "f" != reference.dtype.kind:
         raise ArgumentError(
@@ -172,7 +172,7 @@ def retrieval(
             "gallery_labels", gallery_labels, len(gallery), "gallery vectors", 1
         )
     most = len(gallery) - alone
-    ks = [checks.integer("each of ks", k, 1, most) for k in np.ravel(ks).tolist()]
+    ks = [checks.integer("each of ks", k, 1, most) for k in checks.array("ks", ks).ravel().tolist()]
     names, counts = np.unique(gallery_labels, return_counts=True)
     at = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
     relevant = np.where(names[at] == query_labels, counts[at] - alone, 0)
@@ -239,7 +239,7 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     """
     from scipy.stats import bootstrap
 
-    values = np.asarray(values, dtype="float64")
+    values = checks.real("values", values).astype("float64")
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
         raise ArgumentError(
@@ -384,7 +384,8 @@ def verification(distances, same) -> Verification:
     """
     from sklearn.metrics import auc, roc_curve
 
-    distances, same = np.asarray(distances).reshape(-1), np.asarray(same).reshape(-1)
+    distances = checks.real("distances", distances, "bfiu").reshape(-1)
+    same = checks.array("same", same).reshape(-1)
     checks.each("same", same, len(distances), "distances")
     if not np.isin(same, (0, 1)).all() or len(np.unique(same)) < 2:
         raise ArgumentError(

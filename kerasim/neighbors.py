@@ -178,7 +178,10 @@ class NeighborIndex:
         """
         checks.number("threshold", threshold)
         labels = checks.each("labels", labels, len(self), "vectors in the index", 1)
-        if any(isinstance(label, str) != isinstance(unknown, str) for label in labels.tolist()):
+        named = isinstance(unknown, str)
+        if np.iterable(unknown) > named or any(
+            isinstance(label, str) != named for label in labels.tolist()
+        ):
             raise ArgumentTypeError(
                 f"unknown={unknown!r} is not of the kind of labels ({labels.dtype}): pass such as "
                 "-1 for numbers, 'unknown' for names."

@@ -29,7 +29,9 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     Returns:
         The axes.
     """
-    missing = [key for key in ("epoch", *keys) if key not in frame]
+    checks.like("frame", frame, "keys", "a table, as training.fit returns it")
+    keys = [str(key) for key in checks.listed("keys", keys)]
+    missing = [key for key in ("epoch", *keys) if key not in list(frame)]
     if missing or not keys:
         raise ArgumentError(
             f"keys={missing} are not in the history: choose one or more among {list(frame)}."
@@ -67,6 +69,7 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
     if titles is not None:
         checks.each("titles", titles, len(images), "images")
     columns = min(checks.integer("columns", columns), len(images))
+    size = checks.number("size", size, 0.01, 100)
     rows = -(-len(images) // columns)
     height, width = np.shape(images[0])[:2]
     room = 0.25 if titles is not None else 0
@@ -90,6 +93,7 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
         The figure.
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
+    labels = checks.listed("labels", labels)
     if len(labels) != len(rows) or len({np.shape(row) for row in rows}) != 1:
         raise ArgumentError(
             f"labels={tuple(labels)} and rows of shapes {[np.shape(row) for row in rows]} do not "
@@ -112,9 +116,10 @@ def denoising(noisy, denoised, clean, psnr=None):
     """
     names = ["noisy", "denoised"]
     if psnr is not None:
-        if len(psnr) != 2:
+        if len(checks.listed("psnr", psnr)) != 2:
             raise ArgumentError(f"psnr={psnr!r} must be two numbers: pass (noisy, denoised).")
-        names = [f"{name}\n{value:.1f} dB" for name, value in zip(names, psnr, strict=True)]
+        values = [checks.number("each of psnr", value) for value in psnr]
+        names = [f"{name}\n{value:.1f} dB" for name, value in zip(names, values, strict=True)]
     return reconstructions(noisy, denoised, clean, labels=(*names, "clean"))
 
 
@@ -157,8 +162,12 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     Returns:
         The axes.
     """
-    distances = checks.vectors("distances", np.reshape(distances, (-1, 1)), rows=2)[:, 0]
-    same = checks.each("same", np.reshape(same, -1), len(distances), "distances").astype(bool)
+    distances = checks.real("distances", distances).reshape(-1, 1)
+    distances = checks.vectors("distances", distances, rows=2)[:, 0]
+    same = checks.real("same", same, "bfiu").reshape(-1)
+    same = checks.each("same", same, len(distances), "distances").astype(bool)
+    if threshold is not None:
+        checks.number("threshold", threshold)
     ax = _axes(ax, (6, 3))
     edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
     for kind, chosen, colour, hatch in (
@@ -188,7 +197,8 @@ def roc(verification, ax=None, label: str = "", log: bool = False):
     Returns:
         The axes.
     """
-    ax = _axes(ax, (4, 4))
+    checks.like("verification", verification, "eer", "what metrics.verification returns")
+    ax, label = _axes(ax, (4, 4)), str(label)
     colour = COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
     name = f"{label}: {figures}" if label else figures
@@ -233,11 +243,13 @@ def latent_map(
         images = _check_some("images", images)
         checks.each("images", range(len(images)), len(coordinates), "coordinates")
     checks.integer("thumbnails", thumbnails, 0)
+    checks.integer("seed", seed, 0)
     if labels is not None:
         labels = checks.each("labels", labels, len(coordinates), "coordinates")
         classes = np.unique(labels)
         names = [str(label) for label in classes]
         if class_names is not None:
+            class_names = checks.listed("class_names", class_names)
             whole = labels.dtype.kind in "iu"
             if not (whole and 0 <= classes[0] <= classes[-1] < len(class_names)):
                 raise ArgumentError(
@@ -300,8 +312,8 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
     Returns:
         The figure.
     """
-    queries, found = _check_some("queries", queries), np.asarray(found)
-    if found.ndim != 5 or len(found) != len(queries):
+    queries, found = _check_some("queries", queries), checks.array("found", found)
+    if found.ndim != 5 or len(found) != len(queries) or not found.size:
         raise ArgumentError(
             f"found must be (n, k, height, width, channels) for n={len(queries)} queries. Received "
             f"{found.shape}: pass images[indices]."
@@ -310,7 +322,7 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
     shapes = {"distances": (distances, found.shape[:2]), "labels": (labels, found.shape[:2])}
     shapes["query_labels"] = query_labels, found.shape[:1]
     for name, (rows, shape) in shapes.items():
-        if rows is not None and np.shape(rows) != shape:
+        if rows is not None and checks.array(name, rows).shape != shape:
             raise ArgumentError(
                 f"{name} must have shape {shape}, that of the images found. Received "
                 f"{np.shape(rows)}: pass the rows that belong to them."

@@ -71,15 +71,14 @@ def fit(
                 "arrays in kerasim.data.ImageBatches."
             )
     checks.flag("resume", resume)
-    if not isinstance(model, keras.Model):
-        raise ArgumentTypeError(
-            f"model must be a keras.Model. Received {type(model).__name__}: build one first."
-        )
+    _check_model(model)
     if not model.compiled:
         raise ArgumentError(
             f"model {model.name!r} is not compiled: call model.compile(optimizer, loss) first."
         )
+    callbacks = checks.listed("callbacks", callbacks)
     for callback in callbacks:
+        checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
         if getattr(callback, "restore_best_weights", False):
             raise ArgumentError(
                 f"callbacks holds {type(callback).__name__}(restore_best_weights=True), whose "
@@ -155,6 +154,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
     checks.flag("best", best)
+    _check_model(model)
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / ("best" if best else "state")
@@ -163,6 +163,13 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
         weights, _ = artifacts.read(path, "weights", _load)
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
+
+
+def _check_model(model):
+    if not isinstance(model, keras.Model):
+        raise ArgumentTypeError(
+            f"model must be a keras.Model. Received {type(model).__name__}: build one first."
+        )
 
 
 class RetrievalCallback(keras.callbacks.Callback):

@@ -116,8 +116,8 @@ def load_embedder(path):
     path = artifacts.check_file(path)
     if path.suffix != ".keras":
         raise ArtifactError(
-            f"{path} is no .keras file; the old .h5 format is not read, for safety. Where you "
-            "trust its maker convert it: keras.saving.load_model(path).save('model.keras')."
+            f"{path} is no .keras file; the old .h5 format is not read, for safety. Convert "
+            "it where you trust its maker: keras.saving.load_model(path).save('model.keras')."
         )
     try:
         checks.archive(path)
@@ -209,10 +209,10 @@ def find_copies(images, others=None) -> np.ndarray:
     """
     first: dict[bytes, int] = {}
     if others is not None:
-        for n, content in enumerate(_contents(others)):
+        for n, content in enumerate(_contents("others", others)):
             first.setdefault(content, n)
     copies = []
-    for n, content in enumerate(_contents(images)):
+    for n, content in enumerate(_contents("images", images)):
         if content in first:
             copies.append((n, first[content]))
         elif others is None:
@@ -220,8 +220,11 @@ def find_copies(images, others=None) -> np.ndarray:
     return np.array(copies, dtype="int64").reshape(-1, 2)
 
 
-def _contents(images):
+def _contents(name, images):
     folder = isinstance(images, ImageFolder)
+    images = images if folder else checks.real(name, images)
+    if not images.ndim:
+        raise ArgumentError(f"{name} is one number: pass an array (n, ...) of images.")
     for image in images.files if folder else images:
         content = image.read_bytes() if folder else np.ascontiguousarray(image).data
         yield hashlib.blake2b(content, digest_size=16).digest()

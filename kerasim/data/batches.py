@@ -193,6 +193,7 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
     """
     shape, dim = check_embedder("embedder", embedder)
     images = check_shape("images", images, shape)
+    checks.integer("batch_size", batch_size)
     if len(images) == 0:
         return np.empty((0, dim), dtype="float32")
     if cache is not None:

@@ -11,7 +11,7 @@ from PIL import Image
 from kerasim import artifacts, checks
 from kerasim.data.arrays import check_images
 from kerasim.data.folders import ImageFolder, image_folder
-from kerasim.errors import ArgumentError, ArtifactError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.images import read_image
 
 _HASH = 16  # rows and columns of the difference hash
@@ -194,7 +194,12 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
     Raises:
         ArgumentError: If there is not one finite score for each candidate.
     """
-    scores = np.asarray(scores, dtype="float64")
+    if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
+        raise ArgumentTypeError(
+            "candidates must be a table with a column left. Received "
+            f"{type(candidates).__name__}: pass what read_candidates returns."
+        )
+    scores = checks.real("scores", scores).astype("float64")
     shape = (len(candidates), candidates.shape[1] - 1)
     if scores.shape != shape:
         raise ArgumentError(

@@ -114,7 +114,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     if not files:
         listed = "".join(f"\n{ascii(str(file))}: {reason}" for file, reason in skipped[:20])
         raise ArtifactError(
-            f"No usable image in {ascii(str(root))}: expected files in {', '.join(SUFFIXES)}. "
+            f"No usable image in {ascii(str(root))}: put files in {', '.join(SUFFIXES)} there. "
             f"{len(skipped)} files are left out{':' if skipped else '.'}{listed}"
         )
     if skipped:

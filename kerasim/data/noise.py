@@ -52,10 +52,11 @@ class DiffusionBatches(Batches):
         weighting: str = "noise",
     ):
         super().__init__(images, batch_size, seed, flip=flip, shift=shift)
+        checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
         self.schedule = schedule
         steps = (0, schedule.steps - 1) if steps is None else steps
-        if np.shape(steps) != (2,):
-            raise ArgumentTypeError(f"steps={steps!r} must be (first, last), such as (0, 99).")
+        if not isinstance(steps, (tuple, list)) or len(steps) != 2:
+            raise ArgumentTypeError(f"steps={steps!r} must be (first, last): pass such as (0, 99).")
         first, last = steps
         last = checks.integer("steps[1]", last, 0, schedule.steps - 1)
         self.steps = checks.integer("steps[0]", first, 0, last), last

@@ -58,9 +58,9 @@ class _Classes:
 
 def _check_names(name, values):
     """Returns integers or strings as an array."""
-    values = np.asarray(values)
+    values = checks.array(name, values)
     if values.dtype == object:  # strings, as pandas holds them
-        values = np.asarray(values.tolist())
+        values = checks.array(name, values.tolist())
     if values.dtype.kind not in "iuSUb":
         raise ArgumentTypeError(
             f"{name} must be integers or strings. Received dtype {values.dtype}: convert them, or "

@@ -7,6 +7,7 @@ import re
 import sys
 
 import keras
+import numpy as np
 from keras import layers
 
 from kerasim import artifacts, checks
@@ -83,13 +84,17 @@ def pretrained_embedder(
     """
     checks.choice("pooling", pooling, tuple(_POOLINGS))
     checks.flag("self_attention", self_attention)
+    artifacts.check_path("weights", "none" if weights is None else weights)
     height, width, channels = image_shape = check_image_shape(image_shape, open_size=True)
     if channels not in (1, 3):
         raise ArgumentError(
             f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
         )
-    if stages is not None and (isinstance(stages, str) or not stages):
-        raise ArgumentError(f"stages={stages!r} names no layers: pass such as ('block4_pool',).")
+    if stages is not None:
+        named = np.iterable(stages) and not isinstance(stages, (str, bytes))
+        given, stages = stages, tuple(stages) if named else ()
+        if not stages:
+            raise ArgumentError(f"stages={given!r} names no layers: pass such as ('block4_pool',).")
     rgb = (height, width, 3)
     if isinstance(backbone, str):
         if preprocess is not None:
@@ -122,9 +127,9 @@ def pretrained_embedder(
     images = keras.Input(image_shape, name="images")
     x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if channels == 1 else images
     x = x if preprocess is None else preprocess(x)
-    maps = [backbone.output] if stages is None else [_output(backbone, name) for name in stages]
+    maps = backbone.outputs if stages is None else [_output(backbone, name) for name in stages]
     several = len(maps) > 1
-    features = keras.Model(backbone.input, maps if several else maps[0], name="backbone")(x)
+    features = keras.Model(backbone.inputs[0], maps if several else maps[0], name="backbone")(x)
     pooled = []
     for n, x in enumerate(features if several else [features], start=1):
         mark = n if several else ""
@@ -157,6 +162,11 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     Raises:
         ArgumentError: If there is no such layer.
     """
+    if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
+        raise ArgumentTypeError(
+            "embedder must have a layer named backbone. Received "
+            f"{type(embedder).__name__}: pass what pretrained_embedder builds."
+        )
     parts = embedder.get_layer("backbone").layers
     names = [layer.name for layer in parts]
     if isinstance(trainable, str):

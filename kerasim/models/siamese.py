@@ -78,7 +78,7 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
     Raises:
         ArgumentError: If there are fewer than two, or they take images of several shapes.
     """
-    embedders = list(embedders)
+    embedders = checks.listed("embedders", embedders)
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]

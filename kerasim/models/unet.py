@@ -68,6 +68,8 @@ def unet(
     checks.integer("attention", attention, 0, len(widths))
     checks.integer("blocks", blocks)
     checks.integer("groups", groups)
+    if schedule is not None:
+        checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
     if any(width % groups for width in widths):
         raise ArgumentError(
             f"widths={widths} must be multiples of groups={groups}: change either of them."
