@@ -45,6 +45,6 @@ def summary(stats) -> str:
     for what, some in (("skipped", skipped), ("failed", failed)):
         if some:
             parts.append(f"{len(some)} {what}: {', '.join(map(str, some))}")
-    if not failed:
+    if not failed and len(rows) > len(skipped):
         parts.append("all passed")
     return f"fault table: {', '.join(parts)}" if rows else ""

@@ -1,0 +1,819 @@
+"""Rows of the fault table that hold for all public functions, or all builders, alike."""
+
+import ast
+import contextlib
+import inspect
+import re
+import tempfile
+import types
+import warnings
+from pathlib import Path
+
+import keras
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROWS, summary
+from helpers import EMBEDDER, FLOATS, LEVELS, picture
+
+from kerasim import (
+    data,
+    diffusion,
+    distribute,
+    errors,
+    explorer,
+    export,
+    gallery,
+    images,
+    metrics,
+    models,
+    neighbors,
+    plots,
+    projection,
+    training,
+)
+
+matplotlib.use("Agg")
+
+RNG = np.random.default_rng(0)
+LABELS = np.array([0, 0, 1, 1, 2, 2, 2])
+VECTORS = RNG.normal(size=(7, 5))
+SAME = np.array([1, 0, 1, 0, 1, 0, 0])
+SCHEDULE = diffusion.NoiseSchedule(60, "cosine")
+UNET = models.unet((4, 4, 1), (2,), 0, groups=1)
+COLOUR = np.repeat(FLOATS, 3, axis=-1)
+LARGE = RNG.random((3, 17, 17, 1))
+
+
+def compiled():
+    x = keras.Input((4, 4, 1))
+    model = keras.Model(x, keras.layers.Conv2D(1, 1)(x))
+    model.compile("sgd", "mse", run_eagerly=True)
+    return model
+
+
+def held(kind="exact", metric="cosine"):
+    found = gallery.Gallery(EMBEDDER, metric, kind)
+    found.add(FLOATS, LABELS)
+    return found
+
+
+FITTED = neighbors.NeighborIndex("cosine").fit(VECTORS)
+GALLERY = held()
+GALLERY.calibrate(FLOATS, FLOATS[::-1], SAME)
+
+
+FOLDER = tempfile.TemporaryDirectory()
+ROOT = Path(FOLDER.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place():
+    """Fills the folder of what functions of paths read, and removes it at the end."""
+    for n in range(4):
+        for side in ("left", "right"):
+            picture(ROOT / "pairs" / side / f"{n}.png", 60 * n, (20, 20))
+    (ROOT / "pairs" / "pairs.csv").write_text("left,right\n0,0\n1,1\n2,2\n3,3\n")
+    (ROOT / "candidates.csv").write_text("left,c0\n0,0\n")
+    FITTED.save(ROOT / "index")
+    GALLERY.save(ROOT / "gallery")
+    yield
+    FOLDER.cleanup()
+
+
+BACKBONE = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])
+PRETRAINED = models.pretrained_embedder(BACKBONE, pooling="average", embedding_dim=2)
+
+
+def public(root):
+    """Returns each public function with good arguments, by its name."""
+    batches = {"images": FLOATS, "batch_size": 4, "seed": 1, "flip": True, "shift": 1}
+    labelled = {**batches, "labels": LABELS, "sigma": 0.1}
+    stacked = np.stack([FLOATS, FLOATS], axis=1)
+    schedule = {"schedule": SCHEDULE, "model": UNET}
+    pools = {"pools": data.candidate_pools(7, 3), "k": 2, "metric": "cosine"}
+    pair = {"left": VECTORS, "right": VECTORS[::-1], "metric": "cosine"}
+    shape = {"image_shape": (8, 8, 1), "widths": (2, 2)}
+    index = {"embeddings": VECTORS}
+    return {
+        "images.read_image": (
+            images.read_image,
+            {"source": root / "pairs/left/0.png", "image_size": 4, "channels": 3, "dtype": "uint8"},
+        ),
+        "data.load": (data.load, {"name": "digits", "image_size": 32, "dtype": "float32"}),
+        "data.image_folder": (
+            data.image_folder,
+            {"path": root / "pairs", "image_size": 4, "channels": 3, "on_error": "raise"},
+        ),
+        "data.pair_folder": (data.pair_folder, {"path": root / "pairs", "image_size": 20}),
+        "data.embed": (
+            data.embed,
+            {"embedder": EMBEDDER, "images": FLOATS, "batch_size": 4, "cache": root / "cache"},
+        ),
+        "data.draw_pairs": (
+            data.draw_pairs,
+            {"labels": LABELS, "n": 3, "positive": 0.5, "seed": 0},
+        ),
+        "data.draw_triplets": (data.draw_triplets, {"labels": LABELS, "n": 3, "seed": 0}),
+        "data.candidate_pools": (
+            data.candidate_pools,
+            {"n": 7, "k": 3, "seed": 0, "groups": np.arange(7)},
+        ),
+        "data.add_noise": (
+            data.add_noise,
+            {"images": FLOATS, "sigma": 0.1, "seed": 0, "clip": True},
+        ),
+        "data.find_copies": (data.find_copies, {"images": FLOATS, "others": LEVELS}),
+        "data.find_near_copies": (data.find_near_copies, {"images": LARGE, "bits": 30}),
+        "data.read_candidates": (data.read_candidates, {"path": root / "candidates.csv"}),
+        "data.write_scores": (
+            data.write_scores,
+            {
+                "path": root / "scores.csv",
+                "candidates": pd.DataFrame({"left": ["0"], "c0": ["0"]}),
+                "scores": [[0.5]],
+            },
+        ),
+        "data.ImageBatches": (
+            data.ImageBatches,
+            {**batches, "targets": LABELS, "sigma": 0.1, "shuffle": True},
+        ),
+        "data.PairBatches": (data.PairBatches, {**labelled, "positive": 0.5, "n": 4}),
+        "data.TripletBatches": (data.TripletBatches, {**labelled, "n": 4}),
+        "data.BalancedBatches": (
+            data.BalancedBatches,
+            {"images": FLOATS, "labels": LABELS, "m": 2, "k": 2, "batches": 2, "seed": 0},
+        ),
+        "data.LabelledPairBatches": (
+            data.LabelledPairBatches,
+            {
+                "left": FLOATS,
+                "right": LEVELS,
+                "groups": LABELS,
+                "batch_size": 2,
+                "seed": 0,
+                "give_groups": True,
+            },
+        ),
+        "data.DiffusionBatches": (
+            data.DiffusionBatches,
+            {
+                **batches,
+                "schedule": SCHEDULE,
+                "labels": LABELS,
+                "drop_label": 0.1,
+                "steps": (0, 9),
+                "weighting": "noise",
+            },
+        ),
+        "data.NoiseBatches": (
+            data.NoiseBatches,
+            {**batches, "low": 0.1, "high": 0.2, "target": LABELS},
+        ),
+        "diffusion.NoiseSchedule": (diffusion.NoiseSchedule, {"steps": 9, "kind": "linear"}),
+        "NoiseSchedule.step_for_sigma": (SCHEDULE.step_for_sigma, {"sigma": [0.1, 0.2]}),
+        "diffusion.sample": (
+            diffusion.sample,
+            {
+                **schedule,
+                "shape": (1, 4, 4, 1),
+                "steps": 1,
+                "eta": 0.0,
+                "labels": None,
+                "guidance": 0.0,
+                "seed": 0,
+            },
+        ),
+        "diffusion.denoise": (
+            diffusion.denoise,
+            {
+                **schedule,
+                "images": FLOATS,
+                "sigma": 0.1,
+                "estimator": None,
+                "output": "mean",
+                "steps": 1,
+                "eta": 1.0,
+                "labels": None,
+                "guidance": 0.0,
+                "seed": 0,
+            },
+        ),
+        "models.conv_autoencoder": (
+            models.conv_autoencoder,
+            {**shape, "latent_dim": 2, "dense_widths": (2,)},
+        ),
+        "models.residual_autoencoder": (
+            models.residual_autoencoder,
+            {**shape, "latent_dim": 2, "blocks": 1, "dense_width": 2},
+        ),
+        "models.denoising_autoencoder": (models.denoising_autoencoder, {**shape, "blocks": 1}),
+        "models.vae": (models.vae, {**shape, "latent_dim": 2, "dense_width": 2, "beta": 1.0}),
+        "models.conv_embedder": (
+            models.conv_embedder,
+            {**shape, "embedding_dim": 2, "convs": 1, "dense_width": 2},
+        ),
+        "models.resnet_embedder": (models.resnet_embedder, {**shape, "embedding_dim": 2}),
+        "models.siamese": (models.siamese, {"embedder": EMBEDDER, "distance": None, "memory": 2}),
+        "models.ensemble": (models.ensemble, {"embedders": [EMBEDDER, EMBEDDER]}),
+        "models.unet": (
+            models.unet,
+            {
+                **shape,
+                "attention": 1,
+                "num_classes": 2,
+                "blocks": 1,
+                "groups": 1,
+                "patch": 1,
+                "schedule": SCHEDULE,
+            },
+        ),
+        "models.noise_estimator": (models.noise_estimator, {**shape, "dense_width": 2}),
+        "models.pretrained_embedder": (
+            models.pretrained_embedder,
+            {
+                "backbone": BACKBONE,
+                "weights": None,
+                "preprocess": "vgg16",
+                "pooling": "average",
+                "embedding_dim": 2,
+                "image_shape": (8, 8, 3),
+                "stages": None,
+                "self_attention": False,
+                "trainable": False,
+            },
+        ),
+        "models.set_trainable": (models.set_trainable, {"embedder": PRETRAINED, "trainable": True}),
+        "NeighborIndex": (
+            neighbors.NeighborIndex,
+            {"metric": "cosine", "kind": "exact", "m": 4, "ef_construction": 9, "ef_search": 9},
+        ),
+        "NeighborIndex.fit": (neighbors.NeighborIndex("cosine").fit, index),
+        "NeighborIndex.add": (neighbors.NeighborIndex("cosine").fit(VECTORS).add, index),
+        "NeighborIndex.query": (FITTED.query, {"x": VECTORS, "k": 2}),
+        "NeighborIndex.identify": (
+            FITTED.identify,
+            {"x": VECTORS, "labels": LABELS, "threshold": 0.5, "unknown": -1},
+        ),
+        "NeighborIndex.save": (FITTED.save, {"path": root / "index", "embedder": EMBEDDER}),
+        "NeighborIndex.load": (
+            neighbors.NeighborIndex.load,
+            {"path": root / "index", "embedder": None},
+        ),
+        "metrics.psnr": (
+            metrics.psnr,
+            {"images": FLOATS, "reference": FLOATS[::-1], "data_range": 1.0},
+        ),
+        "metrics.ssim": (
+            metrics.ssim,
+            {"images": LARGE, "reference": LARGE[::-1], "data_range": 1.0},
+        ),
+        "metrics.frechet_distance": (
+            metrics.frechet_distance,
+            {"features_a": VECTORS, "features_b": VECTORS[:3]},
+        ),
+        "metrics.retrieval": (
+            metrics.retrieval,
+            {
+                "queries": VECTORS,
+                "query_labels": LABELS,
+                "gallery": VECTORS,
+                "gallery_labels": LABELS,
+                "metric": "cosine",
+                "ks": (1, 2),
+                "per_query": True,
+            },
+        ),
+        "metrics.interval": (metrics.interval, {"values": VECTORS[0], "seed": 0, "resamples": 9}),
+        "metrics.pair_distances": (metrics.pair_distances, pair),
+        "metrics.verification": (metrics.verification, {"distances": VECTORS[:, 0], "same": SAME}),
+        "metrics.all_pairs": (
+            metrics.all_pairs,
+            {"embeddings": VECTORS, "labels": LABELS, "metric": "cosine"},
+        ),
+        "metrics.candidate_accuracy": (metrics.candidate_accuracy, {**pair, **pools}),
+        "training.RetrievalCallback": (
+            training.RetrievalCallback,
+            {
+                "embedder": EMBEDDER,
+                "images": FLOATS,
+                "labels": LABELS,
+                "gallery": LEVELS,
+                "gallery_labels": LABELS,
+                "metric": "cosine",
+                "k": 2,
+            },
+        ),
+        "training.fit": (
+            training.fit,
+            {
+                "model": compiled(),
+                "batches": data.ImageBatches(FLOATS),
+                "epochs": 1,
+                "run_dir": root / "run",
+                "validation": None,
+                "callbacks": (),
+                "resume": False,
+            },
+        ),
+        "training.restore": (
+            training.restore,
+            {"model": compiled(), "run_dir": root / "run", "best": False},
+        ),
+        "Projection.fit_transform": (projection.Projection(2).fit_transform, {"x": VECTORS[:4]}),
+        "projection.Projection": (
+            projection.Projection,
+            {"n_neighbors": 2, "min_dist": 0.1, "seed": 0},
+        ),
+        "Projection.load": (projection.Projection.load, {"path": root / "map"}),
+        "plots.history": (
+            plots.history,
+            {"frame": {"epoch": [1, 2], "loss": [2, 1]}, "keys": ("loss",)},
+        ),
+        "plots.image_grid": (
+            plots.image_grid,
+            {"images": FLOATS[:2], "titles": ["a", "b"], "columns": 2, "size": 1.0},
+        ),
+        "plots.reconstructions": (plots.reconstructions, {"images": FLOATS[:1], "labels": ("a",)}),
+        "plots.denoising": (
+            plots.denoising,
+            {"noisy": FLOATS[:1], "denoised": FLOATS[:1], "clean": FLOATS[:1], "psnr": (1, 2)},
+        ),
+        "plots.latent_distribution": (
+            plots.latent_distribution,
+            {"codes": VECTORS, "title": "codes"},
+        ),
+        "plots.distance_distribution": (
+            plots.distance_distribution,
+            {"distances": VECTORS[:, 0], "same": SAME, "threshold": 0.5},
+        ),
+        "plots.roc": (
+            plots.roc,
+            {"verification": metrics.verification(VECTORS[:, 0], SAME), "label": "a"},
+        ),
+        "plots.latent_map": (
+            plots.latent_map,
+            {
+                "coordinates": VECTORS[:, :2],
+                "labels": LABELS,
+                "class_names": ["a", "b", "c"],
+                "images": FLOATS,
+                "thumbnails": 2,
+                "seed": 0,
+            },
+        ),
+        "plots.neighbors": (
+            plots.neighbors,
+            {
+                "queries": FLOATS[:1],
+                "found": stacked[:1],
+                "distances": [[1.0, 2.0]],
+                "labels": [[0, 1]],
+                "query_labels": [0],
+            },
+        ),
+        "plots.network": (plots.network, {"model": EMBEDDER}),
+        "explorer.write_explorer": (
+            explorer.write_explorer,
+            {
+                "path": root / "page.html",
+                "images": COLOUR,
+                "coordinates": VECTORS[:, :2],
+                "labels": LABELS,
+                "neighbors": {"cosine": np.zeros((7, 2), int)},
+                "title": "a",
+                "thumbnail": 8,
+            },
+        ),
+        "export.export_saved_model": (
+            export.export_saved_model,
+            {"model": EMBEDDER, "path": root / "exported"},
+        ),
+        "export.export_onnx": (export.export_onnx, {"model": EMBEDDER, "path": root / "net.onnx"}),
+        "export.load_saved_model": (
+            export.load_saved_model,
+            {"path": root / "exported", "trust": False},
+        ),
+        "Gallery": (
+            gallery.Gallery,
+            {"embedder": EMBEDDER, "metric": "cosine", "kind": "exact", "m": 4},
+        ),
+        "Gallery.add": (
+            held().add,
+            {"images": FLOATS, "labels": LABELS, "on_error": "raise", "path": None, "chunk": 9},
+        ),
+        "Gallery.query": (GALLERY.query, {"images": FLOATS, "k": 2}),
+        "Gallery.calibrate": (
+            held().calibrate,
+            {"left": FLOATS, "right": FLOATS[::-1], "same": SAME, "far": 0.01},
+        ),
+        "Gallery.verify": (GALLERY.verify, {"left": FLOATS, "right": FLOATS[::-1]}),
+        "Gallery.remove": (held().remove, {"ids": [0]}),
+        "Gallery.near_copies": (GALLERY.near_copies, {"bits": 30}),
+        "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
+        "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),
+        "distribute.strategy": (distribute.strategy, {"devices": None}),
+        "distribute.embed_folder": (
+            distribute.embed_folder,
+            {
+                "embedder": EMBEDDER,
+                "images": data.ImageFolder([], None, [], [], (4, 4), 1),
+                "batch_size": 2,
+                "chunk": 2,
+                "workers": 1,
+                "gpus": 0,
+            },
+        ),
+        "distribute.ShardedIndex": (
+            distribute.ShardedIndex,
+            {"metric": "cosine", "kind": "exact", "shards": 2},
+        ),
+    }
+
+
+PUBLIC = public(ROOT)
+
+
+def junk(rng):
+    """Draws something of any kind."""
+    dtypes = (
+        "bool int8 uint8 int64 float16 float32 float64 complex64 object U3 datetime64[s]".split()
+    )
+    shape = tuple(rng.integers(0, 4, rng.integers(0, 6)))
+    kinds = [
+        lambda: rng.choice([None, True, False, 0, -1, 1, 2.5, np.nan, np.inf, -np.inf]),
+        lambda: str(rng.choice(["", "8", "cosine", "no/such/place", "\0", "猫"])),
+        lambda: [b"", b"8", object(), len, Path("no/such"), slice(1), 1j, range(3)][
+            rng.integers(8)
+        ],
+        lambda: [[], [1], ["a", None], [[1.0], [2.0, 3.0]], (), {}, {"a": 1}, {1, 2}][
+            rng.integers(8)
+        ],
+        lambda: (n for n in range(3)),
+        lambda: (rng.normal(size=shape) * 3).astype(rng.choice(dtypes[:7])),
+        lambda: np.ones(shape, "int64").astype(rng.choice(dtypes)),
+    ]
+    return kinds[rng.integers(len(kinds))]()
+
+
+@contextlib.contextmanager
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    if matplotlib.pyplot.get_fignums():
+        matplotlib.pyplot.close("all")
+
+
+# Any argument
+
+
+@pytest.mark.fault(77)
+def test_every_public_function_is_tested():
+    known = {name.split(".")[-1] for name in PUBLIC} | {name.split(".")[0] for name in PUBLIC}
+    known |= {"NeighborIndex", "Gallery", "Projection"}
+    inner = {  # handed on, made or asked by the public ones, and tested with them
+        *("choose", "data_dir", "digest", "as_float", "load_embedder", "clear_errors", "Dataset"),
+        *("check_classes", "check_embedder", "check_images", "check_shape", "ImageFolder"),
+        *("PairFolder", "embed_folder", "decode", "check_channels", "check_size", "Candidates"),
+        *("Verification", "SavedModel"),
+    }
+    modules = (images, data, diffusion, models, neighbors, metrics, training, projection, plots)
+    for module in (*modules, explorer, export, gallery, distribute):
+        found = {
+            name
+            for name, value in vars(module).items()
+            if (inspect.isfunction(value) or inspect.isclass(value))
+            and value.__module__.startswith(module.__name__)
+            and not name.startswith("_")
+        }
+        assert found <= known | inner, module.__name__
+
+
+NOISE = re.compile(r"Traceback|[Nn]ode |tensorflow/|\.cc:|\.cpp|stack trace|self\.")
+SLOW = {  # to call with what is right; 200 cases each for others
+    **dict.fromkeys(["export.export_onnx", "Gallery.calibrate", "Gallery.verify"], 10),
+    **dict.fromkeys(["explorer.write_explorer", "models.unet", "training.fit"], 25),
+    **dict.fromkeys(["plots.latent_distribution", "Gallery.save", "data.load"], 25),
+    **dict.fromkeys([name for name in PUBLIC if name.startswith(("models", "diffusion"))], 80),
+    **dict.fromkeys(["plots.roc", "plots.distance_distribution", "Gallery.add"], 80),
+}
+SLOW["models.unet"] = 25
+
+
+@pytest.mark.fault(77, 78)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(name):
+    call, good = PUBLIC[name]
+    refused = 0
+    for seed in range(SLOW.get(name, 200)):
+        rng = np.random.default_rng(seed)
+        argument = sorted(good)[rng.integers(len(good))]
+        value = junk(rng)
+        try:
+            with quiet():
+                call(**{**good, argument: value})
+        except errors.KerasimError as error:  # any other fails the test
+            refused += 1
+            assert isinstance(error, (TypeError, ValueError, OSError))
+            assert not NOISE.search(str(error)), f"{argument}={value!r}: {error}"
+    assert refused
+
+
+# Numbers
+
+
+INTEGERS = set(
+    "batch_size epochs latent_dim embedding_dim dense_width convs blocks patch groups num_classes "
+    "attention memory n k m n_neighbors batches seed shift steps bits ef_construction ef_search "
+    "resamples columns thumbnails thumbnail chunk workers gpus shards".split()
+)
+OPEN = {  # where None, or 0, has a meaning
+    None: {"n", "batches", "groups", "dense_width", "embedding_dim", "num_classes", "thumbnail"},
+    0: {"seed", "shift", "blocks", "attention", "memory", "bits", "thumbnails", "gpus"},
+}
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("value", [0, -1, 2.5, "8", None, True], ids=repr)
+@pytest.mark.parametrize("name", PUBLIC)
+def test_what_is_no_number_in_range_is_refused_by_name_with_the_range(name, value):
+    call, good = PUBLIC[name]
+    for argument in sorted(INTEGERS & {*good}):
+        may_be = argument in OPEN.get(value, ()) and value is not True and value is not False
+        if may_be or type(good[argument]) is not int or name == "Gallery.near_copies":
+            continue  # near copies: which has no files to look at here
+        with quiet(), pytest.raises(errors.KerasimError) as caught:
+            call(**{**good, argument: value})
+        said = str(caught.value)
+        assert re.search(rf"\b{argument}\b", said), said
+        assert "whole number" in said and re.search(r"\d or more|from \d+ to \d+", said), said
+
+
+# Numbers of images
+
+
+IMAGES_OF = {  # the arguments that are images, and those of one row for each of them
+    "data.embed": (["images"], []),
+    "data.add_noise": (["images"], []),
+    "data.find_near_copies": (["images"], []),
+    "data.ImageBatches": (["images"], ["targets"]),
+    "data.PairBatches": (["images"], ["labels"]),
+    "data.TripletBatches": (["images"], ["labels"]),
+    "data.BalancedBatches": (["images"], ["labels"]),
+    "data.LabelledPairBatches": (["left", "right"], ["groups"]),
+    "data.DiffusionBatches": (["images"], ["labels"]),
+    "data.NoiseBatches": (["images"], ["target"]),
+    "diffusion.denoise": (["images"], []),
+    "training.RetrievalCallback": (["images", "gallery"], ["labels", "gallery_labels"]),
+    "plots.image_grid": (["images"], ["titles"]),
+    "plots.reconstructions": (["images"], []),
+    "plots.denoising": (["noisy", "denoised", "clean"], []),
+    "plots.latent_map": (["images"], ["coordinates", "labels"]),
+    "plots.neighbors": (["queries", "found"], ["distances", "labels", "query_labels"]),
+    "explorer.write_explorer": (["images"], ["coordinates", "labels"]),
+    "Gallery.add": (["images"], ["labels"]),
+    "Gallery.query": (["images"], []),
+    "Gallery.calibrate": (["left", "right"], ["same"]),
+    "Gallery.verify": (["left", "right"], []),
+}
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("name", IMAGES_OF)
+def test_no_images_give_an_empty_answer_or_a_clear_error(name):
+    call, good = PUBLIC[name]
+    arguments = [argument for part in IMAGES_OF[name] for argument in part]
+    none = {argument: np.asarray(good[argument])[:0] for argument in arguments}
+    try:
+        with quiet():
+            answer = call(**{**good, **none})
+    except errors.KerasimError as error:
+        assert re.search(rf"\b({'|'.join(arguments)}|images|pairs)\b", str(error))
+    else:
+        assert len(answer[0] if isinstance(answer, tuple) else answer) == 0
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("name", [name for name in IMAGES_OF if name.endswith("Batches")])
+def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
+    call, good = PUBLIC[name]
+    if name == "data.BalancedBatches":  # m classes of k images each, whatever there are
+        with pytest.raises(errors.ArgumentError, match="m=4 classes per batch, labels hold 3"):
+            call(**{**good, "m": 4})
+        return
+    batches = call(**{**good, "batch_size": 100})
+    first = keras.tree.flatten(batches[0])[0]
+    rows = 3 * batches.rows if name == "data.TripletBatches" else batches.rows
+    assert len(batches) == 1 and len(first) == rows
+
+
+@pytest.mark.fault(44)
+def test_training_on_fewer_images_than_a_batch_goes_on(tmp_path):
+    batches = data.ImageBatches(FLOATS, batch_size=100)
+    assert len(training.fit(compiled(), batches, 2, tmp_path, verbose=0)) == 2
+
+
+# Sizes of images
+
+
+SIZED = [name for name in PUBLIC if "image_shape" in PUBLIC[name][1] and "pretrained" not in name]
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("name", SIZED)
+def test_any_size_is_built_or_refused_with_sizes_that_are(name):
+    call, good = PUBLIC[name]
+
+    def build(*shape):
+        return call(**{**good, "image_shape": shape})
+
+    built = 0
+    for size in (1, 2, 3, 4, 5, 7, 8, 9, 16, 31, 70):
+        try:
+            model = build(size, 16, 3)
+        except errors.ArgumentError as error:
+            listed = re.search(
+                r"heights are \[([\d, ]+)\]|be (\d+) or more|, (\d+) or more", str(error)
+            )
+            assert f"({size}, 16, 3)" in str(error) and listed, error
+            nearest = re.findall(r"\d+", next(filter(None, listed.groups())))
+            assert size not in map(int, nearest)
+            for valid in nearest:
+                assert build(int(valid), 16, 1)
+            continue
+        built += 1
+        shape = model.output_shape
+        assert shape in ((None, size, 16, 3), (None, 2), (None, 1))
+        assert (len(shape) == 4) == ("auto" in name or "vae" in name or "unet" in name)
+    assert built > 2
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("name", SIZED)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_any_number_of_channels_is_built(name, channels):
+    call, good = PUBLIC[name]
+    assert call(**{**good, "image_shape": (16, 24, channels)}).count_params() > 0
+
+
+# Kinds of images
+
+
+def plain(result, name=""):
+    """Returns what a function gave as a list of arrays; nothing of figures and of None."""
+    if isinstance(result, keras.utils.PyDataset):
+        result = [result[n] for n in range(len(result))]
+    if isinstance(result, pd.DataFrame):
+        result = result.drop(columns="seconds", errors="ignore").to_dict("list")
+    if isinstance(result, models_and_figures()):
+        return []
+    leaves = keras.tree.flatten(result)
+    return [np.asarray(leaf) for leaf in leaves if isinstance(leaf, (np.ndarray, float, int))]
+
+
+def models_and_figures():
+    return (keras.Model, keras.callbacks.Callback, matplotlib.figure.Figure, matplotlib.axes.Axes)
+
+
+def call_afresh(name, changed):
+    """Calls a function, of an object of its own where the call changes it."""
+    call, good = PUBLIC[name]
+    if name == "Gallery.add":
+        call = gallery.Gallery(EMBEDDER).add
+    elif name == "Gallery.calibrate":
+        call = gallery.Gallery(EMBEDDER).calibrate
+    elif name == "Gallery.remove":
+        call = held().remove
+    elif name == "NeighborIndex.add":
+        call = neighbors.NeighborIndex("cosine").fit(VECTORS).add
+    elif name == "training.fit":
+        changed = {"model": compiled(), **changed}
+    with quiet():
+        return plain(call(**{**good, **changed}))
+
+
+def as_bytes(images):
+    return np.rint(np.asarray(images) * 255).astype("uint8")
+
+
+KINDS = {  # of the same pictures
+    "float32": lambda x: as_bytes(x).astype("float32") / 255,
+    "float64": lambda x: as_bytes(x).astype("float64") / 255,
+    "big-endian": lambda x: (as_bytes(x).astype("float32") / 255).astype(">f4"),
+    "list": lambda x: (as_bytes(x).astype("float32") / 255).tolist(),
+}
+WRONG = {
+    "float 0-255": lambda x: as_bytes(x).astype("float32"),
+    "int64": lambda x: as_bytes(x).astype("int64"),
+    "bool": lambda x: as_bytes(x) > 100,
+    "no batch axis": lambda x: as_bytes(x)[0],
+    "no channels": lambda x: as_bytes(x)[..., 0],
+}
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("name", IMAGES_OF)
+def test_the_same_pictures_in_any_kind_give_the_same_and_others_are_refused(name):
+    good = PUBLIC[name][1]
+    arguments = IMAGES_OF[name][0]
+    expected = call_afresh(name, {argument: as_bytes(good[argument]) for argument in arguments})
+    for kind in KINDS.values():
+        found = call_afresh(name, {argument: kind(good[argument]) for argument in arguments})
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one.astype("f8"), other.astype("f8"), atol=1e-5)
+    for wrong in WRONG.values():
+        for argument in arguments:
+            with pytest.raises(errors.KerasimError, match=rf"\b({argument}|images)\b"):
+                call_afresh(name, {argument: wrong(good[argument])})
+
+
+# The caller's arrays
+
+
+def read_only(x, path):
+    x = x.copy()
+    x.flags.writeable = False
+    return x
+
+
+def strided(x, path):
+    return np.repeat(np.asfortranarray(x), 3, axis=0)[::3]
+
+
+def mapped(x, path):
+    np.save(path, x)
+    return np.load(path, mmap_mode="r")
+
+
+ARRAYS = [
+    name
+    for name, (_, good) in PUBLIC.items()
+    if any(isinstance(value, np.ndarray) for value in good.values())
+    and name != "Projection.fit_transform"  # which takes seconds, and has tests of its own
+]
+
+
+@pytest.mark.fault(79)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_any_layout_gives_the_same_and_the_callers_arrays_stay_as_they_were(name, tmp_path):
+    good = {k: v for k, v in PUBLIC[name][1].items() if isinstance(v, np.ndarray)}
+    before = {argument: value.copy() for argument, value in good.items()}
+    expected, again = call_afresh(name, good), call_afresh(name, good)
+    results = [again]
+    for layout in (read_only, strided, mapped):
+        laid = {k: layout(v, tmp_path / f"{k}.npy") for k, v in good.items()}
+        results.append(call_afresh(name, laid))
+        for argument, value in laid.items():
+            np.testing.assert_array_equal(value, before[argument])
+    for found in results:
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    for argument, value in good.items():
+        np.testing.assert_array_equal(value, before[argument])
+
+
+# The table itself
+
+
+def marked(path):
+    """Yields the rows of each `pytest.mark.fault` of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
+            yield from (argument.value for argument in node.args)
+
+
+def test_the_rows_of_the_docs_are_those_that_tests_are_marked_with():
+    text = (Path(__file__).parents[1] / "docs" / "faults.md").read_text()
+    listed = [int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
+    found = {row for path in Path(__file__).parent.glob("*.py") for row in marked(path)}
+    assert listed == sorted(found) == ROWS
+    left_out = {*range(1, 81)} - {*ROWS}
+    assert all(re.search(rf"\b{row}\b", text.partition("| 1 |")[0]) for row in left_out)
+
+
+def report(*rows):
+    return types.SimpleNamespace(user_properties=[("fault", row) for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        ({"passed": [report()], "": [report(1)]}, ""),
+        ({"passed": [report(1, 2), report(2)]}, "fault table: 2 of 75 rows ran, all passed"),
+        (
+            {"passed": [report(1)], "skipped": [report(1), report(5)]},
+            "fault table: 1 of 75 rows ran, 1 skipped: 5, all passed",
+        ),
+        (
+            {"passed": [report(1)], "failed": [report(1, 3)], "error": [report(4)]},
+            "fault table: 3 of 75 rows ran, 3 failed: 1, 3, 4",
+        ),
+        ({"skipped": [report(5)]}, "fault table: 0 of 75 rows ran, 1 skipped: 5"),
+    ],
+)
+def test_the_line_at_the_end_counts_rows_by_what_became_of_their_tests(stats, said):
+    assert summary(stats) == said
