@@ -504,7 +504,10 @@ SLOW["models.unet"] = 25
 
 @pytest.mark.fault(77, 78)
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(name):
+def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(
+    name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # some of what it is handed are names of files
     call, good = PUBLIC[name]
     refused = 0
     for seed in range(SLOW.get(name, 200)):
