@@ -14,7 +14,7 @@ else
 BACKEND := tensorflow==2.21.0
 endif
 
-.PHONY: demo test cluster browser lint notebooks bench lock clean
+.PHONY: demo test coverage cluster browser lint docs notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
@@ -23,6 +23,10 @@ demo: $(VENV)/.ok
 # Style, types, unit tests, fault tests and each notebook with one epoch.
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
+
+# What no test takes, branch by branch; see [tool.coverage] in pyproject.toml.
+coverage: $(VENV)/.ok
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --cov
 
 # A Ray cluster of two nodes, of which one is killed. Nothing else should run: an actor that takes
 # minutes to start may be given up by Ray.
@@ -39,6 +43,10 @@ lint: $(VENV)/.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# docs/api.md and docs/how-it-works.md, from the docstrings.
+docs: $(VENV)/.ok
+	$(BIN)/python docs/build.py
 
 # Runs every notebook in full on the data in KERASIM_DATA_DIR, and keeps their outputs.
 notebooks: $(VENV)/.ok
@@ -75,4 +83,4 @@ lock:
 	$$compile pyproject.toml --extra dev --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/api.md docs/how-it-works.md .coverage*

@@ -500,7 +500,8 @@ class Candidates:
 
     Attributes:
         accuracy: Share of queries whose own candidate is among the `k` nearest.
-        low, high: Its 95 % interval, by Wilson's score.
+        low: Lower end of its 95 % interval, by Wilson's score.
+        high: Upper end.
         ranks: `(n,)` int64: place of the own candidate, from 1 on; a tie counts as lost.
     """
 
