@@ -9,14 +9,8 @@ import griffe
 HERE = Path(__file__).parent
 MADE = "*Made by `make docs` from the docstrings: change those, not this page.*"
 TITLES = {"parameters": "Args", "attributes": "Attributes", "raises": "Raises"}
-KERASIM = griffe.load(
-    "kerasim",
-    search_paths=[HERE.parent],
-    try_relative_path=False,
-    allow_inspection=False,  # read, never imported
-    docstring_parser="google",
-    docstring_options={"returns_multiple_items": False, "warnings": False},
-)
+OPTIONS = {"returns_multiple_items": False, "warnings": False}
+KERASIM = griffe.load(HERE.parent / "kerasim", docstring_parser="google", docstring_options=OPTIONS)
 HOUSE = (HERE.parent / "tests" / "test_house.py").read_text("utf-8")
 ORDER = re.findall(r'^ORDER = """(.*?)__main__', HOUSE, re.S | re.M)[0].split()
 
@@ -89,7 +83,8 @@ def entry(path: str, item, level: int = 3) -> str:
 def main(folder: Path) -> None:
     """Writes both pages."""
     api, told = ["# API of kerasim", MADE, ""], ["# How kerasim works", MADE]
-    told.append(rendered(KERASIM.docstring, "", "api.md"))
+    overview = rendered(KERASIM.docstring, "", "api.md")
+    told.append(re.sub(rf"`({'|'.join(ORDER)})`", r"[`\1`](#\1)", overview))
     for module in ORDER:
         own = {path: item for path, item in PUBLIC.items() if path.startswith(f"{module}.")}
         listed = linked(", ".join(f"`{path.partition('.')[2]}`" for path in own), module)
@@ -98,10 +93,10 @@ def main(folder: Path) -> None:
         api += [head, f"{says.lines[0]} [How it works.](how-it-works.md#{module})"]
         api += [entry(path, item) for path, item in own.items()]
         told += [head, rendered(says, module, "api.md")]
-        for name, inner in KERASIM[module].modules.items():
-            if not inner.is_alias:
-                text = rendered(inner.docstring, module, "api.md")
-                told.append(f"**`{module}.{name}`**: {text}")
+        inside = [x for _, x in sorted(KERASIM[module].modules.items()) if not x.is_alias]
+        texts = [rendered(x.docstring, module, "api.md").replace("\n", "\n  ") for x in inside]
+        rows = [f"- `{module}.{x.name}`: {text}" for x, text in zip(inside, texts, strict=True)]
+        told += ["\n".join(rows)] if rows else []
         told.append(f"[All names of `{module}`](api.md#{module})")
     (folder / "api.md").write_text("\n\n".join(api) + "\n", "utf-8")
     (folder / "how-it-works.md").write_text("\n\n".join(told) + "\n", "utf-8")

@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from test_house import MODULES, ORDER, name_of, parse
+from test_house import MODULES, ORDER, PUBLIC, methods, name_of, parse
 
 pytest.importorskip("griffe", reason="griffelib is not installed: pip install -e '.[dev]'")
-FOLDERS = ("data", "models")  # whose names are those that `__init__` imports
 
 
 @pytest.fixture(scope="module")
@@ -17,33 +16,6 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     subprocess.run([sys.executable, "docs/build.py", folder], check=True)
     return {path.name: path.read_text("utf-8") for path in sorted(folder.iterdir())}
-
-
-def public():
-    """Yields (name, syntax) of each function and class; those of `cli` are commands."""
-    for path in MODULES:
-        module, tree = name_of(path), parse(path)
-        top, _, inner = module.partition(".")
-        if top in ("", "cli", "__main__") or module in FOLDERS:
-            continue
-        exported = {
-            alias.name
-            for node in (parse(path.parent / "__init__.py").body if inner else ())
-            for alias in getattr(node, "names", ())
-        }
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
-                if not inner or node.name in exported:
-                    yield f"{top}.{node.name}", node
-
-
-PUBLIC = dict(public())
-
-
-def methods(node):
-    """Returns the methods and properties of a class, by name."""
-    inner = node.body if isinstance(node, ast.ClassDef) else ()
-    return {method.name: method for method in inner if isinstance(method, ast.FunctionDef)}
 
 
 def words(text):
@@ -67,7 +39,7 @@ def test_the_api_page_has_every_public_name_with_its_signature(name, pages):
         arguments = ast.parse(f"def {shown}: ...").body[0].args
         assert ast.unparse(arguments) == ast.unparse(function.args).removeprefix("self, ")
     for method, inner in methods(node).items():
-        if method[0] != "_":
+        if method[:2] != "__":
             assert bool(ast.get_docstring(inner)) == (f'id="{name}.{method}"' in pages["api.md"])
 
 
@@ -76,8 +48,7 @@ def test_the_api_page_has_every_docstring_whole(name, pages):
     page = words(pages["api.md"])
     assert words(ast.get_docstring(PUBLIC[name])) in page
     for method, inner in methods(PUBLIC[name]).items():
-        if not re.match("_[^_]", method):
-            assert words(ast.get_docstring(inner) or "") in page
+        assert words(ast.get_docstring(inner) or "") in page, method
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "__main__"], ids=name_of)
