@@ -587,7 +587,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """Exchanges two names in one step; False where the system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
-    if sys.platform == "darwin":
+    if sys.platform == "darwin":  # pragma: no cover - macOS alone
         failed = libc.renamex_np(*names, 2)  # RENAME_SWAP
     elif hasattr(libc, "renameat2"):
         failed = libc.renameat2(-100, names[0], -100, names[1], 2)  # AT_FDCWD, RENAME_EXCHANGE

@@ -366,3 +366,11 @@ def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
     assert np.isnan(vectors[2]).all() and "2.png" in reasons[2]
     np.testing.assert_array_equal(vectors[[0, 1, 3]], data.embed(EMBEDDER, folder.take([0, 1, 3])))
     assert [bool(reason) for reason in reasons] == [False, False, True, False]
+
+
+def test_of_damaged_files_alone_nothing_is_embedded(tmp_path):
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(b"no picture")
+    folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
+    vectors, reasons = data.embed_folder(EMBEDDER, folder)
+    assert vectors.shape == (2, 5) and np.isnan(vectors).all() and all(reasons)
