@@ -24,9 +24,10 @@ demo: $(VENV)/.ok
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 
-# What no test takes, branch by branch; see [tool.coverage] in pyproject.toml.
-coverage: $(VENV)/.ok
-	$(BIN)/python -m pytest tests -n auto --dist loadfile --cov
+# The branches that no test takes; see [tool.coverage] in pyproject.toml.
+coverage: $(VENV)/.ok browser
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --cov --cov-report=
+	KERASIM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/test_distribute.py --cov --cov-append
 
 # A Ray cluster of two nodes, of which one is killed. Nothing else should run: an actor that takes
 # minutes to start may be given up by Ray.
