@@ -20,17 +20,14 @@ def names(of) -> dict:
     if of.is_module and of.is_init_module:
         return {name: KERASIM[path.partition(".")[2]] for name, path in of.imports.items()}
     found = {**of.inherited_members, **of.members} if of.is_class else of.members
-    own = {name: item for name, item in found.items() if of.is_class or not item.is_alias}
-    shown = {name: item for name, item in own.items() if not re.match("_[^_]", name)}
-    return {name: item for name, item in shown.items() if item.docstring or name.isupper()}
+    own = {n: x for n, x in found.items() if of.is_class or not x.is_alias}
+    told = {n: x for n, x in own.items() if x.docstring or n.isupper()}
+    return {n: x for n, x in told.items() if not re.match("_[^_]", n)}
 
 
-PUBLIC = {
-    f"{module}.{name}": item
-    for module in ORDER
-    if module != "cli"  # of commands, which `kerasim --help` tells of
-    for name, item in names(KERASIM[module]).items()
-}
+LIBRARY = [module for module in ORDER if module != "cli"]  # which `kerasim --help` tells of
+PUBLIC = {f"{module}.{name}": x for module in LIBRARY for name, x in names(KERASIM[module]).items()}
+CLASSES = {path.partition(".")[2]: path for path, item in PUBLIC.items() if item.is_class}
 INNER = {path: names(item) if item.is_class else {} for path, item in PUBLIC.items()}
 KNOWN = {*PUBLIC, *(f"{path}.{name}" for path, inner in INNER.items() for name in inner)}
 
@@ -41,7 +38,7 @@ def linked(text: str, at: str, page: str = "") -> str:
     def link(found):
         within = at.split(".")
         places = [".".join([*within[:n], found[1]]) for n in range(len(within), -1, -1)]
-        known = [place for place in [*places, f"errors.{found[1]}"] if place in KNOWN]
+        known = [place for place in [*places, CLASSES.get(found[1])] if place in KNOWN]
         return f"[{found[0]}]({page}#{known[0]})" if known and known[0] != at else found[0]
 
     return re.sub(r"(?<!\*)`([A-Za-z][\w.]*)(\([^`]*\))?`", link, text)
@@ -72,12 +69,13 @@ def entry(path: str, item, level: int = 3) -> str:
     else:
         shown = item.signature(return_type=item.is_function)
         shown = shown or f"class {item.name}({', '.join(map(str, item.bases))})"
+        own = "|".join(parameter.name for parameter in item.parameters)
         if len(shown) > 88:
-            own = "|".join(parameter.name for parameter in item.parameters)
             shown = re.sub(rf"([(,]) ?(?=\**({own})(: |=|,|\)))", r"\1\n    ", shown)
     head = f'{"#" * level} <a id="{path}"></a>`{path}`'
     inner = [entry(f"{path}.{name}", x, level + 1) for name, x in INNER.get(path, {}).items()]
-    return "\n\n".join([head, f"```python\n{shown}\n```", rendered(item.docstring, path), *inner])
+    text = [head, f"```python\n{shown}\n```", rendered(item.docstring, path), *inner]
+    return "\n\n".join(filter(None, text))
 
 
 def main(folder: Path) -> None:
