@@ -21,7 +21,7 @@ else
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 endif
 
-.PHONY: demo test cluster browser lint notebooks bench lock clean
+.PHONY: demo test coverage cluster browser lint docs notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
@@ -31,6 +31,11 @@ demo: $(VENV)/.ok
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 	$(MAKE) cluster
+
+# The branches that no test takes; see [tool.coverage] in pyproject.toml.
+coverage: $(VENV)/.ok browser
+	$(BIN)/python -m pytest tests -n auto --dist loadfile --cov --cov-report=
+	KERASIM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/test_distribute.py --cov --cov-append
 
 # A Ray cluster of two nodes, of which one is killed; apart from the other tests, beside which its
 # processes would take minutes to start.
@@ -47,6 +52,10 @@ lint: $(VENV)/.ok
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+# docs/api.md and docs/how-it-works.md, from the docstrings.
+docs: $(VENV)/.ok
+	$(BIN)/python docs/build.py
 
 # Runs every notebook in full on the data in KERASIM_DATA_DIR, and keeps their outputs.
 notebooks: $(VENV)/.ok
@@ -78,4 +87,4 @@ lock:
 	$$compile pyproject.toml --extra dev --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/api.md docs/how-it-works.md .coverage*

@@ -1,4 +1,23 @@
-"""Image similarity on Keras 3: embed, search, plot, export."""
+"""Image similarity on Keras 3: embed, search, plot, export.
+
+Whatever learnt an embedding, it travels one path:
+
+    images -> embedder -> embeddings -> search, map, verify -> plot -> export
+
+An embedder is any `keras.Model` from images to vectors: the encoder of an autoencoder, the tower of
+a Siamese net, a backbone that others trained. Pictures come in through `data`. A builder of
+`models` makes a network, which `training.fit` trains with one of the `losses`, and `data.embed`
+makes vectors with it. From here on it does not matter what made them: `neighbors` finds the
+nearest, `metrics` says how good that is, `projection` lays them out on a map, `plots` and
+`explorer` show them, `export` hands the embedder to a server. `gallery` holds all of it as one
+folder, and `cli` is the same from a shell. `diffusion` is a path of its own: networks that draw and
+clean images. `distribute` is for what is too much for one machine.
+
+Images are float32 in [0, 1], channels last; a distance grows with unlikeness; what draws random
+numbers takes a seed, and the same seed draws the same. What is saved is a folder that is written
+whole or not at all, and checked before it is used (`artifacts`). A module imports only those above
+it on this page.
+"""
 
 import importlib
 import importlib.metadata

@@ -4,6 +4,13 @@ A saved thing is a folder with a manifest, `kerasim.json`, that names each of it
 size and SHA-256. It is written beside its place, synced to disk and swapped in whole, so that
 a crash leaves the old one or the new one; it is checked against its manifest before anything
 in it is used.
+
+The states of training runs, indexes, maps, galleries, exports and cached embeddings are all written
+by `write` and read by `read`. What is read cannot run code: arrays are read without pickle, models
+with Keras' `safe_mode`, and a SavedModel, which is a program, only with a manifest or on the
+caller's word. A manifest tells of damage and of foreign files, not of malice: who can write to the
+folder can write a manifest, too. The fingerprint of an embedder goes with the vectors that it made,
+so that those of another model can be refused.
 """
 
 import contextlib
@@ -91,7 +98,18 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
 
 
 def write_file(path, content: bytes) -> Path:
-    """Writes a single file whole or not at all: a table, a page, a figure."""
+    """Writes a single file whole or not at all: a table, a page, a figure.
+
+    Args:
+        path: The file; what stands there is replaced.
+        content: All of it.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        ArtifactError: If it cannot be written. What stood there before is unchanged.
+    """
     path = place(path)
     with _beside(path) as temporary:
         temporary.write_bytes(content)
@@ -155,6 +173,9 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
         path: The file.
         keys: Names of the arrays, or None for all.
 
+    Returns:
+        The arrays by name.
+
     Raises:
         ArtifactError: If the file is missing or damaged, a key is missing or holds objects,
             or the file claims over 256 MB at more than 100 times its own size.
@@ -186,7 +207,7 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
 
 
 def fingerprint(model) -> str:
-    """Returns a digest of a model's layers, settings and weights.
+    """Returns a digest of the layers, settings and weights of a `model`: 64 hexadecimal digits.
 
     Two models with the same fingerprint give the same embeddings; preprocessing counts, for
     it happens inside. It survives saving and loading.
@@ -200,7 +221,7 @@ def fingerprint(model) -> str:
 
 
 def architecture(model) -> dict:
-    """Returns a model's config with its layers' names replaced by their order.
+    """Returns the config of a `model` with its layers' names replaced by their order.
 
     Keras counts unnamed layers up through a process: `dense_4` may be `dense` in the next.
     """
@@ -257,7 +278,12 @@ def lock(path, of=None):
 
 
 def check_path(name: str, path) -> Path:
-    """Returns `path` absolute, else raises in the name of `name`."""
+    """Returns `path` absolute, else raises for `name`.
+
+    Raises:
+        ArgumentTypeError: If it is neither text nor a `pathlib.Path`.
+        ArgumentError: If it is empty.
+    """
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(
             f"{name} must be a path. Received {path!r} of type {type(path).__name__}: pass a "
@@ -269,7 +295,11 @@ def check_path(name: str, path) -> Path:
 
 
 def check_file(path) -> Path:
-    """Returns `path` absolute if it is a regular file that can be opened."""
+    """Returns `path` absolute if it is a regular file that can be opened.
+
+    Raises:
+        ArtifactError: If it is not.
+    """
     path = check_path("path", path)
     shown = ascii(str(path))
     try:
@@ -426,7 +456,11 @@ def _versions() -> dict[str, str]:
 
 
 def place(path) -> Path:
-    """Returns where `path` is written: absolute, and behind a link the place it points to."""
+    """Returns where `path` is written: absolute, and behind a link the place it points to.
+
+    Raises:
+        ArgumentError: As `check_path`.
+    """
     path = check_path("path", path)
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
@@ -461,7 +495,7 @@ def _aside(path: Path) -> Path:
 
 
 def find(path: Path) -> Path:
-    """Returns where what was saved at a `place` stands: there, or aside if a writer died there."""
+    """Returns where what was saved at `path` stands: there, or aside if a writer died there."""
     return path if path.exists() or not _aside(path).exists() else _aside(path)
 
 
@@ -500,7 +534,11 @@ def _recover(path: Path, kind: str) -> None:
 
 
 def check_replaceable(path: Path, kind: str) -> None:
-    """Raises unless `write` may put a `kind` at `path`: nothing there, or one of its own."""
+    """Looks whether `write` may put a `kind` at `path`: if nothing is there, or one of its own.
+
+    Raises:
+        ArtifactError: If it may not.
+    """
     empty = path.is_dir() and not any(path.iterdir())
     if path.exists() and not empty:
         _manifest(path, kind)
@@ -547,7 +585,7 @@ def _exchange(one: Path, other: Path) -> bool:
     """Exchanges two names in one step; False where the system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
-    if sys.platform == "darwin":
+    if sys.platform == "darwin":  # pragma: no cover - macOS alone
         failed = libc.renamex_np(*names, 2)  # RENAME_SWAP
     elif hasattr(libc, "renameat2"):
         failed = libc.renameat2(-100, names[0], -100, names[1], 2)  # AT_FDCWD, RENAME_EXCHANGE

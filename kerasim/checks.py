@@ -1,4 +1,10 @@
-"""Arguments, looked at before they are used: each check raises in the name of what it is told."""
+"""Arguments, looked at before they are used: each check raises in the name of what it is told.
+
+For the package's own use. A check takes the name of an argument and its value, and returns the
+value in the form that is wanted or raises `ArgumentError`, or `ArgumentTypeError` if it is of the
+wrong kind: so each function refuses the same things in the same words, and early, where the
+message can still name the argument.
+"""
 
 import math
 import numbers
@@ -12,7 +18,12 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
-    """Returns `value` as an `int` in `[low, high]`, else raises in the name of `name`."""
+    """Returns `value` as an `int` from `low` to `high` (None: no end), else raises for `name`.
+
+    Raises:
+        ArgumentError: If it is out of range.
+        ArgumentTypeError: If it is no whole number; True and False are none.
+    """
     wanted = f"pass a whole number{_range(low, high)}"
     _of_kind(name, value, numbers.Integral, "an integer", wanted)
     if value < low or (high is not None and value > high):
@@ -21,7 +32,12 @@ def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
 
 
 def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns `value` as a finite `float` in `[low, high]`, else raises in the name of `name`."""
+    """Returns `value` as a finite `float` from `low` to `high`, else raises for `name`.
+
+    Raises:
+        ArgumentError: If it is out of range, NaN or infinite.
+        ArgumentTypeError: If it is no number; True and False are none.
+    """
     wanted = f"pass a number{_range(low, high)}"
     _of_kind(name, value, numbers.Real, "a number", wanted)
     try:
@@ -34,14 +50,18 @@ def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> 
 
 
 def flag(name: str, value) -> bool:
-    """Returns `value` as a `bool`; "no" or 0.5 would be taken for true, and is refused."""
+    """Returns `value` as a `bool`, else raises for `name`.
+
+    Raises:
+        ArgumentTypeError: If it is neither True nor False: "no" or 0.5 would be taken for true.
+    """
     if not isinstance(value, (bool, np.bool_)):
         raise ArgumentTypeError(f"{name} must be a flag. Received {value!r}: pass True or False.")
     return bool(value)
 
 
 def choice(name: str, value, choices) -> None:
-    """Raises in the name of `name` unless `value` is one of `choices`."""
+    """Raises an `ArgumentError` in the name of `name` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ArgumentError(
             f"{name}={value!r} is not known: pass one of {', '.join(map(repr, choices))}."
@@ -62,7 +82,7 @@ def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
 
 
 def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
-    """Returns `x` as an array, else raises in the name of `name`, with what would mend it."""
+    """Returns `x` as an array, else raises an `ArgumentError` for `name` that ends on `mend`."""
     try:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
@@ -106,6 +126,9 @@ def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndar
         n: How many there must be.
         of: What there are `n` of, such as "images".
         rank: Required number of axes; None for any.
+
+    Raises:
+        ArgumentError: If there are more or fewer, or axes.
     """
     values = array(name, values)
     if values.shape[:1] != (n,) or rank not in (None, values.ndim):
@@ -125,6 +148,10 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
         width: Required `dim`.
         rows: Least `n`.
         metric: Under "cosine" a row of zeros is refused, too: it has no direction.
+
+    Raises:
+        ArgumentError: If the shape is another, or a row holds NaN, infinity or such zeros.
+        ArgumentTypeError: If it does not hold real numbers.
     """
     x = real(name, x)
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
@@ -139,13 +166,13 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
 
 
 def finite(name: str, x: np.ndarray) -> None:
-    """Raises in the name of `name` if a row of floats holds NaN or infinity."""
+    """Raises an `ArgumentError` for `name` if a row of floats `x` holds NaN or infinity."""
     if x.dtype.kind == "f":
         bad_rows(name, ~np.isfinite(x).all(axis=tuple(range(1, x.ndim))), "NaN or infinity")
 
 
 def bad_rows(name: str, bad, what: str) -> None:
-    """Raises in the name of `name` if any of its rows is marked `bad` for holding `what`."""
+    """Raises an `ArgumentError` for `name` if a row is marked `bad`, for holding `what`."""
     rows = np.flatnonzero(bad)
     if len(rows):
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")

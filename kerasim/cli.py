@@ -1,4 +1,10 @@
-"""The command line: the library's calls, its errors on one line."""
+"""The command line: the library's calls, its errors on one line.
+
+`kerasim embed` takes a folder into a gallery, `query` finds similar pictures in it, `calibrate` and
+`verify` say whether two show the same, `map` writes the page, `export` a SavedModel or ONNX file.
+`kerasim COMMAND --help` tells the rest. Each command is one call of `gallery.Gallery` or `export`,
+and imports what it needs when it runs. Exit codes: 0 done, 1 verified as different, 2 an error.
+"""
 
 import json
 import os

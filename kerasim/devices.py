@@ -1,4 +1,10 @@
-"""The devices and processes that a model is spread over, as `training.fit` needs to know them."""
+"""The devices and processes that a model is spread over, as `training.fit` needs to know them.
+
+For the package's own use. `distribute.strategy` spreads a model; this finds out from the model
+how many devices share a batch, which rows of it fall to this process, and which process writes
+files. So `training.fit` is the same on one device and on many, and refuses what many would compute
+otherwise.
+"""
 
 import contextlib
 
@@ -17,6 +23,8 @@ class Devices:
     Attributes:
         scope: Context in which the model trains.
         replicas: Devices, each of which takes its part of a batch.
+        processes: Processes that train together, on one host each.
+        process: Which of them this is, from 0.
         writes: Whether it falls to this process to write files.
     """
 
@@ -34,7 +42,7 @@ class Devices:
         self.writes = self.process == 0
 
     def check(self, loss, **batches) -> None:
-        """Refuses what several devices would train otherwise than one.
+        """Refuses a `loss` or `batches` that several devices would train otherwise than one.
 
         Raises:
             ArgumentError: If the loss compares images of which a device sees a part, or there are
@@ -58,11 +66,11 @@ class Devices:
                 )
 
     def part(self, batches):
-        """Returns what this process takes of each batch."""
+        """Returns what this process takes of each of `batches`."""
         return batches if batches is None or self.replicas == 1 else _Part(batches, self)
 
     def agree(self, values) -> None:
-        """Waits for the other processes, and refuses any that hold other values.
+        """Waits for the other processes, and refuses any that hold other `values`, arrays.
 
         Raises:
             ArgumentError: If they do.

@@ -1,6 +1,10 @@
 """Noise schedules, and what a network that predicts the noise can do: draw images, clean them.
 
-Model space is `x = 2 image - 1`; public functions take and return images in [0, 1].
+A `NoiseSchedule` says how much noise an image has at each step. `models.unet` learns, on
+`data.DiffusionBatches`, to tell the noise from the image. `sample` starts from pure noise and takes
+a part of it away at each step; `denoise` starts from a noisy image, at the step that has as much
+noise as the image. Both are one loop, compiled as one graph for each network. Model space, in
+which the noise is added, is `x = 2 image - 1`; public functions take and return images in [0, 1].
 """
 
 import functools
@@ -21,13 +25,16 @@ class NoiseSchedule:
     schedule of far fewer than 1,000 steps leaves part of the image at the last one.
 
     Args:
-        steps: Number of steps.
+        steps: Number of steps, 1 or more.
         kind: "linear" or "cosine".
 
     Attributes:
         alphas_cumprod: abar, `(steps,)` float64, falling.
         sigmas: `(steps,)` float64, rising: the noise of an image in [0, 1] that has the
             signal-to-noise ratio of that step, `sqrt((1 - abar) / abar) / 2`.
+
+    Raises:
+        ArgumentError: If there are no steps, or the kind is not known.
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; cosine: Nichol & Dhariwal, 2021.
@@ -50,7 +57,16 @@ class NoiseSchedule:
         return f"NoiseSchedule({self.steps}, {self.kind!r})"
 
     def add_noise(self, x, noise, t):
-        """Returns what step `t`, `(n,)`, holds of each image `x` and `noise`, in model space."""
+        """Adds the noise of a step to each image, in model space.
+
+        Args:
+            x: Images `(n, ...)` in [-1, 1].
+            noise: Of the same shape, drawn from a standard Gaussian.
+            t: `(n,)` steps, integers from 0.
+
+        Returns:
+            float32 of that shape, `sqrt(abar_t) x + sqrt(1 - abar_t) noise`.
+        """
         left = self.alphas_cumprod[t].reshape(-1, *[1] * (np.ndim(x) - 1))
         return np.sqrt(left).astype("float32") * x + np.sqrt(1 - left).astype("float32") * noise
 
@@ -91,13 +107,13 @@ def sample(
         model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
         schedule: The one it was trained with.
         shape: `(n, height, width, channels)`.
-        steps: Calls of the network, spread evenly over the schedule, from the last step that
-            holds 4e-5 of the variance (of the linear schedule of 1,000 steps: the last).
-        eta: 0 adds no noise on the way (DDIM); 1 as much as there was (DDPM, if `steps` is that
-            of the schedule).
+        steps: Calls of the network, 1 to those of the schedule, spread evenly over it from the
+            last step that holds 4e-5 of the variance (of the linear one of 1,000 steps: the last).
+        eta: 0 to 1. 0 adds no noise on the way (DDIM); 1 as much as there was (DDPM, if `steps` is
+            that of the schedule).
         labels: `(n,)` integers, for a network with classes; None for no class.
-        guidance: How far to go beyond the label, `eps_c + guidance (eps_c - eps_none)`; 0 for the
-            label only.
+        guidance: How far to go beyond the label, `eps_c + guidance (eps_c - eps_none)`; 0 or more,
+            0 for the label only.
         seed: The same seed draws the same images.
 
     Returns:
@@ -105,6 +121,7 @@ def sample(
 
     Raises:
         ArgumentError: If the schedule, shape, steps or labels do not fit the network.
+        ArgumentTypeError: If the model takes no images and steps.
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; Song et al., 2021.
@@ -166,6 +183,8 @@ def denoise(
 
     Raises:
         ArgumentError: If images, sigma, steps or labels do not fit the network or the schedule.
+        ArgumentTypeError: If the model takes no images and steps, or the images are neither float
+            nor uint8.
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; the mean: Efron, 2011, Tweedie's

@@ -1,4 +1,12 @@
-"""Beyond one device and one machine, on engines that exist: Keras' own, and Ray."""
+"""Beyond one device and one machine, on engines that exist: Keras' own, and Ray.
+
+Three things can be too much for one machine, and each has its own way out. Training: `strategy`
+spreads a model over devices, and `training.fit` stays as it is. Embedding: `embed_folder` hands
+chunks of a folder to workers of a Ray cluster, each with its own copy of the network. Searching:
+`ShardedIndex` gives each worker a part of the vectors and merges the answers. All give what one
+process gives, in training but for rounding. Before Ray's workers start, each node is asked for its
+versions and whether it sees the files: others would give other numbers without a word.
+"""
 
 import functools
 import logging
@@ -26,6 +34,8 @@ _HOSTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_JOB_ADDRESSES"
 
 def strategy(devices=None):
     """Returns what spreads training over devices: build and compile a model under its `scope()`.
+
+    For example:
 
         with distribute.strategy().scope():
             net = models.siamese(models.conv_embedder())
@@ -120,7 +130,8 @@ def embed_folder(
         ClusterError: If the cluster cannot be reached or has too few GPUs, or a node lacks the
             images or has other versions of kerasim, Keras, the backend, NumPy, Pillow or faiss;
             before work starts. Later, if it cannot finish; nothing is returned then.
-        ArgumentError, ArgumentTypeError: As `data.embed_folder`.
+        ArgumentError: As `data.embed_folder`.
+        ArgumentTypeError: As `data.embed_folder`, or if `images` are no folder.
         DependencyError: If Ray is not installed.
     """
     shape, dim = data.check_embedder("embedder", embedder)
@@ -222,6 +233,9 @@ class ShardedIndex:
         metric, kind, **settings: As for `NeighborIndex`.
         shards: Processes, each with its part of the vectors; Ray gives each one thread, so take as
             many as there are cores.
+
+    Raises:
+        ArgumentError: If a setting is out of range or not known.
     """
 
     def __init__(self, metric: str = "euclidean", kind: str = "exact", shards: int = 2, **settings):
@@ -234,6 +248,9 @@ class ShardedIndex:
         Args:
             embeddings: `(n, dim)`, one row or more for each shard. They pass through Ray's
                 memory on this machine; an array mapped from a file need not fit here otherwise.
+
+        Returns:
+            Itself.
 
         Raises:
             ArgumentError: As `NeighborIndex.fit`.

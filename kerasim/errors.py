@@ -1,4 +1,10 @@
-"""What goes wrong, said so that it can be mended: argument, what came, what was expected."""
+"""What goes wrong, said so that it can be mended: argument, what came, what was expected.
+
+All that is raised on purpose is a `KerasimError`, and one of Python's own kinds as well, so that
+`except ValueError` goes on working. A function looks at its arguments before it does anything: a
+value that cannot be used is an `ArgumentError`, a value of the wrong kind (text for a number) an
+`ArgumentTypeError`, whether or not its `Raises` tells of the second.
+"""
 
 
 class KerasimError(Exception):

@@ -1,4 +1,9 @@
-"""A map of latent space as one HTML page: hover, click, search. Drawn with bokeh."""
+"""A map of latent space as one HTML page: hover, click, search. Drawn with bokeh.
+
+All that the page shows is inside of it: the places of the points, the pictures as sheets of WebP,
+the neighbours of each by each distance, the script. It asks nothing of a server or a network, so
+that it can be mailed, and opened years later, and shows no picture to anyone else.
+"""
 
 import base64
 import io
@@ -57,8 +62,8 @@ def write_explorer(
         neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
             nearest images of each, nearest first.
         title: Shown above the map.
-        thumbnail: Longer side of the pictures on the page, in pixels, at most that of the images;
-            None for 64 of up to 10,000 images, 32 of more.
+        thumbnail: Longer side of the pictures on the page, 8 to 256 pixels, at most that of the
+            images; None for 64 of up to 10,000 images, 32 of more.
 
     Returns:
         The absolute path.

@@ -1,4 +1,10 @@
-"""SavedModel out, and back in."""
+"""SavedModel out, and back in; ONNX out.
+
+An export is for a process without kerasim: TensorFlow Serving takes the folder as it is. One of its
+two endpoints takes encoded files, and decodes and resizes them inside of the graph: a client that
+did this otherwise would get other vectors without a word. What a network wants done with pixels
+is a part of the network, so that an export needs no list of instructions.
+"""
 
 import tempfile
 import warnings
@@ -37,6 +43,7 @@ def export_saved_model(model, path) -> None:
     Raises:
         DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
         ArgumentError: If the model does not take one batch of images of a fixed size.
+        ArtifactError: If the folder holds something else, or cannot be written.
     """
     tf = _tensorflow()
     height, width, channels = _check_model(model)
@@ -106,7 +113,9 @@ def export_onnx(model, path) -> None:
     Raises:
         DependencyError: If TensorFlow, tf2onnx or onnx is not installed, or Keras runs on another
             backend.
-        ArgumentError: If the model does not take one batch of images of a fixed size.
+        ArgumentError: If the model does not take one batch of images of a fixed size, or has an
+            operation that ONNX lacks.
+        ArtifactError: If the file cannot be written.
     """
     shape = _check_model(model)
     try:
@@ -175,13 +184,34 @@ class SavedModel:
         self._loaded = loaded
 
     def __call__(self, images) -> np.ndarray:
-        """Returns the outputs for images `(n, height, width, channels)`, as for `data.embed`."""
+        """Computes the outputs for images.
+
+        Args:
+            images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+
+        Returns:
+            `(n, ...)`, a row for each image.
+
+        Raises:
+            ArgumentError: If the images do not fit, hold NaN or lie outside [0, 1].
+        """
         taken = self._inputs("serving_default")[1].shape
         images = check_shape("images", images, taken[1:] if taken.rank == 4 else (None,) * 3)
         return self._call("serving_default", as_float(check_images("images", images)[:]))
 
     def serve_bytes(self, encoded) -> np.ndarray:
-        """Returns the outputs for a list of encoded image files, each of type bytes."""
+        """Computes the outputs for image files as they are on disk.
+
+        Args:
+            encoded: List of the bytes of JPEG, PNG, BMP or GIF files, of any size.
+
+        Returns:
+            `(n, ...)`, a row for each file.
+
+        Raises:
+            ImageError: If one of them cannot be decoded.
+            ArgumentTypeError: If it is no list of bytes.
+        """
         given = type(encoded).__name__
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
         encoded = list(encoded) if listed else [None]

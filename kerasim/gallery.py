@@ -1,4 +1,11 @@
-"""Embedder, vectors, files, labels and threshold as one artefact."""
+"""Embedder, vectors, files, labels and threshold as one artefact.
+
+All other parts, put together for daily use. Pictures go in through the embedder, once each: a file
+that is in already is left out, so that the same call takes in what is new. The index grows with
+them. A threshold for "the same" is fitted on known pairs, by `metrics.verification`. The whole is
+saved as one folder; a process that loads it refuses to add vectors of another embedder, and to
+write over what another process saved meanwhile.
+"""
 
 import csv
 import hashlib
@@ -42,6 +49,7 @@ class Gallery:
 
     Raises:
         ArgumentError: If the embedder takes images of any size, or gives no vectors.
+        ArgumentTypeError: If the embedder is no model of one input.
     """
 
     def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
@@ -68,7 +76,11 @@ class Gallery:
 
     @property
     def index(self) -> NeighborIndex:
-        """The index of all vectors, brought up to date; `index.recall_` is that of a graph."""
+        """The index of all vectors, brought up to date; `index.recall_` is that of a graph.
+
+        Raises:
+            ArgumentError: If the gallery is empty.
+        """
         held = 0 if self._index is None else len(self._index)
         if held < len(self._vectors):
             # Whatever breaks off here leaves no half-grown index behind.
@@ -98,14 +110,14 @@ class Gallery:
 
         Args:
             images: Pictures.
-            labels: A name or number for each; None for the names of the subfolders, if any.
+            labels: `(n,)`, a name or number for each; None for the names of the subfolders, if any.
             on_error: What to do with files that cannot be decoded, or that the embedder makes
                 zeros of, which have no direction for cosine: "raise" one error that lists them,
                 or "skip" them, with a warning, into `skipped`.
             path: Where to `save`, at the end and every now and then before it; None for not at
                 all.
-            chunk: Pictures that are decoded at once, and the least between two saves, which come
-                when an eighth is new.
+            chunk: Pictures that are decoded at once, 1 or more, and the least between two saves,
+                which come when an eighth is new.
             embed: What embeds files: `distribute.embed_folder` does it on a cluster, whose workers
                 start anew for each chunk, so give it one of tens of thousands.
 
@@ -116,6 +128,7 @@ class Gallery:
             ImageError: If `on_error="raise"` and there are such files in a chunk. Those before it
                 have been taken in.
             ArgumentError: If images or labels do not fit, or the embedder has changed.
+            ArtifactError: If `path` cannot be written, or holds what another process saved.
         """
         checks.integer("chunk", chunk)
         checks.choice("on_error", on_error, ("raise", "skip"))
@@ -187,7 +200,7 @@ class Gallery:
 
         Args:
             images: Pictures.
-            k: How many of each; all there are if there are fewer.
+            k: How many of each, 1 or more; all there are if there are fewer.
 
         Returns:
             A row for each picture found, nearest first: query (position in `images`), rank (from
@@ -195,6 +208,7 @@ class Gallery:
 
         Raises:
             ArgumentError: If the gallery is empty, or the images do not fit.
+            ImageError: If a file cannot be decoded.
         """
         checks.integer("k", k)
         if not len(self):
@@ -217,11 +231,11 @@ class Gallery:
 
         Args:
             left, right: Pictures that nothing was trained on; `right[i]` is paired with `left[i]`.
-            same: `(n,)`: 1 or True for a like pair, else 0; n up to 200,000.
-            far: Share of unlike pairs that may be accepted.
+            same: `(n,)`: 1 or True for a like pair, else 0; n from 2 to 200,000.
+            far: Share of unlike pairs that may be accepted, 0 to 1.
 
         Returns:
-            The threshold.
+            The threshold, a distance.
 
         Raises:
             ArgumentError: As `metrics.verification`.
@@ -235,6 +249,9 @@ class Gallery:
 
     def verify(self, left, right) -> pd.DataFrame:
         """Says of each pair of pictures whether both show the same.
+
+        Args:
+            left, right: Pictures, as many on each side.
 
         Returns:
             A row for each pair: distance, same (at `threshold`) and score, the chance that they
@@ -256,8 +273,12 @@ class Gallery:
     def remove(self, ids) -> None:
         """Takes pictures out; a graph holds their vectors, unseen, until `compact`.
 
+        Args:
+            ids: Some of `items["id"]`.
+
         Raises:
             ArgumentError: If an id is not in the gallery.
+            ArgumentTypeError: If the ids are no whole numbers.
         """
         ids = checks.array("ids", ids).ravel()
         if ids.size and ids.dtype.kind not in "iu":
@@ -278,7 +299,17 @@ class Gallery:
         self._vectors, self._rows, self._index = self._vectors[self._live], self.items, None
 
     def near_copies(self, bits: int = 30) -> pd.DataFrame:
-        """Lists pairs of files that look alike, by `data.find_near_copies`: copy and original."""
+        """Lists pairs of files that look alike, by `data.find_near_copies`.
+
+        Args:
+            bits: How many bits of two near-copies may differ, 0 to 256.
+
+        Returns:
+            A row for each pair: copy and original, names of files.
+
+        Raises:
+            ArgumentError: If pictures were added as arrays, which have no file.
+        """
         found = data.find_near_copies(self._files(), bits)
         files = self.items["file"].to_numpy()
         return pd.DataFrame(files[found], columns=["copy", "original"], dtype=object)
@@ -290,7 +321,7 @@ class Gallery:
             path: The HTML file.
             images: Of all items, in their order; None for what their files hold.
             title: Shown above the map.
-            k: Nearest pictures shown of each, by each of the three metrics.
+            k: Nearest pictures shown of each, 1 or more, by each of the three metrics.
             seed: The same seed draws the same map.
 
         Returns:
@@ -298,6 +329,7 @@ class Gallery:
 
         Raises:
             ArgumentError: If there are fewer than 5 items, or no images to show.
+            ArtifactError: If the file cannot be written.
         """
         vectors = self._vectors[self._live]
         k = min(checks.integer("k", k), len(vectors) - 1)
@@ -325,7 +357,9 @@ class Gallery:
                 another process has saved since.
 
         Raises:
-            ArtifactError: If there is such a gallery, or another process is saving there.
+            ArtifactError: If there is such a gallery, another process is saving there, or the
+                folder cannot be written.
+            ArgumentError: If the embedder has changed, or could not be loaded again.
         """
         self._check_embedder()
         checks.flag("replace", replace)
@@ -358,6 +392,9 @@ class Gallery:
         Args:
             path: The folder.
             embedder: If given, a model that must be the one that the gallery was made with.
+
+        Returns:
+            The gallery, as it was saved.
 
         Raises:
             ArtifactError: If the folder is missing or damaged, or made with another embedder.

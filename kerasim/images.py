@@ -1,4 +1,10 @@
-"""The only image decoder: whatever the file, upright 8-bit RGB or grey comes out."""
+"""The only image decoder: whatever the file, upright 8-bit RGB or grey comes out.
+
+Pillow does the decoding. Around it stands what makes a foreign file safe and the same everywhere: a
+short list of formats, found by content and not by name; a limit on pixels, so that a small file
+cannot fill the memory; and one error that names the file, whatever broke inside. Training, search
+and the command line all come through here, so that a picture has the same pixels on every path.
+"""
 
 import contextlib
 import io
@@ -51,6 +57,8 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
     Raises:
         ImageError: If the file is missing, no image of `FORMATS`, damaged, or of more than
             `MAX_PIXELS` pixels. The message names it.
+        ArgumentError: If size, channels or dtype are others.
+        ArgumentTypeError: If `source` is neither a path nor bytes.
     """
     checks.choice("dtype", dtype, ("float32", "uint8"))
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))
@@ -60,7 +68,21 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
 
 
 def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
-    """Decodes as `read_image` does, to uint8, and says whether there are more frames."""
+    """Decodes one image as `read_image` does, and says whether there are more frames.
+
+    Args:
+        source: Path of a file, or its bytes.
+        size: `(height, width)`, or None to keep it.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        `(pixels, animated)`: uint8 `(height, width, channels)`, and whether the file has several
+        frames.
+
+    Raises:
+        ImageError: As `read_image`.
+        ArgumentTypeError: If `source` is neither a path nor bytes.
+    """
     if not isinstance(source, (bytes, str, os.PathLike)):
         raise ArgumentTypeError(
             f"source must be a path or the bytes of an image file. Received {source!r} of type "
@@ -92,14 +114,14 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
 
 
 def check_channels(channels) -> int:
-    """Returns `channels` if it is 1 or 3."""
+    """Returns `channels` if it is 1 or 3, else raises an `ArgumentError`."""
     if checks.integer("channels", channels) not in (1, 3):
         raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for grey.")
     return int(channels)
 
 
 def check_size(image_size) -> tuple[int, int] | None:
-    """Returns `image_size` as `(height, width)`, or None."""
+    """Returns `image_size`, or None, as `(height, width)`, else raises an `ArgumentError`."""
     if image_size is None:
         return None
     size = tuple(image_size) if np.iterable(image_size) else (image_size, image_size)

@@ -1,4 +1,11 @@
-"""The few layers that Keras lacks."""
+"""The few layers that Keras lacks.
+
+Each is registered under the name `kerasim`, so that a model that holds one is saved and loaded like
+any other, and keeps its arguments as attributes, from which its config is made. Distances, cosines
+and poolings compute in float32 under any dtype policy: a half has three digits, too few to tell
+near vectors apart. Where a formula has an infinite slope (a root at 0, a direction of no length)
+its gradient is made finite, or one such pair would end a training run.
+"""
 
 import inspect
 import sys
@@ -14,19 +21,22 @@ DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 
 
 def unit(x, axis: int = -1):
-    """Scales vectors to length 1; those shorter than 1e-6 stay short, with a finite gradient."""
+    """Scales vectors `x`, along `axis`, to length 1.
+
+    Those shorter than 1e-6 stay short, with a finite gradient.
+    """
     squares = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.rsqrt(ops.maximum(squares, 1e-12))
 
 
 def root(squares):
-    """The square root of numbers from 0 up, with the gradient 0, not infinity, at 0."""
+    """The square root of `squares`, numbers from 0 up, with the gradient 0, not infinity, at 0."""
     some = squares > 0
     return ops.where(some, ops.sqrt(ops.where(some, squares, 1.0)), 0.0)
 
 
 class Configured:
-    """What Keras saves of a layer or loss: each argument, kept as the attribute of its name."""
+    """A base of layers and losses: Keras saves each argument, kept as the attribute of its name."""
 
     def get_config(self):
         names = inspect.signature(self.__init__).parameters
@@ -51,6 +61,9 @@ class Distance(_Layer):
     Args:
         metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity, 0 to 2).
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If there is no such metric; once it is called, if the widths differ.
     """
 
     def __init__(self, metric: str = "euclidean", **kwargs):
@@ -86,8 +99,11 @@ class CosineClassifier(_Layer):
     float32, under any dtype policy.
 
     Args:
-        num_classes: Number of classes.
+        num_classes: Number of classes, 1 or more.
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If there are none.
 
     Reference:
         Deng et al., 2019. https://arxiv.org/abs/1801.07698
@@ -110,16 +126,20 @@ class CosineClassifier(_Layer):
 class CrossBatchMemory(_Layer):
     """`losses.PairSoftmaxLoss` whose negatives are right images of past batches as well.
 
-    Takes a list of both embeddings, `(batch, 2, dim)`, and groups, `(batch, 2)`, and gives the
-    embeddings back. In training it adds to the loss of the net, for each left image, how far its
-    own right one is from being chosen among those of the batch and of the memory, without those
-    that share a group with it; then the memory takes the batch in and forgets its oldest. What it
-    holds is as old as `size / batch` steps and gets no gradient. Otherwise the batch stands alone.
+    Takes a list of both embeddings, `(batch, 2, dim)`, and groups, `(batch, 2)` integers from 0,
+    and gives the embeddings back. In training it adds to the loss of the net, for each left image,
+    how far its own right one is from being chosen among those of the batch and of the memory,
+    without those that share a group with it; then the memory takes the batch in and forgets its
+    oldest. What it holds is as old as `size / batch` steps and gets no gradient. Otherwise the
+    batch stands alone.
 
     Args:
-        size: Right embeddings that it holds.
+        size: Right embeddings that it holds, 1 or more.
         temperature: As for `PairSoftmaxLoss`.
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If either is out of range.
 
     Reference:
         Wang et al., 2020. https://arxiv.org/abs/1912.06798
@@ -172,6 +192,9 @@ class Sampling(_Layer):
         seed: The same seed draws the same codes; None for one of Keras' own.
         **kwargs: As for `keras.layers.Layer`.
 
+    Raises:
+        ArgumentError: If the weight is negative.
+
     Reference:
         Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114
     """
@@ -201,6 +224,9 @@ class TimeEmbedding(_Layer):
     Args:
         dim: Length of the embedding, an even number.
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If it is odd, or below 2.
 
     Reference:
         Vaswani et al., 2017. https://arxiv.org/abs/1706.03762
@@ -241,8 +267,11 @@ class AttentionPooling(_Layer):
     `a = softmax over positions of w tanh(V x_i)`.
 
     Args:
-        dim: Rows of `V`.
+        dim: Rows of `V`, 1 or more.
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If there are none.
 
     Reference:
         Ilse et al., 2018. https://arxiv.org/abs/1802.04712
@@ -258,7 +287,14 @@ class AttentionPooling(_Layer):
         self.score = self.add_weight(shape=(self.dim, 1), initializer="zeros", name="score")
 
     def attend(self, features):
-        """Returns the weight of each position, `(batch, height, width)`, of sum 1 an image."""
+        """Says how much each position weighs in the mean.
+
+        Args:
+            features: `(batch, height, width, channels)`, what the layer takes.
+
+        Returns:
+            `(batch, height, width)`, from 0 to 1, of sum 1 an image.
+        """
         scores = ops.matmul(ops.tanh(ops.matmul(features, self.hidden)), self.score)[..., 0]
         shape = ops.shape(scores)
         return ops.reshape(ops.softmax(ops.reshape(scores, (shape[0], -1))), shape)
@@ -271,12 +307,15 @@ class AttentionPooling(_Layer):
 class GeneralizedMean(_Layer):
     """The generalized mean of each channel of a feature map (GeM).
 
-    Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `mean(max(x, 1e-6) **
-    p) ** (1 / p)`. 1 is the average, infinity the maximum; `p` is learnt.
+    Takes `(batch, height, width, channels)` and gives `(batch, channels)`:
+    `mean(max(x, 1e-6) ** p) ** (1 / p)`. 1 is the average, infinity the maximum; `p` is learnt.
 
     Args:
         p: Exponent before training, 1 or more.
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If it is below 1.
 
     Reference:
         Radenovic et al., 2018. https://arxiv.org/abs/1711.02512
@@ -299,12 +338,16 @@ class GeneralizedMean(_Layer):
 class BackbonePreprocessing(_Layer):
     """Makes of RGB images in [0, 1] what a backbone of `keras.applications` was trained on.
 
-    It is that backbone's own `preprocess_input`, on images in [0, 255]; "squeezenet" has that of
-    VGG16. Computes in float32, under any dtype policy.
+    Takes `(batch, height, width, 3)` and gives the same shape, in the units of that backbone's own
+    `preprocess_input`, which gets images in [0, 255]; "squeezenet" has that of VGG16. Computes in
+    float32, under any dtype policy.
 
     Args:
         backbone: Its name in lower case, such as "resnet50".
         **kwargs: As for `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If there is no such backbone.
     """
 
     def __init__(self, backbone: str, **kwargs):
@@ -314,9 +357,12 @@ class BackbonePreprocessing(_Layer):
 
     @staticmethod
     def find(name: str, argument: str = "backbone"):
-        """Returns the function of `keras.applications` that builds the backbone of that name.
+        """Returns the function of `keras.applications` that builds the backbone called `name`.
 
-        That of VGG16 for "squeezenet", which Keras has not. Raises in the name of `argument`.
+        That of VGG16 for "squeezenet", which Keras has not.
+
+        Raises:
+            ArgumentError: In the name of `argument`, if there is no such backbone.
         """
         builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
         builders["squeezenet"] = "VGG16"

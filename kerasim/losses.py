@@ -1,5 +1,10 @@
 """Losses on pairs, triplets and labelled batches.
 
+Three kinds, by what is known of the images. Pairs marked like or unlike: `ContrastiveLoss`, on the
+distance that `models.siamese` gives. Classes: most others, on embeddings and labels of a plain
+embedder. Like pairs alone, without classes: `CosineTripletLoss` and `PairSoftmaxLoss`, for which
+the other pairs of the batch are the unlike ones.
+
 Losses on labelled batches compare all images of a batch with one another: `y_true` holds the
 labels, integers below 2**24 (Keras hands them on as float32), `(batch,)` or `(batch, 1)`; `y_pred`
 the embeddings, `(batch, dim)`. The loss is one number for the batch: weights of single images mean
@@ -28,7 +33,7 @@ class _BatchLoss(Configured, keras.Loss):
         return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(_count(kept), 1.0)
 
     def count_valid(self, y_true, y_pred):
-        """Returns how many anchors, pairs or triplets count in a batch."""
+        """Returns how many anchors, pairs or triplets of `y_true` and `y_pred` count, a tensor."""
         return _count(self._costs(y_true, y_pred)[1])
 
 
@@ -41,11 +46,14 @@ class ContrastiveLoss(Configured, keras.Loss):
     `d`, `(batch, 1)`, such as `models.siamese` gives. The paper halves both terms.
 
     Args:
-        margin: Distance past which an unlike pair costs nothing, in the units of the embedding:
-            two unit vectors lie at most 2 apart.
+        margin: Distance past which an unlike pair costs nothing, 0 or more, in the units of the
+            embedding: two unit vectors lie at most 2 apart.
         squared_margin: True for `same d**2 + (1 - same) max(margin**2 - d**2, 0)`, which pushes
             far unlike pairs harder and near ones less.
-        **kwargs: As for `keras.Loss`.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the margin is negative.
 
     Reference:
         Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
@@ -96,15 +104,19 @@ class TripletLoss(_TripletLoss):
     """Wants each image nearer to its own class than to others, by a margin.
 
     Mean of `max(d_ap - d_an + margin, 0)` over triplets of an anchor, a positive of its label and
-    a negative of another. Memory grows with the cube of the batch: 67 MB an array at 256 images.
+    a negative of another. Takes labels `(batch,)` and embeddings `(batch, dim)`. Memory grows with
+    the cube of the batch: 67 MB an array at 256 images.
 
     Args:
-        margin: In the units of the distance.
+        margin: In the units of the distance; 0 or more, above 0 for "semi_hard".
         distance: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity); only the
             last scales the embeddings to unit length.
         mining: "all" valid triplets, those that cost nothing included; "semi_hard":
             `d_ap < d_an < d_ap + margin`; "hard": `d_an <= d_ap`. The mean is over those kept.
-        **kwargs: As for `keras.Loss`.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the margin is out of range, or distance or mining are not known.
 
     Reference:
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
@@ -140,9 +152,12 @@ class CosineTripletLoss(_TripletLoss):
     one. `y_pred` is `(batch, 2, dim)`, from `models.siamese(embedder, distance=None)`.
 
     Args:
-        margin: In units of the cosine.
+        margin: In units of the cosine, of which 2 is the most; 0 or more, above 0 for "semi_hard".
         mining: As for `TripletLoss`.
-        **kwargs: As for `keras.Loss`.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the margin is out of range, or the mining is not known.
 
     Reference:
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
@@ -177,12 +192,15 @@ class PairSoftmaxLoss(_SoftmaxLoss):
     `y_true` and `y_pred` are those of `CosineTripletLoss`.
 
     Args:
-        temperature: The lower, the more the hardest negatives count.
-        **kwargs: As for `keras.Loss`.
+        temperature: Above 0; the lower, the more the hardest negatives count.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the temperature is not above 0.
 
     Reference:
-        Sohn, 2016 (the N-pair loss); with temperature and cosine: Chen et al., 2020.
-        https://arxiv.org/abs/2002.05709
+        Sohn, 2016, Improved deep metric learning with multi-class N-pair loss objective; with
+        temperature and cosine: Chen et al., 2020. https://arxiv.org/abs/2002.05709
     """
 
     def __init__(self, temperature: float = 0.1, name="pair_softmax_loss", **kwargs):
@@ -196,7 +214,7 @@ class PairSoftmaxLoss(_SoftmaxLoss):
         return ops.mean(total - ops.diagonal(logits))
 
     def count_valid(self, y_true, y_pred):
-        """Returns the number of pairs and negatives that count in a batch."""
+        """Returns how many negatives of all pairs of `y_true` and `y_pred` count, a tensor."""
         return _count(_other_groups(y_true, y_pred))
 
 
@@ -206,11 +224,15 @@ class AngularLoss(_BatchLoss):
 
     With embeddings scaled to unit length, mean over ordered pairs (a, p) of one label of
     `log(1 + sum over n of exp(4 tan(angle)**2 (a + p) n - 2 (1 + tan(angle)**2) a p))`, n of
-    other labels. Memory grows with the cube of the batch, as for `TripletLoss`.
+    other labels. Takes labels `(batch,)` and embeddings `(batch, dim)`. Memory grows with the cube
+    of the batch, as for `TripletLoss`.
 
     Args:
-        angle: In degrees, above 0 and below 90.
-        **kwargs: As for `keras.Loss`.
+        angle: In degrees, from 0.001 to 89.9.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the angle is out of range.
 
     Reference:
         Wang et al., 2017. https://arxiv.org/abs/1708.01682
@@ -236,13 +258,17 @@ class MultiSimilarityLoss(_BatchLoss):
 
     With s the cosine, mean over all anchors of
     `log(1 + sum over positives of exp(-alpha (s - base))) / alpha +
-    log(1 + sum over negatives of exp(beta (s - base))) / beta`. Nothing is mined.
+    log(1 + sum over negatives of exp(beta (s - base))) / beta`. Nothing is mined. Takes labels
+    `(batch,)` and embeddings `(batch, dim)`.
 
     Args:
-        alpha: Sharpness on positives.
-        beta: Sharpness on negatives.
-        base: Cosine that positives should exceed, and negatives not.
-        **kwargs: As for `keras.Loss`.
+        alpha: Sharpness on positives; above 0.
+        beta: Sharpness on negatives; above 0.
+        base: Cosine that positives should exceed, and negatives not; -1 to 1.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If any of them is out of range.
 
     Reference:
         Wang et al., 2019. https://arxiv.org/abs/1904.06627
@@ -274,11 +300,15 @@ class SupConLoss(_SoftmaxLoss):
     """Supervised contrastive loss: all positives of an anchor against all other images.
 
     With `e(i, j) = exp(cos(i, j) / temperature)`, mean over anchors i that have a positive of the
-    mean over their positives p of `-log(e(i, p) / sum over j != i of e(i, j))`.
+    mean over their positives p of `-log(e(i, p) / sum over j != i of e(i, j))`. Takes labels
+    `(batch,)` and embeddings `(batch, dim)`.
 
     Args:
-        temperature: The lower, the more the hardest negatives count.
-        **kwargs: As for `keras.Loss`.
+        temperature: Above 0; the lower, the more the hardest negatives count.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the temperature is not above 0.
 
     Reference:
         Khosla et al., 2020, `L_out`. https://arxiv.org/abs/2004.11362
@@ -301,11 +331,15 @@ class NTXentLoss(_SoftmaxLoss):
     """Each positive alone against the negatives of its anchor.
 
     With `e(i, j) = exp(cos(i, j) / temperature)`, mean over ordered pairs (i, p) of one label of
-    `-log(e(i, p) / (e(i, p) + sum over negatives n of e(i, n)))`.
+    `-log(e(i, p) / (e(i, p) + sum over negatives n of e(i, n)))`. Takes labels `(batch,)` and
+    embeddings `(batch, dim)`.
 
     Args:
-        temperature: The lower, the more the hardest negatives count.
-        **kwargs: As for `keras.Loss`.
+        temperature: Above 0; the lower, the more the hardest negatives count.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If the temperature is not above 0.
 
     Reference:
         Chen et al., 2020. https://arxiv.org/abs/2002.05709
@@ -334,9 +368,12 @@ class ArcFaceLoss(Configured, keras.Loss):
     which `training.fit` stops.
 
     Args:
-        margin: In radians.
-        scale: What cosines are multiplied by.
-        **kwargs: As for `keras.Loss`.
+        margin: In radians, 0 to pi / 2.
+        scale: What cosines are multiplied by; above 0.
+        name, **kwargs: As for `keras.Loss`.
+
+    Raises:
+        ArgumentError: If margin or scale are out of range.
 
     Reference:
         Deng et al., 2019. https://arxiv.org/abs/1801.07698
@@ -370,7 +407,10 @@ class EmptyBatches(keras.metrics.Sum):
 
     Args:
         loss: A loss of this module that compares the images of a batch.
-        **kwargs: As for `keras.Metric`.
+        name, **kwargs: As for `keras.Metric`.
+
+    Raises:
+        ArgumentTypeError: If the loss looks at each image or pair alone.
     """
 
     def __init__(self, loss, name="empty_batches", **kwargs):

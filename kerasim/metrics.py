@@ -1,4 +1,11 @@
-"""NumPy in, numbers out."""
+"""NumPy in, numbers out: how good images, embeddings and distances are.
+
+`retrieval` asks whether the nearest vectors share a label, `verification` whether distances tell
+like pairs from unlike ones, `candidate_accuracy` whether the right one of a few is found; `psnr`,
+`ssim` and `frechet_distance` compare images, or what a network makes of them. A score on few
+images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` say how much. Large sets are
+worked on a block at a time, so that memory does not grow with the number of pairs.
+"""
 
 import dataclasses
 import functools
@@ -21,10 +28,13 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
     Args:
         images: `(n, height, width, channels)`, float.
         reference: What they should be; the same shape.
-        data_range: The largest value less the smallest possible.
+        data_range: The largest value less the smallest possible; above 0.
 
     Returns:
         `(n,)` float64.
+
+    Raises:
+        ArgumentError: If shapes differ, or the images are not float.
     """
     images, reference = _check_both(images, reference, data_range)
     errors = [
@@ -43,13 +53,13 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
     Args:
         images: `(n, height, width, channels)`, float, 11 x 11 pixels or more.
         reference: What they should be; the same shape.
-        data_range: The largest value less the smallest possible.
+        data_range: The largest value less the smallest possible; above 0.
 
     Returns:
-        `(n,)` float64.
+        `(n,)` float64, from -1 to 1.
 
     Raises:
-        ArgumentError: If shapes differ, or an image is smaller than the window.
+        ArgumentError: If shapes differ, the images are not float, or smaller than the window.
 
     Reference:
         Wang et al., 2004. https://doi.org/10.1109/TIP.2003.819861
@@ -137,7 +147,7 @@ def retrieval(
 
     Args:
         queries: `(n, dim)` vectors.
-        query_labels: `(n,)`.
+        query_labels: `(n,)` integers or strings.
         gallery: `(m, dim)` vectors to search; None for the queries themselves, each left out of
             its own answer.
         gallery_labels: `(m,)`.
@@ -224,7 +234,7 @@ def retrieval(
 
 
 def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """Returns the 95 % interval of the mean of `values` by the percentile bootstrap.
+    """Finds the 95 % interval of the mean of `values` by the percentile bootstrap.
 
     For two systems on the same queries, pass the differences of their scores: if the interval
     holds no 0, they differ.
@@ -232,7 +242,13 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     Args:
         values: `(n,)`; NaN are left out.
         seed: The same seed draws the same resamples.
-        resamples: Number of them.
+        resamples: Number of them, 1 or more.
+
+    Returns:
+        `(low, high)`, in the units of the values.
+
+    Raises:
+        ArgumentError: If there are fewer than two values, or they are no row.
 
     Reference:
         Efron & Tibshirani, 1993, An Introduction to the Bootstrap, chapter 13.
@@ -311,7 +327,17 @@ class Verification:
     unlike: np.ndarray
 
     def threshold(self, far: float) -> float:
-        """Returns the largest threshold that accepts a share of `far` of unlike pairs or less."""
+        """Finds the largest threshold that accepts a share of `far` of unlike pairs or less.
+
+        Args:
+            far: Share of unlike pairs that may be accepted, 0 to 1.
+
+        Returns:
+            The threshold, a distance.
+
+        Raises:
+            ArgumentError: If `far` is out of range.
+        """
         # 0.29 * 100 is a little less than 29.
         allowed = int(checks.number("far", far, 0, 1) * len(self.unlike) + 1e-6)
         if allowed == len(self.unlike):
@@ -319,11 +345,17 @@ class Verification:
         return float(np.nextafter(self.unlike[allowed], -np.inf))
 
     def at(self, threshold: float) -> dict:
-        """Returns the rates at a threshold, such as one fitted on other pairs.
+        """Counts what a threshold accepts and rejects.
+
+        Args:
+            threshold: Largest distance that is accepted, such as one fitted on other pairs.
 
         Returns:
-            "far", unlike pairs accepted; "frr", like pairs rejected; "accuracy", with half of the
-            weight on like pairs whatever their number.
+            "far", share of unlike pairs accepted; "frr", share of like pairs rejected;
+            "accuracy", with half of the weight on like pairs whatever their number.
+
+        Raises:
+            ArgumentError: If the threshold is not finite.
         """
         checks.number("threshold", threshold)
         far = float(_accepted(self.unlike, threshold))
@@ -378,6 +410,9 @@ def verification(distances, same) -> Verification:
     Args:
         distances: `(n,)` or `(n, 1)`, greater for less like pairs, as from `pair_distances`.
         same: As many: 1 or True for a like pair, else 0.
+
+    Returns:
+        `Verification`: rates at each threshold, `auc`, `eer`, and methods that fit a threshold.
 
     Raises:
         ArgumentError: If there are no like or no unlike pairs, or distances are not finite.
@@ -434,10 +469,10 @@ def all_pairs(
 
     Args:
         embeddings: `(n, dim)` vectors, two or more.
-        labels: `(n,)`.
+        labels: `(n,)` integers or strings.
         metric: "euclidean", "manhattan" or "cosine".
         seed: The same seed draws the same resamples.
-        resamples: Number of them.
+        resamples: Number of them, 1 or more.
 
     Returns:
         "auc" and "eer", see `verification`; "auc_interval" and "eer_interval", `(low, high)`, by
@@ -501,7 +536,8 @@ class Candidates:
 
     Attributes:
         accuracy: Share of queries whose own candidate is among the `k` nearest.
-        low, high: Its 95 % interval, by Wilson's score.
+        low: Lower end of its 95 % interval, by Wilson's score.
+        high: Upper end.
         ranks: `(n,)` int64: place of the own candidate, from 1 on; a tie counts as lost.
     """
 
@@ -519,8 +555,11 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
         right: `(n, dim)` embeddings; `right[i]` belongs to `left[i]`.
         pools: `(n, c)` positions in `right`, as `data.candidate_pools` draws them; row `i` holds
             `i` once.
-        k: How many of the nearest count.
+        k: How many of the nearest count, 1 to `c`.
         metric: "euclidean", "manhattan" or "cosine".
+
+    Returns:
+        `Candidates`: `accuracy`, its interval `low` to `high`, and `ranks`.
 
     Raises:
         ArgumentError: If the shapes do not fit, or a pool does not hold its own candidate.

@@ -1,4 +1,11 @@
-"""Nearest neighbours, exact or by graph: fast libraries propose, float64 decides."""
+"""Nearest neighbours, exact or by graph: fast libraries propose, float64 decides.
+
+Search libraries are fast because they compute in float32, in which near vectors far from the origin
+can change places, and their answer may depend on how many queries come at once. So they propose a
+few more candidates than were asked for; the distances of these are computed again in float64, and a
+bound on the rounding of float32 proves that no other vector is nearer, or more are asked for.
+Equal distances are ordered by position. A graph is not proven: `recall_` says how much it finds.
+"""
 
 import numpy as np
 
@@ -24,15 +31,20 @@ class NeighborIndex:
         kind: "exact", or "hnsw" for a graph (Malkov & Yashunin, 2020.
             https://arxiv.org/abs/1603.09320), which finds most of the nearest in a small part of
             the time; what it returns has true distances, too.
-        m: Links of each vector in the graph; more need memory and find more.
-        ef_construction: Candidates held while the graph is built.
-        ef_search: Candidates held in a query.
+        m: Links of each vector in the graph, 2 or more; more need memory and find more.
+        ef_construction: Candidates held while the graph is built, 1 or more.
+        ef_search: Candidates held in a query, 1 or more.
 
     Attributes:
         recall_: Of the graph, measured as it was built: share of the ten nearest that it finds,
             over 1,000 of its own vectors or fewer, drawn with seed 0. 1.0 if exact. Each of them
             finds itself, so that vectors not in the graph have less: of a million without any
             structure (iid normal, 64 numbers, ef_search=512) 0.905 where this says 0.940.
+        embeddings: `(n, dim)`, the vectors that were given.
+        fingerprint: That of the embedder which made them, if it was saved with one.
+
+    Raises:
+        ArgumentError: If a setting is out of range or not known.
     """
 
     def __init__(
@@ -56,6 +68,9 @@ class NeighborIndex:
 
         Args:
             embeddings: `(n, dim)`, one row or more, of any real dtype; kept as they are.
+
+        Returns:
+            Itself.
 
         Raises:
             ArgumentError: On NaN, infinity or, under "cosine", zero vectors, with their rows.
@@ -105,6 +120,12 @@ class NeighborIndex:
 
         Args:
             embeddings: `(n, dim)`, as for `fit`.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ArgumentError: As `fit`, or if they are of another width.
         """
         if not len(self):
             return self.fit(embeddings)
@@ -163,7 +184,7 @@ class NeighborIndex:
 
         Args:
             x: `(n, dim)` vectors of the same model.
-            labels: One for each vector in the index.
+            labels: Integers or strings, one for each vector in the index.
             threshold: Largest distance at which a row is accepted, such as
                 `metrics.verification(...).threshold(far=0.01)` on pairs of other classes.
             unknown: Label of the rows that are not accepted; of the kind of `labels`.
@@ -199,6 +220,10 @@ class NeighborIndex:
         Args:
             path: Folder.
             embedder: The model that made the vectors: `load` can then refuse any other.
+
+        Raises:
+            ArgumentError: If the index is empty.
+            ArtifactError: If the folder holds something else, or cannot be written.
         """
         if not hasattr(self, "embeddings"):
             raise ArgumentError("The index is empty: call fit(embeddings) before save.")
@@ -215,7 +240,7 @@ class NeighborIndex:
         return {"settings": self.settings(), "recall": self.recall_, "first": self._first}
 
     def fill(self, folder) -> None:
-        """Puts the files of the index into an empty folder, for `artifacts.write`."""
+        """Puts the files of the index into `folder`, an empty one, for `artifacts.write`."""
         np.save(folder / "embeddings.npy", self.embeddings, allow_pickle=False)
         if self.kind == "hnsw":
             import faiss
@@ -230,6 +255,9 @@ class NeighborIndex:
             path: Folder.
             embedder: If given, the model that will embed the queries.
 
+        Returns:
+            The index, which answers as it did.
+
         Raises:
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
         """
@@ -241,7 +269,16 @@ class NeighborIndex:
 
     @classmethod
     def of(cls, folder, info, manifest) -> "NeighborIndex":
-        """Makes an index of files that `fill` wrote, once `artifacts.read` has checked them."""
+        """Makes an index of files that `fill` wrote, once `artifacts.read` has checked them.
+
+        Args:
+            folder: Where they are.
+            info: What `info` gave.
+            manifest: `artifacts.Manifest` of the folder.
+
+        Raises:
+            ArgumentError: If the vectors are not finite.
+        """
         index, graph = cls(**info["settings"]), None
         if index.kind == "hnsw":
             import faiss

@@ -1,4 +1,10 @@
-"""Figures: an optional `ax` in, the `ax` or figure out. Drawn with matplotlib."""
+"""Figures: an optional `ax` in, the `ax` or figure out. Drawn with matplotlib.
+
+Each function draws one thing and returns what it drew on, for the caller to change or save; none
+shows or closes anything. Colours are told apart by colour-blind readers, and do not stand alone
+where kinds are compared: classes differ in their marker, too, neighbours in the line of their
+frame, like and unlike pairs in hatching.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +34,9 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: If there are no keys, or no such columns.
     """
     checks.like("frame", frame, "keys", "a table, as training.fit returns it")
     keys = [str(key) for key in checks.listed("keys", keys)]
@@ -59,11 +68,14 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
     Args:
         images: `(n, height, width, channels)` in [0, 1] or uint8.
         titles: `n` strings, or None.
-        columns: Images per row.
+        columns: Images per row, 1 or more.
         size: Inches across an image.
 
     Returns:
         The figure.
+
+    Raises:
+        ArgumentError: If there are no images, or not a title for each.
     """
     images = _check_some("images", images)
     if titles is not None:
@@ -91,6 +103,9 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
 
     Returns:
         The figure.
+
+    Raises:
+        ArgumentError: If the rows are of several shapes, or there is not a name for each.
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
     labels = checks.listed("labels", labels)
@@ -111,8 +126,14 @@ def denoising(noisy, denoised, clean, psnr=None):
     """Draws rows of noisy, denoised and clean images.
 
     Args:
-        noisy, denoised, clean: `(n, height, width, channels)` each.
-        psnr: `(noisy, denoised)` in dB, for the labels.
+        noisy, denoised, clean: `(n, height, width, channels)` each, in [0, 1] or uint8.
+        psnr: `(noisy, denoised)` in dB, for the labels; None for none.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ArgumentError: If the rows are of several shapes, or `psnr` is not two numbers.
     """
     names = ["noisy", "denoised"]
     if psnr is not None:
@@ -127,12 +148,15 @@ def latent_distribution(codes, ax=None, title: str = ""):
     """Draws the distribution of each latent number as a violin with its quartiles.
 
     Args:
-        codes: `(n, dim)`.
+        codes: `(n, dim)`, two rows or more.
         ax: Axes to draw on; None for new ones.
         title: Title.
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: If there are fewer rows, or they are not finite.
     """
     codes = checks.vectors("codes", codes, rows=2)
     ax = _axes(ax, (7, 3))
@@ -154,13 +178,17 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     """Draws how the distances of like and of unlike pairs are distributed, each to area 1.
 
     Args:
-        distances: `(n,)` or `(n, 1)`.
+        distances: `(n,)` or `(n, 1)`, two or more.
         same: As many: 1 or True for a like pair, else 0.
-        threshold: Where to draw a line, such as the greatest distance that is accepted.
+        threshold: Where to draw a line, such as the greatest distance that is accepted; None for
+            no line.
         ax: Axes to draw on; None for new ones.
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: If there are fewer, they are not finite, or `same` is of another length.
     """
     distances = checks.real("distances", distances).reshape(-1, 1)
     distances = checks.vectors("distances", distances, rows=2)[:, 0]
@@ -237,6 +265,9 @@ def latent_map(
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: If images or labels are not one for each point, or a label has no name.
     """
     coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
     if images is not None:
@@ -307,10 +338,13 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
         distances: `(n, k)`, written above each, or None.
         labels: `(n, k)` of the neighbours; with `query_labels`, a neighbour of another class is
             framed dashed.
-        query_labels: `(n,)`.
+        query_labels: `(n,)`, or None.
 
     Returns:
         The figure.
+
+    Raises:
+        ArgumentError: If the shapes do not fit one another.
     """
     queries, found = _check_some("queries", queries), checks.array("found", found)
     if found.ndim != 5 or len(found) != len(queries) or not found.size:
@@ -353,6 +387,9 @@ def network(model, ax=None):
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentError: If it is not built, or leaves the size of the images open.
     """
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
         raise ArgumentError(

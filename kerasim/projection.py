@@ -1,4 +1,9 @@
-"""Seeded UMAP maps that can be kept, and that place a new point the same way every time."""
+"""Seeded UMAP maps that can be kept, and that place a new point the same way every time.
+
+A map shows which vectors lie together, not how far apart they are. UMAP draws it; a new point is
+placed by way of an index of the fitted vectors, so that what is kept is two arrays, and no pickle
+of UMAP's own. `trustworthiness_` says how far the map is to be believed.
+"""
 
 import warnings
 
@@ -29,6 +34,9 @@ class Projection:
         trustworthiness_: How far neighbours on the map are neighbours in truth, 0 to 1
             (Venna & Kaski, 2001), over 5 neighbours among at most 2,000 rows drawn with the
             seed; NaN for fewer than 12 rows.
+
+    Raises:
+        ArgumentError: If a setting is out of range.
 
     Reference:
         McInnes et al., 2018. https://arxiv.org/abs/1802.03426
@@ -86,6 +94,9 @@ class Projection:
 
         Returns:
             `(n, 2)` float32.
+
+        Raises:
+            ArgumentError: If nothing was fitted, or vectors are of another width or not finite.
         """
         if not hasattr(self, "_index"):
             raise ArgumentError("The projection is not fitted: call fit_transform(x) first.")
@@ -97,7 +108,15 @@ class Projection:
         return np.einsum("nk,nkd->nd", weights, self.coordinates_[indices]).astype("float32")
 
     def save(self, path) -> None:
-        """Writes the fitted projection to a folder, whole or not at all, without pickle."""
+        """Writes the fitted projection to a folder, whole or not at all, without pickle.
+
+        Args:
+            path: The folder; an earlier projection there is replaced.
+
+        Raises:
+            ArgumentError: If nothing was fitted.
+            ArtifactError: If the folder holds something else, or cannot be written.
+        """
         if not hasattr(self, "_index"):
             raise ArgumentError("The projection is not fitted: call fit_transform(x) before save.")
         settings = {name: getattr(self, name) for name in ("n_neighbors", "min_dist", "seed")}
@@ -110,7 +129,17 @@ class Projection:
 
     @classmethod
     def load(cls, path) -> "Projection":
-        """Reads a projection that `save` wrote; it places points as before."""
+        """Reads a projection that `save` wrote.
+
+        Args:
+            path: The folder.
+
+        Returns:
+            The projection, which places points as before.
+
+        Raises:
+            ArtifactError: If the folder is missing or damaged, or holds something else.
+        """
 
         def load(folder, manifest):
             arrays = artifacts.read_arrays(folder / "arrays.npz", ("x", "coordinates"))

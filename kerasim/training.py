@@ -1,4 +1,11 @@
-"""Fits what it is handed: progress, history, and a resume that is exact."""
+"""Fits what it is handed: progress, history, and a resume that is exact.
+
+`fit` is Keras' own `model.fit` with one more callback, which saves after each epoch all that the
+next one depends on: weights, optimizer, generators of random numbers, the numbers of the other
+callbacks. What batches draw depends on the epoch alone, which `fit` sets. So a run that was killed
+and started again goes through the same numbers as one that was not. Before it goes on, it compares
+data, network, loss and settings with those of the saved run, and refuses to mix two.
+"""
 
 import contextlib
 import functools
@@ -43,7 +50,7 @@ def fit(
         model: Compiled `keras.Model`. It ends with the weights of the last epoch.
         batches: `keras.utils.PyDataset`. Its `epoch` is set before each epoch, so that what it
             draws can depend on it.
-        epochs: Epochs in all, those of earlier calls included.
+        epochs: Epochs in all, 1 or more, those of earlier calls included.
         run_dir: Folder of the run: `state` (an artefact), `best` (with `validation`: the
             weights of the epoch of least `val_loss`) and `history.csv`.
         validation: `keras.utils.PyDataset`, or None.
@@ -57,7 +64,8 @@ def fit(
 
     Raises:
         ArgumentError: If `run_dir` holds a run of other data, batches or settings; the message
-            lists the differences.
+            lists the differences. If the model is not compiled, or a callback cannot be resumed.
+        ArgumentTypeError: If model or batches are something else.
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
@@ -188,12 +196,16 @@ class RetrievalCallback(keras.callbacks.Callback):
     Args:
         embedder: Model from images to vectors, part of the one that is trained.
         images: Held-out images `(n, height, width, channels)`, two or more, each a query.
-        labels: `(n,)`.
+        labels: `(n,)` integers or strings.
         gallery: Images to search, such as training ones; None for the other held-out ones.
         gallery_labels: Their labels.
         metric: "euclidean", "manhattan" or "cosine".
-        k: Of the precision.
+        k: Of the precision, 1 or more.
         prefix: Of the names in the log, for several callbacks in one run.
+
+    Raises:
+        ArgumentError: If there are fewer than two images, or the embedder gives no vectors.
+        ArgumentTypeError: If the embedder is no model of one input.
     """
 
     def __init__(

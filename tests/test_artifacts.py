@@ -1,3 +1,5 @@
+import ctypes
+import errno
 import json
 import os
 import random
@@ -9,6 +11,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -606,6 +609,29 @@ def test_the_old_stays_when_a_rename_of_the_swap_fails(saved, monkeypatch, turn)
     assert contents(saved.parent) == before
 
 
+@pytest.mark.parametrize("code", [None, errno.EINVAL])
+def test_a_system_that_cannot_exchange_two_names_renames_twice(saved, monkeypatch, code):
+    def renameat2(*_):
+        ctypes.set_errno(code)
+        return -1
+
+    library = SimpleNamespace(**{} if code is None else {"renameat2": renameat2})
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+    save(saved, 2.0)
+    assert read(saved) == 2.0 and os.listdir(saved.parent) == ["saved"]
+
+
+def test_what_the_system_says_of_a_failed_exchange_is_passed_on(saved, monkeypatch):
+    def renameat2(*_):
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(renameat2=renameat2))
+    with pytest.raises(ArtifactError, match=f"{saved}.*Input/output error.*unchanged"):
+        save(saved, 2.0)
+    assert read(saved) == 1.0
+
+
 @pytest.mark.fault(23)
 def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
     def refuse(one, other):
@@ -696,6 +722,7 @@ def test_strays_of_dead_processes_are_swept_by_the_next_save_and_others_kept(sav
         f".saved.elsewhere.{dead.pid}.0123abcd.tmp": True,  # whose processes we cannot see
         f".other.{host}.{dead.pid}.0123abcd.tmp": True,
         f".saved.{host}.{dead.pid}.tmp": True,  # not our form
+        f".saved.{host}.{10**30}.0123abcd.tmp": True,  # no process has such a number
     }
     for name in names:
         (saved.parent / name).mkdir()

@@ -105,10 +105,13 @@ def lambda_model(path):
         (("embed", "pictures", "gallery", "--embedder", "lambda.keras"), "not run for safety"),
         (("embed", "pictures", "gallery", "--embedder", "vgg15"), "vgg15"),
         (("export", "model.keras", "model.keras/x"), "model.keras/x"),
+        (("calibrate", "made", "pictures/dark"), "pictures/dark has no subfolders"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(place, run, arguments, message):
     lambda_model(place / "lambda.keras")
+    if "made" in arguments:
+        run("embed", "pictures", "made", "--embedder", "model.keras")
     code, said, errors = run(*arguments)
     assert code == 2 and said == ""
     assert errors.startswith("kerasim: error: ") and errors.count("\n") == 1

@@ -375,6 +375,14 @@ def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
     assert [bool(reason) for reason in reasons] == [False, False, True, False]
 
 
+def test_of_damaged_files_alone_nothing_is_embedded(tmp_path):
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(b"no picture")
+    folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
+    vectors, reasons = data.embed_folder(EMBEDDER, folder)
+    assert vectors.shape == (2, 5) and np.isnan(vectors).all() and all(reasons)
+
+
 @pytest.mark.fault(56)
 def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_tensorflow(tmp_path):
     for n in range(4):

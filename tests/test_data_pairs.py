@@ -135,6 +135,17 @@ def test_a_class_folder_of_one_image_is_refused_by_its_label_and_name(tmp_path):
         data.PairBatches(folder, others)
 
 
+def test_a_folder_gives_the_pairs_of_its_images(tmp_path):
+    for n in range(8):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png", 30 * n)
+    folder = data.image_folder(tmp_path, 4)
+    (left, right), same = data.PairBatches(folder, folder.labels)[0]
+    (left_too, _), same_too = data.PairBatches(folder[:], folder.labels)[0]
+    np.testing.assert_array_equal(left, left_too)
+    np.testing.assert_array_equal(same, same_too)
+    assert left.shape == right.shape == (8, 4, 4, 3)
+
+
 @pytest.mark.fault(38)
 def test_labels_of_another_length_are_refused_with_both(drawn):
     with pytest.raises(ArgumentError, match=r"labels has shape \(9,\), there are 10 images"):

@@ -10,6 +10,7 @@ import pytest
 
 from kerasim import data
 from kerasim.devices import Devices
+from kerasim.errors import ArgumentError
 
 CHILD = Path(__file__).with_name("distributed_child.py")
 
@@ -155,6 +156,19 @@ def test_one_device_takes_the_batches_as_they_are_and_writes():
     batches = data.ImageBatches(np.zeros((4, 1, 1, 1), "float32"))
     assert devices().part(batches) is batches
     assert devices().writes
+
+
+def test_processes_that_differ_are_refused(monkeypatch):
+    pytest.importorskip("jax")
+    from jax.experimental import multihost_utils
+
+    def differ(values):
+        raise AssertionError(f"{len(values)} values differ")
+
+    monkeypatch.setattr(multihost_utils, "assert_equal", differ)
+    devices(1).agree([1.0])
+    with pytest.raises(ArgumentError, match="The processes differ in epoch or weights: give all"):
+        devices(2).agree([1.0])
 
 
 def test_a_model_without_weights_is_on_one_device():

@@ -2,6 +2,7 @@ import functools
 import os
 import sys
 import time
+from unittest import mock
 
 import keras
 import numpy as np
@@ -196,6 +197,27 @@ def test_an_embedder_that_no_worker_could_load_is_refused(cluster, folder):
         distribute.embed_folder(keras.Sequential([keras.Input((8, 8, 3)), *layers]), folder)
 
 
+def test_a_node_that_does_not_answer_is_named():
+    class RayError(Exception):
+        """As of `ray.exceptions`."""
+
+    def get(*_, **__):
+        raise RayError("gone")
+
+    ray = mock.MagicMock(get=get)
+    ray.exceptions.RayError = RayError
+    ray.nodes.return_value = [
+        {
+            "Alive": True,
+            "Resources": {"CPU": 1},
+            "NodeID": "0123456789",
+            "NodeManagerHostname": "far",
+        }
+    ]
+    with pytest.raises(ClusterError, match=r"Node far \(01234567\) does not answer: gone. Restart"):
+        distribute._probe(ray)
+
+
 def test_what_a_worker_refused_is_raised_as_it_was():
     exceptions = pytest.importorskip("ray.exceptions")
     refused = ArgumentError("the embedder's output holds NaN.\nFailed to apply UDF")
@@ -282,6 +304,17 @@ def test_a_cluster_that_loses_a_node_makes_the_local_gallery_to_the_bit(gallerie
 def test_damaged_files_are_listed_as_locally(galleries):
     (one, _), (other, _) = galleries
     assert other.skipped == one.skipped and "06.png" in other.skipped[0][0]
+
+
+def test_work_that_the_cluster_cannot_finish_is_an_error(cluster, embedder, folder, monkeypatch):
+    import ray
+
+    def breaks(dataset, **kwargs):
+        raise ray.exceptions.RayError("no workers left")
+
+    monkeypatch.setattr(ray.data.Dataset, "iter_batches", breaks)
+    with pytest.raises(ClusterError, match="could not finish the work .*no workers left"):
+        distribute.embed_folder(embedder, folder)
 
 
 def test_a_row_that_comes_twice_is_an_error(cluster, embedder, folder, monkeypatch):

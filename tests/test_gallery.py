@@ -9,7 +9,7 @@ import pytest
 from helpers import picture
 from PIL import Image
 
-from kerasim import data, layers
+from kerasim import artifacts, data, layers
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
@@ -352,6 +352,22 @@ def test_an_empty_gallery_is_saved(tmp_path):
     gallery.remove([0, 1, 2])
     gallery.save(tmp_path / "gallery")
     assert Gallery.load(tmp_path / "gallery").add(IMAGES[:1]).tolist() == [3]
+
+
+def test_an_empty_gallery_has_no_index():
+    with pytest.raises(ArgumentError, match="gallery is empty: call add"):
+        _ = Gallery(EMBEDDER).index
+
+
+def test_a_gallery_of_more_items_than_vectors_is_refused(tmp_path):
+    def fill(folder):
+        EMBEDDER.save(folder / "embedder.keras")
+        (folder / "items.csv").write_text('"id","file","label"\n0,"",""\n')
+
+    info = {"settings": {}, "index": None, "next": 1, "threshold": None, "pairs": None}
+    artifacts.write(tmp_path / "gallery", "gallery", fill, info)
+    with pytest.raises(ArtifactError, match="cannot be loaded as gallery: 0 vectors, 1 items"):
+        Gallery.load(tmp_path / "gallery")
 
 
 def test_a_gallery_goes_into_an_empty_folder_and_over_no_other(tmp_path):

@@ -193,6 +193,66 @@ def test_a_module_and_all_that_is_public_in_it_have_a_docstring(path):
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
+def public():
+    """Yields (name, syntax) of each function and class that users can name."""
+    for path in MODULES:
+        top, _, inner = name_of(path).partition(".")
+        tree = parse(path)
+        if inner:  # of a folder, what its `__init__` imports
+            known = {
+                name.rpartition(".")[2] for name, _ in imported(parse(path.parent / "__init__.py"))
+            }
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
+                if top not in ("", "cli") and (not inner or node.name in known):  # cli has commands
+                    yield f"{top}.{node.name}", node
+
+
+def methods(node):
+    """Returns the methods and properties of a class, by name, without private ones."""
+    inner = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+    inner = inner if isinstance(node, ast.ClassDef) else []
+    return {each.name: each for each in inner if not re.match("_[^_]", each.name)}
+
+
+PUBLIC = dict(public())
+# With the docstring that tells of the arguments; what Keras calls has it there.
+CALLABLE = {
+    name: (node, ast.get_docstring(node))
+    for name, node in PUBLIC.items()
+    if isinstance(node, ast.FunctionDef)
+} | {
+    f"{name}.{method}": (inner, docstring)
+    for name, node in PUBLIC.items()
+    for method, inner in methods(node).items()
+    if (docstring := ast.get_docstring(node if method == "__init__" else inner))
+}
+
+
+@pytest.mark.parametrize("name", CALLABLE)
+def test_a_docstring_names_each_argument(name):
+    node, docstring = CALLABLE[name]
+    section = re.search(r"^Args:\n((    .*\n?|\n)+)", docstring, re.M)
+    listed = re.findall(r"^    (\S[^:]*):", section[1] if section else "", re.M)
+    named = {each.strip("* ") for entry in listed for each in entry.split(",")}
+    taken = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
+    taken -= {"self", "cls"}
+    assert named <= taken
+    in_the_text = {each for each in taken if f"`{each}`" in docstring}
+    assert taken <= named | in_the_text or "Made by `" in docstring
+
+
+@pytest.mark.parametrize("name", CALLABLE)
+def test_a_docstring_names_each_error_that_is_raised(name):
+    node, docstring = CALLABLE[name]
+    calls = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    called = {ast.unparse(function) for function in calls}
+    raised = {each for each in called if hasattr(kerasim.errors, each)}
+    assert {each for each in raised if each not in docstring} == set()
+    if any(re.match(r"checks\.|(\w+\.)?check_", each) for each in called):
+        assert "Error" in docstring
+
+
 def lines_of_code(path):
     """Counts the lines that hold code: no blank lines, comments or docstrings."""
     tree, lines = parse(path), set()

@@ -1,3 +1,5 @@
+import hashlib
+
 import keras
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from kerasim import data, models
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import BackbonePreprocessing
+from kerasim.models import pretrained
 
 IMAGES = np.random.default_rng(0).random((3, 64, 64, 3), dtype="float32")
 
@@ -199,6 +202,19 @@ def test_squeezenet_says_which_file_goes_where_and_checks_its_hash(tmp_path, mon
         models.pretrained_embedder("squeezenet")
 
 
+def test_squeezenet_takes_the_published_file_from_the_data_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASIM_DATA_DIR", str(tmp_path))
+    built = models.pretrained_embedder("squeezenet", None).get_layer("backbone")
+    file = tmp_path / "ours.weights.h5"
+    built.save_weights(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(pretrained, "_SQUEEZENET", file.name)
+    monkeypatch.setattr(pretrained, "_SQUEEZENET_SHA256", digest)
+    loaded = models.pretrained_embedder("squeezenet").get_layer("backbone")
+    for ours, wanted in zip(loaded.get_weights(), built.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, wanted)
+
+
 @pytest.mark.fault(48)
 def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -219,6 +235,17 @@ def test_a_download_that_keras_finds_damaged_is_said_with_its_folder(monkeypatch
     build.__module__ = keras.applications.VGG16.__module__
     monkeypatch.setattr(keras.applications, "VGG16", build)
     with pytest.raises(ArtifactError, match="remove its file from /somewhere/models, or pass"):
+        models.pretrained_embedder("vgg16")
+
+
+def test_an_error_of_another_kind_while_weights_are_fetched_is_passed_on(monkeypatch):
+    def build(**settings):
+        if settings["weights"]:
+            raise MemoryError("no room")
+
+    build.__module__ = keras.applications.VGG16.__module__
+    monkeypatch.setattr(keras.applications, "VGG16", build)
+    with pytest.raises(MemoryError, match="no room"):
         models.pretrained_embedder("vgg16")
 
 

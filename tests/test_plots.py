@@ -184,6 +184,11 @@ def test_distances_of_like_and_unlike_pairs_are_drawn_apart_with_the_threshold()
     assert like[:, 1].max() == pytest.approx(heights.max())
 
 
+def test_like_pairs_alone_are_drawn_alone():
+    ax = plots.distance_distribution([0.1, 0.2, 0.4], [1, 1, 1])
+    assert [text.get_text() for text in ax.get_legend().texts] == ["like (3 pairs)"]
+
+
 def test_curves_of_several_models_share_axes_and_name_their_figures():
     found = metrics.verification(*pairs())
     ax = plots.roc(found, label="first")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
 
-from kerasim import artifacts
+from kerasim import artifacts, projection
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.projection import Projection
 
@@ -88,6 +88,15 @@ def test_neighbours_on_the_map_are_neighbours_in_truth(fitted, vectors):
 def test_trustworthiness_is_scikit_learns(fitted, vectors):
     expected = trustworthiness(vectors, fitted.coordinates_, n_neighbors=5)
     assert fitted.trustworthiness_ == pytest.approx(expected, abs=1e-12)
+
+
+def test_of_many_rows_the_trustworthiness_is_that_of_some_drawn_with_the_seed(
+    vectors, fitted, monkeypatch
+):
+    monkeypatch.setattr(projection, "_TRUST_ROWS", 20)
+    rows = np.random.default_rng(fitted.seed).choice(len(vectors), 20, replace=False)
+    expected = trustworthiness(vectors[rows], fitted.coordinates_[rows], n_neighbors=5)
+    assert fitted._trustworthiness(vectors) == pytest.approx(expected, abs=1e-12)
 
 
 def test_clusters_stay_apart_on_the_map(fitted):

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import picture
+from PIL import Image
 
 from kerasim import artifacts, data, metrics, training
 from kerasim.data import ImageBatches
@@ -953,6 +954,41 @@ def test_a_callback_needs_an_embedder_and_two_images():
         training.RetrievalCallback(callback.embedder, images[:1], labels[:1])
     with pytest.raises(ArgumentTypeError, match="embedder must be a keras.Model"):
         training.RetrievalCallback(None, images, labels)
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_of_a_folder_there_are_no_figures_of_pixels(tmp_path):
+    images, labels = classes_of_stripes()
+    for n, image in enumerate(images[:9]):
+        path = tmp_path / "pictures" / str(labels[n]) / f"{n}.png"
+        picture(path)
+        Image.fromarray((255 * image[..., 0]).astype("uint8")).save(path)
+    net, callback, batches = net_and_callback()
+    folder = data.image_folder(tmp_path / "pictures", 6, channels=1)
+    score = training.RetrievalCallback(callback.embedder, folder, folder.labels, k=1)
+    history = training.fit(net, batches, 1, tmp_path / "run", callbacks=[score], verbose=0)
+    assert "val_recall@1_untrained" in history and "val_recall@1_pixels" not in history
+
+
+class Foreign(keras.utils.PyDataset):
+    """Batches of another's making, which say nothing of their settings."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return IMAGES[:4], IMAGES[:4]
+
+
+def test_batches_of_another_s_making_are_told_apart_by_class_and_number(tmp_path):
+    fit(tmp_path / "run", 1, batches=Foreign(2))
+    assert len(fit(tmp_path / "run", 2, batches=Foreign(2))) == 2
+    with pytest.raises(ArgumentError, match="batches.batches: saved 2, now 3"):
+        fit(tmp_path / "run", 3, batches=Foreign(3))
 
 
 def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):

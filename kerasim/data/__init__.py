@@ -1,4 +1,11 @@
-"""Data sets, folders, noise, and batches of images, pairs and triplets."""
+"""Data sets, folders, noise, and batches of images, pairs and triplets.
+
+Images are an array `(n, height, width, channels)`, float32 in [0, 1] or uint8, or an `ImageFolder`,
+which decodes files as they are asked for and can stand wherever an array can. Batches are
+`keras.utils.PyDataset`: order, pairs, noise and shifts are a function of the seed, the epoch and
+the position of the batch alone, so that a run that is resumed sees what it would have seen.
+`embed` takes images through an embedder: from here on a picture is a row of numbers.
+"""
 
 from kerasim.data.arrays import (
     add_noise,

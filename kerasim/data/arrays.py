@@ -23,6 +23,9 @@ def check_shape(name: str, images, shape=(None, None, None)):
         name: Argument that a message names.
         images: Images `(n, height, width, channels)`.
         shape: `(height, width, channels)` that a network takes; None for any.
+
+    Raises:
+        ArgumentError: If they are of another shape, or of several.
     """
     if not isinstance(images, ImageFolder):
         images = checks.array(name, images, "resize the images to one size")
@@ -70,7 +73,12 @@ def check_images(name: str, images):
 
 
 def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
-    """Returns `labels` as an array of `n` integers, from 0 and below `classes` if that is given."""
+    """Returns `labels` as an array of `n` integers, from 0 and below `classes` if that is given.
+
+    Raises:
+        ArgumentError: If they are more, fewer or out of that range.
+        ArgumentTypeError: If they are no integers.
+    """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise ArgumentTypeError(
@@ -85,6 +93,13 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
 
 def check_embedder(name: str, embedder) -> tuple[tuple, int]:
     """Returns the image shape that a model takes, and the width of the vectors that it gives.
+
+    Args:
+        name: Argument that a message names.
+        embedder: `keras.Model` from images to vectors.
+
+    Returns:
+        `(shape, dim)`: `(height, width, channels)`, None where any will do, and an integer.
 
     Raises:
         ArgumentTypeError: If it is no model of one input, images.
@@ -169,6 +184,9 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
 
     Returns:
         float32 images of the same shape.
+
+    Raises:
+        ArgumentError: If the images hold NaN or lie outside [0, 1], or sigma is negative.
     """
     checks.number("sigma", sigma, 0)
     checks.flag("clip", clip)
@@ -184,7 +202,7 @@ def gaussian_noise(images, sigma, rng):
 
 
 def digest(images) -> str:
-    """Returns a digest of an array, or of names, sizes and times of a folder's files."""
+    """Returns a digest of `images`: of the array, or of names, sizes and times of the files."""
     if isinstance(images, ImageFolder):
         stats = [(file, file.stat()) for file in images.files]
         rows = [(os.fsencode(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]

@@ -124,6 +124,9 @@ def clear_errors(*batches, kept: Callable[[], str] = str):
 class ImageBatches(Batches):
     """Batches of images with targets, for `training.fit`.
 
+    A batch is `(images, targets)`: float32 `(batch, height, width, channels)` in [0, 1], and what
+    to make of each.
+
     Order, noise, flips and shifts are a function of `seed`, `epoch` and the position of the batch
     alone; `training.fit` sets `epoch`. Validation batches keep epoch 0 and never redraw.
 
@@ -132,15 +135,16 @@ class ImageBatches(Batches):
         targets: What to predict, `(n, ...)`; None for the images themselves.
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
-        sigma: Noise added to the inputs, never to the targets, clipped to [0, 1].
+        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the inputs, never
+            to the targets; the sum is cut to [0, 1].
         flip: Mirror half of the images, left to right; targets too where these are the images.
         shift: Move each image by up to this many pixels up, down, left and right, repeating its
             edge; targets likewise.
         shuffle: False keeps the order of `images`.
 
     Raises:
-        ArgumentError: If there are no images, images hold NaN or lie outside [0, 1], or
-            targets have another length.
+        ArgumentError: If there are no images, images hold NaN or lie outside [0, 1],
+            targets have another length, or a number is out of range.
     """
 
     _own = ("targets", "shuffle")
@@ -190,6 +194,7 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
         ArgumentError: If the images do not fit the model, hold NaN or lie outside [0, 1], or
             if the model gives no vectors or vectors that are not finite.
         ArgumentTypeError: If `embedder` is no model of one input.
+        ArtifactError: If the cache is damaged or cannot be written.
     """
     shape, dim = check_embedder("embedder", embedder)
     images = check_shape("images", images, shape)
@@ -230,7 +235,8 @@ def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, l
         cannot be decoded, and what is wrong with each file, or "".
 
     Raises:
-        ArgumentError, ArgumentTypeError: As `embed`.
+        ArgumentError: As `embed`.
+        ArgumentTypeError: As `embed`.
     """
     shape, dim = check_embedder("embedder", embedder)
     height, width, channels = check_shape("images", images, shape).shape[1:]

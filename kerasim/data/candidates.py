@@ -20,7 +20,13 @@ _HASH_SIZE = (128, 128)
 
 @dataclasses.dataclass(frozen=True)
 class PairFolder:
-    """Pairs of images `left[i]`, `right[i]`; `groups` `(n,)` int64 joins pairs of near-copies."""
+    """The pairs of a folder. See `pair_folder`.
+
+    Attributes:
+        left: `n` images, float32 in [0, 1], decoded as they are asked for.
+        right: `right[i]` is paired with `left[i]`.
+        groups: `(n,)` int64: the same for pairs that near-copies join.
+    """
 
     left: ImageFolder
     right: ImageFolder
@@ -39,6 +45,9 @@ def pair_folder(path, image_size=None) -> PairFolder:
     Args:
         path: The folder.
         image_size: `(height, width)` or one number; None for the size of the first left picture.
+
+    Returns:
+        `PairFolder`, with `left`, `right` and `groups`.
 
     Raises:
         ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names a picture
@@ -100,7 +109,8 @@ def find_near_copies(images, bits: int = 30) -> np.ndarray:
         `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
 
     Raises:
-        ArgumentError: If the images are smaller: enlarged ones have equal neighbours.
+        ArgumentError: If the images are smaller (enlarged ones have equal neighbours), or `bits`
+            is out of range.
 
     Reference:
         Krawetz, 2013, "Kind of like that" (the difference hash).
@@ -175,7 +185,7 @@ def read_candidates(path) -> pd.DataFrame:
         path: CSV with the columns left, c0, c1 and so on.
 
     Returns:
-        The names, as strings.
+        The names, as strings: a row for each left image.
 
     Raises:
         ArtifactError: If the file is missing, or its columns are others.
@@ -193,6 +203,7 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
 
     Raises:
         ArgumentError: If there is not one finite score for each candidate.
+        ArtifactError: If the file cannot be written.
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
         raise ArgumentTypeError(

@@ -15,7 +15,7 @@ _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
 class ImageFolder:
-    """The images of a folder, decoded when they are asked for. See `image_folder`.
+    """The images of a folder, decoded when they are asked for. Made by `image_folder`.
 
     Attributes:
         files: Paths, in the order of the images.
@@ -37,7 +37,15 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, rows) -> np.ndarray:
-        """Decodes one image (an integer) or several (a slice or an array of positions)."""
+        """Decodes the images at `rows`, a position or several (a slice or an array).
+
+        Returns:
+            float32 in [0, 1]: `(height, width, channels)`, of several `(n, height, width,
+            channels)`.
+
+        Raises:
+            ImageError: If a file cannot be decoded.
+        """
         height, width, channels = self.shape[1:]
         if isinstance(rows, (int, np.integer)):
             return as_float(decode(self.files[rows], (height, width), channels)[0])
@@ -49,7 +57,7 @@ class ImageFolder:
             return np.stack(list(pool.map(self.__getitem__, rows)))
 
     def take(self, rows) -> "ImageFolder":
-        """Returns the images at these positions as a folder of their own, not yet decoded."""
+        """Returns the images at `rows`, positions, as a folder of their own, not yet decoded."""
         rows = np.arange(len(self))[rows]
         files = [self.files[row] for row in rows]
         labels = None if self.labels is None else self.labels[rows]
@@ -79,6 +87,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     Raises:
         ImageError: If `on_error="raise"` and an image cannot be decoded.
         ArtifactError: If the folder is missing or holds no image.
+        ArgumentError: If `image_size` is None or no size, or another argument is not known.
     """
     checks.choice("on_error", on_error, ("raise", "skip"))
     checks.flag("check", check)
@@ -174,7 +183,7 @@ def _examine(file) -> tuple[str | None, bool]:
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 images as float32 in [0, 1], and floats as float32."""
+    """Returns uint8 `images` as float32 in [0, 1], and floats as float32."""
     return (
         images.astype("float32") / 255
         if images.dtype == np.uint8

@@ -20,7 +20,8 @@ class DiffusionBatches(Batches):
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         schedule: `diffusion.NoiseSchedule`.
         labels: `(n,)` integers from 0, for a network with classes.
-        drop_label: Share of images whose label is replaced by -1, for none; guidance needs some.
+        drop_label: Share of images, 0 to 1, whose label is replaced by -1, for none; guidance
+            needs some.
         steps: `(first, last)` of the schedule to draw from; None for all.
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
@@ -30,6 +31,7 @@ class DiffusionBatches(Batches):
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
+        ArgumentTypeError: If `steps` are not two numbers, or labels no integers.
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; velocity: Salimans & Ho, 2022.

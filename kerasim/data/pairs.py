@@ -158,7 +158,7 @@ class PairBatches(_LabelledBatches):
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
             `ImageFolder`.
         labels: `(n_images,)`: two classes or more, each of two images or more.
-        positive: Share of like pairs.
+        positive: Share of like pairs, 0 to 1, met exactly in each epoch, to the nearest pair.
         batch_size: Pairs per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         n: Pairs per epoch; None for one for each image.

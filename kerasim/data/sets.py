@@ -19,7 +19,15 @@ _CLASS_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Images `(n, height, width, channels)`, labels `(n,)` int64, and a name for each label."""
+    """A data set for training and testing. See `load`.
+
+    Attributes:
+        x_train: Images `(n, height, width, channels)`.
+        y_train: Their labels, `(n,)` int64, from 0.
+        x_test: Images to test on.
+        y_test: Their labels.
+        class_names: A name for each label.
+    """
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -45,12 +53,17 @@ def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Da
         name: "digits" (scikit-learn's, always there: 8 x 8 in 17 levels, shown three times as
             large on 32 x 32, the first 1,437 for training, the last 360 for testing), "mnist"
             (28 x 28 x 1) or "cifar10" (32 x 32 x 3).
-        image_size: Height and width to pad with black to, such as 32 for MNIST.
+        image_size: Height and width to pad with black to, such as 32 for MNIST; no less than the
+            images have. None for no padding.
         dtype: "float32" in [0, 1], or "uint8" at a quarter of the memory; `ImageBatches` and
             `embed` take both.
 
+    Returns:
+        `Dataset`: `x_train`, `y_train`, `x_test`, `y_test` and `class_names`.
+
     Raises:
         ArtifactError: If the file is damaged, or there is none and it cannot be fetched.
+        ArgumentError: If name, size or dtype are others.
     """
     checks.choice("name", name, tuple(_CLASS_NAMES))
     checks.choice("dtype", dtype, ("float32", "uint8"))

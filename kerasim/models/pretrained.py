@@ -74,6 +74,7 @@ def pretrained_embedder(
 
     Raises:
         ArgumentError: If the backbone is not known, or does not take such images.
+        ArgumentTypeError: If the backbone gives no feature maps, or `preprocess` is no layer.
         ArtifactError: If there are no such weights, or they are damaged; the message says which
             file goes where.
 

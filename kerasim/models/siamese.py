@@ -37,7 +37,8 @@ def siamese(
             memory and a distance.
 
     Reference:
-        Bromley et al., 1993; Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
+        Bromley et al., 1993, Signature verification using a "Siamese" time delay neural network;
+        Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
     """
     shape, dim = check_embedder("embedder", embedder)
     if distance is not None:

@@ -36,7 +36,7 @@ def unet(
         widths: Filters of each stage, from the full image inwards; multiples of `groups`.
         attention: How many stages, the innermost ones, look at the whole image by self-attention
             after each block.
-        num_classes: None for a network without labels.
+        num_classes: Number of classes, 1 or more; None for a network without labels.
         blocks: Residual blocks of each stage, on the way in and on the way out.
         groups: Of group norm.
         patch: Side of the squares of pixels that the first layer takes together and the last one
@@ -175,6 +175,9 @@ def noise_estimator(
     Returns:
         Model from noisy images `(batch, *image_shape)`, not cut to [0, 1], to the standard
         deviation of their noise in units of [0, 1], `(batch, 1)`.
+
+    Raises:
+        ArgumentError: If the image is smaller than 2 x 2, or a width is none.
 
     Reference:
         The start, with a smaller mask: Immerkaer, 1996. https://doi.org/10.1006/cviu.1996.0060

@@ -36,8 +36,8 @@ def vae(
         latent_dim: Length of the code.
         widths: Filters of each stage, from the image inwards; each stage halves the image.
         dense_width: Units of the dense layer on either side of the code.
-        beta: Weight of the divergence; above 1 the codes say less and lie closer to a standard
-            Gaussian.
+        beta: Weight of the divergence, 0 or more; above 1 the codes say less and lie closer to a
+            standard Gaussian.
         activation: Of every layer but the code (linear) and the image (sigmoid).
         name: Name of the model.
 
@@ -52,6 +52,7 @@ def vae(
 
     Reference:
         Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114; beta: Higgins et al., 2017.
+        https://openreview.net/forum?id=Sy2fzU9gl
     """
     widths = check_widths("widths", widths)
     image_shape = check_image_shape(image_shape, 2 ** len(widths))
