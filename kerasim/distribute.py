@@ -84,11 +84,8 @@ def strategy(devices=None):
         if not jax.distributed.is_initialized():
             keras.distribution.initialize()
     known = keras.distribution.list_devices()
-    chosen = (
-        known
-        if devices is None
-        else [str(name).lower() for name in checks.listed("devices", devices)]
-    )
+    chosen = known if devices is None else devices if np.iterable(devices) else [devices]
+    chosen = [str(name).lower() for name in chosen]
     if not chosen or set(chosen) - set(known):
         raise ArgumentError(f"devices={devices!r} are not all there: pass some of {known}.")
     if backend == "jax":
