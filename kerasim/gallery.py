@@ -417,6 +417,8 @@ class Gallery:
                 gallery._vectors = gallery._index.embeddings
             if len(gallery._vectors) != len(gallery._rows):
                 raise ValueError(f"{len(gallery._vectors)} vectors, {len(gallery._rows)} items")
+            if list(gallery._rows) != list(_table([], [], [])):
+                raise ValueError(f"items.csv has the columns {list(gallery._rows)}")
             gallery._stamps[artifacts.place(path)] = _stamp(folder)
             return gallery
 

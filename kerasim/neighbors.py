@@ -7,6 +7,9 @@ bound on the rounding of float32 proves that no other vector is nearer, or more 
 Equal distances are ordered by position. A graph is not proven: `recall_` says how much it finds.
 """
 
+import types
+from typing import Any
+
 import numpy as np
 
 from kerasim import artifacts, checks
@@ -241,11 +244,16 @@ class NeighborIndex:
 
     def fill(self, folder) -> None:
         """Puts the files of the index into `folder`, an empty one, for `artifacts.write`."""
-        np.save(folder / "embeddings.npy", self.embeddings, allow_pickle=False)
+        # By Python's `write`, which tells of a full disk: left to themselves both libraries close
+        # the file without a look, and what they cut short would be sealed as whole.
+        with open(folder / "embeddings.npy", "wb") as file:
+            written: Any = types.SimpleNamespace(write=file.write)
+            np.save(written, self.embeddings, allow_pickle=False)
         if self.kind == "hnsw":
             import faiss
 
-            faiss.write_index(self._graph, str(folder / "index.faiss"))
+            with open(folder / "index.faiss", "wb") as file:
+                faiss.write_index(self._graph, faiss.PyCallbackIOWriter(file.write))
 
     @classmethod
     def load(cls, path, embedder=None) -> "NeighborIndex":
