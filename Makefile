@@ -21,7 +21,7 @@ else
 INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
 endif
 
-.PHONY: demo test coverage cluster browser lint docs notebooks bench lock clean
+.PHONY: demo test torture coverage cluster browser lint docs notebooks bench lock clean
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
@@ -31,6 +31,10 @@ demo: $(VENV)/.ok
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 	$(MAKE) cluster
+
+# Kills, mutants, bombs, NaN: prints each goal beside what was reached. GOALS="G2 G4" runs some.
+torture: $(VENV)/.ok
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(GOALS)
 
 # The branches that no test takes; see [tool.coverage] in pyproject.toml.
 coverage: $(VENV)/.ok browser
