@@ -1,6 +1,8 @@
 """Tortures the package and prints what was asked of it beside what it reached: make torture.
 
-    python -m tests.torture [--short] [goal ...]
+    python -m tests.torture [--short] [goal ...] [size=value ...]
+
+Such as `python -m tests.torture G4 count=500 names=keras,npz`.
 
 Each goal is a function of its sizes that returns what was reached, and a list of what went wrong.
 tests/test_torture.py calls the same functions with small sizes. What may die, hang or fill the
@@ -1249,21 +1251,29 @@ FULL = {"G5": {"lowest": True}}
 
 def main(args) -> int:
     short = "--short" in args
-    goals = [name for name in args if name != "--short"] or list(GOALS)
-    missed = []
+    goals = [name for name in args if name != "--short" and "=" not in name] or list(GOALS)
+    given = dict(arg.split("=") for arg in args if "=" in arg)
+    given = {k: int(v) if v.isdigit() else tuple(v.split(",")) for k, v in given.items()}
+    missed, broken = [], []
     for name in goals:
         asked, function, sizes = GOALS[name]
         if short and sizes is None:
             continue
         start = time.perf_counter()
-        reached, wrong = function(**(sizes if short else FULL.get(name, {})))
+        try:
+            reached, wrong = function(**{**(sizes if short else FULL.get(name, {})), **given})
+        except Exception:  # no goal that is missed, but one that could not be tried
+            traceback.print_exc()
+            broken.append(name)
+            continue
         seconds = time.perf_counter() - start
         print(f"{name:4} {asked:42} | {reached} | {seconds:.0f} s", flush=True)
         for text in wrong[:20]:
             print(f"     {text}", flush=True)
         missed += [name] if wrong else []
-    print(f"missed: {', '.join(missed)}" if missed else "all reached")
-    return 1 if missed else 0
+    for what, some in (("missed", missed), ("broken", broken)):
+        print(f"{what}: {', '.join(some)}" if some else f"{what}: none")
+    return 2 if broken else 1 if missed else 0
 
 
 if __name__ == "__main__":
@@ -1271,8 +1281,4 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torture  # so that what children are handed has a name that they know
 
-    try:
-        sys.exit(torture.main(sys.argv[1:]))
-    except Exception:  # 1 would say that a goal is missed
-        traceback.print_exc()
-        sys.exit(2)
+    sys.exit(torture.main(sys.argv[1:]))
