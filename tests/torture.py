@@ -390,21 +390,24 @@ def killed_runs(times=10, names=BUILDERS, epochs=40):
         with tempfile.TemporaryDirectory() as folder:
             straight, run = Path(folder, "straight"), Path(folder, "run")
             ask(_train, name, straight, epochs)
-            for n in range(times):
+            done = 0
+            while done < times:
                 with child(_train, name, run, epochs) as (process, messages):
                     begun = messages.recv()
-                    for _ in range(rng.randint(0, epochs // times)):
-                        begun = messages.recv()
+                    with contextlib.suppress(EOFError):
+                        for _ in range(rng.randint(0, max(1, epochs // times // 2))):
+                            begun = messages.recv()
                     time.sleep(rng.uniform(0, 0.15))
                     process.kill()
                     begun = _drain(messages, begun)
-                if isinstance(begun, tuple):  # it was through
-                    wrong.append(f"{name} was through after {n} kills")
-                    break
+                if isinstance(begun, tuple):  # it was through before the kill: from the start
+                    shutil.rmtree(run)
+                    continue
+                done += 1
                 kept = len(_state(run)[1]) if artifacts.exists(run / "state") else 0
                 if kept < begun:
-                    wrong.append(f"{name}, kill {n}: epoch {begun} had begun, {kept} are kept")
-                restarts += 1
+                    wrong.append(f"{name}, kill {done}: epoch {begun} had begun, {kept} are kept")
+            restarts += done
             ask(_train, name, run, epochs)
             (arrays, rows), (wanted, straight_rows) = _state(run), _state(straight)
             differ = [key for key in wanted if not _same(arrays.get(key), wanted[key])]
@@ -436,9 +439,9 @@ def same_seeds(names=BUILDERS, runs=3, epochs=3):
 
 
 def _orders(name, send):
-    batches, found = _compiled(name)[1], []
     import keras
 
+    batches, found = _compiled(name)[1], []
     for epoch in range(3):
         batches.epoch = epoch
         leaves = keras.tree.flatten([batches[n] for n in range(len(batches))])
