@@ -1060,7 +1060,7 @@ def faults():
 # Of each guard: its name, the module, and what must then fail, a goal above in its short form or
 # tests; the text of the package; what stands there once the guard is gone.
 _GUARDS = r"""
-checksum | artifacts.py | G4
+checksum | artifacts.py | G4 names=npy,csv forged=0
 if found != expected:
 if False:
 
@@ -1080,15 +1080,15 @@ way out of the folder | artifacts.py | test_artifacts.py -k outside_its_folder
 if os.path.isabs(name) or ".." in Path(name).parts:
 if False:
 
-swap | artifacts.py | G2
+swap | artifacts.py | G2 kinds=index times=10
 _swap(temporary, path)\n    return path
 shutil.rmtree(path, ignore_errors=True); shutil.copytree(temporary, path)\n    return path
 
-replace | artifacts.py | G10
+replace | artifacts.py | G10 kinds=file
 os.replace(temporary, path)
 path.write_bytes(content)
 
-removal of temporaries | artifacts.py | G10
+removal of temporaries | artifacts.py | G10 kinds=index
 finally:\n        _remove(temporary)
 finally:\n        pass
 
@@ -1116,7 +1116,7 @@ fingerprint | artifacts.py | test_neighbors.py -k of_one_embedder_is_refused
 if fingerprint is not None and manifest.fingerprint != fingerprint:
 if False:
 
-writes that tell of a full disk | neighbors.py | G10
+writes that tell of a full disk | neighbors.py | G10 kinds=index
 np.save(written, self
 np.save(file, self
 
@@ -1156,11 +1156,11 @@ NaN in images | data/arrays.py | test_data_arrays.py -k not_finite
 checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
 pass
 
-NaN in the loss | training.py | G12
+NaN in the loss | training.py | G12 names=loss
 if not np.isfinite(loss):
 if False:
 
-NaN in weights | training.py | G12
+NaN in weights | training.py | G12 "names=last step"
 if bad:
 if False:
 
@@ -1217,7 +1217,7 @@ def guards(names=tuple(GUARDS)):
                 if done.returncode not in (0, 1):
                     raise AssertionError(f"guard {name!r}: {done.stderr.decode()[-2000:]}")
                 noticed = done.returncode == 1
-            wrong += [] if noticed else [f"nothing fails without {name}"]
+            wrong += [] if noticed else [f"nothing fails without {name}: {check}"]
     return f"{len(names) - len(wrong)} of {len(names)} noticed", wrong
 
 
