@@ -270,8 +270,9 @@ def lock(path, of=None):
                 f"{of or path.parent} is in use by process {holder}: wait for it, stop it, or "
                 "choose another folder."
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with contextlib.suppress(OSError):  # of a full disk: the number is for the message alone
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)

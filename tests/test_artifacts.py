@@ -889,6 +889,15 @@ def test_a_lock_is_free_after_its_block_even_after_an_error(tmp_path):
             raise ZeroDivisionError
 
 
+def test_a_lock_is_held_on_a_full_disk_too(tmp_path, monkeypatch):
+    calls = fail_at(monkeypatch, "pwrite", 1)
+    with artifacts.lock(tmp_path / ".lock"):
+        with pytest.raises(ArtifactError, match="in use by process unknown"):
+            with artifacts.lock(tmp_path / ".lock"):
+                pass
+    assert calls
+
+
 def test_a_lock_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / "file" / ".lock"))):

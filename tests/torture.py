@@ -1080,12 +1080,16 @@ way out of the folder | artifacts.py | test_artifacts.py -k outside_its_folder
 if os.path.isabs(name) or ".." in Path(name).parts:
 if False:
 
-swap | artifacts.py | G2 kinds=index times=10
+place beside | artifacts.py | G2 kinds=index times=10
+temporary.mkdir()
+shutil.rmtree(path, ignore_errors=True); temporary = path; temporary.mkdir()
+
+swap in one step | artifacts.py | G11
 _swap(temporary, path)\n    return path
 shutil.rmtree(path, ignore_errors=True); shutil.copytree(temporary, path)\n    return path
 
 replace | artifacts.py | G10 kinds=file
-os.replace(temporary, path)
+temporary.write_bytes(content)\n        _sync(temporary)\n        os.replace(temporary, path)
 path.write_bytes(content)
 
 removal of temporaries | artifacts.py | G10 kinds=index
@@ -1156,7 +1160,7 @@ NaN in images | data/arrays.py | test_data_arrays.py -k not_finite
 checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
 pass
 
-NaN in the loss | training.py | G12 names=loss
+NaN in the loss | training.py | test_training.py -k turns_nan
 if not np.isfinite(loss):
 if False:
 
