@@ -211,6 +211,9 @@ def fingerprint(model) -> str:
 
     Two models with the same fingerprint give the same embeddings; preprocessing counts, for
     it happens inside. It survives saving and loading.
+
+    Raises:
+        ArgumentTypeError: If it is no `keras.Model`.
     """
     checks.like("embedder", model, "to_json", "a keras.Model")
     digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())

@@ -90,7 +90,16 @@ def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
 
 
 def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
-    """Returns `x` as an array of real numbers, else raises; in `kinds` "b" lets flags in."""
+    """Returns `x` as an array of real numbers, else raises in the name of `name`.
+
+    Args:
+        name: Argument that the message names.
+        x: What came.
+        kinds: Kinds of NumPy dtype that may be; "b" lets flags in.
+
+    Raises:
+        ArgumentTypeError: If it holds something else.
+    """
     x = array(name, x)
     if x.dtype.kind not in kinds:
         raise ArgumentTypeError(
@@ -100,7 +109,7 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
 
 
 def listed(name: str, values) -> list:
-    """Returns `values` as a list, else raises in the name of `name`."""
+    """Returns `values` as a list; raises ArgumentTypeError in the name of `name` if it is none."""
     if isinstance(values, (str, bytes)) or not np.iterable(values):
         raise ArgumentTypeError(
             f"{name} must be a list or tuple. Received {type(values).__name__}: pass one, such as "
@@ -110,7 +119,7 @@ def listed(name: str, values) -> list:
 
 
 def like(name: str, value, attribute: str, what: str) -> None:
-    """Raises in the name of `name` unless `value` has the `attribute` that `what` has."""
+    """Raises ArgumentTypeError by `name` unless `value` has the `attribute` that `what` has."""
     if not hasattr(value, attribute):
         raise ArgumentTypeError(
             f"{name} must be {what}. Received {type(value).__name__}: pass one in its place."
@@ -183,7 +192,7 @@ def bad_rows(name: str, bad, what: str) -> None:
 
 
 def archive(path: Path) -> None:
-    """Raises if a zip file claims to hold over 256 MB at more than 100 times its own size."""
+    """Raises ArtifactError if the zip at `path` claims over 256 MB and 100 times its own size."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as members:
         claimed = sum(member.file_size for member in members.infolist())

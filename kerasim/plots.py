@@ -224,6 +224,9 @@ def roc(verification, ax=None, label: str = "", log: bool = False):
 
     Returns:
         The axes.
+
+    Raises:
+        ArgumentTypeError: If `verification` is something else.
     """
     checks.like("verification", verification, "eer", "what metrics.verification returns")
     ax, label = _axes(ax, (4, 4)), str(label)

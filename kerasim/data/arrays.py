@@ -122,7 +122,7 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
 
 
 def load_embedder(path):
-    """Reads the embedder in a `.keras` file, and runs no code that the file may hold.
+    """Reads the embedder in the `.keras` file at `path`, and runs no code that it may hold.
 
     Raises:
         ArtifactError: If there is no such file, or it would take far more memory than it is large.

@@ -96,7 +96,7 @@ class Batches(keras.utils.PyDataset):
 
 @contextlib.contextmanager
 def clear_errors(*batches, kept: Callable[[], str] = str):
-    """Says in our words what Keras and its backend say in theirs while they run over batches.
+    """Says in our words what Keras and its backend say in theirs while they run over `batches`.
 
     Raises:
         ImageError: If a file could not be read; a backend makes an error of its own of it.

@@ -202,7 +202,8 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         scores: `(n, k)` finite numbers, greater for a more likely candidate.
 
     Raises:
-        ArgumentError: If there is not one finite score for each candidate.
+        ArgumentError, ArgumentTypeError: If there is not one finite score for each candidate, or
+            `candidates` is no such table.
         ArtifactError: If the file cannot be written.
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:

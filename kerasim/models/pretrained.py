@@ -162,6 +162,7 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
 
     Raises:
         ArgumentError: If there is no such layer.
+        ArgumentTypeError: If `embedder` has no backbone.
     """
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
         raise ArgumentTypeError(
