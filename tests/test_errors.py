@@ -47,7 +47,10 @@ STATES = (
     "margin=0 leaves no triplet",
 )
 # What is raised to be caught, and said in other words, in the same module; and what Python asks.
-INSIDE = {("artifacts", "OSError"), ("artifacts", "ValueError"), ("gallery", "ValueError")}
+INSIDE = {
+    *(("artifacts", "OSError"), ("artifacts", "ValueError")),
+    *(("export", "OSError"), ("gallery", "ValueError")),
+}
 PYTHON = {("", "AttributeError"), ("cli", "Exit")}
 
 

@@ -488,8 +488,13 @@ def test_a_folder_that_is_not_there_is_made(tmp_path):
 @pytest.mark.fault(24)
 def test_an_interrupt_by_the_system_stops_at_a_whole_epoch_and_says_how_to_go_on(tmp_path, capsys):
     interrupt = Every(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "run", 3, callbacks=[interrupt])
+    # Python leaves the signal alone where it was started in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / "run", 3, callbacks=[interrupt])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "stopped after epoch 1; the same call goes on" in capsys.readouterr().out
     fit(tmp_path / "run", 3)
     fit(tmp_path / "straight", 3)
