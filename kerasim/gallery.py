@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kerasim import artifacts, checks, data, metrics
 from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
-from kerasim.errors import ArgumentError, ArtifactError, ImageError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
@@ -282,7 +282,7 @@ class Gallery:
         """
         ids = checks.array("ids", ids).ravel()
         if ids.size and ids.dtype.kind not in "iu":
-            raise ArgumentError(
+            raise ArgumentTypeError(
                 f"ids must be whole numbers. Received dtype {ids.dtype}: pass some of items['id']."
             )
         unknown = sorted(set(ids.tolist()) - set(self.items["id"]))

@@ -10,7 +10,7 @@ from helpers import picture
 from PIL import Image
 
 from kerasim import artifacts, data, layers
-from kerasim.errors import ArgumentError, ArtifactError, ImageError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
 
@@ -302,7 +302,7 @@ def test_a_graph_with_many_removed_still_finds_as_many_as_asked_for():
 def test_ids_that_are_no_whole_numbers_are_refused(ids):
     gallery = Gallery(EMBEDDER)
     gallery.add(IMAGES)
-    with pytest.raises(ArgumentError, match="ids must be whole numbers"):
+    with pytest.raises(ArgumentTypeError, match="ids must be whole numbers"):
         gallery.remove(ids)
     assert len(gallery) == 30
 
