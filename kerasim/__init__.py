@@ -43,11 +43,9 @@ def _warn_of_old() -> None:
         except importlib.metadata.PackageNotFoundError:  # its import will say so
             continue
         if parts(found) < parts(oldest):
-            warnings.warn(
-                f"{name} {found} is installed, kerasim is safe from {oldest} on: pip install "
-                f"--upgrade '{name}>={oldest}'.",
-                stacklevel=2,
-            )
+            what = f"{name} {found} is installed, kerasim is safe from {oldest} on"
+            mend = f"pip install --upgrade '{name}>={oldest}'"
+            warnings.warn(f"{what}: {mend}.", stacklevel=2)
 
 
 _warn_of_old()

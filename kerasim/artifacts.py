@@ -148,17 +148,13 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
             if isinstance(error, ArtifactError):
                 raise
             if manifest is None:
-                raise ArtifactError(
-                    f"Cannot read {path}: {error}. Check its permissions and its disk."
-                ) from error
+                message = f"Cannot read {path}: {error}. Check its permissions and its disk."
+                raise ArtifactError(message) from error
             versions = ", ".join(f"{name} {of}" for name, of in manifest.versions.items())
-            raise ArtifactError(
-                f"{path} matches its manifest but cannot be loaded as {kind}: {error}. It was "
-                f"written by {versions}: use those versions or save it again."
-            ) from error
-    raise ArtifactError(
-        f"{path} was replaced 20 times while it was read: stop the writer and retry."
-    )
+            what = f"{path} matches its manifest but cannot be loaded as {kind}: {error}"
+            mend = f"It was written by {versions}: use those versions or save it again."
+            raise ArtifactError(f"{what}. {mend}") from error
+    raise ArtifactError(f"{path} was replaced 20 times in one reading: stop the writer and retry.")
 
 
 def exists(path) -> bool:
@@ -194,16 +190,12 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
     except ArtifactError:
         raise
     except KeyError as error:
-        raise ArtifactError(
-            f"{path} has no array {key!r}: expected {list(keys or [])}. Check that it is the right "
-            "file."
-        ) from error
+        message = f"{path} has no array {key!r}: expected {keys}. Check that it is the right file."
+        raise ArtifactError(message) from error
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on damaged files
         at = f", array {key!r}," if key else ""
-        raise ArtifactError(
-            f"{path}{at} is damaged or holds objects ({type(error).__name__}: {error}): fetch or "
-            "save it again as plain arrays."
-        ) from error
+        what = f"{path}{at} is damaged or holds objects ({type(error).__name__}: {error})"
+        raise ArtifactError(f"{what}: fetch or save it again as plain arrays.") from error
 
 
 def fingerprint(model) -> str:
@@ -269,10 +261,8 @@ def lock(path, of=None):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
-            raise ArtifactError(
-                f"{of or path.parent} is in use by process {holder}: wait for it, stop it, or "
-                "choose another folder."
-            ) from error
+            held = f"{of or path.parent} is in use by process {holder}"
+            raise ArtifactError(f"{held}: wait, stop it, or choose another folder.") from error
         with contextlib.suppress(OSError):  # of a full disk: the number is for the message alone
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
@@ -288,11 +278,7 @@ def check_path(name: str, path) -> Path:
         ArgumentTypeError: If it is neither text nor a `pathlib.Path`.
         ArgumentError: If it is empty.
     """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ArgumentTypeError(
-            f"{name} must be a path. Received {path!r} of type {type(path).__name__}: pass a "
-            "string or pathlib.Path."
-        )
+    checks.kind(name, path, (str, os.PathLike), "pass a path, a string or pathlib.Path")
     if not os.fspath(path) or "\0" in str(path):
         raise ArgumentError(f"{name}={path!r} is not a path: pass the name of a file or folder.")
     return Path(os.path.abspath(path))
@@ -305,20 +291,8 @@ def check_file(path) -> Path:
         ArtifactError: If it is not.
     """
     path = check_path("path", path)
-    shown = ascii(str(path))
-    try:
-        mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode):
-            with open(path, "rb"):
-                return path
-    except FileNotFoundError as error:
-        raise ArtifactError(f"There is no file {shown}: check the path.") from error
-    except OSError as error:
-        raise ArtifactError(
-            f"Cannot open {shown}: {error.strerror}. Check its permissions and those of its folder."
-        ) from error
-    what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-    raise ArtifactError(f"{shown} is {what}: pass the path of a file.")
+    checks.regular_file(path, ArtifactError)
+    return path
 
 
 def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
@@ -335,9 +309,7 @@ def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
             what = f"expected {expected['size']} bytes, found {found['size']}"
             if found["size"] == expected["size"]:
                 what = "its SHA-256 is not the manifest's"
-            raise ArtifactError(
-                f"{folder / name} is damaged: {what}. Restore it from a copy or save it again."
-            )
+            raise ArtifactError(f"{folder / name} is damaged: {what}. Restore it or save it again.")
     return manifest
 
 
@@ -347,20 +319,15 @@ def _manifest(folder: Path, kind: str) -> Manifest:
         raise ArtifactError(f"There is no {kind} at {folder}: check the path or save one there.")
     path = folder / MANIFEST
     if not path.exists():
-        raise ArtifactError(
-            f"{folder} has no {MANIFEST}, as the folder of a saved {kind} has: kerasim did not "
-            "write it, and will not trust it. Check the path."
-        )
+        mend = "kerasim did not write it, and will not trust it. Check the path"
+        raise ArtifactError(f"{folder} has no {MANIFEST}, as that of a saved {kind} has: {mend}.")
     with open(check_file(path), "rb") as file:
         manifest = _decode(folder, file.read(_MANIFEST_BYTES + 1))
     if manifest.kind != kind:
         raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}: check the path.")
     extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
     if extra:
-        raise ArtifactError(
-            f"{folder} holds files that its manifest does not name: {extra[:5]}. Move them "
-            "elsewhere."
-        )
+        raise ArtifactError(f"{folder} holds files not in its manifest: {extra[:5]}. Move them.")
     return manifest
 
 
@@ -368,15 +335,12 @@ def _encode(manifest: Manifest) -> bytes:
     try:  # there and back, for the digest must be that of what a reader will see
         body = json.loads(json.dumps(dataclasses.asdict(manifest)))
     except (TypeError, ValueError) as error:
-        raise ArgumentTypeError(
-            f"info must hold JSON values ({error}): turn arrays and NumPy numbers into plain ones."
-        ) from error
+        mend = "turn arrays and NumPy numbers into plain ones"
+        raise ArgumentTypeError(f"info must hold JSON values ({error}): {mend}.") from error
     raw = json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1).encode()
     if len(raw) > _MANIFEST_BYTES:
-        raise ArgumentError(
-            f"info and file names make a manifest of {len(raw)} bytes, over {_MANIFEST_BYTES}: "
-            "keep large values in a file."
-        )
+        held = f"a manifest of {len(raw)} bytes, over {_MANIFEST_BYTES}"
+        raise ArgumentError(f"info and file names make {held}: keep large values in a file.")
     return raw
 
 
@@ -399,10 +363,8 @@ def _decode(folder: Path, raw: bytes) -> Manifest:
         if not _is_sound(manifest):
             raise ValueError("its fields are not those of a manifest")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ArtifactError(
-            f"{folder / MANIFEST} is damaged: restore the folder from a copy, or remove it and "
-            "save again."
-        ) from error
+        mend = "restore the folder from a copy, or remove it and save again"
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: {mend}.") from error
     for name in manifest.files:
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ArtifactError(
@@ -412,17 +374,11 @@ def _decode(folder: Path, raw: bytes) -> Manifest:
 
 
 def _is_sound(manifest: Manifest) -> bool:
-    return (
-        isinstance(manifest.kind, str)
-        and isinstance(manifest.info, dict)
-        and isinstance(manifest.versions, dict)
-        and isinstance(manifest.fingerprint, (str, type(None)))
-        and manifest.schema == SCHEMA
-        and all(
-            set(entry) == {"size", "sha256"} and "\0" not in name
-            for name, entry in manifest.files.items()
-        )
-    )
+    kinds = {"kind": str, "info": dict, "versions": dict, "fingerprint": (str, type(None))}
+    fields = all(isinstance(getattr(manifest, name), kind) for name, kind in kinds.items())
+    entries = manifest.files.items()
+    files = all(set(entry) == {"size", "sha256"} and "\0" not in name for name, entry in entries)
+    return fields and files and manifest.schema == SCHEMA
 
 
 def _digest(body: dict) -> str:
@@ -441,17 +397,12 @@ def _describe(path: Path, size: int | None = None) -> dict:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return {"size": found.st_size, "sha256": sha256}
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactError(
-            f"{path} is missing: restore it from a copy or save it again."
-        ) from error
+        raise ArtifactError(f"{path} is missing: restore it or save it again.") from error
 
 
 def _names(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    )
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def _versions() -> dict[str, str]:
@@ -604,9 +555,8 @@ def _exchange(one: Path, other: Path) -> bool:
 def _write_error(path: Path, temporary: Path, error: OSError) -> OSError:
     if isinstance(error, KerasimError):
         return error
-    written = sum(
-        file.stat().st_size for file in (temporary, *temporary.rglob("*")) if file.is_file()
-    )
+    files = [file for file in (temporary, *temporary.rglob("*")) if file.is_file()]
+    written = sum(file.stat().st_size for file in files)
     return ArtifactError(
         f"Cannot write {path}: {error.strerror or error} ({written} bytes written so far). What "
         "stood there before is unchanged: free space, check permissions or choose another folder."

@@ -9,6 +9,9 @@ message can still name the argument.
 import math
 import numbers
 import operator
+import os
+import reprlib
+import stat
 import zipfile
 from pathlib import Path
 
@@ -63,9 +66,8 @@ def flag(name: str, value) -> bool:
 def choice(name: str, value, choices) -> None:
     """Raises an `ArgumentError` in the name of `name` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
-        raise ArgumentError(
-            f"{name}={value!r} is not known: pass one of {', '.join(map(repr, choices))}."
-        )
+        shown = ", ".join(map(repr, choices))
+        raise ArgumentError(f"{name}={value!r} is not known: pass one of {shown}.")
 
 
 def _range(low, high) -> str:
@@ -76,9 +78,8 @@ def _range(low, high) -> str:
 
 def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind):
-        raise ArgumentTypeError(
-            f"{name} must be {what}. Received {value!r} of type {type(value).__name__}: {wanted}."
-        )
+        came = f"Received {value!r} of type {type(value).__name__}"
+        raise ArgumentTypeError(f"{name} must be {what}. {came}: {wanted}.")
 
 
 def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
@@ -87,6 +88,54 @@ def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
         raise ArgumentError(f"{name} cannot be made one array ({error}): {mend}.") from error
+
+
+def kind(name: str, value, kinds, mend: str) -> None:
+    """Raises an `ArgumentTypeError` for `name`, with its `mend`, unless `value` is of `kinds`."""
+    if not isinstance(value, kinds):
+        shown = reprlib.repr(value)  # an image's bytes or a list of paths may be long
+        raise ArgumentTypeError(f"{name} is {shown}, of type {type(value).__name__}: {mend}.")
+
+
+def regular_file(path, error_class) -> None:
+    """Raises an `error_class` that names `path` unless it is a regular file that can be opened."""
+    shown = ascii(os.fspath(path))
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):  # opening a FIFO would wait for ever
+            open(path, "rb").close()
+            return
+    except FileNotFoundError as error:
+        raise error_class(f"There is no file {shown}: check the path.") from error
+    except OSError as error:
+        mend = "Check its permissions and those of its folder."
+        raise error_class(f"Cannot open {shown}: {error.strerror}. {mend}") from error
+    what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    raise error_class(f"{shown} is {what}: pass the path of a file.")
+
+
+def shape(name: str, x, wanted, mend: str) -> None:
+    """Raises an `ArgumentError` for `name`, with its `mend`, unless `x` is of the shape `wanted`.
+
+    In `wanted` None is any length.
+    """
+    found = x.shape if hasattr(x, "shape") else array(name, x).shape
+    pairs = zip(wanted, found, strict=False)
+    if len(found) != len(wanted) or any(want not in (None, got) for want, got in pairs):
+        shown = str(tuple(wanted)).replace("None", "any")
+        raise ArgumentError(f"{name} has shape {found}, expected {shown}: {mend}.")
+
+
+def positions(name: str, x: np.ndarray, count: int, mend: str) -> None:
+    """Raises an `ArgumentError` for `name` unless `x` is `(count, any)`, of 0 to `count` - 1.
+
+    `mend` is what to do about another shape or about other numbers than integers.
+    """
+    shape(name, x, (count, None), mend)
+    if x.dtype.kind not in "iu":
+        raise ArgumentError(f"{name} holds {x.dtype}, expected integers: {mend}.")
+    outside = ((x < 0) | (x >= count)).any(axis=1)
+    bad_rows(name, outside, f"a position outside 0 to {count - 1}")
 
 
 def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
@@ -102,28 +151,24 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
     """
     x = array(name, x)
     if x.dtype.kind not in kinds:
-        raise ArgumentTypeError(
-            f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."
-        )
+        came = f"Received dtype {x.dtype}: pass floats or integers."
+        raise ArgumentTypeError(f"{name} must hold real numbers. {came}")
     return x
 
 
 def listed(name: str, values) -> list:
-    """Returns `values` as a list; raises ArgumentTypeError in the name of `name` if it is none."""
+    """Returns `values` as a list, else raises an `ArgumentTypeError` for `name`."""
     if isinstance(values, (str, bytes)) or not np.iterable(values):
-        raise ArgumentTypeError(
-            f"{name} must be a list or tuple. Received {type(values).__name__}: pass one, such as "
-            f"[{values!r}]."
-        )
+        came = f"Received {type(values).__name__}: pass one, such as [{values!r}]."
+        raise ArgumentTypeError(f"{name} must be a list or tuple. {came}")
     return list(values)
 
 
 def like(name: str, value, attribute: str, what: str) -> None:
-    """Raises ArgumentTypeError by `name` unless `value` has the `attribute` that `what` has."""
+    """Raises an `ArgumentTypeError` for `name` unless `value` has an `attribute` as `what` has."""
     if not hasattr(value, attribute):
-        raise ArgumentTypeError(
-            f"{name} must be {what}. Received {type(value).__name__}: pass one in its place."
-        )
+        came = f"Received {type(value).__name__}: pass one in its place."
+        raise ArgumentTypeError(f"{name} must be {what}. {came}")
 
 
 def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
@@ -140,11 +185,8 @@ def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndar
         ArgumentError: If there are more or fewer, or axes.
     """
     values = array(name, values)
-    if values.shape[:1] != (n,) or rank not in (None, values.ndim):
-        wanted = f"({n},)" if rank == 1 else f"({n}, ...)"
-        raise ArgumentError(
-            f"{name} has shape {values.shape}, there are {n} {of}: pass one for each, {wanted}."
-        )
+    rest = [None] * ((rank or max(1, values.ndim)) - 1)
+    shape(name, values, (n, *rest), f"pass one for each of the {n} {of}")
     return values
 
 
@@ -164,10 +206,9 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
     """
     x = real(name, x)
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
-        raise ArgumentError(
-            f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. Received shape "
-            f"{x.shape}: pass one row per image, embedded by the same model."
-        )
+        wanted = f"an array (n, {width or 'dim'}) of {rows} rows or more"
+        mend = "pass one row per image, embedded by the same model"
+        raise ArgumentError(f"{name} must be {wanted}. Received shape {x.shape}: {mend}.")
     finite(name, x)
     if metric == "cosine":
         bad_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
@@ -185,19 +226,18 @@ def bad_rows(name: str, bad, what: str) -> None:
     rows = np.flatnonzero(bad)
     if len(rows):
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        raise ArgumentError(
-            f"{name} holds {what} in {len(rows)} of {len(bad)} rows: {shown}. Remove or mend those "
-            "rows."
-        )
+        share = f"{len(rows)} of {len(bad)} rows"
+        raise ArgumentError(f"{name} holds {what} in {share}: {shown}. Remove or mend them.")
 
 
 def archive(path: Path) -> None:
-    """Raises ArtifactError if the zip at `path` claims over 256 MB and 100 times its own size."""
+    """Raises an `ArtifactError` if the zip file at `path` is a bomb.
+
+    That is, if it claims to hold over 256 MB at more than 100 times its own size.
+    """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as members:
         claimed = sum(member.file_size for member in members.infolist())
     if claimed > max(256e6, 100 * size):
-        raise ArtifactError(
-            f"{path} of {size} bytes claims to hold {claimed} bytes: refused as a decompression "
-            "bomb. Save it again without compression if you trust it."
-        )
+        mend = "refused as a decompression bomb. Save it again without compression if you trust it"
+        raise ArtifactError(f"{path} of {size} bytes claims to hold {claimed} bytes: {mend}.")

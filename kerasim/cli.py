@@ -53,16 +53,14 @@ def embed(
         opened = Gallery.load(gallery, _embedder(embedder, size) if embedder else None)
         for name, value in (("metric", metric), ("kind", kind)):
             if value not in (None, opened.settings[name]):
-                raise kerasim.errors.ArgumentError(
-                    f"--{name}={value} is not that of {gallery}, {opened.settings[name]}: leave it "
-                    "out, or name another gallery."
-                )
+                stands = f"that of {gallery}, {opened.settings[name]}"
+                mend = "leave it out, or name another gallery"
+                raise kerasim.errors.ArgumentError(f"--{name}={value} is not {stands}: {mend}.")
     elif embedder:
         opened = Gallery(_embedder(embedder, size), metric or "cosine", kind or "exact")
     else:
-        raise kerasim.errors.ArgumentError(
-            f"{gallery} is not there yet: pass --embedder, a .keras file or such as vgg16."
-        )
+        mend = "pass --embedder, a .keras file or such as vgg16"
+        raise kerasim.errors.ArgumentError(f"{gallery} is not there yet: {mend}.")
     taken = opened.add(folder, on_error=on_error, path=gallery)
     left_out = [str(file) for file, _ in opened.skipped]
     done = {"taken": len(taken), "pictures": len(opened), "gallery": str(gallery)}
@@ -132,18 +130,14 @@ def export(
 ):
     """Writes an embedder as a SavedModel or an ONNX file."""
     embedder = _open(model).embedder if model.is_dir() else _embedder(str(model))
-    write = {
-        "savedmodel": kerasim.export.export_saved_model,
-        "onnx": kerasim.export.export_onnx,
-    }[target]
+    module = kerasim.export
+    write = module.export_onnx if target == "onnx" else module.export_saved_model
     write(embedder, path)
     _say({"written": str(path)}, as_json)
 
 
 def _open(path):
-    from kerasim.gallery import Gallery
-
-    return Gallery.load(path)
+    return kerasim.gallery.Gallery.load(path)
 
 
 def _embedder(name, size=224):
@@ -172,11 +166,9 @@ def main() -> None:
         stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except kerasim.errors.KerasimError as error:
-        _complain("error", error)
-        sys.exit(2)
     except Exception as error:  # 1 would say that two pictures are different
-        _complain("error", f"{type(error).__name__}: {error}")
+        ours = isinstance(error, kerasim.errors.KerasimError)
+        _complain("error", error if ours else f"{type(error).__name__}: {error}")
         sys.exit(2)
 
 

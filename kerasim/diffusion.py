@@ -130,16 +130,13 @@ def sample(
     """
     image_shape = _check_model(model, schedule)
     if np.shape(shape) != (4,) or tuple(shape[1:]) != image_shape:
-        raise ArgumentError(
-            f"shape={shape} must be (n, {', '.join(map(str, image_shape))}), n images of the size "
-            "that the network takes: pass such."
-        )
+        size = ", ".join(map(str, image_shape))
+        raise ArgumentError(f"shape={shape} must be (n, {size}): pass the size of the network.")
     left = schedule.alphas_cumprod[-1]
     if left > 0.01:
-        raise ArgumentError(
-            f"schedule still holds {100 * np.sqrt(left):.0f} % of the image at its last step: pure "
-            'noise is no start. Pass more steps, or kind="cosine".'
-        )
+        what = f"schedule still holds {100 * np.sqrt(left):.0f} % of the image at its last step"
+        mend = 'pure noise is no start. Pass more steps, or kind="cosine"'
+        raise ArgumentError(f"{what}: {mend}.")
     n = checks.integer("shape[0]", shape[0])
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     noise = rng.standard_normal((n, *image_shape), dtype="float32")
@@ -195,26 +192,20 @@ def denoise(
     steps = checks.integer("steps", steps, 1, schedule.steps)
     images = np.asarray(images[:])
     if images.dtype.kind != "f" and images.dtype != np.uint8:
-        raise ArgumentTypeError(
-            f"images must be float or uint8. Received dtype {images.dtype}: convert them."
-        )
+        raise ArgumentTypeError(f"images must be float or uint8, not {images.dtype}: convert them.")
     images = data.as_float(images)
     pixels = (1, 2, 3)
-    checks.bad_rows("images", ~np.isfinite(images).all(axis=pixels), "NaN or infinity")
+    checks.finite("images", images)
     if (sigma is None) == (estimator is None):
         both = "both None" if sigma is None else "both given"
-        raise ArgumentError(
-            f"sigma and estimator are {both}: pass the noise of the images, or a model that "
-            "predicts it, such as models.noise_estimator gives."
-        )
+        mend = "pass the noise of the images, or a model of it such as models.noise_estimator"
+        raise ArgumentError(f"sigma and estimator are {both}: {mend}.")
     if sigma is None:
         shape, width = data.check_embedder("estimator", estimator)
         data.check_shape("images", images, shape)
         if width != 1:
-            raise ArgumentError(
-                f"estimator gives {width} numbers for an image: pass a model that gives one, such "
-                "as models.noise_estimator."
-            )
+            mend = "pass a model that gives one, such as models.noise_estimator"
+            raise ArgumentError(f"estimator gives {width} numbers for an image: {mend}.")
         sigma = estimator.predict(images, verbose=0)[:, 0] if len(images) else []
     sigma = checks.real("sigma", sigma).astype("float64")
     if sigma.ndim:
@@ -236,18 +227,16 @@ def _check_model(model, schedule) -> tuple[int, int, int]:
     checks.like("schedule", schedule, "alphas_cumprod", "a NoiseSchedule")
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
-        raise ArgumentTypeError(
-            "model must be a keras.Model with inputs named images and t. Received "
-            f"{type(model).__name__} with {sorted(inputs)}: pass such as models.unet gives."
-        )
+        what = "model must be a keras.Model with inputs named images and t"
+        came = f"{type(model).__name__} with {sorted(inputs)}"
+        raise ArgumentTypeError(f"{what}. Received {came}: pass such as models.unet gives.")
     if "schedule" in [layer.name for layer in model.layers]:
         known = model.get_layer("schedule").get_weights()[0][:, 1] ** 2
         abar = schedule.alphas_cumprod
         if len(known) != len(abar) or not np.allclose(known, abar, rtol=1e-3, atol=1e-9):
-            raise ArgumentError(
-                f"schedule={schedule} is not the one that the network was built with, which has "
-                f"{len(known)} steps and ends at abar {known[-1]:.2g}: pass that one."
-            )
+            what = f"schedule={schedule} is not the one that the network was built with"
+            ends = f"{len(known)} steps and ends at abar {known[-1]:.2g}"
+            raise ArgumentError(f"{what}, which has {ends}: pass that one.")
     return inputs["images"].shape[1:]
 
 
@@ -257,10 +246,8 @@ def _check_labels(model, labels, guidance, n):
         raise ArgumentError(f"guidance={guidance} leads to a label: pass labels, or guidance=0.")
     if "labels" not in [x.name for x in model.inputs]:
         if labels is not None:
-            raise ArgumentError(
-                "labels are given, and the network takes none: build it with num_classes, train "
-                "it with labels, or leave them out."
-            )
+            mend = "build it with num_classes, train it with labels, or leave them out"
+            raise ArgumentError(f"labels are given, and the network takes none: {mend}.")
         return None
     if labels is None:
         return np.full(n, -1)

@@ -20,13 +20,7 @@ import numpy as np
 
 from kerasim import checks, data
 from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
-from kerasim.errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    ClusterError,
-    DependencyError,
-    KerasimError,
-)
+from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
 from kerasim.neighbors import NeighborIndex
 
 _HOSTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_JOB_ADDRESSES", "TF_CONFIG")
@@ -68,10 +62,8 @@ def strategy(devices=None):
     """
     backend, hosts = keras.backend.backend(), [name for name in _HOSTS if os.environ.get(name)]
     if backend not in ("jax", "tensorflow"):
-        raise DependencyError(
-            f"Several devices need Keras on TensorFlow or JAX. It runs on {backend!r}: set "
-            "KERAS_BACKEND=jax."
-        )
+        came = f"It runs on {backend!r}: set KERAS_BACKEND=jax."
+        raise DependencyError(f"Several devices need Keras on TensorFlow or JAX. {came}")
     if backend == "tensorflow" and hosts:
         raise DependencyError(
             f"{' and '.join(hosts)} ask for several hosts, on which fit of Keras 3 under "
@@ -132,11 +124,8 @@ def embed_folder(
         DependencyError: If Ray is not installed.
     """
     shape, dim = data.check_embedder("embedder", embedder)
-    if not isinstance(images, data.ImageFolder):
-        raise ArgumentTypeError(
-            f"images must be an ImageFolder. Received {type(images).__name__}: pass "
-            "data.image_folder(path, image_size), or embed arrays by data.embed."
-        )
+    mend = "pass data.image_folder(path, image_size), or embed arrays by data.embed"
+    checks.kind("images", images, data.ImageFolder, mend)
     data.check_shape("images", images, shape)
     checks.integer("batch_size", batch_size)
     checks.integer("workers", workers)
@@ -150,10 +139,9 @@ def embed_folder(
     _probe(ray, images.files[0])
     found = ray.cluster_resources().get("GPU", 0)
     if gpus * workers > found:
-        raise ClusterError(
-            f"workers={workers} of gpus={gpus} each need more than the {found:.0f} GPUs of the "
-            "cluster: ask for fewer, or add nodes."
-        )
+        asked = f"workers={workers} of gpus={gpus} each need more"
+        mend = "ask for fewer, or add nodes"
+        raise ClusterError(f"{asked} than the {found:.0f} GPUs of the cluster: {mend}.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "embedder.keras")
         embedder.save(path)
@@ -191,9 +179,8 @@ def embed_folder(
         if times.all():
             break
     if (times != 1).any():
-        raise ClusterError(
-            f"{(times != 1).sum()} of {len(images)} images came back never or twice: call again."
-        )
+        wrong = f"{(times != 1).sum()} of {len(images)} images"
+        raise ClusterError(f"{wrong} came back never or twice: call again.")
     return vectors, reasons.tolist()
 
 
@@ -254,9 +241,8 @@ class ShardedIndex:
             ClusterError: If the cluster cannot be reached, or its nodes have other versions.
             DependencyError: If Ray is not installed.
         """
-        embeddings = checks.vectors(
-            "embeddings", embeddings, None, self.shards, self.settings["metric"]
-        )
+        metric = self.settings["metric"]
+        embeddings = checks.vectors("embeddings", embeddings, None, self.shards, metric)
         ray = _ray()
         _probe(ray)
 
@@ -294,16 +280,15 @@ class ShardedIndex:
         ray = _ray()
         k = checks.integer("k", k, 1, self.shape[0])
         x = ray.put(checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
-        shards = list(zip(self._actors, self._starts, np.diff(self._starts).tolist(), strict=False))
-        asked = [actor.query.remote(x, min(k, size)) for actor, _, size in shards]
+        starts, sizes = self._starts[:-1], np.diff(self._starts).tolist()
+        shards = zip(self._actors, sizes, strict=True)
+        asked = [actor.query.remote(x, min(k, size)) for actor, size in shards]
         try:
             answers = ray.get(asked, timeout=checks.number("timeout", timeout, 0))
         except ray.exceptions.RayError as error:
             raise _cause(error) from error
         distances = np.hstack([near for near, _ in answers])
-        indices = np.hstack(
-            [at + rows for (_, at, _), (_, rows) in zip(shards, answers, strict=True)]
-        )
+        indices = np.hstack([at + rows for at, (_, rows) in zip(starts, answers, strict=True)])
         order = np.lexsort((indices, distances), axis=1)[:, :k]
         return np.take_along_axis(distances, order, 1), np.take_along_axis(indices, order, 1)
 
@@ -314,8 +299,9 @@ def _ray():
         import ray
         import ray.data
     except ImportError as error:
+        lacks = f"{error.name} is not installed"
         raise DependencyError(
-            f"A cluster needs Ray ({error.name} is not installed): pip install 'kerasim[ray]'."
+            f"A cluster needs Ray ({lacks}): pip install 'kerasim[ray]'."
         ) from error
     if ray.is_initialized():
         return ray
@@ -325,11 +311,8 @@ def _ray():
     try:
         if port.isdigit():  # Ray itself would wait for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(
-            address,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=False,
-        )
+        dashboard = False if address == "local" else None
+        ray.init(address, include_dashboard=dashboard, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error}): start one there by "
@@ -357,9 +340,8 @@ def _probe(ray, file=None) -> None:
     task, asked = ray.remote(num_cpus=0, max_retries=0)(look), {}
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU"):
-            place = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-                node["NodeID"], soft=False
-            )
+            strategies = ray.util.scheduling_strategies
+            place = strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})"
             asked[name] = task.options(scheduling_strategy=place).remote()
     for name, answer in asked.items():
@@ -367,18 +349,13 @@ def _probe(ray, file=None) -> None:
             there, sees = ray.get(answer, timeout=120)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"Node {name} does not answer: {error}. Restart it.") from error
-        unlike = [
-            f"{key} {there[key]}, here {here[key]}" for key in names if there[key] != here[key]
-        ]
+        unlike = [f"{k} {there[k]}, here {here[k]}" for k in names if there[k] != here[k]]
         if unlike:
-            raise ClusterError(
-                f"Node {name} has {'; '.join(unlike)}: install the same versions on all nodes."
-            )
+            held = "; ".join(unlike)
+            raise ClusterError(f"Node {name} has {held}: install the same versions on all nodes.")
         if not sees:
-            raise ClusterError(
-                f"Node {name} does not see {ascii(str(file))}: put the folder on a disk that all "
-                "nodes see at the same path."
-            )
+            mend = "put the folder on a disk that all nodes see at the same path"
+            raise ClusterError(f"Node {name} does not see {ascii(str(file))}: {mend}.")
 
 
 def _cause(error):

@@ -16,27 +16,14 @@ from PIL import Image
 
 from kerasim import artifacts, checks
 from kerasim.data import as_float, check_images
-from kerasim.errors import ArgumentError
 from kerasim.images import check_channels
 from kerasim.neighbors import METRICS
 
 # Told apart by colour-blind readers with the markers; 3 to 1 or more on white and on dark pages.
-COLOURS = (
-    *("#0077BB", "#C06000", "#009988", "#CC3311", "#AA4499", "#6A5ACD", "#808000"),
-    *("#888888", "#2E8B57", "#D6336C"),
-)
+COLOURS = "#0077BB #C06000 #009988 #CC3311 #AA4499 #6A5ACD #808000 #888888 #2E8B57 #D6336C".split()
 # Bokeh's name of each marker that is more than lines, and the letter that looks like it.
-_MARKERS = {
-    "circle": "●",
-    "square": "■",
-    "triangle": "▲",
-    "diamond": "◆",
-    "inverted_triangle": "▼",
-    "plus": "✚",
-    "hex": "⬢",
-    "star": "★",
-    "square_pin": "✦",
-}
+_NAMES = "circle square triangle diamond inverted_triangle plus hex star square_pin".split()
+_MARKERS = dict(zip(_NAMES, "●■▲◆▼✚⬢★✦", strict=True))
 _COLUMNS = 64  # pictures across and down a sheet
 
 
@@ -114,52 +101,23 @@ def _plot(coordinates, classes):
     from bokeh.models import ColumnDataSource, HoverTool, TapTool, WheelZoomTool
     from bokeh.plotting import figure
 
-    plot = figure(
-        name="map",
-        sizing_mode="stretch_both",
-        tools="pan",
-        toolbar_location=None,
-        match_aspect=True,
-        outline_line_color=None,
-        background_fill_color=None,
-        border_fill_color=None,
-    )
+    plot = figure(name="map", sizing_mode="stretch_both", tools="pan", toolbar_location=None)
+    plot.match_aspect = True
+    plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     plot.axis.visible = plot.grid.visible = False
     kinds = np.zeros(len(coordinates), "int64") if classes is None else classes
     markers = (kinds + kinds // len(COLOURS)) % len(_MARKERS)
-    points = ColumnDataSource(
-        {
-            "x": coordinates[:, 0].astype("float32"),
-            "y": coordinates[:, 1].astype("float32"),
-            "colour": np.array(COLOURS)[kinds % len(COLOURS)],
-            "marker": np.array(list(_MARKERS))[markers],
-        }
-    )
+    x, y = coordinates.T.astype("float32", order="C")
+    colours, shapes = np.array(COLOURS)[kinds % len(COLOURS)], np.array(_NAMES)[markers]
+    points = ColumnDataSource({"x": x, "y": y, "colour": colours, "marker": shapes})
     rings = ColumnDataSource({"x": [], "y": [], "size": []})
     alpha = float(np.clip(40 / np.sqrt(len(coordinates)), 0.3, 0.9))
-    drawn = plot.scatter(
-        "x",
-        "y",
-        size=7 if len(coordinates) < 20_000 else 4,
-        color="colour",
-        marker="marker",
-        alpha=alpha,
-        nonselection_alpha=alpha,
-        line_color=None,
-        source=points,
-        name="points",
-    )
+    style = {"color": "colour", "marker": "marker", "alpha": alpha, "nonselection_alpha": alpha}
+    style |= {"size": 7 if len(coordinates) < 20_000 else 4, "line_color": None}
+    drawn = plot.scatter("x", "y", source=points, name="points", **style)
     for colour, width in (("white", 5), ("#D6336C", 2.5)):
-        plot.scatter(
-            "x",
-            "y",
-            size="size",
-            fill_color=None,
-            line_color=colour,
-            line_width=width,
-            source=rings,
-            name=f"rings {colour}",
-        )
+        style = {"size": "size", "fill_color": None, "line_color": colour, "line_width": width}
+        plot.scatter("x", "y", source=rings, name=f"rings {colour}", **style)
     wheel = WheelZoomTool()
     plot.add_tools(wheel, TapTool(renderers=[drawn]), HoverTool(renderers=[drawn], tooltips=None))
     plot.toolbar.active_scroll = wheel
@@ -173,12 +131,8 @@ def _check_neighbors(neighbors, count):
     for metric, rows in neighbors.items():
         checks.choice("metric of neighbors", metric, METRICS)
         name = f"neighbors[{metric!r}]"
-        rows = checks.each(name, rows, count, "images", 2)
-        if rows.dtype.kind not in "iu" or (rows < 0).any() or (rows >= count).any():
-            raise ArgumentError(
-                f"{name} must be positions of images, integers from 0 to {count - 1}: pass the "
-                "indices of NeighborIndex.query."
-            )
+        rows = checks.array(name, rows)
+        checks.positions(name, rows, count, "pass the indices of NeighborIndex.query")
         packed[metric] = rows.shape[1], _packed(rows)
     return packed
 

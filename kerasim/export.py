@@ -9,13 +9,12 @@ is a part of the network, so that an export needs no list of instructions.
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 
 from kerasim import artifacts, checks
-from kerasim.data import as_float, check_images, check_shape
+from kerasim.data import as_float, check_images, check_shape, shapes_of
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -42,7 +41,8 @@ def export_saved_model(model, path) -> None:
 
     Raises:
         DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
-        ArgumentError: If the model does not take one batch of images of a fixed size.
+        ArgumentTypeError: If the model does not take one batch of images.
+        ArgumentError: If these are not of a fixed size, or it has several outputs.
         ArtifactError: If the folder holds something else, or cannot be written.
     """
     tf = _tensorflow()
@@ -116,8 +116,9 @@ def export_onnx(model, path) -> None:
     Raises:
         DependencyError: If TensorFlow, tf2onnx or onnx is not installed, or Keras runs on another
             backend.
-        ArgumentError: If the model does not take one batch of images of a fixed size, or has an
-            operation that ONNX lacks.
+        ArgumentTypeError: If the model does not take one batch of images.
+        ArgumentError: If these are not of a fixed size, or it has several outputs, or an operation
+            that ONNX lacks.
         ArtifactError: If the file cannot be written.
     """
     shape = _check_model(model)
@@ -125,24 +126,21 @@ def export_onnx(model, path) -> None:
         import onnx
         import tf2onnx  # noqa: F401 (Keras uses it)
     except ImportError as error:
-        raise DependencyError(
-            f"ONNX files need {error.name}, which is not installed: pip install 'kerasim[onnx]'."
-        ) from error
+        lacks = f"{error.name}, which is not installed"
+        raise DependencyError(f"ONNX files need {lacks}: pip install 'kerasim[onnx]'.") from error
     images = keras.Input(shape, name="images")
     taken = [keras.InputSpec("float32", (None, *shape), name="images")]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks NumPy for names of old
         file = Path(folder, "model.onnx")
-        keras.Model(images, model(images)).export(
-            file, format="onnx", verbose=False, input_signature=taken
-        )
+        network = keras.Model(images, model(images))
+        network.export(file, format="onnx", verbose=False, input_signature=taken)
         try:
             onnx.checker.check_model(str(file))
         except onnx.checker.ValidationError as error:
-            raise ArgumentError(
-                f"model uses an operation that ONNX lacks ({str(error).splitlines()[0]}): replace "
-                "the layer, or export a SavedModel."
-            ) from error
+            what = f"model uses an operation that ONNX lacks ({str(error).splitlines()[0]})"
+            mend = "replace the layer, or export a SavedModel"
+            raise ArgumentError(f"{what}: {mend}.") from error
         artifacts.write_file(path, file.read_bytes())
 
 
@@ -174,9 +172,7 @@ def load_saved_model(path, trust: bool = False):
         try:
             return load(folder)
         except Exception as error:
-            raise ArtifactError(
-                f"{folder} is no SavedModel that loads: {error}. Check the path."
-            ) from error
+            raise ArtifactError(f"{folder} is no SavedModel: {error}. Check the path.") from error
     return artifacts.read(folder, _KIND, load)
 
 
@@ -219,10 +215,8 @@ class SavedModel:
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
         encoded = list(encoded) if listed else [None]
         if not all(isinstance(content, bytes) for content in encoded):
-            raise ArgumentTypeError(
-                "encoded must be a list of image files, each of type bytes. Received "
-                f"{given}: pass such as [path.read_bytes()]."
-            )
+            mend = f"Received {given}: pass such as [path.read_bytes()]."
+            raise ArgumentTypeError(f"encoded must be a list of files, each of type bytes. {mend}")
         try:
             return self._call("serve_bytes", np.array(encoded, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
@@ -235,10 +229,9 @@ class SavedModel:
     def _inputs(self, endpoint):
         """Returns the signature of an endpoint's one input as (name, spec)."""
         if endpoint not in self._loaded.signatures:
-            raise ArgumentError(
-                f"This SavedModel has no endpoint {endpoint!r}, only "
-                f"{sorted(self._loaded.signatures)}: export it with export_saved_model."
-            )
+            names = sorted(self._loaded.signatures)
+            what = f"This SavedModel has no endpoint {endpoint!r}, only {names}"
+            raise ArgumentError(f"{what}: export it with export_saved_model.")
         (named,) = self._loaded.signatures[endpoint].structured_input_signature[1].items()
         return named
 
@@ -262,27 +255,18 @@ def _check_model(model):
             f"{keras.backend.backend()!r}: save the model with model.save('model.keras') and "
             "export it in a process with KERAS_BACKEND=tensorflow."
         )
-    shape: Any = getattr(model, "input_shape", None)
-    fixed = isinstance(shape, tuple) and all(isinstance(n, int) for n in shape[1:])
-    if not fixed or len(shape) != 4 or shape[3] not in (1, 3):
-        raise ArgumentError(
-            "model must take images (batch, height, width, 1 or 3) of a fixed size. Its input is "
-            f"{shape}: build it with an image_shape."
-        )
-    if len(model.outputs) != 1:
-        raise ArgumentError(
-            f"model must have one output. It has {len(model.outputs)}: pass a part of it, such as "
-            'model.get_layer("encoder").'
-        )
-    return shape[1:]
+    shape, _ = shapes_of("model", model)
+    if None in shape or shape[2] not in (1, 3):
+        mend = "build it with an image_shape (height, width, 1 or 3)"
+        raise ArgumentError(f"model takes images {shape}, not of a fixed size and kind: {mend}.")
+    return shape
 
 
 def _tensorflow():
     try:
         import tensorflow
     except ImportError as error:
-        raise DependencyError(
-            "SavedModels need TensorFlow, which is not installed: pip install 'kerasim[tf]' (or "
-            "[tf-cpu], or [gpu])."
-        ) from error
+        mend = "pip install 'kerasim[tf]' (or [tf-cpu], or [gpu])"
+        what = "SavedModels need TensorFlow, which is not installed"
+        raise DependencyError(f"{what}: {mend}.") from error
     return tensorflow

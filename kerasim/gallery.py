@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kerasim import artifacts, checks, data, metrics
 from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.explorer import write_explorer
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
@@ -55,10 +55,8 @@ class Gallery:
     def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
         self.image_shape, dim = data.check_embedder("embedder", embedder)
         if None in self.image_shape:
-            raise ArgumentError(
-                f"embedder takes images of any size, {self.image_shape}: build it with an "
-                "image_shape."
-            )
+            what = f"embedder takes images of any size, {self.image_shape}"
+            raise ArgumentError(f"{what}: build it with an image_shape.")
         self.embedder, self.threshold, self.skipped = embedder, None, []
         self.settings = NeighborIndex(metric, kind, **settings).settings()
         self._fingerprint = artifacts.fingerprint(embedder)
@@ -139,9 +137,8 @@ class Gallery:
         files = [str(file) for file in getattr(images, "files", [""] * len(images))]
         if labels is None and getattr(images, "labels", None) is not None:
             labels = [images.class_names[label] for label in images.labels]
-        labels = checks.each(
-            "labels", [""] * len(images) if labels is None else labels, len(images), "images", 1
-        )
+        labels = [""] * len(images) if labels is None else labels
+        labels = checks.each("labels", labels, len(images), "images", 1)
         known = {os.path.realpath(file) for file in self._rows["file"] if file}
         rows = []
         for n, file in enumerate(files):
@@ -154,12 +151,7 @@ class Gallery:
         for start in range(0, len(rows), chunk):
             part = rows[start : start + chunk]
             kept, vectors, bad = self._embed(images, files, part, embed)
-            if bad and on_error == "raise":
-                listed = "\n".join(reason for _, reason in bad[:20])
-                raise ImageError(
-                    f"{len(bad)} of {len(part)} pictures cannot be used; mend or remove them, or "
-                    f'pass on_error="skip":\n{listed}'
-                )
+            data.check_usable(bad, len(part), on_error)
             self.skipped += bad
             ids = np.arange(self._next, self._next + len(kept))
             new = _table(ids, [files[n] for n in kept], [str(labels[n]) for n in kept])
@@ -173,9 +165,8 @@ class Gallery:
         bar.close()
         if self.skipped:
             names = ", ".join(ascii(os.path.basename(file)) for file, _ in self.skipped[:5])
-            warnings.warn(
-                f"{len(self.skipped)} pictures are left out, see skipped: {names}.", stacklevel=2
-            )
+            what = f"{len(self.skipped)} pictures are left out, see skipped"
+            warnings.warn(f"{what}: {names}.", stacklevel=2)
         if path is not None:
             self.save(path)
         return np.arange(first, self._next)
@@ -261,14 +252,11 @@ class Gallery:
             ArgumentError: If the gallery is not calibrated.
         """
         if self.threshold is None or self._pairs is None:
-            raise ArgumentError(
-                "The gallery has no threshold: call calibrate(left, right, same) on known pairs."
-            )
+            raise ArgumentError("The gallery has no threshold: call calibrate with known pairs.")
         distances = self._distances(left, right)
         score = metrics.verification(*self._pairs).score(distances)
-        return pd.DataFrame(
-            {"distance": distances, "same": distances <= self.threshold, "score": score}
-        )
+        same = distances <= self.threshold
+        return pd.DataFrame({"distance": distances, "same": same, "score": score})
 
     def remove(self, ids) -> None:
         """Takes pictures out; a graph holds their vectors, unseen, until `compact`.
@@ -282,14 +270,11 @@ class Gallery:
         """
         ids = checks.array("ids", ids).ravel()
         if ids.size and ids.dtype.kind not in "iu":
-            raise ArgumentTypeError(
-                f"ids must be whole numbers. Received dtype {ids.dtype}: pass some of items['id']."
-            )
+            mend = "pass some of items['id']"
+            raise ArgumentTypeError(f"ids must be whole numbers, not {ids.dtype}: {mend}.")
         unknown = sorted(set(ids.tolist()) - set(self.items["id"]))
         if unknown:
-            raise ArgumentError(
-                f"ids {unknown[:5]} are not in the gallery: choose among those of items."
-            )
+            raise ArgumentError(f"ids {unknown[:5]} are not in the gallery: pass some of items.")
         self._rows.loc[self._rows["id"].isin(ids.tolist()), ["id", "file", "label"]] = [-1, "", ""]
         if self.settings["kind"] == "exact":
             self.compact()
@@ -343,10 +328,9 @@ class Gallery:
             others &= np.cumsum(others, axis=1) <= k
             nearest[metric] = found[others].reshape(-1, k)
         labels = self.items["label"].to_numpy(str)
+        labels = labels if (labels != "").any() else None
         images = self._files() if images is None else images
-        return write_explorer(
-            path, images, places, labels if (labels != "").any() else None, nearest, title
-        )
+        return write_explorer(path, images, places, labels, nearest, title)
 
     def save(self, path, replace: bool = False) -> None:
         """Writes the gallery to a folder, whole or not at all.
@@ -403,13 +387,8 @@ class Gallery:
         def load(folder, manifest):
             info, model = manifest.info, embedder or data.load_embedder(folder / "embedder.keras")
             gallery = cls(model, **info["settings"])
-            gallery._rows = pd.read_csv(
-                folder / "items.csv",
-                dtype={"id": "int64", "file": object, "label": object},
-                keep_default_na=False,
-                encoding_errors="surrogateescape",
-                **_CSV,
-            )
+            text = {"keep_default_na": False, "encoding_errors": "surrogateescape"}
+            gallery._rows = pd.read_csv(folder / "items.csv", dtype=_KINDS, **text, **_CSV)
             gallery._next, gallery.threshold = info["next"], info["threshold"]
             gallery._pairs = info["pairs"] and tuple(map(np.array, info["pairs"]))
             if info["index"]:
@@ -453,10 +432,11 @@ class Gallery:
         """Returns the pictures of all items, not yet decoded."""
         files = self.items["file"].tolist()
         if "" in files:
-            raise ArgumentError(
-                f"{files.count('')} of {len(files)} items have no file, they were added as arrays: "
-                "pass images=, or for near copies call data.find_near_copies on them."
+            held = (
+                f"{files.count('')} of {len(files)} items have no file, they were added as arrays"
             )
+            mend = "pass images=, or for near copies call data.find_near_copies on them"
+            raise ArgumentError(f"{held}: {mend}.")
         return self._images(files)
 
     def _images(self, images):
@@ -479,9 +459,11 @@ class Gallery:
 _CSV: Any = {"quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8"}
 
 
+_KINDS: Any = {"id": "int64", "file": object, "label": object}
+
+
 def _table(ids, files, labels):
-    kinds = {"id": "int64", "file": object, "label": object}
-    return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(kinds)
+    return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(_KINDS)
 
 
 def _stamp(folder):

@@ -9,7 +9,6 @@ and the command line all come through here, so that a picture has the same pixel
 import contextlib
 import io
 import os
-import stat
 import threading
 import warnings
 
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from kerasim import checks
-from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
+from kerasim.errors import ArgumentError, ImageError
 
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
@@ -83,34 +82,23 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         ImageError: As `read_image`.
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
-    if not isinstance(source, (bytes, str, os.PathLike)):
-        raise ArgumentTypeError(
-            f"source must be a path or the bytes of an image file. Received {source!r} of type "
-            f"{type(source).__name__}: pass a string, a pathlib.Path or bytes."
-        )
+    checks.kind("source", source, (bytes, str, os.PathLike), "pass a path or a file's bytes")
     name = _name(source)
     try:
-        with _no_pillow_warnings(), _open(source, name) as image:
+        with _no_pillow_warnings(), _open(source) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ImageError(
-                    f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS}: "
-                    "shrink or remove it."
-                )
+                held = f"{image.width} x {image.height} pixels"
+                raise ImageError(f"{name} has {held}, more than {MAX_PIXELS}: shrink or remove it.")
             animated = getattr(image, "is_animated", False)
             return _decode(image, name, size, channels), animated
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
-        if isinstance(error, OSError) and error.strerror:
-            raise ImageError(
-                f"Cannot open {name}: {error.strerror}. Check the path and its permissions."
-            ) from error
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
-        raise ImageError(
-            f"Cannot decode {name} ({reason}): expected a whole image in one of "
-            f"{', '.join(FORMATS)}. Replace or remove it."
-        ) from error
+        formats = ", ".join(FORMATS)
+        what = f"Cannot decode {name} ({reason}): expected a whole image in one of {formats}"
+        raise ImageError(f"{what}. Replace or remove it.") from error
 
 
 def check_channels(channels) -> int:
@@ -127,10 +115,8 @@ def check_size(image_size) -> tuple[int, int] | None:
     size = tuple(image_size) if np.iterable(image_size) else (image_size, image_size)
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
     if len(size) != 2 or not all(whole) or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        raise ArgumentError(
-            f"image_size={image_size!r} is no size: pass one positive whole number or "
-            f"(height, width), of at most {MAX_PIXELS} pixels in all."
-        )
+        mend = f"pass a positive whole number or (height, width), {MAX_PIXELS} pixels at most"
+        raise ArgumentError(f"image_size={image_size!r} is no size: {mend}.")
     return int(size[0]), int(size[1])
 
 
@@ -157,13 +143,10 @@ def _name(source) -> str:
     return "the encoded image" if isinstance(source, bytes) else ascii(os.fspath(source))
 
 
-def _open(source, name):
+def _open(source):
     if isinstance(source, bytes):
         return Image.open(io.BytesIO(source), formats=FORMATS)
-    mode = os.stat(source).st_mode
-    if not stat.S_ISREG(mode):  # opening a FIFO would wait for ever
-        what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise ImageError(f"{name} is {what}: pass the path of an image file.")
+    checks.regular_file(source, ImageError)
     return Image.open(source, formats=FORMATS)
 
 

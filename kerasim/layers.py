@@ -74,10 +74,8 @@ class Distance(_Layer):
     def build(self, input_shape):
         left, right = input_shape
         if left[-1] != right[-1]:
-            raise ArgumentError(
-                f"The two vectors have {left[-1]} and {right[-1]} numbers: pass embeddings of one "
-                "model."
-            )
+            held = f"{left[-1]} and {right[-1]} numbers"
+            raise ArgumentError(f"The two vectors have {held}: pass embeddings of one model.")
 
     def call(self, inputs):
         left, right = inputs
@@ -114,9 +112,8 @@ class CosineClassifier(_Layer):
         self.num_classes = checks.integer("num_classes", num_classes)
 
     def build(self, input_shape):
-        self.kernel = self.add_weight(
-            shape=(input_shape[-1], self.num_classes), initializer="glorot_uniform", name="kernel"
-        )
+        shape = input_shape[-1], self.num_classes
+        self.kernel = self.add_weight(shape, initializer="glorot_uniform", name="kernel")
 
     def call(self, inputs):
         return ops.matmul(unit(inputs), unit(self.kernel, axis=0))

@@ -86,9 +86,7 @@ class _TripletLoss(_BatchLoss):
         checks.choice("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
-            raise ArgumentError(
-                'margin=0 leaves no triplet with mining="semi_hard": pass a margin above 0.'
-            )
+            raise ArgumentError('margin=0 leaves no triplet to mining="semi_hard": pass above 0.')
 
     def _mine(self, d_ap, d_an, valid):
         gaps = d_ap - d_an
@@ -417,16 +415,12 @@ class EmptyBatches(keras.metrics.Sum):
         super().__init__(name=name, **kwargs)
         self.loss = keras.losses.get(loss)
         if not hasattr(self.loss, "count_valid"):
-            raise ArgumentTypeError(
-                f"loss must compare the images of a batch. Received {loss!r}: pass such as "
-                "losses.TripletLoss()."
-            )
+            came = f"Received {loss!r}: pass such as losses.TripletLoss()."
+            raise ArgumentTypeError(f"loss must compare the images of a batch. {came}")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        count = self.loss.count_valid(
-            ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred, "float32")
-        )
-        super().update_state(count == 0)
+        labels, given = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred, "float32")
+        super().update_state(self.loss.count_valid(labels, given) == 0)
 
     def get_config(self):
         return {**super().get_config(), "loss": keras.losses.serialize(self.loss)}

@@ -37,9 +37,8 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
         ArgumentError: If shapes differ, or the images are not float.
     """
     images, reference = _check_both(images, reference, data_range)
-    errors = [
-        np.mean(np.square(a.astype("float64") - b)) for a, b in zip(images, reference, strict=True)
-    ]
+    pairs = zip(images, reference, strict=True)
+    errors = [np.mean(np.square(a.astype("float64") - b)) for a, b in pairs]
     with np.errstate(divide="ignore"):
         return 10 * np.log10(data_range**2 / np.array(errors))
 
@@ -68,9 +67,7 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
 
     images, reference = _check_both(images, reference, data_range)
     if min(images.shape[1:3]) < 11:
-        raise ArgumentError(
-            f"images {images.shape} are smaller than the window, 11 x 11 pixels: enlarge them."
-        )
+        raise ArgumentError(f"images {images.shape} are smaller than the 11 x 11 window: enlarge.")
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     values = [
         structural_similarity(a, b, data_range=data_range, channel_axis=-1, **window)
@@ -114,16 +111,12 @@ def _check_both(images, reference, data_range):
     """Returns images and what they should be, as float arrays of one shape."""
     checks.number("data_range", data_range, 1e-300)
     images, reference = checks.array("images", images), checks.array("reference", reference)
-    if images.shape != reference.shape or images.ndim != 4:
-        raise ArgumentError(
-            f"images {images.shape} and reference {reference.shape} must have one shape "
-            "(n, height, width, channels): resize them, or add the axis that is missing."
-        )
+    checks.shape("images", images, [None] * 4, "pass (n, height, width, channels)")
+    checks.shape("reference", reference, images.shape, "pass the shape of images")
     if "f" != images.dtype.kind or "f" != reference.dtype.kind:
-        raise ArgumentError(
-            f"images ({images.dtype}) and reference ({reference.dtype}) must be float: divide "
-            "uint8 by 255, or pass both as float with data_range=255."
-        )
+        kinds = f"images ({images.dtype}) and reference ({reference.dtype})"
+        mend = "divide uint8 by 255, or pass both as float with data_range=255"
+        raise ArgumentError(f"{kinds} must be float: {mend}.")
     return images, reference
 
 
@@ -178,18 +171,14 @@ def retrieval(
         gallery, gallery_labels = queries, query_labels
     else:
         gallery = checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
-        gallery_labels = checks.each(
-            "gallery_labels", gallery_labels, len(gallery), "gallery vectors", 1
-        )
+        gallery_labels = checks.each("gallery_labels", gallery_labels, len(gallery), "vectors", 1)
     most = len(gallery) - alone
     ks = [checks.integer("each of ks", k, 1, most) for k in checks.array("ks", ks).ravel().tolist()]
     names, counts = np.unique(gallery_labels, return_counts=True)
     at = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
     relevant = np.where(names[at] == query_labels, counts[at] - alone, 0)
     if not relevant.any():
-        raise ArgumentError(
-            "No query has an image of its class to find: check query_labels and gallery_labels."
-        )
+        raise ArgumentError("No query has an image of its class to find: check the labels.")
 
     def score(distances, start):
         rows = slice(start, start + len(distances))
@@ -221,10 +210,8 @@ def retrieval(
         columns += [r_precision, map_at_r, 1 / rank]
         return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
 
-    blocks = pairwise_distances_chunked(
-        queries, gallery, reduce_func=score, metric=metric, working_memory=_BLOCK
-    )
-    columns = np.concatenate(list(blocks)).T
+    settings = {"reduce_func": score, "metric": metric, "working_memory": _BLOCK}
+    columns = np.concatenate(list(pairwise_distances_chunked(queries, gallery, **settings))).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
     scores: dict = dict(zip(keys, columns, strict=True))
@@ -258,17 +245,12 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     values = checks.real("values", values).astype("float64")
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
-        raise ArgumentError(
-            f"values holds {len(valid)} numbers, in shape {values.shape}: pass two or more, (n,)."
-        )
-    found = bootstrap(
-        (valid,),
-        np.mean,
-        n_resamples=checks.integer("resamples", resamples),
-        batch=max(1, 2**22 // len(valid)),
-        method="percentile",
-        rng=np.random.default_rng(checks.integer("seed", seed, 0)),
-    )
+        found = f"{len(valid)} numbers, in shape {values.shape}"
+        raise ArgumentError(f"values holds {found}: pass two or more, (n,).")
+    rng = np.random.default_rng(checks.integer("seed", seed, 0))
+    times, batch = checks.integer("resamples", resamples), max(1, 2**22 // len(valid))
+    way = {"n_resamples": times, "batch": batch, "method": "percentile", "rng": rng}
+    found = bootstrap((valid,), np.mean, **way)
     low, high = found.confidence_interval
     return float(low), float(high)
 
@@ -292,11 +274,7 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
     checks.choice("metric", metric, METRICS)
     left = checks.vectors("left", left, metric=metric).astype("float64")
     right = checks.vectors("right", right, metric=metric).astype("float64")
-    if left.shape != right.shape:
-        raise ArgumentError(
-            f"left has shape {left.shape}, right {right.shape}: pass one embedding for each side "
-            "of each pair, of one model."
-        )
+    checks.shape("right", right, left.shape, "pass one for each of left, of the same model")
     if not len(left):
         return np.empty(0)
     return np.asarray(paired_distances(left, right, metric=metric))
@@ -423,9 +401,8 @@ def verification(distances, same) -> Verification:
     same = checks.array("same", same).reshape(-1)
     checks.each("same", same, len(distances), "distances")
     if not np.isin(same, (0, 1)).all() or len(np.unique(same)) < 2:
-        raise ArgumentError(
-            f"same holds the values {np.unique(same)[:5]}: pass like pairs (1) and unlike ones (0)."
-        )
+        held = np.unique(same)[:5]
+        raise ArgumentError(f"same holds the values {held}: pass 1 for like pairs, 0 for unlike.")
     checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
     if distances.dtype.kind != "f":  # the negative of an unsigned number is none
@@ -436,16 +413,10 @@ def verification(distances, same) -> Verification:
     # The curve has corners alone; the threshold of equal errors is looked for among all distances.
     tried = np.concatenate([like, unlike])
     enough = _accepted(unlike, tried) >= 1 - _accepted(like, tried)
-    return Verification(
-        fpr=fpr,
-        tpr=tpr,
-        thresholds=-scores,  # the first is -infinity, which accepts nothing
-        auc=float(auc(fpr, tpr)),
-        eer=_equal_error(fpr, tpr),
-        eer_threshold=float(tried[enough].min()),
-        like=like,
-        unlike=unlike,
-    )
+    rates = {"auc": float(auc(fpr, tpr)), "eer": _equal_error(fpr, tpr)}
+    equal = float(tried[enough].min())
+    # The first threshold is -infinity, which accepts nothing.
+    return Verification(fpr, tpr, -scores, **rates, eer_threshold=equal, like=like, unlike=unlike)
 
 
 def _accepted(distances, threshold):
@@ -494,10 +465,8 @@ def all_pairs(
     like = int((counts * (counts - 1) // 2).sum())
     unlike = n * (n - 1) // 2 - like
     if not like or not unlike:
-        raise ArgumentError(
-            f"labels make {like} like pairs and {unlike} unlike ones: pass two classes or more, "
-            "one of them with two images or more."
-        )
+        mend = "pass two classes or more, one of them with two images or more"
+        raise ArgumentError(f"labels make {like} like pairs and {unlike} unlike ones: {mend}.")
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     drawn = rng.multinomial(n, np.full(n, 1 / n), checks.integer("resamples", resamples))
     weights = np.concatenate([np.ones((1, n)), drawn])
@@ -572,14 +541,7 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     left, right = checks.vectors("left", left, rows=1), checks.vectors("right", right)
     own_distance = pair_distances(left, right, metric)
     pools, n = np.asarray(pools), len(left)
-    if pools.ndim != 2 or len(pools) != n or pools.dtype.kind not in "iu":
-        raise ArgumentError(
-            f"pools must be integers of shape ({n}, candidates). Received {pools.dtype} of shape "
-            f"{pools.shape}: pass data.candidate_pools({n})."
-        )
-    checks.bad_rows(
-        "pools", ((pools < 0) | (pools >= n)).any(axis=1), f"a position outside 0 to {n - 1}"
-    )
+    checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
     checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
     checks.integer("k", k, 1, pools.shape[1])

@@ -132,12 +132,11 @@ class NeighborIndex:
         """
         if not len(self):
             return self.fit(embeddings)
-        embeddings = checks.vectors(
-            "embeddings", embeddings, self.embeddings.shape[1], 0, self.metric
-        )
+        width = self.embeddings.shape[1]
+        embeddings = checks.vectors("embeddings", embeddings, width, 0, self.metric)
         both = np.concatenate([self.embeddings, embeddings])
         if self.kind == "exact":
-            fitted = NeighborIndex(self.metric)._fit(both)
+            fitted = NeighborIndex(**self.settings())._fit(both)
             self.__dict__.update(vars(fitted), fingerprint=self.fingerprint)
             return self
         self._graph.add(self._reduce(self._float64(embeddings)))
@@ -203,17 +202,13 @@ class NeighborIndex:
         checks.number("threshold", threshold)
         labels = checks.each("labels", labels, len(self), "vectors in the index", 1)
         named = isinstance(unknown, str)
-        if np.iterable(unknown) > named or any(
-            isinstance(label, str) != named for label in labels.tolist()
-        ):
-            raise ArgumentTypeError(
-                f"unknown={unknown!r} is not of the kind of labels ({labels.dtype}): pass such as "
-                "-1 for numbers, 'unknown' for names."
-            )
+        unlike = any(isinstance(label, str) != named for label in labels.tolist())
+        if unlike or np.iterable(unknown) > named:
+            what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"
+            mend = "pass such as -1 for numbers, 'unknown' for names"
+            raise ArgumentTypeError(f"{what}: {mend}.")
         if (labels == unknown).any():
-            raise ArgumentError(
-                f"unknown={unknown!r} is the label of a vector in the index: pass another."
-            )
+            raise ArgumentError(f"unknown={unknown!r} is the label of a vector: pass another.")
         distances, indices = self.query(x, k=1)
         return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], unknown)
 
@@ -271,9 +266,11 @@ class NeighborIndex:
         """
 
         expected = None if embedder is None else artifacts.fingerprint(embedder)
-        return artifacts.read(
-            path, _KIND, lambda folder, manifest: cls.of(folder, manifest.info, manifest), expected
-        )
+
+        def load(folder, manifest):
+            return cls.of(folder, manifest.info, manifest)
+
+        return artifacts.read(path, _KIND, load, expected)
 
     @classmethod
     def of(cls, folder, info, manifest) -> "NeighborIndex":
@@ -325,9 +322,7 @@ class NeighborIndex:
         return np.ascontiguousarray((exact - self._centre) * self._scale, dtype="float32")
 
     def _norms(self, x):
-        return np.linalg.norm(
-            x.astype("float64"), ord=1 if self.metric == "manhattan" else 2, axis=1
-        )
+        return np.linalg.norm(x.astype("float64"), 1 if self.metric == "manhattan" else 2, axis=1)
 
     def _search(self, queries, k, count):
         """Returns distances, indices, and whether each query's are proven."""

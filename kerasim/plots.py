@@ -16,11 +16,8 @@ from kerasim.data import as_float, check_images
 from kerasim.errors import ArgumentError
 
 # Okabe & Ito (2008), told apart by colour-blind readers, then by marker.
-COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
-    *("#8C6D1F", "#999999", "#5D3A9B"),
-)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #999999 #5D3A9B".split()
+MARKERS = "os^DvPX<>p"
 
 
 def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
@@ -42,9 +39,7 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     keys = [str(key) for key in checks.listed("keys", keys)]
     missing = [key for key in ("epoch", *keys) if key not in list(frame)]
     if missing or not keys:
-        raise ArgumentError(
-            f"keys={missing} are not in the history: choose one or more among {list(frame)}."
-        )
+        raise ArgumentError(f"keys={missing} are not in the history: pass some of {list(frame)}.")
     ax = _axes(ax, (6, 3.5))
     for n, key in enumerate(keys):
         colour = COLOURS[n % len(COLOURS)]
@@ -54,11 +49,12 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
                 name = f"{part} {column.removeprefix('val_')}"
                 ax.plot(frame["epoch"], frame[column], style, color=colour, label=name)
     ax.locator_params("x", integer=True)
-    ax.set(xlabel="epoch", ylabel=keys[0] if len(keys) == 1 else "value")
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(keys[0] if len(keys) == 1 else "value", parse_math=False)
     if log:
         ax.set_yscale("log")
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
 
 
@@ -170,7 +166,7 @@ def latent_distribution(codes, ax=None, title: str = ""):
     ax.axhline(0, color="grey", lw=0.5)
     ax.set(xlabel="latent number", ylabel="value", xticks=positions)
     ax.set_title(title, parse_math=False)
-    ax.legend(frameon=False, fontsize=8, ncols=2)
+    _legend(ax, fontsize=8, ncols=2)
     return ax
 
 
@@ -209,7 +205,7 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     if threshold is not None:
         ax.axvline(threshold, color="black", ls="--", label=f"threshold {threshold:.3g}")
     ax.set(xlabel="distance", ylabel="density", yticks=[])
-    ax.legend(frameon=False)
+    _legend(ax)
     return ax
 
 
@@ -241,8 +237,7 @@ def roc(verification, ax=None, label: str = "", log: bool = False):
     if log:
         ax.set_xscale("log")
     ax.grid(alpha=0.3)
-    for text in ax.legend(frameon=False, fontsize=8, loc="lower right").get_texts():
-        text.set_parse_math(False)
+    _legend(ax, fontsize=8, loc="lower right")
     return ax
 
 
@@ -303,12 +298,9 @@ def latent_map(
             marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
             rows = coordinates[labels == label]
             handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
-        columns = -(-len(names) // 25)
-        legend = ax.legend(handles, names, markerscale=2.5, ncols=columns, **beside)
-        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": -(-len(names) // 25)}
+        for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
             handle.set_alpha(1)
-            text.set_parse_math(False)
     if images is not None:
         _thumbnails(ax, coordinates, images, thumbnails, seed)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
@@ -350,20 +342,13 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
         ArgumentError: If the shapes do not fit one another.
     """
     queries, found = _check_some("queries", queries), checks.array("found", found)
-    if found.ndim != 5 or len(found) != len(queries) or not found.size:
-        raise ArgumentError(
-            f"found must be (n, k, height, width, channels) for n={len(queries)} queries. Received "
-            f"{found.shape}: pass images[indices]."
-        )
-    _check_some("found", found.reshape(-1, *found.shape[2:]))
+    checks.shape("found", found, (len(queries), *[None] * 4), "pass images[indices]")
+    _check_some("found", found.reshape(found.shape[0] * found.shape[1], *found.shape[2:]))
     shapes = {"distances": (distances, found.shape[:2]), "labels": (labels, found.shape[:2])}
     shapes["query_labels"] = query_labels, found.shape[:1]
     for name, (rows, shape) in shapes.items():
-        if rows is not None and checks.array(name, rows).shape != shape:
-            raise ArgumentError(
-                f"{name} must have shape {shape}, that of the images found. Received "
-                f"{np.shape(rows)}: pass the rows that belong to them."
-            )
+        if rows is not None:
+            checks.shape(name, rows, shape, "pass those of the images found")
     figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
     for row, line in enumerate(axes):
         _show(line[0], queries[row])
@@ -395,10 +380,8 @@ def network(model, ax=None):
         ArgumentError: If it is not built, or leaves the size of the images open.
     """
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
-        raise ArgumentError(
-            f"model must be a built keras.Model. Received {type(model).__name__}: pass a model "
-            "made by a builder, or call it once."
-        )
+        came = f"Received {type(model).__name__}: pass one made by a builder, or call it once."
+        raise ArgumentError(f"model must be a built keras.Model. {came}")
     steps = []
     for kind, shape in _outputs(model):
         if not steps or shape != steps[-1][1]:
@@ -440,10 +423,8 @@ def _outputs(model):
 def _check_some(name, images) -> Any:
     images = check_images(name, images)
     if not len(images) or images.shape[3] not in (1, 3):
-        raise ArgumentError(
-            f"{name} must be one image or more, of 1 or 3 channels. Received shape {images.shape}: "
-            "pass (n, height, width, channels)."
-        )
+        came = f"Received shape {images.shape}: pass (n, height, width, channels)."
+        raise ArgumentError(f"{name} must be one image or more, of 1 or 3 channels. {came}")
     return images
 
 
@@ -453,6 +434,14 @@ def _axes(ax, size):
     import matplotlib.pyplot as plt
 
     return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def _legend(ax, *entries, **style):
+    """Draws the legend, its names letter by letter: a "$" begins no formula."""
+    legend = ax.legend(*entries, frameon=False, **style)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
 
 
 def _figure(rows, columns, width, height, left=0.0):

@@ -62,16 +62,12 @@ class Projection:
         x = checks.vectors("x", x)
         least = max(self.n_neighbors + 1, 5)
         if len(x) < least:
-            raise ArgumentError(
-                f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more: pass "
-                "more rows or, from 5 rows on, a smaller n_neighbors."
-            )
+            needs = f"n_neighbors={self.n_neighbors} needs {least} or more"
+            mend = "pass more rows or, from 5 rows on, a smaller n_neighbors"
+            raise ArgumentError(f"x has {len(x)} rows; {needs}: {mend}.")
         if (x == x[0]).all():
-            warnings.warn(
-                f"All {len(x)} rows of x are equal: there is no structure to draw, and the map "
-                "shows none.",
-                stacklevel=2,
-            )
+            what = f"All {len(x)} rows of x are equal: there is no structure to draw"
+            warnings.warn(f"{what}, and the map shows none.", stacklevel=2)
         # UMAP takes seconds to import; it is compiled as it runs.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -13,6 +13,7 @@ import json
 import re
 import time
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ import pandas as pd
 
 from kerasim import artifacts, checks, data, metrics
 from kerasim.devices import Devices
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
+from kerasim.errors import ArgumentError, ArtifactError, TrainingError
 
 _KIND = "training_state"
 
@@ -70,20 +71,13 @@ def fit(
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
     epochs = checks.integer("epochs", epochs)
-    for name, value in (("batches", batches), ("validation", validation)):
-        if not isinstance(value, keras.utils.PyDataset) and not (
-            name == "validation" and value is None
-        ):
-            raise ArgumentTypeError(
-                f"{name} must be a keras.utils.PyDataset. Received {type(value).__name__}: wrap "
-                "arrays in kerasim.data.ImageBatches."
-            )
+    mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches"
+    checks.kind("batches", batches, keras.utils.PyDataset, mend)
+    checks.kind("validation", validation, (keras.utils.PyDataset, type(None)), mend)
     checks.flag("resume", resume)
-    _check_model(model)
+    checks.kind("model", model, keras.Model, "build a keras.Model first")
     if not model.compiled:
-        raise ArgumentError(
-            f"model {model.name!r} is not compiled: call model.compile(optimizer, loss) first."
-        )
+        raise ArgumentError(f"model {model.name!r} is not compiled: call model.compile first.")
     callbacks = checks.listed("callbacks", callbacks)
     for callback in callbacks:
         checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
@@ -93,9 +87,7 @@ def fit(
                 "weights a restart would lose: leave it False and call training.restore(best=True)."
             )
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
-            raise ArgumentError(
-                "callbacks holds SwapEMAWeights, which fit adds by itself: leave it out."
-            )
+            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, fit adds its own.")
     run_dir = artifacts.check_path("run_dir", run_dir)
     devices = Devices(model)
     lock = artifacts.lock(run_dir / ".lock") if devices.writes else contextlib.nullcontext()
@@ -132,19 +124,16 @@ def fit(
                         verbose=verbose,
                     )
             except KeyboardInterrupt:
-                print(
-                    f"{run_dir.name}: stopped after epoch {len(run.history)}; the same call goes "
-                    "on from there."
-                )
+                done = len(run.history)
+                print(f"{run_dir.name}: stopped after epoch {done}; the same call goes on.")
                 raise
         if run.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
             for weight in model.trainable_variables:
                 weight.assign(keras.ops.copy(weight))
         devices.agree([len(run.history)])  # a later call reads what the first process wrote
-        history = pd.DataFrame(run.history)
         if devices.writes:
-            artifacts.write_file(run_dir / "history.csv", history.to_csv(index=False).encode())
-        return history
+            run.write_table()
+        return pd.DataFrame(run.history)
 
 
 def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
@@ -162,7 +151,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
     checks.flag("best", best)
-    _check_model(model)
+    checks.kind("model", model, keras.Model, "build a keras.Model first")
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / ("best" if best else "state")
@@ -171,13 +160,6 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
         weights, _ = artifacts.read(path, "weights", _load)
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
-
-
-def _check_model(model):
-    if not isinstance(model, keras.Model):
-        raise ArgumentTypeError(
-            f"model must be a keras.Model. Received {type(model).__name__}: build one first."
-        )
 
 
 class RetrievalCallback(keras.callbacks.Callback):
@@ -226,13 +208,20 @@ class RetrievalCallback(keras.callbacks.Callback):
             raise ArgumentError(f"images holds {len(self.images)}: pass two or more.")
         self.gallery = None if gallery is None else data.check_images("gallery", gallery)
         self.parts = [self.images] if gallery is None else [self.images, self.gallery]
-        self.labels, self.gallery_labels = np.asarray(labels), gallery_labels
-        self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
+        self.labels = checks.each("labels", labels, len(self.images), "images", 1)
+        if gallery is not None:
+            of = len(self.parts[1]), "images of the gallery", 1
+            gallery_labels = checks.each("gallery_labels", gallery_labels, *of)
+        elif gallery_labels is not None:
+            raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
+        checks.choice("metric", metric, metrics.METRICS)
+        self.gallery_labels, self.metric = gallery_labels, metric
+        self.k, self.prefix = checks.integer("k", k), prefix
 
     def settings(self) -> dict:
         """Returns what decides the figures, for `fit` to compare on resume."""
         labels = [self.labels] if self.gallery is None else [self.labels, self.gallery_labels]
-        held_out = [data.digest(part) for part in (*self.parts, *map(np.asarray, labels))]
+        held_out = [data.digest(part) for part in (*self.parts, *labels)]
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
 
@@ -277,10 +266,9 @@ class RetrievalCallback(keras.callbacks.Callback):
         keys = "recall@1", f"precision@{self.k}"
         if metric is None and not all(part.any(axis=1).all() for part in parts):
             return dict.fromkeys((*keys, "pair_cosine"), np.nan)
-        ks = sorted({1, self.k})
-        scores = metrics.retrieval(
-            queries, self.labels, gallery, self.gallery_labels, metric or self.metric, ks
-        )
+        among: Any = {"gallery": gallery, "gallery_labels": self.gallery_labels}
+        among |= {"metric": metric or self.metric, "ks": sorted({1, self.k})}
+        scores = metrics.retrieval(queries, self.labels, **among)
         lengths = np.linalg.norm(queries, axis=1, keepdims=True)
         directions = queries / np.maximum(lengths, 1e-30)
         n = len(queries)
@@ -334,10 +322,8 @@ class _Run(keras.callbacks.Callback):
         self.batches.epoch = len(self.history)
         for n, leaf in enumerate(keras.tree.flatten(self.batches[0])):
             if not np.isfinite(np.asarray(keras.ops.convert_to_numpy(leaf))).all():
-                raise ArgumentError(
-                    f"batches holds NaN or infinity in array {n} of batch 0: remove or mend those "
-                    "images."
-                )
+                where = f"array {n} of batch 0"
+                raise ArgumentError(f"batches holds NaN or infinity in {where}: mend those images.")
 
     def restore(self):
         path = self.run_dir / "state"
@@ -345,11 +331,9 @@ class _Run(keras.callbacks.Callback):
         self.keep_learning_rate(info["settings"], arrays)
         differences = list(_differences(info["settings"], self.settings))
         if differences:
-            raise ArgumentError(
-                f"run_dir={str(self.run_dir)!r} holds a run with other settings:\n  "
-                + "\n  ".join(differences)
-                + "\nChoose another run_dir, or pass resume=False to start afresh and overwrite it."
-            )
+            what = f"run_dir={str(self.run_dir)!r} holds a run with other settings:"
+            mend = "Choose another run_dir, or pass resume=False to start afresh and overwrite it."
+            raise ArgumentError("\n  ".join([what, *differences]) + f"\n{mend}")
         _assign(path, self.variables, arrays)
         self.history, self.stopped = info["history"], info["stopped"]
         self.saved_callbacks = info["callbacks"]
@@ -386,9 +370,7 @@ class _Run(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.started
-        arrays = {
-            key: np.asarray(keras.ops.convert_to_numpy(v)) for key, v in self.variables.items()
-        }
+        arrays = {k: np.asarray(keras.ops.convert_to_numpy(v)) for k, v in self.variables.items()}
         bad = sum(not np.isfinite(array).all() for array in arrays.values())
         if bad:
             self._fail(f"{bad} weights became NaN or infinite in epoch {epoch + 1}")
@@ -411,9 +393,11 @@ class _Run(keras.callbacks.Callback):
         }
         artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
         self.history = history
-        artifacts.write_file(
-            self.run_dir / "history.csv", pd.DataFrame(history).to_csv(index=False).encode()
-        )
+        self.write_table()
+
+    def write_table(self):
+        table = pd.DataFrame(self.history).to_csv(index=False)
+        artifacts.write_file(self.run_dir / "history.csv", table.encode())
 
     def kept(self) -> str:
         """Says what the run keeps, as the end of a sentence on what stopped it."""
@@ -422,10 +406,8 @@ class _Run(keras.callbacks.Callback):
         return f". {self.run_dir / 'state'} keeps epoch {len(self.history)}"
 
     def _fail(self, what):
-        raise TrainingError(
-            f"{what}{self.kept()}: lower the learning rate or look for a loss that divides by "
-            "zero, then train in another run_dir."
-        )
+        mend = "lower the learning rate or look for a division by zero, train in another run_dir"
+        raise TrainingError(f"{what}{self.kept()}: {mend}.")
 
 
 def _load(folder, manifest):
@@ -443,20 +425,15 @@ def _weights(arrays, averages) -> dict[str, np.ndarray]:
 
 def _assign(path, variables, arrays):
     """Assigns saved arrays to variables: all, or none if one does not fit."""
-    wrong = [
-        f"{key} ({v.path}): {tuple(v.shape)}, "
-        f"saved {arrays[key].shape if key in arrays else 'nothing'}"
-        for key, v in variables.items()
-        if key not in arrays or arrays[key].shape != tuple(v.shape)
-    ]
-    wrong += [
-        f"{key}: no variable, saved {arrays[key].shape}" for key in arrays if key not in variables
-    ]
+    now = {key: tuple(variable.shape) for key, variable in variables.items()}
+    saved = {key: array.shape for key, array in arrays.items()}
+    keys = [key for key in {**now, **saved} if now.get(key) != saved.get(key)]
+    path_of = {key: variable.path for key, variable in variables.items()}
+    wrong = [f"{path_of.get(k, k)}: now {now.get(k)}, saved {saved.get(k)}" for k in keys]
     if wrong:
-        raise ArtifactError(
-            f"{path} was saved from another architecture; {len(wrong)} arrays differ, such as "
-            f"{'; '.join(wrong[:3])}. Build the model as it was, or choose another run_dir."
-        )
+        differ = f"{len(wrong)} arrays differ, such as {'; '.join(wrong[:3])}"
+        mend = "Build the model as it was, or choose another run_dir."
+        raise ArtifactError(f"{path} was saved from another architecture; {differ}. {mend}")
     for key, variable in variables.items():
         variable.assign(arrays[key])
 

@@ -504,7 +504,7 @@ def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
 @pytest.mark.fault(19)
 @pytest.mark.parametrize("way", [read, save])
 def test_what_is_no_path_is_named(way):
-    with pytest.raises(ArgumentTypeError, match="path must be a path. Received None"):
+    with pytest.raises(ArgumentTypeError, match="path is None, of type NoneType: pass a path"):
         way(None)
     with pytest.raises(ArgumentError, match="path='' is not a path"):
         way("")

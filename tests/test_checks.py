@@ -86,8 +86,8 @@ def test_rows_of_several_lengths_are_refused_by_name():
 def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
     with pytest.raises(errors.ArgumentError) as caught:
         checks.each("labels", values, 3, "images", 1)
-    assert f"labels has shape {np.shape(values)}, there are 3 images" in str(caught.value)
-    assert "pass one for each, (3,)" in str(caught.value)
+    assert f"labels has shape {np.shape(values)}, expected (3,)" in str(caught.value)
+    assert "pass one for each of the 3 images" in str(caught.value)
 
 
 def test_targets_of_several_lengths_are_refused_by_name():
@@ -97,7 +97,7 @@ def test_targets_of_several_lengths_are_refused_by_name():
 
 def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
     assert checks.each("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
-    with pytest.raises(errors.ArgumentError, match=r"pass one for each, \(3, \.\.\.\)"):
+    with pytest.raises(errors.ArgumentError, match=r"expected \(3, any\): pass one for each"):
         checks.each("targets", [[1, 2]], 3, "images")
 
 

@@ -144,6 +144,15 @@ def test_a_seed_that_is_none_is_refused(seed):
         data.ImageBatches(FLOATS, seed=seed)
 
 
+def test_the_digest_of_strings_is_of_what_they_say_and_not_of_where_they_lie():
+    labels = np.array(["cat", "dog" * 9], dtype=object)
+    same = np.array(["".join(["c", "at"]), "".join(["dog"] * 9)], dtype=object)
+    other = np.array(["cat", "dog" * 8], dtype=object)
+    assert data.digest(labels) == data.digest(same) != data.digest(other)
+    texts = [np.array(words, dtype=np.dtypes.StringDType()) for words in (labels, same, other)]
+    assert data.digest(texts[0]) == data.digest(texts[1]) != data.digest(texts[2])
+
+
 def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
     path = picture(tmp_path / "a.png", 10)
     folder = data.image_folder(tmp_path, 4)

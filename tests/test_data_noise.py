@@ -85,9 +85,12 @@ def test_settings_tell_schedules_steps_and_labels_apart():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"labels": LABELS[:3]}, "labels has shape \\(3,\\), there are 500 images"),
+        (
+            {"labels": LABELS[:3]},
+            "labels has shape \\(3,\\), expected \\(500,\\).* of the 500 images",
+        ),
         ({"labels": LABELS - 1}, "labels holds a negative class in 100 of 500"),
-        ({"labels": LABELS + 0.5}, "labels must be integers from 0"),
+        ({"labels": LABELS + 0.5}, "labels must be integers from 0, not float64"),
         ({"labels": LABELS, "drop_label": 2}, "drop_label=2 is out of range"),
         ({"steps": (0, 50)}, "steps\\[1\\]=50 is out of range"),
         ({"steps": 50}, "steps=50 must be \\(first, last\\)"),
@@ -98,6 +101,13 @@ def test_settings_tell_schedules_steps_and_labels_apart():
 def test_settings_that_make_no_batches_are_refused(settings, message):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         data.DiffusionBatches(IMAGES, SCHEDULE, **settings)
+
+
+def test_batches_that_draw_their_own_noise_take_no_sigma():
+    with pytest.raises(TypeError, match="sigma"):
+        data.DiffusionBatches(IMAGES, SCHEDULE, sigma=0.1)
+    with pytest.raises(TypeError, match="sigma"):
+        data.NoiseBatches(IMAGES, sigma=0.1)
 
 
 def test_noise_batches_say_how_much_noise_they_added():
@@ -129,7 +139,7 @@ def test_noise_batches_for_a_denoiser_hold_the_clean_images():
     ("target", "message"),
     [
         ("noise", "target='noise' is not known"),
-        (np.arange(3), "target has shape .*, there are 500 images"),
+        (np.arange(3), "target has shape .*, expected \\(500,\\)"),
     ],
 )
 def test_a_target_that_is_none_is_refused(target, message):

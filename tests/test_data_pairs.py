@@ -100,7 +100,11 @@ def test_the_pairs_of_a_seed_are_for_ever():
 REFUSED = [
     (np.zeros(4, int), ArgumentError, "1 classes, 0: 2 or more"),
     (np.array([0, 0, 1, 2]), ArgumentError, r"2 classes of fewer than 2 images: 1, 2\. Add"),
-    (np.zeros((4, 1), int), ArgumentError, r"labels has shape \(4, 1\).*pass one for each, \(4,\)"),
+    (
+        np.zeros((4, 1), int),
+        ArgumentError,
+        r"labels has shape \(4, 1\), expected \(4,\): pass one for each",
+    ),
     (np.zeros(4), ArgumentTypeError, "labels must be integers or strings.* float64"),
     ([], ArgumentTypeError, "labels"),
     (5, ArgumentError, r"labels has shape \(\)"),
@@ -148,7 +152,9 @@ def test_a_folder_gives_the_pairs_of_its_images(tmp_path):
 
 @pytest.mark.fault(38)
 def test_labels_of_another_length_are_refused_with_both(drawn):
-    with pytest.raises(ArgumentError, match=r"labels has shape \(9,\), there are 10 images"):
+    with pytest.raises(
+        ArgumentError, match=r"labels has shape \(9,\), expected \(10,\).* of the 10 images"
+    ):
         drawn(IMAGES, LABELS[:9])
 
 
@@ -220,8 +226,21 @@ def test_batches_need_as_many_classes_and_images_as_they_hold():
         data.BalancedBatches(MARKED, OF_MARKED, 6, 2)
     with pytest.raises(ArgumentError, match="5 classes of fewer than 9 images: 0, 1, 2"):
         data.BalancedBatches(MARKED, OF_MARKED, 5, 9)
-    with pytest.raises(ArgumentError, match="images must have shape"):
+    with pytest.raises(
+        ArgumentError, match=r"images has shape \(\), expected \(any, any, any, any\)"
+    ):
         data.BalancedBatches(None, OF_MARKED, 2, 2)
+
+
+@pytest.mark.parametrize("name", ["n", "batch_size", "fewest", "name"])
+def test_what_balanced_batches_do_not_take_is_refused(name):
+    with pytest.raises(TypeError, match=name):
+        data.BalancedBatches(MARKED, OF_MARKED, 2, 2, **{name: 2})
+    if name in ("fewest", "name"):
+        with pytest.raises(TypeError, match=name):
+            data.PairBatches(MARKED, OF_MARKED, **{name: 2})
+        with pytest.raises(TypeError, match=name):
+            data.TripletBatches(MARKED, OF_MARKED, **{name: 2})
 
 
 @pytest.mark.parametrize("value", [0, 1, 2.5, "8", None, True])
@@ -319,7 +338,7 @@ def test_groups_of_any_names_become_small_integers():
 
 
 def test_pairs_without_classes_must_fit():
-    with pytest.raises(ArgumentError, match=r"left has shape \(40, 2, 2, 1\), right \(39,"):
+    with pytest.raises(ArgumentError, match=r"right has shape \(39, 2, 2, 1\), expected \(40,"):
         data.LabelledPairBatches(MARKED, MARKED[:39])
     with pytest.raises(ArgumentError, match=r"groups has shape \(3,\), left has 40 images"):
         data.LabelledPairBatches(MARKED, MARKED, groups=[1, 2, 3])

@@ -190,8 +190,14 @@ def test_a_colour_is_seen_on_white_and_on_dark(code):
         ({"labels": LABELS[:4]}, "labels has shape"),
         ({"neighbors": {"l2": NEIGHBORS["cosine"]}}, "metric of neighbors='l2' is not known"),
         ({"neighbors": {"cosine": NEIGHBORS["cosine"][:4]}}, "neighbors\\['cosine'\\]"),
-        ({"neighbors": {"cosine": NEIGHBORS["cosine"] + 1}}, "integers from 0 to 29"),
-        ({"neighbors": {"cosine": NEIGHBORS["cosine"] / 2}}, "integers from 0 to 29"),
+        (
+            {"neighbors": {"cosine": NEIGHBORS["cosine"] + 1}},
+            "a position outside 0 to 29|expected integers",
+        ),
+        (
+            {"neighbors": {"cosine": NEIGHBORS["cosine"] / 2}},
+            "a position outside 0 to 29|expected integers",
+        ),
         ({"images": IMAGES[..., :2]}, "channels=2 is not known"),
         ({"thumbnail": 4}, "thumbnail=4 is out of range"),
     ],

@@ -259,7 +259,7 @@ def test_a_damaged_file_is_refused_in_our_words(cut, exported):
 
 @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, SIZE, SIZE, 2), (SIZE, SIZE, 3)])
 def test_images_of_another_shape_are_refused_with_both_shapes(shape, exported):
-    with pytest.raises(ArgumentError, match=f"\\(n, {SIZE}, {SIZE}, ") as caught:
+    with pytest.raises(ArgumentError, match=f"\\(any, {SIZE}, {SIZE}, ") as caught:
         exported[2](np.zeros(shape, "float32"))
     assert str(shape) in str(caught.value)
 
@@ -374,27 +374,28 @@ def test_a_missing_folder_is_refused(trust, tmp_path):
 @pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 4), (8, 8, 2), (8,), (8, 8, 8, 3)])
 def test_a_model_without_one_batch_of_images_of_a_fixed_size_is_refused(shape, tmp_path):
     images = keras.Input(shape)
-    with pytest.raises(ArgumentError, match="of a fixed size. Its input is"):
+    said = "takes images .* of a fixed size|must be a keras.Model of images"
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
         export.export_saved_model(keras.Model(images, keras.layers.ReLU()(images)), tmp_path / "m")
     assert contents(tmp_path) == set()
 
 
 def test_a_model_of_two_inputs_is_refused(tmp_path):
     pair = [keras.Input((8, 8, 3)), keras.Input((8, 8, 3))]
-    with pytest.raises(ArgumentError, match="of a fixed size. Its input is"):
+    with pytest.raises(ArgumentTypeError, match="must be a keras.Model of images"):
         export.export_saved_model(keras.Model(pair, keras.layers.Add()(pair)), tmp_path / "m")
 
 
 def test_a_model_of_two_outputs_is_refused(tmp_path):
     images = keras.Input((8, 8, 3))
     model = keras.Model(images, [keras.layers.ReLU()(images), keras.layers.Flatten()(images)])
-    with pytest.raises(ArgumentError, match="one output. It has 2"):
+    with pytest.raises(ArgumentError, match="model must have one output"):
         export.export_saved_model(model, tmp_path / "m")
 
 
 @pytest.mark.parametrize("model", [None, "model.keras", 3])
 def test_what_is_no_model_is_refused(model, tmp_path):
-    with pytest.raises(ArgumentError, match="model must take images"):
+    with pytest.raises(ArgumentTypeError, match="model must be a keras.Model of images"):
         export.export_saved_model(model, tmp_path / "m")
 
 

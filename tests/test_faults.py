@@ -46,6 +46,12 @@ COLOUR = np.repeat(FLOATS, 3, axis=-1)
 LARGE = RNG.random((3, 17, 17, 1))
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Some functions write where a name such as "8" leads them: not into the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
 def compiled():
     x = keras.Input((4, 4, 1))
     model = keras.Model(x, keras.layers.Conv2D(1, 1)(x))
@@ -477,7 +483,7 @@ def test_every_public_function_is_tested():
         *("choose", "data_dir", "digest", "as_float", "load_embedder", "clear_errors", "Dataset"),
         *("check_classes", "check_embedder", "check_images", "check_shape", "ImageFolder"),
         *("PairFolder", "embed_folder", "decode", "check_channels", "check_size", "Candidates"),
-        *("Verification", "SavedModel"),
+        *("Verification", "SavedModel", "check_usable", "shapes_of"),
     }
     modules = (images, data, diffusion, models, neighbors, metrics, training, projection, plots)
     for module in (*modules, explorer, export, gallery, distribute):
@@ -504,10 +510,7 @@ SLOW["models.unet"] = 25
 
 @pytest.mark.fault(77, 78)
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(
-    name, tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)  # some of what it is handed are names of files
+def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(name):
     call, good = PUBLIC[name]
     refused = 0
     for seed in range(SLOW.get(name, 200)):

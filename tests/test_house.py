@@ -237,6 +237,8 @@ def test_a_docstring_names_each_argument(name):
     named = {each.strip("* ") for entry in listed for each in entry.split(",")}
     taken = {each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)}
     taken -= {"self", "cls"}
+    if node.args.kwarg and node.args.kwarg.arg not in named:  # what is handed on stands for it
+        taken = taken - {node.args.kwarg.arg} | named
     assert named <= taken
     in_the_text = {each for each in taken if f"`{each}`" in docstring}
     assert taken <= named | in_the_text or "Made by `" in docstring
@@ -273,7 +275,7 @@ def test_a_module_is_under_400_lines_of_code(path):
 
 
 @pytest.mark.xfail(
-    strict=True, reason="some 1,000 over what was agreed since the gallery and distribute came in"
+    strict=True, reason="some 500 over what was agreed since the gallery and distribute came in"
 )
 def test_the_package_is_under_4000_lines_of_code():
     assert sum(map(lines_of_code, MODULES)) < 4000

@@ -314,14 +314,12 @@ def refusal(path):
 @pytest.mark.fault(19)
 def test_a_missing_file_is_named(tmp_path):
     said = refusal(tmp_path / "none.png")
-    assert (
-        str(tmp_path / "none.png") in said and "No such file" in said and "Check the path" in said
-    )
+    assert f"There is no file '{tmp_path / 'none.png'}': check the path" in said
 
 
 @pytest.mark.fault(19)
 def test_an_empty_path_is_refused():
-    assert "Cannot open ''" in refusal("")
+    assert "There is no file ''" in refusal("")
 
 
 @pytest.mark.fault(19)
@@ -376,7 +374,7 @@ def test_what_is_no_path_and_no_bytes_is_refused_with_its_type(source):
     with pytest.raises(ArgumentTypeError) as caught:
         read_image(source)
     assert "source" in str(caught.value) and type(source).__name__ in str(caught.value)
-    assert "pass a string, a pathlib.Path or bytes" in str(caught.value)
+    assert "pass a path or a file's bytes" in str(caught.value)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4, -1, True, 3.0, "3", None, [3]])

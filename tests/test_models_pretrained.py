@@ -260,13 +260,13 @@ def test_bad_settings_are_refused():
         models.pretrained_embedder("vgg61")
     with pytest.raises(ArgumentError, match="pooling='mean' is not known"):
         models.pretrained_embedder(tiny(), pooling="mean")
-    with pytest.raises(ArgumentError, match="has 4 channels: pass 3, or 1"):
+    with pytest.raises(ArgumentError, match=r"image_shape=\(8, 8, 4\): pass 3 channels, or 1"):
         models.pretrained_embedder(tiny(), image_shape=(8, 8, 4))
     with pytest.raises(ArgumentError, match="leaves the size open"):
         models.pretrained_embedder(tiny(), pooling="flatten")
-    with pytest.raises(ArgumentTypeError, match="backbone must be a name or a keras.Model"):
+    with pytest.raises(ArgumentTypeError, match="backbone must be a keras.Model of images"):
         models.pretrained_embedder(3)
-    with pytest.raises(ArgumentTypeError, match="backbone must be a name or a keras.Model"):
+    with pytest.raises(ArgumentTypeError, match="backbone must be a keras.Model of images"):
         models.pretrained_embedder(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
 
 
@@ -286,7 +286,7 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
     ("backbone", "settings", "said"),
     [
         ("squeezenet", {"preprocess": "vgg16"}, "preprocess='vgg16': 'squeezenet' brings its own"),
-        ("squeezenet", {"weights": 3}, "weights must be a path"),
+        ("squeezenet", {"weights": 3}, "weights is 3, of type int: pass a path"),
         (sized((32, 32, 3)), {"weights": "its.h5"}, "weights='its.h5': a backbone that is"),
         (
             sized((32, 32, 3)),
@@ -294,14 +294,18 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
             r"takes images \(32, 32, 3\), and would",
         ),
         (sized((None, None, 1)), {}, r"takes images \(None, None, 1\)"),
-        (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape must be"),
-        (sized((32, 32, 3)), {"image_shape": 32}, "image_shape must be"),
+        (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape=.* is no shape"),
+        (sized((32, 32, 3)), {"image_shape": 32}, "image_shape=.* is no shape"),
         (sized((32, 32, 3)), {"image_shape": (32, "a", 3)}, "width of image_shape"),
         ("vgg16", {"image_shape": (16, 16, 3)}, "backbone='vgg16' cannot be built for images"),
         (sized((32, 32, 3)), {"stages": "conv1"}, "stages='conv1' names no layers"),
         (sized((32, 32, 3)), {"stages": ()}, r"stages=\(\) names no layers"),
         (sized((32, 32, 3)), {"stages": []}, r"stages=\[\] names no layers"),
-        (sized((None, None, 3)), {"preprocess": 3}, "preprocess must be a layer or a name"),
+        (
+            sized((None, None, 3)),
+            {"preprocess": 3},
+            "preprocess is 3, of type int: pass a name, or a layer",
+        ),
         (sized((None, None, 3)), {"preprocess": "vgg61"}, "preprocess='vgg61' is not known"),
     ],
 )

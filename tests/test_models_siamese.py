@@ -92,9 +92,9 @@ NO_VECTORS = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)
 @pytest.mark.parametrize(
     ("given", "kind", "said"),
     [
-        (None, ArgumentTypeError, "must be a keras.Model of one input, images. Received NoneType"),
+        (None, ArgumentTypeError, "must be a keras.Model of images. Received NoneType"),
         (keras.Sequential(), ArgumentTypeError, "must be a keras.Model .* Received Sequential"),
-        (TWO_INPUTS, ArgumentTypeError, "must be a keras.Model of one input"),
+        (TWO_INPUTS, ArgumentTypeError, "must be a keras.Model of images.*one keras.Input"),
         (NO_VECTORS, ArgumentError, r"must map images to vectors.*\(None, 2, 2, 2\)"),
     ],
 )

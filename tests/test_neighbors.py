@@ -393,6 +393,13 @@ def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, 
     assert len(NeighborIndex.load(tmp_path / "index", mine)) == 40
 
 
+def test_an_exact_index_that_grows_keeps_its_settings(vectors):
+    index = NeighborIndex("cosine", m=16, ef_search=99).fit(vectors)
+    before = index.settings()
+    assert index.add(vectors[:2]).settings() == before
+    assert (before["m"], before["ef_search"]) == (16, 99)
+
+
 @pytest.mark.fault(18)
 def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
@@ -463,7 +470,7 @@ def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"labels": [0]}, "labels has shape .1,., there are 2 vectors in the index"),
+        ({"labels": [0]}, "labels has shape .1,., expected .2,."),
         ({"labels": [0, -1]}, "unknown=-1 is the label of a vector"),
         ({"labels": ["a", "b"]}, "unknown=-1 is not of the kind of labels .<U1"),
         ({"threshold": np.nan}, "threshold=nan"),

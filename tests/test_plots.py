@@ -325,6 +325,7 @@ def test_names_are_drawn_letter_by_letter(name):
         plots.reconstructions(images(1), images(1), labels=(name, name)),
         plots.latent_distribution(points(), title=name).figure,
         plots.latent_map(points(4), np.array([name] * 4)).figure,
+        plots.history({"epoch": [1, 2], name: [3, 4]}, [name]).figure,
     ]
     assert all(ink(figure) > 100 for figure in drawn)
 

@@ -451,7 +451,7 @@ def on_folder_unchecked(folder):
 def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
     held_out = on_folder(photographs, shuffle=False)
     gone = Every(lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True)
-    with pytest.raises(ImageError, match="5.png': No such file"):
+    with pytest.raises(ImageError, match="There is no file .*5.png'"):
         fit(tmp_path / "run", 2, build(eager=False), validation=held_out, callbacks=[gone])
 
 
@@ -564,7 +564,7 @@ def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_
 def test_restore_names_what_is_missing(tmp_path):
     with pytest.raises(ArtifactError, match=f"There is no training_state at {tmp_path / 'state'}"):
         training.restore(build(), tmp_path, best=True)
-    with pytest.raises(ArgumentTypeError, match="run_dir must be a path. Received None"):
+    with pytest.raises(ArgumentTypeError, match="run_dir is None, of type NoneType"):
         training.restore(build(), None, best=True)
 
 
@@ -612,7 +612,7 @@ def test_a_run_with_averages_validates_keeps_and_gives_the_averages(tmp_path):
 
 
 def test_swapping_by_hand_is_refused(tmp_path):
-    with pytest.raises(ArgumentError, match="SwapEMAWeights, which fit adds by itself"):
+    with pytest.raises(ArgumentError, match="SwapEMAWeights: leave it out"):
         fit(tmp_path, model=averaging(), callbacks=[keras.callbacks.SwapEMAWeights()])
 
 
@@ -770,14 +770,18 @@ def test_epochs_that_are_no_positive_integer_are_refused(tmp_path, epochs):
 
 
 def test_arrays_in_the_place_of_batches_are_refused_by_name(tmp_path):
-    with pytest.raises(ArgumentTypeError, match="batches must be a keras.utils.PyDataset.*ndarray"):
+    with pytest.raises(
+        ArgumentTypeError, match="batches is .* ndarray: pass a keras.utils.PyDataset"
+    ):
         fit(tmp_path, batches=IMAGES)
-    with pytest.raises(ArgumentTypeError, match="validation must be a keras.utils.PyDataset"):
+    with pytest.raises(
+        ArgumentTypeError, match="validation is .* tuple: pass a keras.utils.PyDataset"
+    ):
         fit(tmp_path, validation=(IMAGES, IMAGES))
 
 
 def test_a_model_that_is_none_or_not_compiled_is_refused(tmp_path):
-    with pytest.raises(ArgumentTypeError, match="model must be a keras.Model. Received str"):
+    with pytest.raises(ArgumentTypeError, match="model is 'vae', of type str: build a keras.Model"):
         fit(tmp_path, model="vae")
     with pytest.raises(ArgumentError, match="model 'plain' is not compiled: call model.compile"):
         fit(tmp_path, model=keras.Sequential([keras.layers.Dense(1)], name="plain"))
@@ -957,8 +961,21 @@ def test_a_callback_needs_an_embedder_and_two_images():
     images, labels = classes_of_stripes()
     with pytest.raises(ArgumentError, match="images holds 1: pass two"):
         training.RetrievalCallback(callback.embedder, images[:1], labels[:1])
-    with pytest.raises(ArgumentTypeError, match="embedder must be a keras.Model"):
+    with pytest.raises(ArgumentTypeError, match="embedder must be a keras.Model of images"):
         training.RetrievalCallback(None, images, labels)
+
+
+def test_a_callback_is_refused_when_it_is_made_if_its_labels_or_metric_do_not_fit():
+    embedder = net_and_callback()[1].embedder
+    images, labels = classes_of_stripes(6)
+    with pytest.raises(ArgumentError, match=r"labels has shape \(5,\), expected \(6,\)"):
+        training.RetrievalCallback(embedder, images, labels[:5])
+    with pytest.raises(ArgumentError, match=r"gallery_labels has shape \(\), expected \(6,\)"):
+        training.RetrievalCallback(embedder, images, labels, images)
+    with pytest.raises(ArgumentError, match="gallery_labels came without gallery"):
+        training.RetrievalCallback(embedder, images, labels, gallery_labels=labels)
+    with pytest.raises(ArgumentError, match="metric='hamming' is not known"):
+        training.RetrievalCallback(embedder, images, labels, metric="hamming")
 
 
 @pytest.mark.filterwarnings("ignore:precision@")

@@ -16,6 +16,7 @@ from kerasim.data.arrays import (
     digest,
     find_copies,
     load_embedder,
+    shapes_of,
 )
 from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder
 from kerasim.data.candidates import (
@@ -26,7 +27,7 @@ from kerasim.data.candidates import (
     read_candidates,
     write_scores,
 )
-from kerasim.data.folders import ImageFolder, as_float, image_folder
+from kerasim.data.folders import ImageFolder, as_float, check_usable, image_folder
 from kerasim.data.noise import DiffusionBatches, NoiseBatches
 from kerasim.data.pairs import (
     BalancedBatches,

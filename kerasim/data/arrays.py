@@ -29,15 +29,11 @@ def check_shape(name: str, images, shape=(None, None, None)):
     """
     if not isinstance(images, ImageFolder):
         images = checks.array(name, images, "resize the images to one size")
-    fits = len(images.shape) == 4 and all(
-        want in (None, got) and got for want, got in zip(shape, images.shape[1:], strict=True)
-    )
-    if not fits:
-        shown = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ArgumentError(
-            f"{name} must have shape (n, {shown}): (n, height, width, channels). Received "
-            f"{images.shape}: add the axis that is missing or resize the images."
-        )
+    wanted = (None, *shape)
+    checks.shape(name, images, wanted, "pass (n, height, width, channels) of that size")
+    if not all(images.shape[1:]):
+        mend = "pass (n, height, width, channels) of one pixel or more"
+        raise ArgumentError(f"{name} has shape {images.shape}: {mend}.")
     return images
 
 
@@ -57,9 +53,7 @@ def check_images(name: str, images):
     if isinstance(images, ImageFolder) or images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
-        raise ArgumentTypeError(
-            f"{name} must be float in [0, 1] or uint8. Received dtype {images.dtype}: convert it."
-        )
+        raise ArgumentTypeError(f"{name} must be float in [0, 1] or uint8: convert {images.dtype}.")
     low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
     checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
     outside = (low < 0) | (high > 1)
@@ -81,9 +75,7 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
-        raise ArgumentTypeError(
-            f"labels must be integers from 0. Received dtype {labels.dtype}: number the classes."
-        )
+        raise ArgumentTypeError(f"labels must be integers from 0, not {labels.dtype}: number them.")
     checks.each("labels", labels, n, "images", 1)
     checks.bad_rows("labels", labels < 0, "a negative class")
     if classes is not None:
@@ -105,20 +97,38 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
         ArgumentTypeError: If it is no model of one input, images.
         ArgumentError: If it gives something other than vectors.
     """
-    taken: Any = getattr(embedder, "input_shape", None)
-    given: Any = getattr(embedder, "output_shape", None)
-    if not _is_shape(taken, 4):
-        raise ArgumentTypeError(
-            f"{name} must be a keras.Model of one input, images. Received "
-            f"{type(embedder).__name__}, which takes {taken}: pass a model built on one "
-            "keras.Input (n, height, width, channels), such as one tower of a pair of them."
-        )
-    if not _is_shape(given, 2):
-        raise ArgumentError(
-            f"{name} must map images to vectors (n, dim). Its output is {given}: "
-            'pass the encoder, such as model.get_layer("encoder").'
-        )
-    return taken[1:], given[-1]
+    taken, given = shapes_of(name, embedder)
+    if len(given) != 1:
+        mend = 'pass the encoder, such as model.get_layer("encoder")'
+        what = f"{name} must map images to vectors (n, dim)"
+        raise ArgumentError(f"{what}. Its output is {(None, *given)}: {mend}.")
+    return taken, given[0]
+
+
+def shapes_of(name: str, model) -> tuple[tuple, tuple]:
+    """Returns the shape of an image that a `model` takes, and of what it makes of it.
+
+    An error speaks of `name`.
+
+    Raises:
+        ArgumentTypeError: If it is no model of one input, images.
+        ArgumentError: If it has several outputs.
+    """
+    taken: Any = getattr(model, "input_shape", None)
+    given: Any = getattr(model, "output_shape", None)
+    if not _is_shape(taken) or len(taken) != 4:
+        came = f"Received {type(model).__name__}, which takes {taken}"
+        mend = "pass one of one keras.Input (n, height, width, channels), such as one tower of two"
+        raise ArgumentTypeError(f"{name} must be a keras.Model of images. {came}: {mend}.")
+    if not _is_shape(given):
+        mend = 'pass a part of it, such as model.get_layer("encoder")'
+        raise ArgumentError(f"{name} must have one output, not {given}: {mend}.")
+    return taken[1:], given[1:]
+
+
+def _is_shape(shape) -> bool:
+    """Says whether `shape` is that of one tensor: several of them have lists or dicts of shapes."""
+    return isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)
 
 
 def load_embedder(path):
@@ -167,12 +177,6 @@ def _declared(path) -> tuple[int, int]:
         return sum(math.prod(weight.shape) for weight in model.weights), held
 
 
-def _is_shape(shape, rank: int) -> bool:
-    """Says whether `shape` is that of one tensor: several inputs have lists or dicts of them."""
-    whole = isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)
-    return whole and len(shape) == rank
-
-
 def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndarray:
     """Adds Gaussian noise.
 
@@ -207,6 +211,8 @@ def digest(images) -> str:
         stats = [(file, file.stat()) for file in images.files]
         rows = [(os.fsencode(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         content = repr((images.shape, rows)).encode()
+    elif images.dtype.kind in "OT":  # memory holds the addresses of strings, other ones each time
+        content = repr(images.tolist()).encode()
     else:
         content = np.ascontiguousarray(images).data
     digest = hashlib.sha256(f"{images.shape}{images.dtype}".encode())
@@ -225,16 +231,11 @@ def find_copies(images, others=None) -> np.ndarray:
         `(m, 2)` int64: the position of each image that is a copy, and that of the first one it
         equals, among `others`, or before it among `images`.
     """
-    first: dict[bytes, int] = {}
-    if others is not None:
-        for n, content in enumerate(_contents("others", others)):
-            first.setdefault(content, n)
-    copies = []
-    for n, content in enumerate(_contents("images", images)):
-        if content in first:
-            copies.append((n, first[content]))
-        elif others is None:
-            first[content] = n
+    own = list(_contents("images", images))
+    among = own if others is None else list(_contents("others", others))
+    first = {among[n]: n for n in reversed(range(len(among)))}
+    found = [(n, first[content]) for n, content in enumerate(own) if content in first]
+    copies = [(n, at) for n, at in found if others is not None or at < n]
     return np.array(copies, dtype="int64").reshape(-1, 2)
 
 

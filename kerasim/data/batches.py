@@ -34,13 +34,16 @@ class Batches(keras.utils.PyDataset):
     """
 
     failure: ImageError | None = None  # why a file could not be read
+    _what = "images"  # their name in messages
     _own: tuple[str, ...] = ()  # what decides the batches of one kind, beside what all kinds have
 
-    def __init__(self, images, batch_size, seed, sigma=0.0, flip=False, shift=0, name="images"):
+    def __init__(
+        self, images, batch_size: int = 128, seed: int = 0, sigma=0.0, flip=False, shift: int = 0
+    ):
         super().__init__()
-        self.images = check_images(name, images)
+        self.images = check_images(self._what, images)
         if len(self.images) == 0:
-            raise ArgumentError(f"{name} is empty: pass one image or more.")
+            raise ArgumentError(f"{self._what} is empty: pass one image or more.")
         self.batch_size = checks.integer("batch_size", batch_size)
         self.seed = checks.integer("seed", seed, 0)
         self.sigma = checks.number("sigma", sigma, 0)
@@ -135,12 +138,13 @@ class ImageBatches(Batches):
         targets: What to predict, `(n, ...)`; None for the images themselves.
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
-        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the inputs, never
-            to the targets; the sum is cut to [0, 1].
-        flip: Mirror half of the images, left to right; targets too where these are the images.
-        shift: Move each image by up to this many pixels up, down, left and right, repeating its
-            edge; targets likewise.
         shuffle: False keeps the order of `images`.
+        sigma: By keyword, 0.0: standard deviation of Gaussian noise, in units of [0, 1], added to
+            the inputs, never to the targets; the sum is cut to [0, 1].
+        flip: By keyword, False: mirror half of the images, left to right; targets too where these
+            are the images.
+        shift: By keyword, 0: move each image by up to this many pixels up, down, left and right,
+            repeating its edge; targets likewise.
 
     Raises:
         ArgumentError: If there are no images, images hold NaN or lie outside [0, 1],
@@ -150,17 +154,9 @@ class ImageBatches(Batches):
     _own = ("targets", "shuffle")
 
     def __init__(
-        self,
-        images,
-        targets=None,
-        batch_size: int = 128,
-        seed: int = 0,
-        sigma: float = 0.0,
-        flip: bool = False,
-        shift: int = 0,
-        shuffle: bool = True,
+        self, images, targets=None, batch_size: int = 128, seed: int = 0, shuffle: bool = True, **of
     ):
-        super().__init__(images, batch_size, seed, sigma, flip, shift)
+        super().__init__(images, batch_size, seed, **of)
         if targets is not None:
             targets = checks.each("targets", targets, len(self.images), "images")
             checks.finite("targets", targets)

@@ -55,7 +55,7 @@ def pair_folder(path, image_size=None) -> PairFolder:
         ImageError: If a picture cannot be decoded.
     """
     root = artifacts.check_path("path", path)
-    pairs = _read_table(root / "pairs.csv", ["left", "right"])
+    pairs = read_candidates(root / "pairs.csv", ["left", "right"])
     if not len(pairs):
         raise ArtifactError(f"{ascii(str(root / 'pairs.csv'))} has no rows: write one for a pair.")
     sides = []
@@ -123,9 +123,7 @@ def _difference_hash(images):
     if isinstance(images, ImageFolder):  # copies at one size are copies at any other
         images = ImageFolder(images.files, None, [], [], _HASH_SIZE, 3)
     if images.shape[1] < _HASH or images.shape[2] <= _HASH:
-        raise ArgumentError(
-            f"images {images.shape} are smaller than 16 x 17 pixels: pass larger ones."
-        )
+        raise ArgumentError(f"images {images.shape} are smaller than 16 x 17 pixels: enlarge them.")
     codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
     for n in range(len(images)):
         image = images[n]
@@ -170,19 +168,19 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
     for i in range(n):
         foils = np.flatnonzero(groups != groups[i])
         if len(foils) < k - 1:
-            raise ArgumentError(
-                f"k={k} needs {k - 1} foils, pair {i} has {len(foils)} pairs of other groups: pass "
-                "a smaller k, or more pairs."
-            )
+            held = f"{len(foils)} pairs of other groups"
+            mend = "pass a smaller k, or more pairs"
+            raise ArgumentError(f"k={k} needs {k - 1} foils, pair {i} has {held}: {mend}.")
         pools[i] = rng.permutation([i, *rng.choice(foils, k - 1, replace=False)])
     return pools
 
 
-def read_candidates(path) -> pd.DataFrame:
+def read_candidates(path, columns=None) -> pd.DataFrame:
     """Reads a table of candidates: the name of a left image, then those of the right ones.
 
     Args:
         path: CSV with the columns left, c0, c1 and so on.
+        columns: Others that it must have, such as ["left", "right"].
 
     Returns:
         The names, as strings: a row for each left image.
@@ -190,7 +188,25 @@ def read_candidates(path) -> pd.DataFrame:
     Raises:
         ArtifactError: If the file is missing, or its columns are others.
     """
-    return _read_table(path, None)
+    file = artifacts.check_file(path)
+    try:
+        content = io.BytesIO(file.read_bytes())
+        # Without a header, or pandas would take the first of too many columns for an index.
+        rows = pd.read_csv(content, header=None, dtype=str, keep_default_na=False)
+    except ValueError as error:  # no columns, rows too long, bytes that are no text
+        raise ArtifactError(f"{ascii(str(file))} is no CSV table: {error}. Mend it.") from error
+    table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
+    empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
+    if len(empty):
+        where = f"{len(empty)} rows, the first of them row {empty[0] + 1} after the header"
+        raise ArtifactError(f"{ascii(str(file))} has empty cells in {where}: fill or drop them.")
+    wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
+    if list(table.columns) != wanted:
+        shown = ", ".join(map(ascii, table.columns[:5]))
+        named = ", ".join(wanted[:5]) + (", ..." if len(wanted) > 5 else "")
+        what = f"{ascii(str(file))} has the columns {shown}"
+        raise ArtifactError(f"{what}; expected {named}: mend its header.")
+    return table
 
 
 def write_scores(path, candidates: pd.DataFrame, scores) -> None:
@@ -207,43 +223,12 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         ArtifactError: If the file cannot be written.
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
-        raise ArgumentTypeError(
-            "candidates must be a table with a column left. Received "
-            f"{type(candidates).__name__}: pass what read_candidates returns."
-        )
+        came = f"Received {type(candidates).__name__}: pass what read_candidates returns."
+        raise ArgumentTypeError(f"candidates must be a table with a column left. {came}")
     scores = checks.real("scores", scores).astype("float64")
     shape = (len(candidates), candidates.shape[1] - 1)
-    if scores.shape != shape:
-        raise ArgumentError(
-            f"scores has shape {scores.shape}, candidates ask for {shape}: pass one for each."
-        )
+    checks.shape("scores", scores, shape, "pass one for each candidate")
     checks.finite("scores", scores)
     table = pd.DataFrame(scores, columns=candidates.columns[1:])
     table.insert(0, "left", candidates["left"].to_numpy())
     artifacts.write_file(path, table.to_csv(index=False).encode())
-
-
-def _read_table(path, columns):
-    file = artifacts.check_file(path)
-    try:
-        # Without a header, or pandas would take the first of too many columns for an index.
-        rows = pd.read_csv(
-            io.BytesIO(file.read_bytes()), header=None, dtype=str, keep_default_na=False
-        )
-    except ValueError as error:  # no columns, rows too long, bytes that are no text
-        raise ArtifactError(f"{ascii(str(file))} is no CSV table: {error}. Mend it.") from error
-    table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
-    empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
-    if len(empty):
-        raise ArtifactError(
-            f"{ascii(str(file))} has empty cells in {len(empty)} rows, the first of them row "
-            f"{empty[0] + 1} after the header: fill them or drop those rows."
-        )
-    wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
-    if list(table.columns) != wanted:
-        shown = ", ".join(map(ascii, table.columns[:5]))
-        raise ArtifactError(
-            f"{ascii(str(file))} has the columns {shown}; expected {', '.join(wanted[:5])}"
-            f"{', ...' if len(wanted) > 5 else ''}: mend its header."
-        )
-    return table

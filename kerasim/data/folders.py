@@ -94,43 +94,26 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     channels = check_channels(channels)
     size = check_size(image_size)
     if size is None:
-        raise ArgumentError(
-            "image_size=None: images of one batch share a size, pass (height, width)."
-        )
+        raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root = artifacts.check_path("path", path)
     if not root.is_dir():
         raise ArtifactError(f"{ascii(str(root))} is not a folder: pass a folder of images.")
     files, skipped = _find_images(root)
     if check:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            reasons, animated = zip(*pool.map(_examine, files), strict=True) if files else ((), ())
-        bad = [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
-        if bad and on_error == "raise":
-            listed = "\n".join(reason for _, reason in bad[:20])
-            raise ImageError(
-                f"{len(bad)} of {len(files)} images in {ascii(str(root))} cannot be used; mend or "
-                f'remove them, or pass on_error="skip":\n{listed}'
-            )
-        if any(animated):
-            names = _first_names(file for file, more in zip(files, animated, strict=True) if more)
-            warnings.warn(
-                f"{sum(animated)} files in {ascii(str(root))} have several frames, the first is "
-                f"used: {names}.",
-                stacklevel=2,
-            )
-        files = [file for file, reason in zip(files, reasons, strict=True) if not reason]
+            found = list(zip(files, pool.map(_examine, files), strict=True))
+        bad = [(file, reason) for file, (reason, _) in found if reason]
+        check_usable(bad, len(files), on_error)
+        animated = [file for file, (_, more) in found if more]
+        _warn(animated, f"files in {ascii(str(root))} have several frames, the first is used")
+        files = [file for file, (reason, _) in found if not reason]
         skipped += bad
     if not files:
         listed = "".join(f"\n{ascii(str(file))}: {reason}" for file, reason in skipped[:20])
-        raise ArtifactError(
-            f"No usable image in {ascii(str(root))}: put files in {', '.join(SUFFIXES)} there. "
-            f"{len(skipped)} files are left out{':' if skipped else '.'}{listed}"
-        )
-    if skipped:
-        names = _first_names(file for file, _ in skipped)
-        warnings.warn(
-            f"{len(skipped)} files in {ascii(str(root))} are left out: {names}.", stacklevel=2
-        )
+        what = f"No usable image in {ascii(str(root))}: put files in {', '.join(SUFFIXES)} there"
+        left = f"{len(skipped)} files are left out{':' if skipped else '.'}"
+        raise ArtifactError(f"{what}. {left}{listed}")
+    _warn([file for file, _ in skipped], f"files in {ascii(str(root))} are left out")
     parents = [file.relative_to(root).parts[:-1] for file in files]
     if not all(parents):
         return ImageFolder(files, None, [], skipped, size, channels)
@@ -138,6 +121,17 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     position = {name: label for label, name in enumerate(class_names)}
     labels = np.array([position[parts[0]] for parts in parents], dtype="int64")
     return ImageFolder(files, labels, class_names, skipped, size, channels)
+
+
+def check_usable(bad, count: int, on_error: str) -> None:
+    """Raises one `ImageError` that lists the `bad`, `(file, reason)`, of `count` images.
+
+    Unless `on_error` is "skip".
+    """
+    if bad and on_error == "raise":
+        mend = 'mend or remove them, or pass on_error="skip"'
+        listed = "\n".join(reason for _, reason in bad[:20])
+        raise ImageError(f"{len(bad)} of {count} images cannot be used; {mend}:\n{listed}")
 
 
 def _find_images(root: Path):
@@ -171,8 +165,10 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _first_names(files) -> str:
-    return ", ".join(ascii(file.name) for file in list(files)[:5])
+def _warn(files, what: str) -> None:
+    if files:
+        names = ", ".join(ascii(file.name) for file in files[:5])
+        warnings.warn(f"{len(files)} {what}: {names}.", stacklevel=3)
 
 
 def _examine(file) -> tuple[str | None, bool]:
@@ -184,8 +180,5 @@ def _examine(file) -> tuple[str | None, bool]:
 
 def as_float(images: np.ndarray) -> np.ndarray:
     """Returns uint8 `images` as float32 in [0, 1], and floats as float32."""
-    return (
-        images.astype("float32") / 255
-        if images.dtype == np.uint8
-        else images.astype("float32", copy=False)
-    )
+    floats = images.astype("float32", copy=False)
+    return floats / 255 if images.dtype == np.uint8 else floats

@@ -23,11 +23,9 @@ class DiffusionBatches(Batches):
         drop_label: Share of images, 0 to 1, whose label is replaced by -1, for none; guidance
             needs some.
         steps: `(first, last)` of the schedule to draw from; None for all.
-        batch_size: Images per batch; the last batch may be smaller.
-        seed: The same seed gives the same epochs.
-        flip, shift: As for `ImageBatches`.
         weighting: "noise" for an error of the noise, the same for each step; "velocity", for a
             network built with a `schedule`, for one of the velocity: `1 / abar`, 25,000 at most.
+        batch_size, seed, flip, shift: By keyword, as for `ImageBatches`.
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
@@ -47,21 +45,17 @@ class DiffusionBatches(Batches):
         labels=None,
         drop_label: float = 0.1,
         steps: tuple[int, int] | None = None,
-        batch_size: int = 128,
-        seed: int = 0,
-        flip: bool = False,
-        shift: int = 0,
         weighting: str = "noise",
+        **shared,
     ):
-        super().__init__(images, batch_size, seed, flip=flip, shift=shift)
+        super().__init__(images, sigma=0.0, **shared)  # so that a second sigma is refused
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
         self.schedule = schedule
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
             raise ArgumentTypeError(f"steps={steps!r} must be (first, last): pass such as (0, 99).")
-        first, last = steps
-        last = checks.integer("steps[1]", last, 0, schedule.steps - 1)
-        self.steps = checks.integer("steps[0]", first, 0, last), last
+        last = checks.integer("steps[1]", steps[1], 0, schedule.steps - 1)
+        self.steps = checks.integer("steps[0]", steps[0], 0, last), last
         checks.choice("weighting", weighting, ("noise", "velocity"))
         self.weighting = weighting
         self.drop_label = checks.number("drop_label", drop_label, 0, 1)
@@ -96,7 +90,7 @@ class NoiseBatches(Batches):
         high: Largest.
         target: "sigma", for `models.noise_estimator`; "images", for a denoiser; or an array of one
             target per image, such as labels.
-        batch_size, seed, flip, shift: As for `DiffusionBatches`.
+        batch_size, seed, flip, shift: By keyword, as for `DiffusionBatches`.
 
     Raises:
         ArgumentError: If `low` is not above 0, or `high` is below it.
@@ -104,25 +98,15 @@ class NoiseBatches(Batches):
 
     _own = ("low", "high", "target")
 
-    def __init__(
-        self,
-        images,
-        low: float = 0.05,
-        high: float = 0.8,
-        target="sigma",
-        batch_size: int = 128,
-        seed: int = 0,
-        flip: bool = False,
-        shift: int = 0,
-    ):
-        super().__init__(images, batch_size, seed, flip=flip, shift=shift)
+    def __init__(self, images, low: float = 0.05, high: float = 0.8, target="sigma", **shared):
+        super().__init__(images, sigma=0.0, **shared)  # as above
         self.low = checks.number("low", low, 1e-6)
         self.high = checks.number("high", high, self.low)
+        self.target = target
         if isinstance(target, str):
             checks.choice("target", target, ("sigma", "images"))
         else:
-            target = checks.each("target", target, len(self.images), "images")
-        self.target = target
+            self.target = checks.each("target", target, len(self.images), "images")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)

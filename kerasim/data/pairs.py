@@ -18,23 +18,18 @@ class _Classes:
         self.labels = labels = _check_names("labels", labels)
         n = labels.size if images is None else len(images)
         checks.each("labels", labels, n, "images", 1)
-        self.names, self.label, self.counts = np.unique(
-            labels, return_inverse=True, return_counts=True
-        )
+        found = np.unique(labels, return_inverse=True, return_counts=True)
+        self.names, self.label, self.counts = found
         if len(self.names) < 2:
-            raise ArgumentError(
-                f"labels hold {len(self.names)} classes, {', '.join(map(str, self.names))}: "
-                "2 or more are needed. Add images of another class."
-            )
+            held = f"{len(self.names)} classes, {', '.join(map(str, self.names))}"
+            raise ArgumentError(f"labels hold {held}: 2 or more are needed. Add another class.")
         small = self.names[self.counts < fewest]
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
                 shown = [f"{n} ({ascii(images.class_names[n])})" for n in small[:10]]
-            raise ArgumentError(
-                f"labels hold {len(small)} classes of fewer than {fewest} images: "
-                f"{', '.join(shown)}. Add images, or drop those classes."
-            )
+            held = f"{len(small)} classes of fewer than {fewest} images: {', '.join(shown)}"
+            raise ArgumentError(f"labels hold {held}. Add images, or drop those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
@@ -62,10 +57,8 @@ def _check_names(name, values):
     if values.dtype == object:  # strings, as pandas holds them
         values = checks.array(name, values.tolist())
     if values.dtype.kind not in "iuSUb":
-        raise ArgumentTypeError(
-            f"{name} must be integers or strings. Received dtype {values.dtype}: convert them, or "
-            "number the classes from 0."
-        )
+        mend = "convert them, or number the classes from 0"
+        raise ArgumentTypeError(f"{name} must be integers or strings, not {values.dtype}: {mend}.")
     return values
 
 
@@ -132,8 +125,8 @@ class _LabelledBatches(Batches):
 
     _own = ("labels", "rows")
 
-    def __init__(self, images, labels, batch_size, seed, n, fewest=2, **altered):
-        super().__init__(images, batch_size, seed, **altered)
+    def __init__(self, images, labels, n: int | None = None, fewest=2, **shared):
+        super().__init__(images, **shared)
         self.classes = _Classes(labels, self.images, fewest)
         self.labels = self.classes.labels
         self.rows = len(self.images) if n is None else checks.integer("n", n)
@@ -141,11 +134,14 @@ class _LabelledBatches(Batches):
             copies = find_copies(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
             if len(torn):
-                warnings.warn(
-                    f"{len(torn)} images are copies of another one with another label, the first "
-                    f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once.",
-                    stacklevel=3,
-                )
+                what = f"{len(torn)} images are copies of another one with another label, the first"
+                pair = f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once."
+                warnings.warn(f"{what} {pair}", stacklevel=3)
+
+    def __getitem__(self, index: int):
+        columns, rng = self._batch(index)
+        rows = np.concatenate(columns)
+        return self._take(rows, rng), self.classes.label[rows]
 
 
 class PairBatches(_LabelledBatches):
@@ -159,10 +155,9 @@ class PairBatches(_LabelledBatches):
             `ImageFolder`.
         labels: `(n_images,)`: two classes or more, each of two images or more.
         positive: Share of like pairs, 0 to 1, met exactly in each epoch, to the nearest pair.
-        batch_size: Pairs per batch; the last batch may be smaller.
-        seed: The same seed gives the same epochs.
-        n: Pairs per epoch; None for one for each image.
-        sigma, flip, shift: As for `ImageBatches`.
+        n: Pairs per epoch, by keyword; None for one for each image.
+        batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`; `batch_size` counts
+            pairs.
 
     Raises:
         ArgumentError: If there is one class, a class of one image, or not a label for each image.
@@ -170,19 +165,8 @@ class PairBatches(_LabelledBatches):
 
     _own = ("labels", "rows", "positive")
 
-    def __init__(
-        self,
-        images,
-        labels,
-        positive: float = 0.5,
-        batch_size: int = 128,
-        seed: int = 0,
-        n: int | None = None,
-        sigma: float = 0.0,
-        flip: bool = False,
-        shift: int = 0,
-    ):
-        super().__init__(images, labels, batch_size, seed, n, sigma=sigma, flip=flip, shift=shift)
+    def __init__(self, images, labels, positive: float = 0.5, **shared):
+        super().__init__(images, labels, fewest=2, **shared)
         self.positive = checks.number("positive", positive, 0, 1)
 
     def _draw(self, rng):
@@ -202,34 +186,19 @@ class TripletBatches(_LabelledBatches):
     triplets of the batch.
 
     Args:
-        images, labels, seed, sigma, flip, shift: As for `PairBatches`.
+        images, labels: As for `PairBatches`.
         batch_size: Triplets per batch; the last batch may be smaller.
-        n: Triplets per epoch; None for one for each image.
+        n, seed, sigma, flip, shift: By keyword, as for `PairBatches`; `n` counts triplets.
 
     Raises:
         ArgumentError: As for `PairBatches`.
     """
 
-    def __init__(
-        self,
-        images,
-        labels,
-        batch_size: int = 64,
-        seed: int = 0,
-        n: int | None = None,
-        sigma: float = 0.0,
-        flip: bool = False,
-        shift: int = 0,
-    ):
-        super().__init__(images, labels, batch_size, seed, n, sigma=sigma, flip=flip, shift=shift)
+    def __init__(self, images, labels, batch_size: int = 64, **shared):
+        super().__init__(images, labels, fewest=2, batch_size=batch_size, **shared)
 
     def _draw(self, rng):
         return _draw_triplets(self.classes, self.rows, rng)
-
-    def __getitem__(self, index: int):
-        columns, rng = self._batch(index)
-        rows = np.concatenate(columns)
-        return self._take(rows, rng), self.classes.label[rows]
 
 
 class BalancedBatches(_LabelledBatches):
@@ -240,10 +209,11 @@ class BalancedBatches(_LabelledBatches):
     images before any comes again, but for a remainder of fewer than `k`.
 
     Args:
-        images, labels, seed, sigma, flip, shift: As for `PairBatches`.
+        images, labels: As for `PairBatches`.
         m: Classes per batch.
         k: Images of each class, 2 or more.
         batches: Per epoch; None for as many as hold the images once.
+        seed, sigma, flip, shift: By keyword, as for `PairBatches`.
 
     Raises:
         ArgumentError: If there are fewer than `m` classes, or a class has fewer than `k` images.
@@ -251,29 +221,15 @@ class BalancedBatches(_LabelledBatches):
 
     _own = ("labels", "rows", "m", "k")
 
-    def __init__(
-        self,
-        images,
-        labels,
-        m: int,
-        k: int,
-        seed: int = 0,
-        batches: int | None = None,
-        sigma: float = 0.0,
-        flip: bool = False,
-        shift: int = 0,
-    ):
-        m, k = checks.integer("m", m, 2), checks.integer("k", k, 2)
-        super().__init__(images, labels, m * k, seed, None, k, sigma=sigma, flip=flip, shift=shift)
+    def __init__(self, images, labels, m: int, k: int, batches: int | None = None, **shared):
+        self.m, self.k = checks.integer("m", m, 2), checks.integer("k", k, 2)
+        super().__init__(images, labels, n=None, fewest=k, batch_size=m * k, **shared)
         if batches is None:
             batches = max(1, len(self.images) // (m * k))
         self.rows = checks.integer("batches", batches) * m * k
         if m > len(self.classes.names):
-            raise ArgumentError(
-                f"m={m} classes per batch, labels hold {len(self.classes.names)}: pass as many or "
-                "fewer."
-            )
-        self.m, self.k = m, k
+            held = f"labels hold {len(self.classes.names)}"
+            raise ArgumentError(f"m={m} classes per batch, {held}: pass as many or fewer.")
 
     def _draw(self, rng):
         counts = self.classes.counts
@@ -289,10 +245,6 @@ class BalancedBatches(_LabelledBatches):
             rows[slot] = self.classes.order[self.classes.starts[label] + places]
         return (rows.reshape(-1),)
 
-    def __getitem__(self, index: int):
-        (rows,), rng = self._batch(index)
-        return self._take(rows, rng), self.classes.label[rows]
-
 
 class LabelledPairBatches(Batches):
     """Batches of like pairs without classes: in a batch, other pairs are the negatives.
@@ -305,43 +257,27 @@ class LabelledPairBatches(Batches):
         right: What is like each of them; as `left`.
         groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
             share one are never each other's negatives. None: each pair is a group of its own.
-        batch_size: Pairs per batch; the last batch may be smaller.
-        seed: The same seed gives the same epochs.
-        sigma, flip, shift: As for `ImageBatches`, drawn for each side.
         give_groups: Whether the groups are a third input as well, for a net with a memory.
+        batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`, drawn for each
+            side; `batch_size` counts pairs.
 
     Raises:
         ArgumentError: If the sides have other lengths or shapes, or `groups` does not fit.
     """
 
+    _what = "left"
     _own = ("right", "groups", "give_groups")
 
-    def __init__(
-        self,
-        left,
-        right,
-        groups=None,
-        batch_size: int = 128,
-        seed: int = 0,
-        sigma: float = 0.0,
-        flip: bool = False,
-        shift: int = 0,
-        give_groups: bool = False,
-    ):
-        super().__init__(left, batch_size, seed, sigma, flip, shift, name="left")
+    def __init__(self, left, right, groups=None, give_groups: bool = False, **shared):
+        super().__init__(left, **shared)
         self.give_groups = checks.flag("give_groups", give_groups)
         self.right = check_images("right", right)
-        if self.right.shape != self.images.shape:
-            raise ArgumentError(
-                f"left has shape {self.images.shape}, right {self.right.shape}: pass one right "
-                "image for each left one, resized alike."
-            )
+        checks.shape("right", self.right, self.images.shape, "pass one for each left, of its size")
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
-            raise ArgumentError(
-                f"groups has shape {groups.shape}, left has {self.rows} images: pass one group for "
-                "each pair, (n,), or for each side, (n, 2)."
-            )
+            held = f"left has {self.rows} images"
+            mend = "pass one group for each pair, (n,), or for each side, (n, 2)"
+            raise ArgumentError(f"groups has shape {groups.shape}, {held}: {mend}.")
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
         # Losses see float32, which tells integers apart up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")

@@ -6,16 +6,7 @@ import keras
 from keras import layers
 
 from kerasim import checks
-from kerasim.models.blocks import (
-    check_image_shape,
-    check_least,
-    check_widths,
-    conv,
-    double,
-    joined,
-    residual_block,
-    zero_conv,
-)
+from kerasim.models import blocks as parts
 
 
 def conv_autoencoder(
@@ -50,12 +41,12 @@ def conv_autoencoder(
     Reference:
         Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647
     """
-    image_shape = check_image_shape(image_shape)
+    image_shape = parts.check_image_shape(image_shape)
     latent_dim = checks.integer("latent_dim", latent_dim)
-    widths = check_widths("widths", widths)
-    dense_widths = check_widths("dense_widths", dense_widths)
+    widths = parts.check_widths("widths", widths)
+    dense_widths = parts.check_widths("dense_widths", dense_widths)
     # The last convolution takes 3 pixels; n after pooling and a convolution were 2 n + 2 before.
-    check_least(image_shape, 5 * 2 ** (len(widths) - 1) - 2, widths)
+    parts.check_least(image_shape, 5 * 2 ** (len(widths) - 1) - 2, widths)
 
     images = keras.Input(image_shape, name="images")
     x = images
@@ -74,7 +65,7 @@ def conv_autoencoder(
     size = math.prod(image_shape)
     x = layers.Dense(size, activation="sigmoid", dtype="float32", name="pixels")(x)
     x = layers.Reshape(image_shape, dtype="float32", name="image")(x)
-    return joined(encoder, keras.Model(codes, x, name="decoder"), name)
+    return parts.joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
 
 def residual_autoencoder(
@@ -110,8 +101,8 @@ def residual_autoencoder(
     Reference:
         He et al., 2016. https://arxiv.org/abs/1512.03385
     """
-    widths = check_widths("widths", widths)
-    image_shape = check_image_shape(image_shape, 2 ** len(widths))
+    widths = parts.check_widths("widths", widths)
+    image_shape = parts.check_image_shape(image_shape, 2 ** len(widths))
     latent_dim = checks.integer("latent_dim", latent_dim)
     checks.integer("blocks", blocks, 0)
     dense_width = checks.integer("dense_width", dense_width)
@@ -119,9 +110,9 @@ def residual_autoencoder(
     images = keras.Input(image_shape, name="images")
     x = images
     for n, filters in enumerate(widths, start=1):
-        x = conv(x, filters, f"down{n}", 2, activation)
+        x = parts.conv(x, filters, f"down{n}", 2, activation)
     for block in range(1, blocks + 1):
-        x = residual_block(x, widths[-1], f"block{block}", activation)
+        x = parts.residual_block(x, widths[-1], f"block{block}", activation)
     inner_shape = x.shape[1:]
     x = layers.Flatten(name="flatten")(x)
     x = layers.Dense(dense_width, activation=activation, name="dense")(x)
@@ -133,11 +124,11 @@ def residual_autoencoder(
     x = layers.Dense(math.prod(inner_shape), activation=activation, name="dense2")(x)
     x = layers.Reshape(inner_shape, name="reshape")(x)
     for block in range(1, blocks + 1):
-        x = residual_block(x, widths[-1], f"block{block}", activation)
+        x = parts.residual_block(x, widths[-1], f"block{block}", activation)
     for n in range(len(widths), 1, -1):
-        x = double(x, widths[n - 2], f"up{n}", activation=activation)
-    image = double(x, image_shape[2], "up1", activation="sigmoid", dtype="float32")
-    return joined(encoder, keras.Model(codes, image, name="decoder"), name)
+        x = parts.double(x, widths[n - 2], f"up{n}", activation=activation)
+    image = parts.double(x, image_shape[2], "up1", activation="sigmoid", dtype="float32")
+    return parts.joined(encoder, keras.Model(codes, image, name="decoder"), name)
 
 
 def denoising_autoencoder(
@@ -170,17 +161,17 @@ def denoising_autoencoder(
         Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; the residual: Zhang et al.,
         2017. https://arxiv.org/abs/1608.03981
     """
-    widths = check_widths("widths", widths)
-    image_shape = check_image_shape(image_shape, 2 ** (len(widths) - 1))
+    widths = parts.check_widths("widths", widths)
+    image_shape = parts.check_image_shape(image_shape, 2 ** (len(widths) - 1))
     checks.integer("blocks", blocks, 0)
 
     def stage(x, filters, name):
         for block in range(1, blocks + 1):
-            x = residual_block(x, filters, f"{name}_block{block}", after=False)
+            x = parts.residual_block(x, filters, f"{name}_block{block}", after=False)
         return x
 
     images = keras.Input(image_shape, name="images")
-    x = conv(images, widths[0], "down1", activation=None)
+    x = parts.conv(images, widths[0], "down1", activation=None)
     skips = [stage(x, widths[0], "in1")]
     for n, filters in enumerate(widths[1:], start=2):
         x = layers.Conv2D(filters, 2, 2, name=f"down{n}")(skips[-1])
@@ -191,7 +182,7 @@ def denoising_autoencoder(
         x = layers.Add(name=f"skip{n}")([x, skips.pop()])
         x = stage(x, widths[n - 1], f"out{n}")
     # Before training the network returns its input.
-    change = zero_conv(x, image_shape[-1], "change", "float32")
+    change = parts.zero_conv(x, image_shape[-1], "change", "float32")
     total = layers.Add(dtype="float32", name="sum")([images, change])
     clean = layers.ReLU(max_value=1.0, dtype="float32", name="clean")(total)
     return keras.Model(images, clean, name=name)

@@ -18,10 +18,8 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
     """
     shape = tuple(image_shape) if np.iterable(image_shape) else ()
     if len(shape) != 3:
-        raise ArgumentTypeError(
-            f"image_shape must be (height, width, channels). Received {image_shape!r}: pass such "
-            "as (32, 32, 3)."
-        )
+        mend = "pass (height, width, channels), such as (32, 32, 3)"
+        raise ArgumentTypeError(f"image_shape={image_shape!r} is no shape: {mend}.")
     for name, n in zip(("height", "width", "channels"), shape, strict=True):
         if not (open_size and n is None and name != "channels"):
             checks.integer(f"{name} of image_shape={shape}", n)
@@ -51,9 +49,7 @@ def check_least(image_shape, least: int, widths) -> None:
 def check_widths(name: str, widths) -> tuple[int, ...]:
     """Returns `widths` as a tuple of positive integers, one for each stage."""
     if isinstance(widths, (str, bytes)) or not np.iterable(widths):
-        raise ArgumentTypeError(
-            f"{name} must be a tuple of integers. Received {widths!r}: pass such as (32, 64)."
-        )
+        raise ArgumentTypeError(f"{name}={widths!r} is no tuple: pass such as (32, 64).")
     widths = tuple(checks.integer(f"each of {name}", width) for width in widths)
     if not widths:
         raise ArgumentError(f"{name}=() is empty: pass one number or more, such as (32, 64).")

@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers
 
 from kerasim import artifacts, checks
-from kerasim.data import data_dir
+from kerasim.data import data_dir, shapes_of
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
 from kerasim.models.blocks import check_image_shape
@@ -88,9 +88,7 @@ def pretrained_embedder(
     artifacts.check_path("weights", "none" if weights is None else weights)
     height, width, channels = image_shape = check_image_shape(image_shape, open_size=True)
     if channels not in (1, 3):
-        raise ArgumentError(
-            f"image_shape={image_shape} has {channels} channels: pass 3, or 1 for grey images."
-        )
+        raise ArgumentError(f"image_shape={image_shape}: pass 3 channels, or 1 for grey images.")
     if stages is not None:
         named = np.iterable(stages) and not isinstance(stages, (str, bytes))
         given, stages = stages, tuple(stages) if named else ()
@@ -99,31 +97,23 @@ def pretrained_embedder(
     rgb = (height, width, 3)
     if isinstance(backbone, str):
         if preprocess is not None:
-            raise ArgumentError(
-                f"preprocess={preprocess!r}: {backbone!r} brings its own. Leave it None, or pass "
-                "the backbone as a keras.Model."
-            )
+            mend = "Leave it None, or pass the backbone as a keras.Model."
+            raise ArgumentError(f"preprocess={preprocess!r}: {backbone!r} brings its own. {mend}")
         preprocess, backbone = backbone, _named(backbone, weights, rgb)
     elif weights not in ("imagenet", None):
-        raise ArgumentError(
-            f"weights={weights!r}: a backbone that is a keras.Model has its own. Leave it out, and "
-            "call backbone.load_weights before."
-        )
+        mend = "Leave it out, and call backbone.load_weights before."
+        raise ArgumentError(f"weights={weights!r}: a backbone that is a model has its own. {mend}")
     height, width = _check_backbone(backbone, rgb)
     image_shape = (height, width, channels)
     if (self_attention or pooling == "flatten") and None in image_shape:
-        raise ArgumentError(
-            f"image_shape={image_shape} leaves the size open, and these features are flattened: "
-            "pass a height and a width, or another pooling."
-        )
+        what = f"image_shape={image_shape} leaves the size open, and these features are flattened"
+        raise ArgumentError(f"{what}: pass a height and a width, or another pooling.")
     if isinstance(preprocess, str):
         BackbonePreprocessing.find(preprocess, "preprocess")
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
-    elif not (preprocess is None or isinstance(preprocess, layers.Layer)):
-        raise ArgumentTypeError(
-            f"preprocess must be a layer or a name. Received {preprocess!r}: pass such as "
-            "keras.layers.Rescaling(255)."
-        )
+    elif preprocess is not None:
+        mend = "pass a name, or a layer such as keras.layers.Rescaling(255)"
+        checks.kind("preprocess", preprocess, layers.Layer, mend)
 
     images = keras.Input(image_shape, name="images")
     x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if channels == 1 else images
@@ -165,10 +155,8 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
         ArgumentTypeError: If `embedder` has no backbone.
     """
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
-        raise ArgumentTypeError(
-            "embedder must have a layer named backbone. Received "
-            f"{type(embedder).__name__}: pass what pretrained_embedder builds."
-        )
+        came = f"Received {type(embedder).__name__}: pass what pretrained_embedder builds."
+        raise ArgumentTypeError(f"embedder must have a layer named backbone. {came}")
     parts = embedder.get_layer("backbone").layers
     names = [layer.name for layer in parts]
     if isinstance(trainable, str):
@@ -188,20 +176,13 @@ def _check_backbone(backbone, image_shape):
 
     Raises unless it maps such images to feature maps.
     """
-    shapes = [getattr(backbone, f"{end}_shape", None) for end in ("input", "output")]
-    four = all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes)
-    if not isinstance(backbone, keras.Model) or not four:
-        raise ArgumentTypeError(
-            "backbone must be a name or a keras.Model from images to feature maps (n, height, "
-            f"width, channels). Received {backbone!r}: pass such as keras.Model(net.inputs, "
-            "net.get_layer(...).output)."
-        )
-    taken = shapes[0][1:]
+    taken, given = shapes_of("backbone", backbone)
+    if len(given) != 3:
+        mend = "pass such as keras.Model(net.inputs, net.get_layer(...).output)"
+        raise ArgumentTypeError(f"backbone gives {given}, no feature maps: {mend}.")
     if any(a != b for a, b in zip(taken, image_shape, strict=True) if None not in (a, b)):
-        raise ArgumentError(
-            f"backbone takes images {taken}, and would get {image_shape}: pass an image_shape of "
-            "that size, or a backbone that takes three channels."
-        )
+        what = f"backbone takes images {taken}, and would get {image_shape}"
+        raise ArgumentError(f"{what}: pass that image_shape, or a backbone of three channels.")
     return [a if b is None else b for a, b in zip(taken, image_shape, strict=True)][:2]
 
 
@@ -216,10 +197,8 @@ def _named(name, weights, image_shape):
     try:
         backbone = build(include_top=False, weights=None, input_shape=image_shape)
     except ValueError as error:
-        raise ArgumentError(
-            f"backbone={name!r} cannot be built for images {image_shape}: {error} Pass another "
-            "image_shape."
-        ) from error
+        what = f"backbone={name!r} cannot be built for images {image_shape}"
+        raise ArgumentError(f"{what}: {error} Pass another image_shape.") from error
     if weights == "imagenet" and build is not _squeezenet:
         return _download(build, name, image_shape)  # now its size is known to fit
     if weights is None:
@@ -239,10 +218,11 @@ def _named(name, weights, image_shape):
     try:
         backbone.load_weights(file)
     except Exception as error:  # Keras and h5py raise whatever comes
-        raise ArtifactError(
-            f"{ascii(str(file))} does not fit the backbone {name!r} without its top, or is damaged "
-            f"({error}): pass the weights of that backbone, as .h5 or .weights.h5."
-        ) from error
+        what = (
+            f"{ascii(str(file))} does not fit the backbone {name!r} without its top, or is damaged"
+        )
+        mend = "pass the weights of that backbone, as .h5 or .weights.h5"
+        raise ArtifactError(f"{what} ({error}): {mend}.") from error
     return backbone
 
 
@@ -261,10 +241,8 @@ def _download(build, name, image_shape):
         file = re.search(r"[^/\s]+\.h5", str(error))
         folder = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "models")
         mend = f"put the file {file[0]} into {folder}" if file else f"remove its file from {folder}"
-        raise ArtifactError(
-            f"Keras could not fetch the weights of {name!r} ({error}). Retry with a network, "
-            f"{mend}, or pass the path of the file as weights."
-        ) from error
+        what = f"Keras could not fetch the weights of {name!r} ({error}). Retry with a network"
+        raise ArtifactError(f"{what}, {mend}, or pass its path as weights.") from error
 
 
 def _squeezenet(include_top, weights, input_shape):

@@ -44,10 +44,8 @@ def siamese(
     if distance is not None:
         checks.choice("distance", distance, DISTANCES)
     if checks.integer("memory", memory, 0) and distance is not None:
-        raise ArgumentError(
-            f"memory={memory} is of embeddings, and distance={distance!r} gives none: pass "
-            "distance=None."
-        )
+        mend = f"distance={distance!r} gives none: pass distance=None"
+        raise ArgumentError(f"memory={memory} is of embeddings, and {mend}.")
     left, right = keras.Input(shape, name="left"), keras.Input(shape, name="right")
     vectors = [embedder(left), embedder(right)]
     if distance is not None:
@@ -84,9 +82,8 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]
     if len(set(shapes)) > 1:
-        raise ArgumentError(
-            f"embedders take images of several shapes, {shapes}: pass models of one shape."
-        )
+        held = f"images of several shapes, {shapes}"
+        raise ArgumentError(f"embedders take {held}: pass models of one shape.")
     images = keras.Input(shapes[0], name="images")
     parts = []
     for n, embedder in enumerate(embedders, start=1):

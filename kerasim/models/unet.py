@@ -71,15 +71,12 @@ def unet(
     if schedule is not None:
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
     if any(width % groups for width in widths):
-        raise ArgumentError(
-            f"widths={widths} must be multiples of groups={groups}: change either of them."
-        )
+        raise ArgumentError(f"widths={widths} must be multiples of groups={groups}: change either.")
 
     images = keras.Input(image_shape, name="images")
     inputs = {"images": images, "t": keras.Input((), dtype="int32", name="t")}
-    told = layers.Dense(4 * widths[0], "silu", name="time1")(
-        TimeEmbedding(2 * widths[0], name="time")(inputs["t"])
-    )
+    told = TimeEmbedding(2 * widths[0], name="time")(inputs["t"])
+    told = layers.Dense(4 * widths[0], "silu", name="time1")(told)
     told = layers.Dense(4 * widths[0], name="time2")(told)
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes)
@@ -134,15 +131,10 @@ def unet(
         x = layers.Conv2DTranspose(widths[n], 2, 2, name=f"up{n + 1}")(x)
         x = layers.Concatenate(name=f"skip{n + 1}")([x, kept.pop()])
         x = stage(x, n, "out")
-    noise = layers.Conv2DTranspose(
-        image_shape[-1],
-        3 if patch == 1 else 2 * patch,
-        patch,
-        padding="same",
-        kernel_initializer="zeros",
-        dtype="float32",
-        name="noise" if schedule is None else "velocity",
-    )(norm_act(x, "last"))
+    size, what = 3 if patch == 1 else 2 * patch, "noise" if schedule is None else "velocity"
+    first: Any = {"kernel_initializer": "zeros", "dtype": "float32"}
+    draw = layers.Conv2DTranspose(image_shape[-1], size, patch, "same", name=what, **first)
+    noise = draw(norm_act(x, "last"))
     if schedule is not None:
         abar = schedule.alphas_cumprod
         shares = layers.Embedding(len(abar), 2, trainable=False, dtype="float32", name="schedule")
