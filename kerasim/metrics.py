@@ -14,7 +14,7 @@ import numpy as np
 
 from kerasim import checks
 from kerasim.errors import ArgumentError
-from kerasim.neighbors import METRICS
+from kerasim.neighbors import METRICS, NeighborIndex
 
 _BLOCK = 64  # MiB of distances worked on at a time
 
@@ -180,38 +180,43 @@ def retrieval(
     if not relevant.any():
         raise ArgumentError("No query has an image of its class to find: check the labels.")
 
-    def score(distances, start):
-        rows = slice(start, start + len(distances))
-        same = gallery_labels == query_labels[rows, None]
+    index, depth = NeighborIndex(metric).fit(gallery), min(most, max(relevant.max(), *ks))
+    ks, ranks = np.array(ks), np.arange(1, depth + 1)
+
+    def score(rows):
+        near = index.query(queries[rows], depth + alone)[1]
         if alone:
-            own = np.arange(len(distances)), np.arange(rows.start, rows.stop)
-            distances[own], same[own] = np.inf, False
-        wanted = relevant[rows]
-        depth = min(most, max(wanted.max(), *ks, 1))
-        # Of those at the distance of the last one, the first by position.
-        last = np.partition(distances, depth - 1, axis=1)[:, depth - 1 : depth]
-        nearer, ties = distances < last, distances == last
-        room = depth - nearer.sum(axis=1, keepdims=True)
-        near = np.nonzero(nearer | (ties & (np.cumsum(ties, axis=1) <= room)))[1]
-        near = near.reshape(-1, depth)
-        order = np.take_along_axis(distances, near, 1).argsort(axis=1, kind="stable")
-        hits = np.take_along_axis(same, np.take_along_axis(near, order, 1), 1)
-        found = np.cumsum(hits, axis=1)
-        ranks = np.arange(1, depth + 1)
+            own = near == rows[:, None]
+            own[~own.any(axis=1), -1] = True  # more than `depth` others lie where it lies
+            near = near[~own].reshape(-1, depth)
+        hits = gallery_labels[near] == query_labels[rows, None]
+        found, wanted = np.cumsum(hits, axis=1), relevant[rows]
         within = hits & (ranks <= wanted[:, None])
-        best = np.where(same, distances, np.inf).min(axis=1, keepdims=True)
-        level = distances == best
-        before = np.arange(len(gallery)) < (level & same).argmax(axis=1)[:, None]
-        rank = 1 + ((distances < best) | (level & before)).sum(axis=1)
         with np.errstate(invalid="ignore"):
             r_precision = within.sum(axis=1) / wanted
             map_at_r = (found / ranks * within).sum(axis=1) / wanted
-        columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
-        columns += [r_precision, map_at_r, 1 / rank]
-        return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
+        first = np.where(found[:, -1] > 0, 1 + hits.argmax(axis=1), np.nan)
+        firsts = found[:, ks - 1]
+        columns = [*(firsts > 0).T, *(firsts / ks).T, r_precision, map_at_r, 1 / first]
+        return np.where(wanted > 0, columns, np.nan)
 
-    settings = {"reduce_func": score, "metric": metric, "working_memory": _BLOCK}
-    columns = np.concatenate(list(pairwise_distances_chunked(queries, gallery, **settings))).T
+    def rank(distances, start):
+        """Returns the place of the first hit in the whole gallery."""
+        rows = far[start : start + len(distances)]
+        if alone:
+            distances[np.arange(len(rows)), rows] = np.inf
+        alike = np.where(gallery_labels == query_labels[rows, None], distances, np.inf)
+        best, at = alike.min(axis=1, keepdims=True), alike.argmin(axis=1)[:, None]
+        before = np.arange(len(gallery)) < at
+        return 1 + ((distances < best) | ((distances == best) & before)).sum(axis=1)
+
+    blocks = 1 + len(queries) * depth // (_BLOCK * 2**14)
+    columns = np.hstack([score(rows) for rows in np.array_split(np.arange(len(queries)), blocks)])
+    far = np.flatnonzero(np.isnan(columns[-1]) & (relevant > 0))
+    if len(far):
+        settings = {"reduce_func": rank, "metric": metric, "working_memory": _BLOCK}
+        places = list(pairwise_distances_chunked(queries[far], gallery, **settings))
+        columns[-1, far] = 1 / np.concatenate(places)
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
     scores: dict = dict(zip(keys, columns, strict=True))

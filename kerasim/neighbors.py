@@ -167,7 +167,7 @@ class NeighborIndex:
         distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype="int64")
         waiting, count = np.arange(len(x)), min(size, k + 6)
         while len(waiting):
-            step = max(1, _BUDGET // (count * width * 8 * 4))
+            step = max(1, _BUDGET // (count * 8 * 8))
             unproven = []
             for start in range(0, len(waiting), step):
                 rows = waiting[start : start + step]
@@ -376,15 +376,14 @@ class NeighborIndex:
 
     def _distances(self, queries, candidates):
         distances = np.empty(candidates.shape)
-        step = max(1, _BUDGET // (queries.size * 8 * 4))
-        for start in range(0, candidates.shape[1], step):
-            part = slice(start, start + step)
-            chosen = self.embeddings[candidates[:, part]]
-            gaps = self._float64(chosen) - queries[:, None]
+        step = max(1, _BUDGET // (candidates.shape[1] * queries.shape[1] * 8 * 8))
+        for start in range(0, len(queries), step):
+            rows = slice(start, start + step)
+            gaps = self._float64(self.embeddings[candidates[rows]]) - queries[rows, None]
             if self.metric == "manhattan":
-                distances[:, part] = np.abs(gaps).sum(axis=-1)
+                distances[rows] = np.abs(gaps).sum(axis=-1)
                 continue
-            squares = np.square(gaps).sum(axis=-1)
+            squares = np.square(gaps, out=gaps).sum(axis=-1)
             # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
-            distances[:, part] = squares / 2 if self.metric == "cosine" else np.sqrt(squares)
+            distances[rows] = squares / 2 if self.metric == "cosine" else np.sqrt(squares)
         return distances
