@@ -221,10 +221,10 @@ class SavedModel:
             return self._call("serve_bytes", np.array(encoded, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
         except (_tensorflow().errors.InvalidArgumentError, UnicodeDecodeError) as error:
-            raise ImageError(
-                f"One of the {len(encoded)} encoded images cannot be decoded: expected whole JPEG, "
-                "PNG, BMP or GIF files. Leave out those that images.read_image refuses."
-            ) from error
+            what = (
+                f"One of the {len(encoded)} encoded images is no whole JPEG, PNG, BMP or GIF file"
+            )
+            raise ImageError(f"{what}: leave out those that images.read_image refuses.") from error
 
     def _inputs(self, endpoint):
         """Returns the signature of an endpoint's one input as (name, spec)."""
@@ -250,11 +250,9 @@ def _check_model(model):
     """Returns the image shape of a model that can be exported."""
     _tensorflow()
     if keras.backend.backend() != "tensorflow":
-        raise DependencyError(
-            f"Export needs Keras on TensorFlow. It runs on "
-            f"{keras.backend.backend()!r}: save the model with model.save('model.keras') and "
-            "export it in a process with KERAS_BACKEND=tensorflow."
-        )
+        what = f"Export needs Keras on TensorFlow, it runs on {keras.backend.backend()!r}"
+        mend = "save the model as .keras and export it in a process with KERAS_BACKEND=tensorflow"
+        raise DependencyError(f"{what}: {mend}.")
     shape, _ = shapes_of("model", model)
     if None in shape or shape[2] not in (1, 3):
         mend = "build it with an image_shape (height, width, 1 or 3)"

@@ -140,12 +140,10 @@ class Gallery:
         labels = [""] * len(images) if labels is None else labels
         labels = checks.each("labels", labels, len(images), "images", 1)
         known = {os.path.realpath(file) for file in self._rows["file"] if file}
-        rows = []
-        for n, file in enumerate(files):
-            real = os.path.realpath(file)
-            if not file or real not in known:
-                rows.append(n)
-                known.add(real)
+        new: dict = {}
+        for n, file in enumerate(files):  # a picture without a file is like no other
+            new.setdefault(os.path.realpath(file) if file else n, n)
+        rows = [n for real, n in new.items() if real not in known]
         self.skipped, first, saved = [], self._next, len(self)
         bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= chunk)
         for start in range(0, len(rows), chunk):
@@ -154,10 +152,10 @@ class Gallery:
             data.check_usable(bad, len(part), on_error)
             self.skipped += bad
             ids = np.arange(self._next, self._next + len(kept))
-            new = _table(ids, [files[n] for n in kept], [str(labels[n]) for n in kept])
-            both = np.concatenate([self._vectors, vectors])
-            self._rows = pd.concat([self._rows, new], ignore_index=True)
-            self._vectors, self._next = both, self._next + len(kept)
+            table = _table(ids, [files[n] for n in kept], [str(labels[n]) for n in kept])
+            vectors = np.concatenate([self._vectors, vectors])
+            self._rows = pd.concat([self._rows, table], ignore_index=True)
+            self._vectors, self._next = vectors, self._next + len(kept)
             bar.update(len(part))
             if path is not None and len(self) - saved >= max(chunk, len(self) // 8):
                 self.save(path)
@@ -254,9 +252,8 @@ class Gallery:
         if self.threshold is None or self._pairs is None:
             raise ArgumentError("The gallery has no threshold: call calibrate with known pairs.")
         distances = self._distances(left, right)
-        score = metrics.verification(*self._pairs).score(distances)
-        same = distances <= self.threshold
-        return pd.DataFrame({"distance": distances, "same": same, "score": score})
+        table = pd.DataFrame({"distance": distances, "same": distances <= self.threshold})
+        return table.assign(score=metrics.verification(*self._pairs).score(distances))
 
     def remove(self, ids) -> None:
         """Takes pictures out; a graph holds their vectors, unseen, until `compact`.
@@ -414,27 +411,22 @@ class Gallery:
         if not len(self._rows):
             self._fingerprint = now
         if now != self._fingerprint:
-            raise ArgumentError(
-                "embedder has changed since the gallery took in its first pictures, whose vectors "
-                "no longer fit: make a new gallery and add them again."
-            )
+            what = "embedder has changed since the gallery took in its first pictures"
+            raise ArgumentError(f"{what}: make a new gallery and add them again.")
 
     def _check_stamp(self, path):
         path = artifacts.place(path)
         stamp = _stamp(artifacts.find(path))
         if stamp and stamp != self._stamps.get(path):
-            raise ArtifactError(
-                f"{path} holds what this gallery did not load, or what another process saved "
-                "since: load it and add to that, choose another path, or pass replace=True to save."
-            )
+            what = f"{path} holds what this gallery did not load, or another process saved since"
+            mend = "load it and add to that, choose another path, or pass replace=True to save"
+            raise ArtifactError(f"{what}: {mend}.")
 
     def _files(self):
         """Returns the pictures of all items, not yet decoded."""
         files = self.items["file"].tolist()
         if "" in files:
-            held = (
-                f"{files.count('')} of {len(files)} items have no file, they were added as arrays"
-            )
+            held = f"{files.count('')} of {len(files)} items were added as arrays, without a file"
             mend = "pass images=, or for near copies call data.find_near_copies on them"
             raise ArgumentError(f"{held}: {mend}.")
         return self._images(files)

@@ -253,7 +253,7 @@ def test_what_is_no_list_of_bytes_is_refused(encoded, exported):
 @pytest.mark.parametrize("cut", [0, 3, 20, 60], ids="{} bytes".format)
 def test_a_damaged_file_is_refused_in_our_words(cut, exported):
     whole = encode(CASES["png colour"][0])
-    with pytest.raises(ImageError, match="^One of the 2 encoded images cannot be decoded"):
+    with pytest.raises(ImageError, match="^One of the 2 encoded images is no whole JPEG"):
         exported[2].serve_bytes([whole, whole[:cut]])
 
 
