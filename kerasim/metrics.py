@@ -14,7 +14,7 @@ import numpy as np
 
 from kerasim import checks
 from kerasim.errors import ArgumentError
-from kerasim.neighbors import METRICS, NeighborIndex
+from kerasim.neighbors import METRICS
 
 _BLOCK = 64  # MiB of distances worked on at a time
 
@@ -180,43 +180,37 @@ def retrieval(
     if not relevant.any():
         raise ArgumentError("No query has an image of its class to find: check the labels.")
 
-    index, depth = NeighborIndex(metric).fit(gallery), min(most, max(relevant.max(), *ks))
-    ks, ranks = np.array(ks), np.arange(1, depth + 1)
-
-    def score(rows):
-        near = index.query(queries[rows], depth + alone)[1]
+    def score(distances, start):
+        rows = slice(start, start + len(distances))
+        asked, wanted = query_labels[rows, None], relevant[rows]
         if alone:
-            own = near == rows[:, None]
-            own[~own.any(axis=1), -1] = True  # more than `depth` others lie where it lies
-            near = near[~own].reshape(-1, depth)
-        hits = gallery_labels[near] == query_labels[rows, None]
-        found, wanted = np.cumsum(hits, axis=1), relevant[rows]
+            distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
+        depth = min(most, max(wanted.max(), *ks, 1))
+        last = np.partition(distances, depth - 1, axis=1)[:, depth - 1 : depth]
+        near = distances <= last
+        surplus = near.sum(axis=1) - depth
+        for row in np.flatnonzero(surplus):  # of those at the distance of the last, the first stay
+            near[row, np.flatnonzero(distances[row] == last[row])[-surplus[row] :]] = False
+        near = np.nonzero(near)[1].reshape(-1, depth)
+        order = np.take_along_axis(distances, near, 1).argsort(axis=1, kind="stable")
+        hits = gallery_labels[np.take_along_axis(near, order, 1)] == asked
+        found = np.cumsum(hits, axis=1)
+        ranks = np.arange(1, depth + 1)
         within = hits & (ranks <= wanted[:, None])
+        rank = 1.0 + hits.argmax(axis=1)
+        for row in np.flatnonzero((found[:, -1] == 0) & (wanted > 0)):  # its first is farther away
+            same = np.where(gallery_labels == asked[row], distances[row], np.inf)
+            closer = distances[row] < same.min()
+            rank[row] = 1 + closer.sum() + (distances[row, : same.argmin()] == same.min()).sum()
         with np.errstate(invalid="ignore"):
             r_precision = within.sum(axis=1) / wanted
             map_at_r = (found / ranks * within).sum(axis=1) / wanted
-        first = np.where(found[:, -1] > 0, 1 + hits.argmax(axis=1), np.nan)
-        firsts = found[:, ks - 1]
-        columns = [*(firsts > 0).T, *(firsts / ks).T, r_precision, map_at_r, 1 / first]
-        return np.where(wanted > 0, columns, np.nan)
+        columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
+        columns += [r_precision, map_at_r, 1 / rank]
+        return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
 
-    def rank(distances, start):
-        """Returns the place of the first hit in the whole gallery."""
-        rows = far[start : start + len(distances)]
-        if alone:
-            distances[np.arange(len(rows)), rows] = np.inf
-        alike = np.where(gallery_labels == query_labels[rows, None], distances, np.inf)
-        best, at = alike.min(axis=1, keepdims=True), alike.argmin(axis=1)[:, None]
-        before = np.arange(len(gallery)) < at
-        return 1 + ((distances < best) | ((distances == best) & before)).sum(axis=1)
-
-    blocks = 1 + len(queries) * depth // (_BLOCK * 2**14)
-    columns = np.hstack([score(rows) for rows in np.array_split(np.arange(len(queries)), blocks)])
-    far = np.flatnonzero(np.isnan(columns[-1]) & (relevant > 0))
-    if len(far):
-        settings = {"reduce_func": rank, "metric": metric, "working_memory": _BLOCK}
-        places = list(pairwise_distances_chunked(queries[far], gallery, **settings))
-        columns[-1, far] = 1 / np.concatenate(places)
+    settings = {"reduce_func": score, "metric": metric, "working_memory": _BLOCK}
+    columns = np.concatenate(list(pairwise_distances_chunked(queries, gallery, **settings))).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
     scores: dict = dict(zip(keys, columns, strict=True))
