@@ -39,14 +39,7 @@ class DiffusionBatches(Batches):
     _own = ("schedule", "steps", "weighting", "labels", "drop_label")
 
     def __init__(
-        self,
-        images,
-        schedule,
-        labels=None,
-        drop_label: float = 0.1,
-        steps: tuple[int, int] | None = None,
-        weighting: str = "noise",
-        **shared,
+        self, images, schedule, labels=None, drop_label=0.1, steps=None, weighting="noise", **shared
     ):
         super().__init__(images, sigma=0.0, **shared)  # so that a second sigma is refused
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")

@@ -275,9 +275,8 @@ class LabelledPairBatches(Batches):
         checks.shape("right", self.right, self.images.shape, "pass one for each left, of its size")
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
-            held = f"left has {self.rows} images"
-            mend = "pass one group for each pair, (n,), or for each side, (n, 2)"
-            raise ArgumentError(f"groups has shape {groups.shape}, {held}: {mend}.")
+            what = f"groups has shape {groups.shape}, left has {self.rows} images"
+            raise ArgumentError(f"{what}: pass one for each pair, (n,), or for each side, (n, 2).")
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
         # Losses see float32, which tells integers apart up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
