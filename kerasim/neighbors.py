@@ -75,8 +75,7 @@ class NeighborIndex:
         return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric))
 
     def _fit(self, embeddings, graph=None, first=None):
-        self.embeddings = embeddings.copy()
-        self.fingerprint = None
+        self.embeddings, self.fingerprint = embeddings.copy(), None
         # Rows that fixed centre and scale, a graph's for good.
         self._first = first or len(embeddings)
         # Float32 is finest near zero: centre the vectors (distances do not change) and scale
@@ -355,10 +354,9 @@ class NeighborIndex:
         for start in range(0, candidates.shape[1], step):
             part = slice(start, start + step)
             gaps = self._float64(self.embeddings[candidates[:, part]]) - queries[:, None]
-            if self.metric == "manhattan":
-                distances[:, part] = np.abs(gaps).sum(axis=-1)
-                continue
-            squares = np.square(gaps).sum(axis=-1)
-            # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
-            distances[:, part] = squares / 2 if self.metric == "cosine" else np.sqrt(squares)
-        return distances
+            parts = np.abs(gaps) if self.metric == "manhattan" else np.square(gaps)
+            distances[:, part] = parts.sum(axis=-1)
+        if self.metric == "euclidean":
+            return np.sqrt(distances)
+        # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
+        return distances / 2 if self.metric == "cosine" else distances
