@@ -10,10 +10,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 
 from kerasim import artifacts, checks
 from kerasim.data.folders import ImageFolder, as_float
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+
+_HASH = 16  # rows and columns of the difference hash
 
 
 def check_shape(name: str, images, shape=(None, None, None)):
@@ -237,3 +240,52 @@ def _contents(name, images) -> list[bytes]:
             raise ArgumentError(f"{name} is one number: pass an array (n, ...) of images.")
         contents = (np.ascontiguousarray(image).data for image in images)
     return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+
+
+def find_near_copies(images, bits: int = 30) -> np.ndarray:
+    """Finds pictures that look alike: re-encoded, resized, a little brighter or noisier.
+
+    A picture's difference hash has 256 bits: of its grey version on 17 x 16 pixels, whether each
+    is darker than its right neighbour. Even pictures, white or black, have no such differences and
+    count as copies of one another.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 17 pixels or more;
+            or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
+        bits: How many bits of two near-copies may differ, 0 to 256.
+
+    Returns:
+        `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
+
+    Raises:
+        ArgumentError: If the images are smaller (enlarged ones have equal neighbours), or `bits`
+            is out of range.
+
+    Reference:
+        Krawetz, 2013, "Kind of like that" (the difference hash).
+    """
+    bits = checks.integer("bits", bits, 0, _HASH * _HASH)
+    codes = _difference_hash(check_images("images", images))
+    signs = np.where(codes, 1.0, -1.0).astype("float32")
+    found = [np.empty((0, 2), dtype="int64")]
+    for start in range(0, len(signs), 1024):
+        block = signs[start : start + 1024]
+        # The product of two rows of signs is 256 less twice the bits that differ.
+        alike = block @ signs[: start + len(block)].T >= _HASH * _HASH - 2 * bits
+        found.append(np.argwhere(np.tril(alike, start - 1)) + [start, 0])
+    return np.concatenate(found)
+
+
+def _difference_hash(images):
+    if isinstance(images, ImageFolder):  # copies at one size are copies at any other
+        images = ImageFolder(images.files, None, [], [], (128, 128), 3)
+    if images.shape[1] < _HASH or images.shape[2] <= _HASH:
+        raise ArgumentError(f"images {images.shape} are smaller than 16 x 17 pixels: enlarge them.")
+    codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
+    for n in range(len(images)):
+        image = images[n]
+        levels = 255 * image if image.dtype.kind == "f" else image
+        grey = Image.fromarray(np.round(levels.mean(axis=-1)).astype("uint8"))
+        small = np.asarray(grey.resize((_HASH + 1, _HASH), Image.Resampling.BOX), dtype=int)
+        codes[n] = (small[:, 1:] > small[:, :-1]).reshape(-1)
+    return codes

@@ -34,9 +34,7 @@ class Batches(keras.utils.PyDataset):
     _what = "images"  # their name in messages
     _own: tuple[str, ...] = ()  # what decides the batches of one kind, beside what all kinds have
 
-    def __init__(
-        self, images, batch_size: int = 128, seed: int = 0, sigma=0.0, flip=False, shift: int = 0
-    ):
+    def __init__(self, images, batch_size=128, seed=0, sigma=0.0, flip=False, shift=0):
         super().__init__()
         self.images = check_images(self._what, images)
         if len(self.images) == 0:
@@ -150,9 +148,7 @@ class ImageBatches(Batches):
 
     _own = ("targets", "shuffle")
 
-    def __init__(
-        self, images, targets=None, batch_size: int = 128, seed: int = 0, shuffle: bool = True, **of
-    ):
+    def __init__(self, images, targets=None, batch_size=128, seed=0, shuffle=True, **of):
         super().__init__(images, batch_size, seed, **of)
         if targets is not None:
             targets = checks.each("targets", targets, len(self.images), "images")

@@ -1,35 +1,16 @@
-"""Folders of pairs, near-copies among them, and pools of candidates to pick the right one from."""
+"""Folders of pairs, and pools of candidates to pick the right one from."""
 
 import collections
-import dataclasses
 import io
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from kerasim import artifacts, checks
-from kerasim.data.arrays import check_images
-from kerasim.data.folders import ImageFolder, image_folder
+from kerasim.data.arrays import find_near_copies
+from kerasim.data.folders import ImageFolder, PairFolder, image_folder
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.images import check_size, read_image
-
-_HASH = 16  # rows and columns of the difference hash
-
-
-@dataclasses.dataclass(frozen=True)
-class PairFolder:
-    """The pairs of a folder. See `pair_folder`.
-
-    Attributes:
-        left: `n` images, float32 in [0, 1], decoded as they are asked for.
-        right: `right[i]` is paired with `left[i]`.
-        groups: `(n,)` int64: the same for pairs that near-copies join.
-    """
-
-    left: ImageFolder
-    right: ImageFolder
-    groups: np.ndarray
 
 
 def pair_folder(path, image_size=None) -> PairFolder:
@@ -71,69 +52,17 @@ def pair_folder(path, image_size=None) -> PairFolder:
         files = [named[name] for name in pairs[side]]
         size = size or read_image(files[0]).shape[:2]
         sides.append(ImageFolder(files, None, [], folder.skipped, size, 3))
-    return PairFolder(*sides, _join(*sides))
+    return PairFolder(*sides, groups=_join(*sides))
 
 
 def _join(left, right):
     """Returns one number for all pairs that near-copies join, however many lie between them."""
     from scipy.sparse import coo_matrix, csgraph
 
-    n = len(left)
-    codes = np.concatenate([_difference_hash(left), _difference_hash(right)])
-    copy, original = _near(codes, 30).T % n
+    n, both = len(left), ImageFolder(left.files + right.files, None, [], [], left.shape[1:3], 3)
+    copy, original = find_near_copies(both).T % n
     edges = coo_matrix((np.ones(len(copy)), (copy, original)), (n, n))
     return csgraph.connected_components(edges, directed=False)[1].astype("int64")
-
-
-def find_near_copies(images, bits: int = 30) -> np.ndarray:
-    """Finds pictures that look alike: re-encoded, resized, a little brighter or noisier.
-
-    A picture's difference hash has 256 bits: of its grey version on 17 x 16 pixels, whether each
-    is darker than its right neighbour. Even pictures, white or black, have no such differences and
-    count as copies of one another.
-
-    Args:
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 17 pixels or more;
-            or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
-        bits: How many bits of two near-copies may differ, 0 to 256.
-
-    Returns:
-        `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
-
-    Raises:
-        ArgumentError: If the images are smaller (enlarged ones have equal neighbours), or `bits`
-            is out of range.
-
-    Reference:
-        Krawetz, 2013, "Kind of like that" (the difference hash).
-    """
-    bits = checks.integer("bits", bits, 0, _HASH * _HASH)
-    return _near(_difference_hash(check_images("images", images)), bits)
-
-
-def _difference_hash(images):
-    if isinstance(images, ImageFolder):  # copies at one size are copies at any other
-        images = ImageFolder(images.files, None, [], [], (128, 128), 3)
-    if images.shape[1] < _HASH or images.shape[2] <= _HASH:
-        raise ArgumentError(f"images {images.shape} are smaller than 16 x 17 pixels: enlarge them.")
-    codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
-    for n, image in enumerate(images):
-        levels = 255 * image if image.dtype.kind == "f" else image
-        grey = Image.fromarray(np.round(levels.mean(axis=-1)).astype("uint8"))
-        small = np.asarray(grey.resize((_HASH + 1, _HASH), Image.Resampling.BOX), dtype=int)
-        codes[n] = (small[:, 1:] > small[:, :-1]).reshape(-1)
-    return codes
-
-
-def _near(codes, bits):
-    signs = np.where(codes, 1.0, -1.0).astype("float32")
-    found = [np.empty((0, 2), dtype="int64")]
-    for start in range(0, len(signs), 1024):
-        block = signs[start : start + 1024]
-        # The product of two rows of signs is 256 less twice the bits that differ.
-        alike = block @ signs[: start + len(block)].T >= _HASH * _HASH - 2 * bits
-        found.append(np.argwhere(np.tril(alike, start - 1)) + [start, 0])
-    return np.concatenate(found)
 
 
 def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Folders of images, decoded when they are asked for."""
 
+import dataclasses
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,21 @@ class ImageFolder:
         files = [self.files[row] for row in rows]
         labels = None if self.labels is None else self.labels[rows]
         return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFolder:
+    """The pairs of a folder. Made by `pair_folder`.
+
+    Attributes:
+        left: `n` images, float32 in [0, 1], decoded as they are asked for.
+        right: `right[i]` is paired with `left[i]`.
+        groups: `(n,)` int64: the same for pairs that near-copies join.
+    """
+
+    left: ImageFolder
+    right: ImageFolder
+    groups: np.ndarray
 
 
 def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", check: bool = True):
