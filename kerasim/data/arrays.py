@@ -98,7 +98,7 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
     taken, given = shapes_of(name, embedder)
     if len(given) != 1:
         mend = 'pass the encoder, such as model.get_layer("encoder")'
-        raise ArgumentError(f"{name} must give vectors (n, dim), not {(None, *given)}: {mend}.")
+        raise ArgumentError(f"{name} must map images to vectors, not {(None, *given)}: {mend}.")
     return taken, given[0]
 
 

@@ -102,8 +102,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     """
     checks.choice("on_error", on_error, ("raise", "skip"))
     checks.flag("check", check)
-    channels = check_channels(channels)
-    size = check_size(image_size)
+    channels, size = check_channels(channels), check_size(image_size)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root = artifacts.check_path("path", path)

@@ -16,8 +16,7 @@ class _Classes:
 
     def __init__(self, labels, images=None, fewest=2):
         self.labels = labels = _check_names("labels", labels)
-        n = labels.size if images is None else len(images)
-        checks.each("labels", labels, n, "images", 1)
+        checks.each("labels", labels, labels.size if images is None else len(images), "images", 1)
         found = np.unique(labels, return_inverse=True, return_counts=True)
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
@@ -283,6 +282,6 @@ class LabelledPairBatches(Batches):
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
-        groups, left = self.groups[rows], self._take(rows, rng)
-        both = left, self._take(rows, rng, self.right)
-        return ((*both, groups) if self.give_groups else both), groups
+        groups = self.groups[rows]
+        sides = self._take(rows, rng), self._take(rows, rng, self.right)
+        return ((*sides, groups) if self.give_groups else sides), groups
