@@ -71,7 +71,7 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
         ArgumentError: If they are more, fewer or out of that range.
         ArgumentTypeError: If they are no integers.
     """
-    labels = np.asarray(labels)
+    labels = checks.array("labels", labels, "pass one integer for each image")
     if labels.dtype.kind not in "iu":
         raise ArgumentTypeError(f"labels must be integers from 0, not {labels.dtype}: number them.")
     checks.each("labels", labels, n, "images", 1)
