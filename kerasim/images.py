@@ -23,15 +23,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 64_000_000
 
-_UPRIGHT = {  # what makes an image of this EXIF orientation upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What makes an image of EXIF orientation 2, 3 ... 8 upright.
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), start=2)}
 
 _quiet_lock = threading.Lock()
 _quiet = {"depth": 0, "filters": None}
@@ -83,9 +77,11 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
     checks.kind("source", source, (bytes, str, os.PathLike), "pass a path or a file's bytes")
-    name = _name(source)
+    name, file = _name(source), io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with _no_pillow_warnings(), _open(source) as image:
+        if file is source:
+            checks.regular_file(source, ImageError)
+        with _no_pillow_warnings(), Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 held = f"{image.width} x {image.height} pixels"
                 raise ImageError(f"{name} has {held}, more than {MAX_PIXELS}: shrink or remove it.")
@@ -96,9 +92,8 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
-        formats = ", ".join(FORMATS)
-        what = f"Cannot decode {name} ({reason}): expected a whole image in one of {formats}"
-        raise ImageError(f"{what}. Replace or remove it.") from error
+        mend = f"expected a whole image in one of {', '.join(FORMATS)}. Replace or remove it"
+        raise ImageError(f"Cannot decode {name} ({reason}): {mend}.") from error
 
 
 def check_channels(channels) -> int:
@@ -143,20 +138,12 @@ def _name(source) -> str:
     return "the encoded image" if isinstance(source, bytes) else ascii(os.fspath(source))
 
 
-def _open(source):
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source), formats=FORMATS)
-    checks.regular_file(source, ImageError)
-    return Image.open(source, formats=FORMATS)
-
-
 def _decode(image, name, size, channels) -> np.ndarray:
     image.load()
-    try:
+    turn = None
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing of the pixels
         # ImageOps.exif_transpose would write the EXIF anew, and give up over any other bad tag.
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged EXIF says nothing of the pixels
-        turn = None
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I"):

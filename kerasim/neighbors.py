@@ -10,6 +10,7 @@ Equal distances are ordered by position. A graph is not proven: `recall_` says h
 import types
 from typing import Any
 
+import faiss
 import numpy as np
 
 from kerasim import artifacts, checks
@@ -50,14 +51,7 @@ class NeighborIndex:
         ArgumentError: If a setting is out of range or not known.
     """
 
-    def __init__(
-        self,
-        metric: str = "euclidean",
-        kind: str = "exact",
-        m: int = 32,
-        ef_construction: int = 200,
-        ef_search: int = 64,
-    ):
+    def __init__(self, metric="euclidean", kind="exact", m=32, ef_construction=200, ef_search=64):
         checks.choice("metric", metric, METRICS)
         checks.choice("kind", kind, ("exact", "hnsw"))
         self.metric, self.kind = metric, kind
@@ -81,8 +75,7 @@ class NeighborIndex:
         return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric))
 
     def _fit(self, embeddings, graph=None, first=None):
-        self.embeddings = embeddings.copy()
-        self.fingerprint = None
+        self.embeddings, self.fingerprint = embeddings.copy(), None
         # Rows that fixed centre and scale, a graph's for good.
         self._first = first or len(embeddings)
         # Float32 is finest near zero: centre the vectors (distances do not change) and scale
@@ -103,8 +96,6 @@ class NeighborIndex:
         self._norm = max(self._norms(part).max() for part in parts)
         width = embeddings.shape[1]
         if self.metric == "manhattan":
-            import faiss
-
             flat = faiss.IndexFlat(width, faiss.METRIC_L1)
             flat.add(reduced)
             self._engine = flat.search
@@ -171,9 +162,8 @@ class NeighborIndex:
             unproven = []
             for start in range(0, len(waiting), step):
                 rows = waiting[start : start + step]
-                queries = self._float64(x[rows])
-                found, near, proven = self._search(queries, k, count)
-                distances[rows], indices[rows] = found, near
+                found = self._search(self._float64(x[rows]), k, count)
+                distances[rows], indices[rows], proven = found
                 unproven.append(rows[~proven])
             waiting, count = np.concatenate(unproven), min(size, 4 * count)
         return distances, indices
@@ -200,13 +190,12 @@ class NeighborIndex:
             ArgumentTypeError: If `unknown` is not of the kind of `labels`.
         """
         checks.number("threshold", threshold)
+        labels = checks.array("labels", labels).tolist()  # strings, where pandas holds objects
         labels = checks.each("labels", labels, len(self), "vectors in the index", 1)
-        named = isinstance(unknown, str)
-        unlike = any(isinstance(label, str) != named for label in labels.tolist())
-        if unlike or np.iterable(unknown) > named:
+        other = checks.array("unknown", unknown)
+        if other.ndim or other.dtype.kind != labels.dtype.kind:
             what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"
-            mend = "pass such as -1 for numbers, 'unknown' for names"
-            raise ArgumentTypeError(f"{what}: {mend}.")
+            raise ArgumentTypeError(f"{what}: pass such as -1 for numbers, 'unknown' for names.")
         if (labels == unknown).any():
             raise ArgumentError(f"unknown={unknown!r} is the label of a vector: pass another.")
         distances, indices = self.query(x, k=1)
@@ -245,8 +234,6 @@ class NeighborIndex:
             written: Any = types.SimpleNamespace(write=file.write)
             np.save(written, self.embeddings, allow_pickle=False)
         if self.kind == "hnsw":
-            import faiss
-
             with open(folder / "index.faiss", "wb") as file:
                 faiss.write_index(self._graph, faiss.PyCallbackIOWriter(file.write))
 
@@ -264,13 +251,8 @@ class NeighborIndex:
         Raises:
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
         """
-
         expected = None if embedder is None else artifacts.fingerprint(embedder)
-
-        def load(folder, manifest):
-            return cls.of(folder, manifest.info, manifest)
-
-        return artifacts.read(path, _KIND, load, expected)
+        return artifacts.read(path, _KIND, lambda at, held: cls.of(at, held.info, held), expected)
 
     @classmethod
     def of(cls, folder, info, manifest) -> "NeighborIndex":
@@ -286,8 +268,6 @@ class NeighborIndex:
         """
         index, graph = cls(**info["settings"]), None
         if index.kind == "hnsw":
-            import faiss
-
             graph = faiss.read_index(str(folder / "index.faiss"))
         vectors = np.load(folder / "embeddings.npy", allow_pickle=False)
         checks.vectors("embeddings", vectors, None, 1, index.metric)
@@ -349,8 +329,6 @@ class NeighborIndex:
         return distances, np.take_along_axis(candidates, order, axis=1), last < limit
 
     def _build(self, reduced):
-        import faiss
-
         kind = faiss.METRIC_L1 if self.metric == "manhattan" else faiss.METRIC_L2
         graph = faiss.IndexHNSWFlat(reduced.shape[1], self.m, kind)
         graph.hnsw.efConstruction = self.ef_construction
@@ -358,14 +336,10 @@ class NeighborIndex:
         return graph
 
     def _walk(self, reduced, count):
-        import faiss
-
         settings = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, count))
         return self._graph.search(reduced, count, params=settings)
 
     def _recall(self):
-        import faiss
-
         rows = np.random.default_rng(0).permutation(len(self))[:1000]
         reduced = self._reduce(self._float64(self.embeddings[rows]))
         flat = faiss.downcast_index(self._graph.storage)
@@ -380,10 +354,9 @@ class NeighborIndex:
         for start in range(0, len(queries), step):
             rows = slice(start, start + step)
             gaps = self._float64(self.embeddings[candidates[rows]]) - queries[rows, None]
-            if self.metric == "manhattan":
-                distances[rows] = np.abs(gaps).sum(axis=-1)
-                continue
-            squares = np.square(gaps, out=gaps).sum(axis=-1)
-            # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
-            distances[rows] = squares / 2 if self.metric == "cosine" else np.sqrt(squares)
-        return distances
+            measure = np.abs if self.metric == "manhattan" else np.square
+            distances[rows] = measure(gaps, out=gaps).sum(axis=-1)
+        if self.metric == "euclidean":
+            return np.sqrt(distances)
+        # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
+        return distances / 2 if self.metric == "cosine" else distances

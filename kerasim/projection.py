@@ -62,9 +62,8 @@ class Projection:
         x = checks.vectors("x", x)
         least = max(self.n_neighbors + 1, 5)
         if len(x) < least:
-            needs = f"n_neighbors={self.n_neighbors} needs {least} or more"
-            mend = "pass more rows or, from 5 rows on, a smaller n_neighbors"
-            raise ArgumentError(f"x has {len(x)} rows; {needs}: {mend}.")
+            what = f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more"
+            raise ArgumentError(f"{what}: pass more or, from 5 on, a smaller n_neighbors.")
         if (x == x[0]).all():
             what = f"All {len(x)} rows of x are equal: there is no structure to draw"
             warnings.warn(f"{what}, and the map shows none.", stacklevel=2)
@@ -152,7 +151,6 @@ class Projection:
 
         if len(x) < 12:
             return float("nan")
-        rows = np.arange(len(x))
-        if len(x) > _TRUST_ROWS:
-            rows = np.random.default_rng(self.seed).choice(rows, _TRUST_ROWS, replace=False)
+        count = min(len(x), _TRUST_ROWS)
+        rows = np.sort(np.random.default_rng(self.seed).choice(len(x), count, replace=False))
         return float(trustworthiness(x[rows], self.coordinates_[rows], n_neighbors=5))

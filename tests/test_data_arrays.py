@@ -69,7 +69,7 @@ def test_floats_outside_zero_to_one_are_refused_with_range_row_and_remedy(door, 
     with pytest.raises(ArgumentError) as caught:
         door(poisoned(value))
     said = str(caught.value)
-    for part in ("images", "[0, 1]", "2 rows", "first 2", "divide by 255", "uint8"):
+    for part in ("images", "[0, 1]", "2 of 7 rows: 2, 5", "divide by 255", "uint8"):
         assert part in said
     assert str(np.float32(value)) in said
 

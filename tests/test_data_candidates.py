@@ -130,7 +130,7 @@ def test_pools_follow_their_seed_and_hide_the_right_place():
 
 
 def test_too_few_foils_are_refused():
-    with pytest.raises(ArgumentError, match="k=4 needs 3 foils, pair 0 has 2 pairs"):
+    with pytest.raises(ArgumentError, match="k=4 needs 3 foils, pair 0 has 2: pass"):
         data.candidate_pools(4, 4, groups=[0, 0, 1, 2])
     with pytest.raises(
         ArgumentError, match=r"groups has shape \(3,\), expected \(4,\).* of the 4 pairs"

@@ -342,7 +342,7 @@ def test_pairs_without_classes_must_fit():
         data.LabelledPairBatches(MARKED, MARKED[:39])
     with pytest.raises(ArgumentError, match=r"groups has shape \(3,\), left has 40 images"):
         data.LabelledPairBatches(MARKED, MARKED, groups=[1, 2, 3])
-    with pytest.raises(ArgumentError, match="left must lie in"):
+    with pytest.raises(ArgumentError, match=r"left holds floats outside \[0, 1\]"):
         data.LabelledPairBatches(MARKED * 1.0, MARKED)
     with pytest.raises(ArgumentTypeError, match="groups must be integers or strings.* float64"):
         data.LabelledPairBatches(MARKED, MARKED, groups=np.full(40, np.nan))

@@ -15,19 +15,13 @@ from kerasim.data.arrays import (
     check_shape,
     digest,
     find_copies,
+    find_near_copies,
     load_embedder,
     shapes_of,
 )
 from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder
-from kerasim.data.candidates import (
-    PairFolder,
-    candidate_pools,
-    find_near_copies,
-    pair_folder,
-    read_candidates,
-    write_scores,
-)
-from kerasim.data.folders import ImageFolder, as_float, check_usable, image_folder
+from kerasim.data.candidates import candidate_pools, pair_folder, read_candidates, write_scores
+from kerasim.data.folders import ImageFolder, PairFolder, as_float, check_usable, image_folder
 from kerasim.data.noise import DiffusionBatches, NoiseBatches
 from kerasim.data.pairs import (
     BalancedBatches,

@@ -10,10 +10,13 @@ from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 
 from kerasim import artifacts, checks
 from kerasim.data.folders import ImageFolder, as_float
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+
+_HASH = 16  # rows and columns of the difference hash
 
 
 def check_shape(name: str, images, shape=(None, None, None)):
@@ -27,13 +30,12 @@ def check_shape(name: str, images, shape=(None, None, None)):
     Raises:
         ArgumentError: If they are of another shape, or of several.
     """
+    mend = "pass (n, height, width, channels)"
     if not isinstance(images, ImageFolder):
         images = checks.array(name, images, "resize the images to one size")
-    wanted = (None, *shape)
-    checks.shape(name, images, wanted, "pass (n, height, width, channels) of that size")
+    checks.shape(name, images, (None, *shape), f"{mend} of that size")
     if not all(images.shape[1:]):
-        mend = "pass (n, height, width, channels) of one pixel or more"
-        raise ArgumentError(f"{name} has shape {images.shape}: {mend}.")
+        raise ArgumentError(f"{name} has shape {images.shape}: {mend} of one pixel or more.")
     return images
 
 
@@ -56,13 +58,9 @@ def check_images(name: str, images):
         raise ArgumentTypeError(f"{name} must be float in [0, 1] or uint8: convert {images.dtype}.")
     low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
     checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
-    outside = (low < 0) | (high > 1)
-    if outside.any():
-        raise ArgumentError(
-            f"{name} must lie in [0, 1] if it is float. Received values from {low.min()} to "
-            f"{high.max()}, {outside.sum()} rows outside, the first {np.argmax(outside)}: divide "
-            "by 255, or pass uint8."
-        )
+    reach = f"down to {low.min(initial=0)} and up to {high.max(initial=1)}"
+    what = f"floats outside [0, 1], {reach} (divide by 255, or pass uint8),"
+    checks.bad_rows(name, (low < 0) | (high > 1), what)
     return images
 
 
@@ -73,7 +71,7 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
         ArgumentError: If they are more, fewer or out of that range.
         ArgumentTypeError: If they are no integers.
     """
-    labels = np.asarray(labels)
+    labels = checks.array("labels", labels, "pass one integer for each image")
     if labels.dtype.kind not in "iu":
         raise ArgumentTypeError(f"labels must be integers from 0, not {labels.dtype}: number them.")
     checks.each("labels", labels, n, "images", 1)
@@ -100,8 +98,7 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
     taken, given = shapes_of(name, embedder)
     if len(given) != 1:
         mend = 'pass the encoder, such as model.get_layer("encoder")'
-        what = f"{name} must map images to vectors (n, dim)"
-        raise ArgumentError(f"{what}. Its output is {(None, *given)}: {mend}.")
+        raise ArgumentError(f"{name} must map images to vectors, not {(None, *given)}: {mend}.")
     return taken, given[0]
 
 
@@ -140,32 +137,24 @@ def load_embedder(path):
     """
     path = artifacts.check_file(path)
     if path.suffix != ".keras":
-        raise ArtifactError(
-            f"{path} is no .keras file; the old .h5 format is not read, for safety. Convert "
-            "it where you trust its maker: keras.saving.load_model(path).save('model.keras')."
-        )
+        mend = "convert it by keras.saving.load_model(path).save('model.keras') if you trust it"
+        raise ArtifactError(f"{path} is no .keras file; .h5 is not read, for safety: {mend}.")
     try:
         checks.archive(path)
         with ThreadPoolExecutor(1) as thread:  # Keras' list of what is yet to be made is its own
-            declared, held = thread.submit(_declared, path).result()
-        if declared > held:
-            raise ArtifactError(
-                f"{path} declares {declared} weights, and holds {held} bytes of them: refused, for "
-                "they would take memory to no end. Save the model again with model.save."
-            )
+            thread.submit(_check_weights, path).result()
         return keras.saving.load_model(path, compile=False)
     except ArtifactError:
         raise
     except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
-        raise ArgumentError(
-            f"embedder cannot be loaded again once it is saved as {path} ({type(error).__name__}): "
-            "the file is damaged, or holds code that is not run for safety. Build the model of "
-            "Keras' and kerasim's layers, or of registered ones, without Lambda, and save it again."
-        ) from error
+        what = f"embedder cannot be loaded again once it is saved as {path}"
+        why = "the file is damaged, or holds code that is not run for safety"
+        mend = "Build it of Keras', kerasim's or registered layers, without Lambda, and save again"
+        raise ArgumentError(f"{what} ({type(error).__name__}): {why}. {mend}.") from error
 
 
-def _declared(path) -> tuple[int, int]:
-    """Returns how many weights the config of a saved model declares, and their bytes in the file.
+def _check_weights(path) -> None:
+    """Raises an `ArtifactError` if a saved model declares more weights than the file has bytes.
 
     The model is built in outline: no weight is made.
     """
@@ -174,7 +163,10 @@ def _declared(path) -> tuple[int, int]:
         held = archive.getinfo("model.weights.h5").file_size
     with keras.StatelessScope(initialize_variables=False):
         model: Any = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        return sum(math.prod(weight.shape) for weight in model.weights), held
+        declared = sum(math.prod(weight.shape) for weight in model.weights)
+    if declared > held:
+        what = f"{path} declares {declared} weights, and holds {held} bytes of them"
+        raise ArtifactError(f"{what}, to fill the memory: save it again with model.save.")
 
 
 def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndarray:
@@ -231,19 +223,69 @@ def find_copies(images, others=None) -> np.ndarray:
         `(m, 2)` int64: the position of each image that is a copy, and that of the first one it
         equals, among `others`, or before it among `images`.
     """
-    own = list(_contents("images", images))
-    among = own if others is None else list(_contents("others", others))
+    own = _contents("images", images)
+    among = own if others is None else _contents("others", others)
     first = {among[n]: n for n in reversed(range(len(among)))}
     found = [(n, first[content]) for n, content in enumerate(own) if content in first]
     copies = [(n, at) for n, at in found if others is not None or at < n]
     return np.array(copies, dtype="int64").reshape(-1, 2)
 
 
-def _contents(name, images):
-    folder = isinstance(images, ImageFolder)
-    images = images if folder else checks.real(name, images)
-    if not images.ndim:
-        raise ArgumentError(f"{name} is one number: pass an array (n, ...) of images.")
-    for image in images.files if folder else images:
-        content = image.read_bytes() if folder else np.ascontiguousarray(image).data
-        yield hashlib.blake2b(content, digest_size=16).digest()
+def _contents(name, images) -> list[bytes]:
+    if isinstance(images, ImageFolder):
+        contents = (file.read_bytes() for file in images.files)
+    else:
+        images = checks.real(name, images)
+        if not images.ndim:
+            raise ArgumentError(f"{name} is one number: pass an array (n, ...) of images.")
+        contents = (np.ascontiguousarray(image).data for image in images)
+    return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+
+
+def find_near_copies(images, bits: int = 30) -> np.ndarray:
+    """Finds pictures that look alike: re-encoded, resized, a little brighter or noisier.
+
+    A picture's difference hash has 256 bits: of its grey version on 17 x 16 pixels, whether each
+    is darker than its right neighbour. Even pictures, white or black, have no such differences and
+    count as copies of one another.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 17 pixels or more;
+            or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
+        bits: How many bits of two near-copies may differ, 0 to 256.
+
+    Returns:
+        `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
+
+    Raises:
+        ArgumentError: If the images are smaller (enlarged ones have equal neighbours), or `bits`
+            is out of range.
+
+    Reference:
+        Krawetz, 2013, "Kind of like that" (the difference hash).
+    """
+    bits = checks.integer("bits", bits, 0, _HASH * _HASH)
+    codes = _difference_hash(check_images("images", images))
+    signs = np.where(codes, 1.0, -1.0).astype("float32")
+    found = [np.empty((0, 2), dtype="int64")]
+    for start in range(0, len(signs), 1024):
+        block = signs[start : start + 1024]
+        # The product of two rows of signs is 256 less twice the bits that differ.
+        alike = block @ signs[: start + len(block)].T >= _HASH * _HASH - 2 * bits
+        found.append(np.argwhere(np.tril(alike, start - 1)) + [start, 0])
+    return np.concatenate(found)
+
+
+def _difference_hash(images):
+    if isinstance(images, ImageFolder):  # copies at one size are copies at any other
+        images = ImageFolder(images.files, None, [], [], (128, 128), 3)
+    if images.shape[1] < _HASH or images.shape[2] <= _HASH:
+        raise ArgumentError(f"images {images.shape} are smaller than 16 x 17 pixels: enlarge them.")
+    codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
+    for n in range(len(images)):
+        image = images[n]
+        levels = 255 * image if image.dtype.kind == "f" else image
+        grey = Image.fromarray(np.round(levels.mean(axis=-1)).astype("uint8"))
+        small = np.asarray(grey.resize((_HASH + 1, _HASH), Image.Resampling.BOX), dtype=int)
+        codes[n] = (small[:, 1:] > small[:, :-1]).reshape(-1)
+    return codes

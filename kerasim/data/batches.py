@@ -2,26 +2,23 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
 
 from kerasim import artifacts, checks
 from kerasim.data.arrays import check_embedder, check_images, check_shape, digest, gaussian_noise
-from kerasim.data.folders import as_float
+from kerasim.data.folders import as_float, in_threads
 from kerasim.errors import ArgumentError, ImageError
 from kerasim.images import read_image
 
 
 def _shift(images, steps):
     """Moves each image down and right by its `steps`, (2, n), repeating its edge."""
-    down, right = (
-        np.clip(np.arange(size) - step[:, None], 0, size - 1)
-        for size, step in zip(images.shape[1:3], steps, strict=True)
-    )
+    height, width = images.shape[1:3]
+    down = np.clip(np.arange(height) - steps[0][:, None], 0, height - 1)
+    right = np.clip(np.arange(width) - steps[1][:, None], 0, width - 1)
     return images[np.arange(len(images))[:, None, None], down[:, :, None], right[:, None, :]]
 
 
@@ -37,9 +34,7 @@ class Batches(keras.utils.PyDataset):
     _what = "images"  # their name in messages
     _own: tuple[str, ...] = ()  # what decides the batches of one kind, beside what all kinds have
 
-    def __init__(
-        self, images, batch_size: int = 128, seed: int = 0, sigma=0.0, flip=False, shift: int = 0
-    ):
+    def __init__(self, images, batch_size=128, seed=0, sigma=0.0, flip=False, shift=0):
         super().__init__()
         self.images = check_images(self._what, images)
         if len(self.images) == 0:
@@ -118,10 +113,10 @@ def clear_errors(*batches, kept: Callable[[], str] = str):
         if not any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory")):
             raise
         size = getattr(batches[0], "batch_size", None)
-        raise ArgumentError(
-            f"batch_size={size} needs more memory than there is{kept()}: pass a smaller one, such "
-            f"as {max(1, (size or 2) // 2)}, and in training another run_dir; or a smaller model."
-        ) from None
+        smaller = f"a smaller one, such as {max(1, (size or 2) // 2)}"
+        mend = f"pass {smaller}, and in training another run_dir; or a smaller model"
+        what = f"batch_size={size} needs more memory than there is{kept()}"
+        raise ArgumentError(f"{what}: {mend}.") from None
 
 
 class ImageBatches(Batches):
@@ -153,9 +148,7 @@ class ImageBatches(Batches):
 
     _own = ("targets", "shuffle")
 
-    def __init__(
-        self, images, targets=None, batch_size: int = 128, seed: int = 0, shuffle: bool = True, **of
-    ):
+    def __init__(self, images, targets=None, batch_size=128, seed=0, shuffle=True, **of):
         super().__init__(images, batch_size, seed, **of)
         if targets is not None:
             targets = checks.each("targets", targets, len(self.images), "images")
@@ -200,11 +193,10 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
     if cache is not None:
         key = hashlib.sha256(f"{artifacts.fingerprint(embedder)}{digest(images)}".encode())
         kept = artifacts.check_path("cache", cache) / key.hexdigest()[:32]
-        if artifacts.exists(kept):
-            return artifacts.read(kept, "embeddings", _load)
-        embeddings = embed(embedder, images, batch_size)
-        artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
-        return embeddings
+        if not artifacts.exists(kept):
+            embeddings = embed(embedder, images, batch_size)
+            artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
+        return artifacts.read(kept, "embeddings", _load)
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
     # Several devices share whole batches only; on JAX they can all embed each image instead.
     shared = keras.distribution.distribution()
@@ -243,8 +235,7 @@ def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, l
         except ImageError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the global lock
-        decoded = list(pool.map(decode, images.files))
+    decoded = in_threads(decode, images.files)
     reasons = [found if isinstance(found, str) else "" for found in decoded]
     good = [n for n, reason in enumerate(reasons) if not reason]
     vectors = np.full((len(decoded), dim), np.nan, "float32")

@@ -1,36 +1,16 @@
-"""Folders of pairs, near-copies among them, and pools of candidates to pick the right one from."""
+"""Folders of pairs, and pools of candidates to pick the right one from."""
 
 import collections
-import dataclasses
 import io
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
 from kerasim import artifacts, checks
-from kerasim.data.arrays import check_images
-from kerasim.data.folders import ImageFolder, image_folder
+from kerasim.data.arrays import find_near_copies
+from kerasim.data.folders import ImageFolder, PairFolder, image_folder
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
-from kerasim.images import read_image
-
-_HASH = 16  # rows and columns of the difference hash
-_HASH_SIZE = (128, 128)
-
-
-@dataclasses.dataclass(frozen=True)
-class PairFolder:
-    """The pairs of a folder. See `pair_folder`.
-
-    Attributes:
-        left: `n` images, float32 in [0, 1], decoded as they are asked for.
-        right: `right[i]` is paired with `left[i]`.
-        groups: `(n,)` int64: the same for pairs that near-copies join.
-    """
-
-    left: ImageFolder
-    right: ImageFolder
-    groups: np.ndarray
+from kerasim.images import check_size, read_image
 
 
 def pair_folder(path, image_size=None) -> PairFolder:
@@ -58,92 +38,31 @@ def pair_folder(path, image_size=None) -> PairFolder:
     pairs = read_candidates(root / "pairs.csv", ["left", "right"])
     if not len(pairs):
         raise ArtifactError(f"{ascii(str(root / 'pairs.csv'))} has no rows: write one for a pair.")
-    sides = []
+    size, sides = check_size(image_size), []
     for side in ("left", "right"):
-        if image_size is None:
-            files = image_folder(root / side, 1, check=False).files
-            first = next((file for file in files if file.stem == pairs[side][0]), files[0])
-            image_size = read_image(first).shape[:2]
-        folder = image_folder(root / side, image_size)
+        folder = image_folder(root / side, size or 1)
         stems = collections.Counter(file.stem for file in folder.files)
         wrong = [name for name in pairs[side] if stems[name] != 1]
         if wrong:
             shown = ", ".join(f"{ascii(name)} ({stems[name]} files)" for name in wrong[:5])
-            raise ArtifactError(
-                f"pairs.csv names {len(wrong)} pictures that are not in "
-                f"{ascii(str(root / side))}, or more than once: {shown}. Give each name, without "
-                "suffix, one file, or drop its row."
-            )
-        files = {file.stem: file for file in folder.files}
-        names = [files[name] for name in pairs[side]]
-        sides.append(ImageFolder(names, None, [], folder.skipped, folder.shape[1:3], 3))
-    left, right = sides
-    return PairFolder(left, right, _join(left, right))
+            where = f"not in {ascii(str(root / side))}, or more than once: {shown}"
+            mend = "Give each name, without suffix, one file, or drop its row"
+            raise ArtifactError(f"pairs.csv names {len(wrong)} pictures that are {where}. {mend}.")
+        named = {file.stem: file for file in folder.files}
+        files = [named[name] for name in pairs[side]]
+        size = size or read_image(files[0]).shape[:2]
+        sides.append(ImageFolder(files, None, [], folder.skipped, size, 3))
+    return PairFolder(*sides, groups=_join(*sides))
 
 
 def _join(left, right):
     """Returns one number for all pairs that near-copies join, however many lie between them."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
+    from scipy.sparse import coo_matrix, csgraph
 
-    n = len(left)
-    codes = np.concatenate([_difference_hash(left), _difference_hash(right)])
-    copy, original = _near(codes, 30).T % n
+    n, both = len(left), ImageFolder(left.files + right.files, None, [], [], left.shape[1:3], 3)
+    copy, original = find_near_copies(both).T % n
     edges = coo_matrix((np.ones(len(copy)), (copy, original)), (n, n))
-    return connected_components(edges, directed=False)[1].astype("int64")
-
-
-def find_near_copies(images, bits: int = 30) -> np.ndarray:
-    """Finds pictures that look alike: re-encoded, resized, a little brighter or noisier.
-
-    A picture's difference hash has 256 bits: of its grey version on 17 x 16 pixels, whether each
-    is darker than its right neighbour. Even pictures, white or black, have no such differences and
-    count as copies of one another.
-
-    Args:
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 17 pixels or more;
-            or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
-        bits: How many bits of two near-copies may differ, 0 to 256.
-
-    Returns:
-        `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
-
-    Raises:
-        ArgumentError: If the images are smaller (enlarged ones have equal neighbours), or `bits`
-            is out of range.
-
-    Reference:
-        Krawetz, 2013, "Kind of like that" (the difference hash).
-    """
-    bits = checks.integer("bits", bits, 0, _HASH * _HASH)
-    return _near(_difference_hash(check_images("images", images)), bits)
-
-
-def _difference_hash(images):
-    if isinstance(images, ImageFolder):  # copies at one size are copies at any other
-        images = ImageFolder(images.files, None, [], [], _HASH_SIZE, 3)
-    if images.shape[1] < _HASH or images.shape[2] <= _HASH:
-        raise ArgumentError(f"images {images.shape} are smaller than 16 x 17 pixels: enlarge them.")
-    codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
-    for n in range(len(images)):
-        image = images[n]
-        levels = 255 * image if image.dtype.kind == "f" else image
-        grey = Image.fromarray(np.round(levels.mean(axis=-1)).astype("uint8"))
-        small = np.asarray(grey.resize((_HASH + 1, _HASH), Image.Resampling.BOX), dtype=int)
-        codes[n] = (small[:, 1:] > small[:, :-1]).reshape(-1)
-    return codes
-
-
-def _near(codes, bits):
-    signs = np.where(codes, 1.0, -1.0).astype("float32")
-    found = [np.empty((0, 2), dtype="int64")]
-    for start in range(0, len(signs), 1024):
-        block = signs[start : start + 1024]
-        # The product of two rows of signs is 256 less twice the bits that differ.
-        alike = block @ signs[: start + len(block)].T >= _HASH * _HASH - 2 * bits
-        pairs = np.argwhere(np.tril(alike, start - 1))
-        found.append(pairs + [start, 0])
-    return np.concatenate(found)
+    return csgraph.connected_components(edges, directed=False)[1].astype("int64")
 
 
 def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarray:
@@ -168,9 +87,8 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
     for i in range(n):
         foils = np.flatnonzero(groups != groups[i])
         if len(foils) < k - 1:
-            held = f"{len(foils)} pairs of other groups"
-            mend = "pass a smaller k, or more pairs"
-            raise ArgumentError(f"k={k} needs {k - 1} foils, pair {i} has {held}: {mend}.")
+            mend = "pass a smaller k, or more pairs of other groups"
+            raise ArgumentError(f"k={k} needs {k - 1} foils, pair {i} has {len(foils)}: {mend}.")
         pools[i] = rng.permutation([i, *rng.choice(foils, k - 1, replace=False)])
     return pools
 
@@ -226,9 +144,7 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         came = f"Received {type(candidates).__name__}: pass what read_candidates returns."
         raise ArgumentTypeError(f"candidates must be a table with a column left. {came}")
     scores = checks.real("scores", scores).astype("float64")
-    shape = (len(candidates), candidates.shape[1] - 1)
-    checks.shape("scores", scores, shape, "pass one for each candidate")
+    checks.shape("scores", scores, candidates.iloc[:, 1:].shape, "pass one for each candidate")
     checks.finite("scores", scores)
-    table = pd.DataFrame(scores, columns=candidates.columns[1:])
-    table.insert(0, "left", candidates["left"].to_numpy())
-    artifacts.write_file(path, table.to_csv(index=False).encode())
+    table = pd.DataFrame(scores, pd.Index(candidates["left"]), candidates.columns[1:])
+    artifacts.write_file(path, table.to_csv().encode())

@@ -1,5 +1,6 @@
 """Folders of images, decoded when they are asked for."""
 
+import dataclasses
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +27,10 @@ class ImageFolder:
     """
 
     dtype = np.dtype("float32")
-    ndim = 4
 
     def __init__(self, files, labels, class_names, skipped, size, channels):
         self.files, self.labels, self.class_names = files, labels, class_names
-        self.skipped = skipped
-        self.shape = (len(files), *size, channels)
+        self.skipped, self.shape = skipped, (len(files), *size, channels)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -46,15 +45,12 @@ class ImageFolder:
         Raises:
             ImageError: If a file cannot be decoded.
         """
-        height, width, channels = self.shape[1:]
         if isinstance(rows, (int, np.integer)):
-            return as_float(decode(self.files[rows], (height, width), channels)[0])
+            return as_float(decode(self.files[rows], self.shape[1:3], self.shape[3])[0])
         rows = np.arange(len(self))[rows]
         if not len(rows):
             return np.empty((0, *self.shape[1:]), dtype="float32")
-        # Pillow decodes outside Python's global lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return np.stack(list(pool.map(self.__getitem__, rows)))
+        return np.stack(in_threads(self.__getitem__, rows))
 
     def take(self, rows) -> "ImageFolder":
         """Returns the images at `rows`, positions, as a folder of their own, not yet decoded."""
@@ -62,6 +58,21 @@ class ImageFolder:
         files = [self.files[row] for row in rows]
         labels = None if self.labels is None else self.labels[rows]
         return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
+
+
+@dataclasses.dataclass(frozen=True)
+class PairFolder:
+    """The pairs of a folder. Made by `pair_folder`.
+
+    Attributes:
+        left: `n` images, float32 in [0, 1], decoded as they are asked for.
+        right: `right[i]` is paired with `left[i]`.
+        groups: `(n,)` int64: the same for pairs that near-copies join.
+    """
+
+    left: ImageFolder
+    right: ImageFolder
+    groups: np.ndarray
 
 
 def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", check: bool = True):
@@ -91,8 +102,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     """
     checks.choice("on_error", on_error, ("raise", "skip"))
     checks.flag("check", check)
-    channels = check_channels(channels)
-    size = check_size(image_size)
+    channels, size = check_channels(channels), check_size(image_size)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root = artifacts.check_path("path", path)
@@ -100,8 +110,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
         raise ArtifactError(f"{ascii(str(root))} is not a folder: pass a folder of images.")
     files, skipped = _find_images(root)
     if check:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            found = list(zip(files, pool.map(_examine, files), strict=True))
+        found = list(zip(files, in_threads(_examine, files), strict=True))
         bad = [(file, reason) for file, (reason, _) in found if reason]
         check_usable(bad, len(files), on_error)
         animated = [file for file, (_, more) in found if more]
@@ -111,8 +120,7 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     if not files:
         listed = "".join(f"\n{ascii(str(file))}: {reason}" for file, reason in skipped[:20])
         what = f"No usable image in {ascii(str(root))}: put files in {', '.join(SUFFIXES)} there"
-        left = f"{len(skipped)} files are left out{':' if skipped else '.'}"
-        raise ArtifactError(f"{what}. {left}{listed}")
+        raise ArtifactError(f"{what}. Left out: {len(skipped)} files{listed}")
     _warn([file for file, _ in skipped], f"files in {ascii(str(root))} are left out")
     parents = [file.relative_to(root).parts[:-1] for file in files]
     if not all(parents):
@@ -169,6 +177,12 @@ def _warn(files, what: str) -> None:
     if files:
         names = ", ".join(ascii(file.name) for file in files[:5])
         warnings.warn(f"{len(files)} {what}: {names}.", stacklevel=3)
+
+
+def in_threads(function, files) -> list:
+    """Returns what `function`, which decodes, makes of each of `files`, in their order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the global lock
+        return list(pool.map(function, files))
 
 
 def _examine(file) -> tuple[str | None, bool]:

@@ -39,25 +39,17 @@ class DiffusionBatches(Batches):
     _own = ("schedule", "steps", "weighting", "labels", "drop_label")
 
     def __init__(
-        self,
-        images,
-        schedule,
-        labels=None,
-        drop_label: float = 0.1,
-        steps: tuple[int, int] | None = None,
-        weighting: str = "noise",
-        **shared,
+        self, images, schedule, labels=None, drop_label=0.1, steps=None, weighting="noise", **shared
     ):
         super().__init__(images, sigma=0.0, **shared)  # so that a second sigma is refused
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
-        self.schedule = schedule
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
             raise ArgumentTypeError(f"steps={steps!r} must be (first, last): pass such as (0, 99).")
         last = checks.integer("steps[1]", steps[1], 0, schedule.steps - 1)
         self.steps = checks.integer("steps[0]", steps[0], 0, last), last
         checks.choice("weighting", weighting, ("noise", "velocity"))
-        self.weighting = weighting
+        self.schedule, self.weighting = schedule, weighting
         self.drop_label = checks.number("drop_label", drop_label, 0, 1)
         self.labels = None if labels is None else check_classes(labels, len(self.images))
 

@@ -16,8 +16,7 @@ class _Classes:
 
     def __init__(self, labels, images=None, fewest=2):
         self.labels = labels = _check_names("labels", labels)
-        n = labels.size if images is None else len(images)
-        checks.each("labels", labels, n, "images", 1)
+        checks.each("labels", labels, labels.size if images is None else len(images), "images", 1)
         found = np.unique(labels, return_inverse=True, return_counts=True)
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
@@ -275,15 +274,14 @@ class LabelledPairBatches(Batches):
         checks.shape("right", self.right, self.images.shape, "pass one for each left, of its size")
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
-            held = f"left has {self.rows} images"
-            mend = "pass one group for each pair, (n,), or for each side, (n, 2)"
-            raise ArgumentError(f"groups has shape {groups.shape}, {held}: {mend}.")
+            what = f"groups has shape {groups.shape}, left has {self.rows} images"
+            raise ArgumentError(f"{what}: pass one for each pair, (n,), or for each side, (n, 2).")
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
         # Losses see float32, which tells integers apart up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
-        groups, left = self.groups[rows], self._take(rows, rng)
-        both = left, self._take(rows, rng, self.right)
-        return ((*both, groups) if self.give_groups else both), groups
+        groups = self.groups[rows]
+        sides = self._take(rows, rng), self._take(rows, rng, self.right)
+        return ((*sides, groups) if self.give_groups else sides), groups

@@ -90,35 +90,29 @@ def _load_npz(name):
         parts = tuple(artifacts.read_arrays(path, keys).values())
     else:
         try:
-            (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
+            train, test = getattr(keras.datasets, name).load_data()
         except Exception as error:  # Keras raises a bare Exception when it is offline
-            raise ArtifactError(
-                f"There is no {path}, and Keras could not fetch {name!r} ({error}). Put a file "
-                f"{name}.npz with the arrays {', '.join(keys)} into {path.parent}, or name its "
-                "folder in KERASIM_DATA_DIR."
-            ) from error
-        parts = x_train, y_train, x_test, y_test
+            what = f"There is no {path}, and Keras could not fetch {name!r} ({error})"
+            mend = f"Put one with {', '.join(keys)} there, or name its folder in KERASIM_DATA_DIR"
+            raise ArtifactError(f"{what}. {mend}.") from error
+        parts = *train, *test
     shape = (28, 28) if name == "mnist" else (32, 32, 3)
     for part, images, labels in (("train", *parts[:2]), ("test", *parts[2:])):
         fits = images.dtype == np.uint8 and images.shape[1:] == shape and len(images) == labels.size
         named = labels.size and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() <= 9
         if not (fits and named):
-            raise ArtifactError(
-                f"{path} has {labels.dtype} {labels.shape} labels for {images.dtype} "
-                f"{images.shape} images in y_{part} and x_{part}; expected uint8 images (n, "
-                f"{', '.join(map(str, shape))}) and a label from 0 to 9 for each. Fetch it again."
-            )
+            held = f"{labels.dtype} {labels.shape} labels for {images.dtype} {images.shape} images"
+            mend = f"expected uint8 images of {shape}, a label from 0 to 9 for each. Fetch it again"
+            raise ArtifactError(f"{path} has {held} in y_{part} and x_{part}; {mend}.")
     return parts
 
 
 def _prepare(x, image_size, dtype):
-    if x.ndim == 3:
-        x = x[..., None]
+    x = x.reshape(*x.shape[:3], -1)
     if image_size is not None:
-        size = checks.integer("image_size", image_size, x.shape[1])
-        before = (size - x.shape[1]) // 2
-        after = size - x.shape[1] - before
-        x = np.pad(x, ((0, 0), (before, after), (before, after), (0, 0)))
+        margin = checks.integer("image_size", image_size, x.shape[1]) - x.shape[1]
+        sides = margin // 2, margin - margin // 2
+        x = np.pad(x, ((0, 0), sides, sides, (0, 0)))
     if x.dtype == np.uint8:
         return x if dtype == "uint8" else x.astype("float32") / 255
     return x.astype("float32") if dtype == "float32" else np.rint(x * 255).astype("uint8")
