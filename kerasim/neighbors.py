@@ -51,7 +51,14 @@ class NeighborIndex:
         ArgumentError: If a setting is out of range or not known.
     """
 
-    def __init__(self, metric="euclidean", kind="exact", m=32, ef_construction=200, ef_search=64):
+    def __init__(
+        self,
+        metric: str = "euclidean",
+        kind: str = "exact",
+        m: int = 32,
+        ef_construction: int = 200,
+        ef_search: int = 64,
+    ):
         checks.choice("metric", metric, METRICS)
         checks.choice("kind", kind, ("exact", "hnsw"))
         self.metric, self.kind = metric, kind

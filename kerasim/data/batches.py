@@ -148,7 +148,9 @@ class ImageBatches(Batches):
 
     _own = ("targets", "shuffle")
 
-    def __init__(self, images, targets=None, batch_size=128, seed=0, shuffle=True, **of):
+    def __init__(
+        self, images, targets=None, batch_size: int = 128, seed: int = 0, shuffle: bool = True, **of
+    ):
         super().__init__(images, batch_size, seed, **of)
         if targets is not None:
             targets = checks.each("targets", targets, len(self.images), "images")

@@ -25,7 +25,7 @@ class DiffusionBatches(Batches):
         steps: `(first, last)` of the schedule to draw from; None for all.
         weighting: "noise" for an error of the noise, the same for each step; "velocity", for a
             network built with a `schedule`, for one of the velocity: `1 / abar`, 25,000 at most.
-        batch_size, seed, flip, shift: By keyword, as for `ImageBatches`.
+        batch_size, seed, flip, shift: As for `ImageBatches`, the last two by keyword.
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
@@ -39,9 +39,18 @@ class DiffusionBatches(Batches):
     _own = ("schedule", "steps", "weighting", "labels", "drop_label")
 
     def __init__(
-        self, images, schedule, labels=None, drop_label=0.1, steps=None, weighting="noise", **shared
+        self,
+        images,
+        schedule,
+        labels=None,
+        drop_label: float = 0.1,
+        steps: tuple[int, int] | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        weighting: str = "noise",
+        **shared,
     ):
-        super().__init__(images, sigma=0.0, **shared)  # so that a second sigma is refused
+        super().__init__(images, batch_size, seed, sigma=0.0, **shared)  # a second one is refused
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
