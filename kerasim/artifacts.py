@@ -90,9 +90,8 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
         files = {name: _describe(temporary / name) for name in _names(temporary)}
         manifest = Manifest(kind, files, info or {}, fingerprint, _versions())
         (temporary / MANIFEST).write_bytes(_encode(manifest))
-        for folder, _, names in os.walk(temporary, topdown=False):
-            for name in (*names, "."):
-                _sync(os.path.join(folder, name))
+        for each in (*temporary.rglob("*"), temporary):
+            _sync(each)
         _swap(temporary, path)
     return path
 
@@ -176,8 +175,7 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
         ArtifactError: If the file is missing or damaged, a key is missing or holds objects,
             or the file claims over 256 MB at more than 100 times its own size.
     """
-    path = check_file(path)
-    key = None
+    path, key = check_file(path), None
     try:
         checks.archive(path)
         arrays = {}
@@ -230,12 +228,11 @@ def architecture(model) -> dict:
                 yield from strings(value)
 
     config = json.loads(model.to_json())["config"]
-    names: dict[str, str] = {}
-    for _, key, value in strings(config):
-        if key == "name":
-            names.setdefault(value, f"#{len(names)}")
-    for holder, key, value in strings(config):
-        holder[key] = names.get(value, value)
+    found = list(strings(config))
+    names = dict.fromkeys(value for _, key, value in found if key == "name")
+    numbers = {name: f"#{n}" for n, name in enumerate(names)}
+    for holder, key, value in found:
+        holder[key] = numbers.get(value, value)
     return config
 
 
@@ -298,11 +295,9 @@ def check_file(path) -> Path:
 def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
     manifest = _manifest(folder, kind)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
-        raise ArtifactError(
-            f"{folder} was made with another embedder (fingerprint "
-            f"{str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}): embed the images "
-            "again with this embedder, or pass the one it was made with."
-        )
+        came = f"fingerprint {str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}"
+        mend = "embed the images again with this one, or pass the one it was made with"
+        raise ArtifactError(f"{folder} was made with another embedder ({came}): {mend}.")
     for name, expected in manifest.files.items():
         found = _describe(folder / name, expected["size"])
         if found != expected:
@@ -322,7 +317,7 @@ def _manifest(folder: Path, kind: str) -> Manifest:
         mend = "kerasim did not write it, and will not trust it. Check the path"
         raise ArtifactError(f"{folder} has no {MANIFEST}, as that of a saved {kind} has: {mend}.")
     with open(check_file(path), "rb") as file:
-        manifest = _decode(folder, file.read(_MANIFEST_BYTES + 1))
+        manifest = _decode(path, file.read(_MANIFEST_BYTES + 1))
     if manifest.kind != kind:
         raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}: check the path.")
     extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
@@ -344,32 +339,26 @@ def _encode(manifest: Manifest) -> bytes:
     return raw
 
 
-def _decode(folder: Path, raw: bytes) -> Manifest:
+def _decode(path: Path, raw: bytes) -> Manifest:
+    mend = "restore the folder from a copy, or remove it and save again"
     if len(raw) > _MANIFEST_BYTES:
-        raise ArtifactError(
-            f"{folder / MANIFEST} is larger than {_MANIFEST_BYTES} bytes: restore it from a copy."
-        )
+        raise ArtifactError(f"{path} is larger than {_MANIFEST_BYTES} bytes: {mend}.")
     try:
         body = json.loads(raw)
         if body.pop("manifest_sha256") != _digest(body):
             raise ValueError("its digest is not that of its content")
         if isinstance(body["schema"], int) and body["schema"] > SCHEMA:
-            raise ArtifactError(
-                f"{folder} has schema {body['schema']}, written by kerasim "
-                f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}: "
-                "upgrade kerasim."
-            )
+            came = f"schema {body['schema']}, written by kerasim {body['versions']['kerasim']}"
+            reads = f"kerasim {__version__} reads up to {SCHEMA}"
+            raise ArtifactError(f"{path} has {came}; {reads}: upgrade kerasim.")
         manifest = Manifest(**body)
         if not _is_sound(manifest):
             raise ValueError("its fields are not those of a manifest")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        mend = "restore the folder from a copy, or remove it and save again"
-        raise ArtifactError(f"{folder / MANIFEST} is damaged: {mend}.") from error
+        raise ArtifactError(f"{path} is damaged: {mend}.") from error
     for name in manifest.files:
         if os.path.isabs(name) or ".." in Path(name).parts:
-            raise ArtifactError(
-                f"{folder / MANIFEST} names {name!r}, outside its folder: restore it from a copy."
-            )
+            raise ArtifactError(f"{path} names {name!r}, outside its folder: {mend}.")
     return manifest
 
 
@@ -512,10 +501,9 @@ def _settle(path: Path) -> None:
     try:
         _sync(path.parent)
     except OSError as error:
-        raise ArtifactError(
-            f"{path} was written, but its folder cannot be synced to disk: {error.strerror}. A "
-            "power cut may bring back what stood there before: check the disk and save it again."
-        ) from error
+        what = f"{path} was written, but its folder cannot be synced to disk: {error.strerror}"
+        mend = "A power cut may bring back the old one: check the disk and save it again"
+        raise ArtifactError(f"{what}. {mend}.") from error
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -557,7 +545,6 @@ def _write_error(path: Path, temporary: Path, error: OSError) -> OSError:
         return error
     files = [file for file in (temporary, *temporary.rglob("*")) if file.is_file()]
     written = sum(file.stat().st_size for file in files)
-    return ArtifactError(
-        f"Cannot write {path}: {error.strerror or error} ({written} bytes written so far). What "
-        "stood there before is unchanged: free space, check permissions or choose another folder."
-    )
+    what = f"Cannot write {path}: {error.strerror or error} ({written} bytes written so far)"
+    mend = "free space, check permissions or choose another folder"
+    return ArtifactError(f"{what}. What stood there before is unchanged: {mend}.")

@@ -51,19 +51,17 @@ class Devices:
         if self.replicas == 1:
             return
         if keras.backend.backend() == "tensorflow" and hasattr(loss, "count_valid"):
-            raise ArgumentError(
-                f"loss {type(loss).__name__} compares all images of a batch; on TensorFlow each "
-                "device sees its part alone: set KERAS_BACKEND=jax, or train on one device."
-            )
+            what = f"loss {type(loss).__name__} compares all images of a batch"
+            mend = "set KERAS_BACKEND=jax, or train on one device"
+            raise ArgumentError(f"{what}; on TensorFlow each device sees a part alone: {mend}.")
         for name, given in batches.items():
             ends = (0, len(given) - 1) if given is not None else ()
             sizes = [len(keras.tree.flatten(given[n])[0]) for n in ends]
             if any(size % self.replicas for size in sizes):
-                raise ArgumentError(
-                    f"{name} holds batches of {sizes[0]} rows, the last of {sizes[1]}, which "
-                    f"{self.replicas} devices cannot share evenly: choose batch_size, and the "
-                    "number of images, so that they can."
-                )
+                what = f"{name} holds batches of {sizes[0]} rows, the last of {sizes[1]}"
+                uneven = f"which {self.replicas} devices cannot share evenly"
+                mend = "choose batch_size, and the number of images, so that they can"
+                raise ArgumentError(f"{what}, {uneven}: {mend}.")
 
     def part(self, batches):
         """Returns what this process takes of each of `batches`."""
@@ -82,10 +80,8 @@ class Devices:
         try:
             multihost_utils.assert_equal([keras.ops.convert_to_numpy(value) for value in values])
         except AssertionError as error:
-            raise ArgumentError(
-                "The processes differ in epoch or weights: give all one run_dir that all see, and "
-                "one keras.utils.set_random_seed before the model is built."
-            ) from error
+            mend = "give all one run_dir that all see, and one keras.utils.set_random_seed first"
+            raise ArgumentError(f"The processes differ in epoch or weights: {mend}.") from error
 
 
 class _Part(keras.utils.PyDataset):

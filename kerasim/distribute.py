@@ -65,11 +65,9 @@ def strategy(devices=None):
         came = f"It runs on {backend!r}: set KERAS_BACKEND=jax."
         raise DependencyError(f"Several devices need Keras on TensorFlow or JAX. {came}")
     if backend == "tensorflow" and hosts:
-        raise DependencyError(
-            f"{' and '.join(hosts)} ask for several hosts, on which fit of Keras 3 under "
-            "TensorFlow fails (keras-team/keras#20585): set KERAS_BACKEND=jax and the "
-            "KERAS_DISTRIBUTION_* variables, or unset them to train on this host alone."
-        )
+        what = f"{' and '.join(hosts)} ask for several hosts, on which fit under TensorFlow fails"
+        mend = "set KERAS_BACKEND=jax and KERAS_DISTRIBUTION_*, or unset them to use one host"
+        raise DependencyError(f"{what} (keras-team/keras#20585): {mend}.")
     if backend == "jax" and hosts and hosts != ["TF_CONFIG"]:
         import jax
 
@@ -139,9 +137,8 @@ def embed_folder(
     _probe(ray, images.files[0])
     found = ray.cluster_resources().get("GPU", 0)
     if gpus * workers > found:
-        asked = f"workers={workers} of gpus={gpus} each need more"
-        mend = "ask for fewer, or add nodes"
-        raise ClusterError(f"{asked} than the {found:.0f} GPUs of the cluster: {mend}.")
+        what = f"workers={workers} of gpus={gpus} each need more than the {found:.0f} GPUs found"
+        raise ClusterError(f"{what}: ask for fewer, or add nodes.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "embedder.keras")
         embedder.save(path)
@@ -154,9 +151,8 @@ def embed_folder(
         for start in again:
             times[start : start + chunk] = 0
         # Items of this process: to read a range would be a task, and need one CPU more.
-        chunks = ray.data.from_items(
-            [{"start": start} for start in again], override_num_blocks=len(again)
-        ).map_batches(
+        items = [{"start": start} for start in again]
+        chunks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Worker,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(again))),
@@ -299,10 +295,8 @@ def _ray():
         import ray
         import ray.data
     except ImportError as error:
-        lacks = f"{error.name} is not installed"
-        raise DependencyError(
-            f"A cluster needs Ray ({lacks}): pip install 'kerasim[ray]'."
-        ) from error
+        what = f"A cluster needs Ray ({error.name} is not installed)"
+        raise DependencyError(f"{what}: pip install 'kerasim[ray]'.") from error
     if ray.is_initialized():
         return ray
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -314,10 +308,9 @@ def _ray():
         dashboard = False if address == "local" else None
         ray.init(address, include_dashboard=dashboard, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error}): start one there by "
-            "`ray start --head`, correct the address, or unset it to work on this machine alone."
-        ) from error
+        what = f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error})"
+        mend = "start one by `ray start --head`, correct it, or unset it to work on this machine"
+        raise ClusterError(f"{what}: {mend}.") from error
     return ray
 
 
@@ -349,10 +342,9 @@ def _probe(ray, file=None) -> None:
             there, sees = ray.get(answer, timeout=120)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"Node {name} does not answer: {error}. Restart it.") from error
-        unlike = [f"{k} {there[k]}, here {here[k]}" for k in names if there[k] != here[k]]
+        unlike = "; ".join(f"{k} {there[k]}, here {here[k]}" for k in names if there[k] != here[k])
         if unlike:
-            held = "; ".join(unlike)
-            raise ClusterError(f"Node {name} has {held}: install the same versions on all nodes.")
+            raise ClusterError(f"Node {name} has {unlike}: install the same versions on all nodes.")
         if not sees:
             mend = "put the folder on a disk that all nodes see at the same path"
             raise ClusterError(f"Node {name} does not see {ascii(str(file))}: {mend}.")
@@ -363,8 +355,7 @@ def _cause(error):
     cause = getattr(error, "cause", None)
     if isinstance(cause, KerasimError):  # with advice of Ray's at its end
         return type(cause)(str(cause).partition("\nFailed to apply")[0])
-    return ClusterError(
-        f"The cluster could not finish the work ({type(error).__name__}: "
-        f"{str(error).strip().splitlines()[-1]}). Nothing was returned: see that its nodes live "
-        "and have memory, then call again."
-    )
+    last = str(error).strip().splitlines()[-1]
+    what = f"The cluster could not finish the work ({type(error).__name__}: {last})"
+    mend = "see that its nodes live and have memory, then call again"
+    return ClusterError(f"{what}. Nothing was returned: {mend}.")

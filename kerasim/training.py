@@ -8,12 +8,10 @@ data, network, loss and settings with those of the saved run, and refuses to mix
 """
 
 import contextlib
-import functools
 import json
 import re
 import time
 import warnings
-from typing import Any
 
 import keras
 import numpy as np
@@ -27,14 +25,7 @@ _KIND = "training_state"
 
 
 def fit(
-    model,
-    batches,
-    epochs: int,
-    run_dir,
-    validation=None,
-    callbacks=(),
-    resume: bool = True,
-    verbose="auto",
+    model, batches, epochs: int, run_dir, validation=None, callbacks=(), resume=True, verbose="auto"
 ) -> pd.DataFrame:
     """Fits a compiled model with plain `model.fit`, and goes on where an earlier call stopped.
 
@@ -82,10 +73,9 @@ def fit(
     for callback in callbacks:
         checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
         if getattr(callback, "restore_best_weights", False):
-            raise ArgumentError(
-                f"callbacks holds {type(callback).__name__}(restore_best_weights=True), whose "
-                "weights a restart would lose: leave it False and call training.restore(best=True)."
-            )
+            what = f"callbacks holds {type(callback).__name__}(restore_best_weights=True)"
+            mend = "leave it False and call training.restore(best=True)"
+            raise ArgumentError(f"{what}, whose weights a restart would lose: {mend}.")
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
             raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, fit adds its own.")
     run_dir = artifacts.check_path("run_dir", run_dir)
@@ -96,7 +86,7 @@ def fit(
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         settings = _settings(model, batches, validation, callbacks)
-        run = _Run(model, batches, run_dir, list(callbacks), settings, devices.writes)
+        run = _Run(model, batches, run_dir, callbacks, settings, devices.writes)
         if resume and artifacts.exists(run_dir / "state"):
             run.restore()
         done = len(run.history)
@@ -119,20 +109,19 @@ def fit(
                         epochs=epochs,
                         initial_epoch=done,
                         validation_data=devices.part(validation),
-                        callbacks=run.around(callbacks),
+                        callbacks=run.around(),
                         shuffle=False,  # True draws the order from a generator that no state holds
                         verbose=verbose,
                     )
             except KeyboardInterrupt:
-                done = len(run.history)
-                print(f"{run_dir.name}: stopped after epoch {done}; the same call goes on.")
+                epoch = len(run.history)
+                print(f"{run_dir.name}: stopped after epoch {epoch}; the same call goes on.")
                 raise
         if run.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
             for weight in model.trainable_variables:
                 weight.assign(keras.ops.copy(weight))
         devices.agree([len(run.history)])  # a later call reads what the first process wrote
-        if devices.writes:
-            run.write_table()
+        run.write_table()
         return pd.DataFrame(run.history)
 
 
@@ -155,9 +144,8 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / ("best" if best else "state")
-    weights = _weights(arrays, info.get("averages", {}))
-    if best:
-        weights, _ = artifacts.read(path, "weights", _load)
+    averaged = _weights(arrays, info.get("averages", {}))
+    weights = artifacts.read(path, "weights", _load)[0] if best else averaged
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
 
@@ -203,34 +191,34 @@ class RetrievalCallback(keras.callbacks.Callback):
     ):
         super().__init__()
         data.check_embedder("embedder", embedder)
-        self.embedder, self.images = embedder, data.check_images("images", images)
-        if len(self.images) < 2:
-            raise ArgumentError(f"images holds {len(self.images)}: pass two or more.")
-        self.gallery = None if gallery is None else data.check_images("gallery", gallery)
-        self.parts = [self.images] if gallery is None else [self.images, self.gallery]
-        self.labels = checks.each("labels", labels, len(self.images), "images", 1)
+        # Held-out images and their labels, then those of the gallery if there is one.
+        self.embedder, self.parts = embedder, [data.check_images("images", images)]
+        n = len(self.parts[0])
+        if n < 2:
+            raise ArgumentError(f"images holds {n}: pass two or more.")
+        self.labels = [checks.each("labels", labels, n, "images", 1)]
         if gallery is not None:
+            self.parts.append(data.check_images("gallery", gallery))
             of = len(self.parts[1]), "images of the gallery", 1
-            gallery_labels = checks.each("gallery_labels", gallery_labels, *of)
+            self.labels.append(checks.each("gallery_labels", gallery_labels, *of))
         elif gallery_labels is not None:
             raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
         checks.choice("metric", metric, metrics.METRICS)
-        self.gallery_labels, self.metric = gallery_labels, metric
-        self.k, self.prefix = checks.integer("k", k), prefix
+        self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
+        self.keys = "recall@1", f"precision@{k}"
 
     def settings(self) -> dict:
         """Returns what decides the figures, for `fit` to compare on resume."""
-        labels = [self.labels] if self.gallery is None else [self.labels, self.gallery_labels]
-        held_out = [data.digest(part) for part in (*self.parts, *labels)]
+        held_out = [data.digest(part) for part in (*self.parts, *self.labels)]
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
 
     def on_train_begin(self, logs=None):
-        # Plain numbers by name: `fit` saves them, and a resumed run goes on with the first ones.
         self._keep("untrained", self._score())
         small = sum(np.prod(part.shape) for part in self.parts) * 4 <= 2**30
         if small and not any(isinstance(part, data.ImageFolder) for part in self.parts):
-            self._keep("pixels", self._score(_flat, "euclidean"))  # a black image has no cosine
+            flat = [data.as_float(part[:]).reshape(len(part), -1) for part in self.parts]
+            self._keep("pixels", self._retrieve(flat, "euclidean"))  # a black image has no cosine
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
@@ -239,50 +227,43 @@ class RetrievalCallback(keras.callbacks.Callback):
         logs.update({start + key: value for key, value in figures.items()})
         logs.update({key: value for key, value in vars(self).items() if key.startswith(start)})
         if not figures["pair_cosine"] <= 0.98:
-            self._warn(
-                "collapse",
-                f"The mean cosine of two different images is {figures['pair_cosine']:.3f} (nan: "
-                "some are embedded as zeros): the embedder puts images at one place. Lower the "
-                'learning rate, or mine "all" triplets instead of "hard" ones.',
-            )
-        key = f"precision@{self.k}"
+            what = f"The mean cosine of two different images is {figures['pair_cosine']:.3f}"
+            why = "(nan: some are embedded as zeros): the embedder puts images at one place"
+            mend = 'Lower the learning rate, or mine "all" triplets instead of "hard" ones'
+            self._warn("collapse", f"{what} {why}. {mend}.")
+        key = self.keys[1]
         for baseline, name in (("untrained", "untrained embedder"), ("pixels", "pixels")):
             before = getattr(self, f"{start}{key}_{baseline}", 0)
             if epoch and figures[key] < before:
-                self._warn(
-                    baseline,
-                    f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f} of "
-                    f"the {name}: check labels, learning rate and preprocessing.",
-                )
+                came = f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f}"
+                mend = "check labels, learning rate and preprocessing"
+                self._warn(baseline, f"{came} of the {name}: {mend}.")
 
-    def _keep(self, start, figures):
-        for key in ("recall@1", f"precision@{self.k}"):
-            setattr(self, f"{self.prefix}_{key}_{start}", figures[key])
+    def _keep(self, baseline, figures):
+        # Plain numbers by name: `fit` saves them, and a resumed run goes on with the first ones.
+        for key in self.keys:
+            setattr(self, f"{self.prefix}_{key}_{baseline}", figures[key])
 
-    def _score(self, embed=None, metric=None) -> dict:
-        embed = embed or functools.partial(data.embed, self.embedder)
-        parts = [embed(part) for part in self.parts]
-        queries, gallery = parts[0], None if self.gallery is None else parts[1]
-        keys = "recall@1", f"precision@{self.k}"
-        if metric is None and not all(part.any(axis=1).all() for part in parts):
-            return dict.fromkeys((*keys, "pair_cosine"), np.nan)
-        among: Any = {"gallery": gallery, "gallery_labels": self.gallery_labels}
-        among |= {"metric": metric or self.metric, "ks": sorted({1, self.k})}
-        scores = metrics.retrieval(queries, self.labels, **among)
-        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-        directions = queries / np.maximum(lengths, 1e-30)
-        n = len(queries)
+    def _score(self) -> dict:
+        """Returns the figures of the embedder as it is; NaN if it gives a row of zeros."""
+        parts = [data.embed(self.embedder, part) for part in self.parts]
+        if not all(part.any(axis=1).all() for part in parts):
+            return dict.fromkeys((*self.keys, "pair_cosine"), np.nan)
+        lengths = np.linalg.norm(parts[0], axis=1, keepdims=True)
+        directions = parts[0] / np.maximum(lengths, 1e-30)
+        n = len(directions)
         mean = (np.square(directions.sum(axis=0, dtype="float64")).sum() - n) / (n * (n - 1))
-        return {**{key: scores[key] for key in keys}, "pair_cosine": float(mean)}
+        return {**self._retrieve(parts, self.metric), "pair_cosine": float(mean)}
+
+    def _retrieve(self, parts, metric) -> dict:
+        given = parts[0], self.labels[0], *parts[1:], *self.labels[1:]
+        scores = metrics.retrieval(*given, metric=metric, ks=sorted({1, self.k}))
+        return {key: scores[key] for key in self.keys}
 
     def _warn(self, what, text):
         if not getattr(self, f"warned_of_{what}", False):
             setattr(self, f"warned_of_{what}", True)
             warnings.warn(text, stacklevel=2)
-
-
-def _flat(images):
-    return data.as_float(data.check_images("images", images)[:]).reshape(len(images), -1)
 
 
 class _Run(keras.callbacks.Callback):
@@ -293,24 +274,20 @@ class _Run(keras.callbacks.Callback):
         self.writes = writes  # of several processes one
         self.of, self.batches, self.run_dir = model, batches, run_dir
         self.callbacks, self.settings = callbacks, settings
-        self.history: list[dict] = []
-        self.stopped = False
-        self.saved_callbacks: list[dict] = []
+        self.history, self.saved_callbacks, self.stopped = [], [], False
         optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling
         self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
         self.name_of = {id(variable): key for key, variable in self.variables.items()}
-        self.averages = {}
-        if self.swap:
-            averages = optimizer._model_variables_moving_average
-            for weight, average in zip(optimizer._trainable_variables, averages, strict=True):
-                self.averages[self.name_of[id(weight)]] = self.name_of[id(average)]
+        averages = getattr(optimizer, "_model_variables_moving_average", [])  # of use_ema alone
+        pairs = zip(optimizer._trainable_variables, averages, strict=False)
+        self.averages = {self.name_of[id(one)]: self.name_of[id(other)] for one, other in pairs}
 
-    def around(self, callbacks):
+    def around(self):
         """Returns all callbacks in order; those of the caller see averages, if there are some."""
         if self.swap is None:
-            return [*callbacks, self]
+            return [*self.callbacks, self]
         swap = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: self.swap._swap_variables())
-        return [self.swap, swap, *callbacks, swap, self]
+        return [self.swap, swap, *self.callbacks, swap, self]
 
     @property
     def variables(self):
@@ -321,9 +298,8 @@ class _Run(keras.callbacks.Callback):
         """Refuses data that is not finite before the first step."""
         self.batches.epoch = len(self.history)
         for n, leaf in enumerate(keras.tree.flatten(self.batches[0])):
-            if not np.isfinite(np.asarray(keras.ops.convert_to_numpy(leaf))).all():
-                where = f"array {n} of batch 0"
-                raise ArgumentError(f"batches holds NaN or infinity in {where}: mend those images.")
+            array = np.array(keras.ops.convert_to_numpy(leaf), ndmin=1)
+            checks.finite(f"array {n} of batches[0]", array)
 
     def restore(self):
         path = self.run_dir / "state"
@@ -350,14 +326,13 @@ class _Run(keras.callbacks.Callback):
         saved = list(self.saved_callbacks)
         for callback in self.callbacks:
             kind = type(callback).__name__
-            values = next((of for of in saved if of.get("__class__", kind) == kind), None)
-            if values is not None:
-                saved.remove(values)
-                for key, value in values.items():
-                    # A path may have moved meanwhile, and Keras turns the sign of min_delta when
-                    # it sets a callback up, once for each run of the process.
-                    if not isinstance(value, str) and key != "min_delta":
-                        vars(callback)[key] = value
+            values = next((of for of in saved if of.get("__class__", kind) == kind), {})
+            saved = [of for of in saved if of is not values]
+            for key, value in values.items():
+                # A path may have moved meanwhile, and Keras turns the sign of min_delta when it
+                # sets a callback up, once for each run of the process.
+                if not isinstance(value, str) and key != "min_delta":
+                    vars(callback)[key] = value
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
@@ -376,28 +351,27 @@ class _Run(keras.callbacks.Callback):
             self._fail(f"{bad} weights became NaN or infinite in epoch {epoch + 1}")
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
         history = [*self.history, {**row, "seconds": round(seconds, 2)}]
-        if not self.writes:
-            self.history = history
-            return
-        loss = row.get("val_loss", np.nan)
-        # NaN is never less nor more: it is never the best, and never hides a later best.
-        if np.isfinite(loss) and not any(loss >= r.get("val_loss", np.nan) for r in self.history):
-            weights = _save(_weights(arrays, self.averages))
-            artifacts.write(self.run_dir / "best", "weights", weights)
-        info = {
-            "settings": self.settings,
-            "history": history,
-            "stopped": bool(self.of.stop_training),
-            "callbacks": [_numbers(callback) for callback in self.callbacks],
-            "averages": self.averages,
-        }
-        artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
+        if self.writes:
+            self.save(arrays, history)
         self.history = history
         self.write_table()
 
+    def save(self, arrays, history):
+        """Saves the state, and the weights if they are the best."""
+        *before, loss = [row.get("val_loss", np.nan) for row in history]
+        # NaN is never less nor more: it is never the best, and never hides a later best.
+        if np.isfinite(loss) and not any(loss >= earlier for earlier in before):
+            best = _save(_weights(arrays, self.averages))
+            artifacts.write(self.run_dir / "best", "weights", best)
+        numbers = [_numbers(callback) for callback in self.callbacks]
+        info = {"settings": self.settings, "history": history, "averages": self.averages}
+        info |= {"stopped": bool(self.of.stop_training), "callbacks": numbers}
+        artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
+
     def write_table(self):
-        table = pd.DataFrame(self.history).to_csv(index=False)
-        artifacts.write_file(self.run_dir / "history.csv", table.encode())
+        if self.writes:
+            table = pd.DataFrame(self.history).to_csv(index=False)
+            artifacts.write_file(self.run_dir / "history.csv", table.encode())
 
     def kept(self) -> str:
         """Says what the run keeps, as the end of a sentence on what stopped it."""
@@ -428,8 +402,8 @@ def _assign(path, variables, arrays):
     now = {key: tuple(variable.shape) for key, variable in variables.items()}
     saved = {key: array.shape for key, array in arrays.items()}
     keys = [key for key in {**now, **saved} if now.get(key) != saved.get(key)]
-    path_of = {key: variable.path for key, variable in variables.items()}
-    wrong = [f"{path_of.get(k, k)}: now {now.get(k)}, saved {saved.get(k)}" for k in keys]
+    paths = {key: variable.path for key, variable in variables.items()}
+    wrong = [f"{paths.get(k, k)}: now {now.get(k)}, saved {saved.get(k)}" for k in keys]
     if wrong:
         differ = f"{len(wrong)} arrays differ, such as {'; '.join(wrong[:3])}"
         mend = "Build the model as it was, or choose another run_dir."
@@ -443,20 +417,18 @@ def _save(arrays):
 
 
 def _numbers(callback) -> dict:
-    plain = (bool, int, float, str)
-    numbers = {k: v for k, v in vars(callback).items() if isinstance(v, plain) and k[:2] != "__"}
-    return {"__class__": type(callback).__name__, **numbers}
+    plain = {k: v for k, v in vars(callback).items() if isinstance(v, (bool, int, float, str))}
+    return {**plain, "__class__": type(callback).__name__}
 
 
 def _settings(model, batches, validation, callbacks) -> dict:
     optimizer: dict = keras.optimizers.serialize(model.optimizer)  # type: ignore[assignment]
     del optimizer["config"]["name"]  # Keras counts these up through a process
-    loss = model.loss if isinstance(model.loss, str) else keras.losses.serialize(model.loss)
     described = {
         "backend": keras.backend.backend(),
         "model": artifacts.architecture(model),
         "optimizer": optimizer,
-        "loss": loss,
+        "loss": keras.losses.serialize(model.loss),
         "batches": _describe(batches),
         "validation": None if validation is None else _describe(validation),
         # None, as where an earlier version left it out.

@@ -307,7 +307,7 @@ class Holey(ImageBatches):
 def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
     model = build()
     untrained = weights(model)
-    with pytest.raises(ArgumentError, match="batches holds NaN or infinity in array 1 of batch 0"):
+    with pytest.raises(ArgumentError, match="array 1 of batches.0. holds NaN or infinity"):
         fit(tmp_path, model=model, batches=Holey(IMAGES))
     assert_equal(weights(model), untrained)
     assert os.listdir(tmp_path) == [".lock"]
