@@ -48,8 +48,8 @@ def strategy(devices=None):
 
     `training.fit` refuses batches that the devices cannot share evenly, and under TensorFlow
     losses that compare all images of a batch. What it cannot refuse: under TensorFlow
-    `BatchNormalization` (unless `synchronized=True`) normalises by the part of one device,
-    Dropout draws the same mask on each, and `layers.CrossBatchMemory` is not supported.
+    `BatchNormalization` (unless `synchronized=True`) normalises by the part of one device, and
+    Dropout draws the same mask on each.
 
     Args:
         devices: Some of `keras.distribution.list_devices()`, such as `["gpu:0", "gpu:1"]`; None

@@ -28,18 +28,13 @@ _COLUMNS = 64  # pictures across and down a sheet
 
 
 def write_explorer(
-    path,
-    images,
-    coordinates,
-    labels=None,
-    neighbors=None,
-    title: str = "Latent space",
-    thumbnail: int | None = None,
+    path, images, coordinates, labels=None, neighbors=None, title: str = "Latent space"
 ) -> Path:
     """Writes a map of pictures as one HTML file that needs nothing else, nor a network.
 
     Pan, zoom, hover for the picture, click for its nearest neighbours, search by label or, of a
-    folder, by file name; with a mouse, a finger or the keyboard.
+    folder, by file name; with a mouse, a finger or the keyboard. Of up to 10,000 images the
+    pictures are at most 64 pixels long, of more 32.
 
     Args:
         path: The file.
@@ -49,8 +44,6 @@ def write_explorer(
         neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
             nearest images of each, nearest first.
         title: Shown above the map.
-        thumbnail: Longer side of the pictures on the page, 8 to 256 pixels, at most that of the
-            images; None for 64 of up to 10,000 images, 32 of more.
 
     Returns:
         The absolute path.
@@ -68,32 +61,25 @@ def write_explorer(
     images = check_images("images", images)
     check_channels(images.shape[-1])
     checks.each("images", range(len(images)), count, "coordinates")
-    names, classes = np.empty(0, dtype=str), None
-    if labels is not None:
-        labels = checks.each("labels", labels, count, "images", 1)
-        names, classes = np.unique(labels, return_inverse=True)
-    thumbnail = (64 if count <= 10_000 else 32) if thumbnail is None else thumbnail
-    checks.integer("thumbnail", thumbnail, 8, 256)
+    kinds = checks.each("labels", np.zeros(count) if labels is None else labels, count, "images", 1)
+    names, classes = np.unique(kinds, return_inverse=True)
+    side = min(64 if count <= 10_000 else 32, max(images.shape[1:3]))
     page = {
         "count": count,
-        "names": [str(name) for name in names],
-        "classes": None if classes is None else _packed(classes),
+        "names": [] if labels is None else [str(name) for name in names],
+        "classes": None if labels is None else _packed(classes),
         "files": [str(file) for file in images.files] if hasattr(images, "files") else None,
         "neighbors": _check_neighbors({} if neighbors is None else neighbors, count),
         "colours": COLOURS,
         "marks": list(_MARKERS.values()),
         "columns": _COLUMNS,
-        "per_sheet": _COLUMNS**2,
-        "sheets": _sheets(images, min(thumbnail, max(images.shape[1:3]))),
+        "sheets": _sheets(images, side),
     }
-    html = file_html(
-        _plot(coordinates, classes),
-        INLINE,
-        title=title,
-        template=Template((resources.files("kerasim") / "explorer.html").read_text("utf-8")),
-        # Inside of a script only "<" could end it.
-        template_variables={"data": json.dumps(page).replace("<", "\\u003c")},
-    )
+    template = Template((resources.files("kerasim") / "explorer.html").read_text("utf-8"))
+    # Inside of a script only "<" could end it.
+    told = {"data": json.dumps(page).replace("<", "\\u003c")}
+    plot = _plot(coordinates, classes)
+    html = file_html(plot, INLINE, title=title, template=template, template_variables=told)
     return artifacts.write_file(path, html.encode())
 
 
@@ -105,10 +91,9 @@ def _plot(coordinates, classes):
     plot.match_aspect = True
     plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     plot.axis.visible = plot.grid.visible = False
-    kinds = np.zeros(len(coordinates), "int64") if classes is None else classes
-    markers = (kinds + kinds // len(COLOURS)) % len(_MARKERS)
+    markers = (classes + classes // len(COLOURS)) % len(_MARKERS)
     x, y = coordinates.T.astype("float32", order="C")
-    colours, shapes = np.array(COLOURS)[kinds % len(COLOURS)], np.array(_NAMES)[markers]
+    colours, shapes = np.array(COLOURS)[classes % len(COLOURS)], np.array(_NAMES)[markers]
     points = ColumnDataSource({"x": x, "y": y, "colour": colours, "marker": shapes})
     rings = ColumnDataSource({"x": [], "y": [], "size": []})
     alpha = float(np.clip(40 / np.sqrt(len(coordinates)), 0.3, 0.9))
@@ -152,11 +137,10 @@ def _sheets(images, side) -> list[str]:
                 some = images[start + n : start + min(n + 256, count)]
             pixels = np.rint(255 * as_float(some[n % 256])).astype("uint8")
             picture = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
-            scale = side / max(picture.size)
-            size = [max(1, round(length * scale)) for length in picture.size]
-            left = n % _COLUMNS * side + (side - size[0]) // 2
-            top = n // _COLUMNS * side + (side - size[1]) // 2
-            sheet.paste(picture.resize(size), (left, top))
+            picture.thumbnail((side, side), reducing_gap=None)
+            left = n % _COLUMNS * side + (side - picture.width) // 2
+            top = n // _COLUMNS * side + (side - picture.height) // 2
+            sheet.paste(picture, (left, top))
         encoded = io.BytesIO()
         sheet.save(encoded, "WEBP", quality=80)
         sheets.append(f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}")

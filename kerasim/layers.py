@@ -120,60 +120,6 @@ class CosineClassifier(_Layer):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class CrossBatchMemory(_Layer):
-    """`losses.PairSoftmaxLoss` whose negatives are right images of past batches as well.
-
-    Takes a list of both embeddings, `(batch, 2, dim)`, and groups, `(batch, 2)` integers from 0,
-    and gives the embeddings back. In training it adds to the loss of the net, for each left image,
-    how far its own right one is from being chosen among those of the batch and of the memory,
-    without those that share a group with it; then the memory takes the batch in and forgets its
-    oldest. What it holds is as old as `size / batch` steps and gets no gradient. Otherwise the
-    batch stands alone.
-
-    Args:
-        size: Right embeddings that it holds, 1 or more.
-        temperature: As for `PairSoftmaxLoss`.
-        **kwargs: As for `keras.layers.Layer`.
-
-    Raises:
-        ArgumentError: If either is out of range.
-
-    Reference:
-        Wang et al., 2020. https://arxiv.org/abs/1912.06798
-    """
-
-    def __init__(self, size: int = 1024, temperature: float = 0.1, **kwargs):
-        super().__init__(**kwargs)
-        self.size = checks.integer("size", size)
-        self.temperature = checks.number("temperature", temperature, 1e-6)
-
-    def build(self, input_shape):
-        # Group -1: nothing there yet.
-        state = {"initializer": keras.initializers.Constant(-1.0), "trainable": False}
-        self.rights = self.add_weight((self.size, input_shape[0][-1]), name="rights", **state)
-        self.groups = self.add_weight((self.size, 2), name="groups", **state)
-
-    def call(self, inputs, training=False):
-        both, groups = inputs
-        directions = unit(both)
-        left, rights, marks = directions[:, 0], directions[:, 1], groups
-        own = ops.eye(ops.shape(both)[0], dtype="bool")
-        if training:
-            rights = ops.concatenate([rights, ops.stop_gradient(self.rights)])
-            marks = ops.concatenate([marks, self.groups])
-            own = ops.pad(own, ((0, 0), (0, self.size)))
-        logits = ops.matmul(left, ops.transpose(rights)) / self.temperature
-        shared = ops.any(groups[:, None, :, None] == marks[None, :, None, :], axis=(2, 3))
-        counts = own | (~shared & (marks[:, 0] >= 0))
-        total = ops.logsumexp(ops.where(counts, logits, -1e9), axis=1)
-        self.add_loss(ops.mean(total - ops.sum(ops.where(own, logits, 0.0), axis=1)))
-        if training:
-            self.rights.assign(ops.stop_gradient(rights[: self.size]))
-            self.groups.assign(marks[: self.size])
-        return both
-
-
-@keras.saving.register_keras_serializable("kerasim")
 class Sampling(_Layer):
     """Draws a code from a Gaussian in training, and gives its mean otherwise, as Dropout does.
 

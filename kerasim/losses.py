@@ -13,6 +13,7 @@ nothing to it. A batch that holds no valid pair or triplet costs 0, with a gradi
 """
 
 import math
+import re
 
 import keras
 import numpy as np
@@ -25,7 +26,16 @@ from kerasim.layers import DISTANCES, Configured, root, unit
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
 
-class _BatchLoss(Configured, keras.Loss):
+class _Loss(Configured, keras.Loss):
+    """Is called as its class is, where it gets no name: `SupConLoss` "sup_con_loss"."""
+
+    def __init__(self, name=None, **kwargs):
+        # A name that Keras counted up would change from one process to the next.
+        name = name or re.sub("(?!^)(?=[A-Z][a-z])", "_", type(self).__name__).lower()
+        super().__init__(name=name, **kwargs)
+
+
+class _BatchLoss(_Loss):
     """Mean cost of what counts in a batch: `_costs` returns costs and a mask of their shape."""
 
     def call(self, y_true, y_pred):
@@ -38,7 +48,7 @@ class _BatchLoss(Configured, keras.Loss):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class ContrastiveLoss(Configured, keras.Loss):
+class ContrastiveLoss(_Loss):
     """Draws like pairs together and pushes unlike pairs a margin apart.
 
     `same d**2 + (1 - same) max(margin - d, 0)**2`, where `y_true` is `same`, `(batch,)` or
@@ -50,7 +60,7 @@ class ContrastiveLoss(Configured, keras.Loss):
             embedding: two unit vectors lie at most 2 apart.
         squared_margin: True for `same d**2 + (1 - same) max(margin**2 - d**2, 0)`, which pushes
             far unlike pairs harder and near ones less.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the margin is negative.
@@ -59,10 +69,8 @@ class ContrastiveLoss(Configured, keras.Loss):
         Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
     """
 
-    def __init__(
-        self, margin: float = 1.0, squared_margin: bool = False, name="contrastive_loss", **kwargs
-    ):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, margin: float = 1.0, squared_margin: bool = False, **kwargs):
+        super().__init__(**kwargs)
         self.margin = checks.number("margin", margin, 0)
         self.squared_margin = checks.flag("squared_margin", squared_margin)
 
@@ -81,8 +89,8 @@ class ContrastiveLoss(Configured, keras.Loss):
 class _TripletLoss(_BatchLoss):
     """Mean of `max(d_ap - d_an + margin, 0)` over the triplets that mining keeps."""
 
-    def __init__(self, margin, mining, name, **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, margin: float = 0.2, mining: str = "all", **kwargs):
+        super().__init__(**kwargs)
         checks.choice("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
@@ -111,7 +119,7 @@ class TripletLoss(_TripletLoss):
             last scales the embeddings to unit length.
         mining: "all" valid triplets, those that cost nothing included; "semi_hard":
             `d_ap < d_an < d_ap + margin`; "hard": `d_an <= d_ap`. The mean is over those kept.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the margin is out of range, or distance or mining are not known.
@@ -121,14 +129,9 @@ class TripletLoss(_TripletLoss):
     """
 
     def __init__(
-        self,
-        margin: float = 0.2,
-        distance: str = "euclidean",
-        mining: str = "all",
-        name="triplet_loss",
-        **kwargs,
+        self, margin: float = 0.2, distance: str = "euclidean", mining: str = "all", **kwargs
     ):
-        super().__init__(margin, mining, name, **kwargs)
+        super().__init__(margin, mining, **kwargs)
         checks.choice("distance", distance, DISTANCES)
         self.distance = distance
 
@@ -152,7 +155,7 @@ class CosineTripletLoss(_TripletLoss):
     Args:
         margin: In units of the cosine, of which 2 is the most; 0 or more, above 0 for "semi_hard".
         mining: As for `TripletLoss`.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the margin is out of range, or the mining is not known.
@@ -161,13 +164,8 @@ class CosineTripletLoss(_TripletLoss):
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
     """
 
-    def __init__(
-        self, margin: float = 0.2, mining: str = "all", name="cosine_triplet_loss", **kwargs
-    ):
-        super().__init__(margin, mining, name, **kwargs)
-
     def _costs(self, y_true, y_pred):
-        distances = 1 - _left_by_right(y_pred)
+        distances = 1 - _cosines(y_pred[:, 0], y_pred[:, 1])
         others = _other_groups(y_true, y_pred)
         return self._mine(ops.diagonal(distances)[:, None], distances, others)
 
@@ -175,8 +173,8 @@ class CosineTripletLoss(_TripletLoss):
 class _SoftmaxLoss(_BatchLoss):
     """A loss on cosines over a temperature."""
 
-    def __init__(self, temperature, name, **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, temperature: float = 0.1, **kwargs):
+        super().__init__(**kwargs)
         self.temperature = checks.number("temperature", temperature, 1e-6)
 
 
@@ -191,7 +189,7 @@ class PairSoftmaxLoss(_SoftmaxLoss):
 
     Args:
         temperature: Above 0; the lower, the more the hardest negatives count.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the temperature is not above 0.
@@ -201,11 +199,8 @@ class PairSoftmaxLoss(_SoftmaxLoss):
         temperature and cosine: Chen et al., 2020. https://arxiv.org/abs/2002.05709
     """
 
-    def __init__(self, temperature: float = 0.1, name="pair_softmax_loss", **kwargs):
-        super().__init__(temperature, name, **kwargs)
-
     def call(self, y_true, y_pred):
-        logits = _left_by_right(y_pred) / self.temperature
+        logits = _cosines(y_pred[:, 0], y_pred[:, 1]) / self.temperature
         own = ops.eye(ops.shape(logits)[0], dtype="bool")
         others = _other_groups(y_true, y_pred)
         total = ops.logsumexp(ops.where(own | others, logits, _FAR), axis=1)
@@ -227,7 +222,7 @@ class AngularLoss(_BatchLoss):
 
     Args:
         angle: In degrees, from 0.001 to 89.9.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the angle is out of range.
@@ -236,8 +231,8 @@ class AngularLoss(_BatchLoss):
         Wang et al., 2017. https://arxiv.org/abs/1708.01682
     """
 
-    def __init__(self, angle: float = 40.0, name="angular_loss", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, angle: float = 40.0, **kwargs):
+        super().__init__(**kwargs)
         self.angle = checks.number("angle", angle, 1e-3, 89.9)
 
     def _costs(self, y_true, y_pred):
@@ -263,7 +258,7 @@ class MultiSimilarityLoss(_BatchLoss):
         alpha: Sharpness on positives; above 0.
         beta: Sharpness on negatives; above 0.
         base: Cosine that positives should exceed, and negatives not; -1 to 1.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If any of them is out of range.
@@ -272,15 +267,8 @@ class MultiSimilarityLoss(_BatchLoss):
         Wang et al., 2019. https://arxiv.org/abs/1904.06627
     """
 
-    def __init__(
-        self,
-        alpha: float = 2.0,
-        beta: float = 50.0,
-        base: float = 0.5,
-        name="multi_similarity_loss",
-        **kwargs,
-    ):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, **kwargs):
+        super().__init__(**kwargs)
         self.alpha = checks.number("alpha", alpha, 1e-6)
         self.beta = checks.number("beta", beta, 1e-6)
         self.base = checks.number("base", base, -1, 1)
@@ -303,7 +291,7 @@ class SupConLoss(_SoftmaxLoss):
 
     Args:
         temperature: Above 0; the lower, the more the hardest negatives count.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the temperature is not above 0.
@@ -311,9 +299,6 @@ class SupConLoss(_SoftmaxLoss):
     Reference:
         Khosla et al., 2020, `L_out`. https://arxiv.org/abs/2004.11362
     """
-
-    def __init__(self, temperature: float = 0.1, name="sup_con_loss", **kwargs):
-        super().__init__(temperature, name, **kwargs)
 
     def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
@@ -334,7 +319,7 @@ class NTXentLoss(_SoftmaxLoss):
 
     Args:
         temperature: Above 0; the lower, the more the hardest negatives count.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If the temperature is not above 0.
@@ -342,9 +327,6 @@ class NTXentLoss(_SoftmaxLoss):
     Reference:
         Chen et al., 2020. https://arxiv.org/abs/2002.05709
     """
-
-    def __init__(self, temperature: float = 0.1, name="nt_xent_loss", **kwargs):
-        super().__init__(temperature, name, **kwargs)
 
     def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
@@ -354,7 +336,7 @@ class NTXentLoss(_SoftmaxLoss):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class ArcFaceLoss(Configured, keras.Loss):
+class ArcFaceLoss(_Loss):
     """Softmax cross-entropy in which the angle to the own class is made wider by a margin.
 
     `-log(exp(scale cos(t + margin)) / (exp(scale cos(t + margin)) + sum over other classes of
@@ -368,7 +350,7 @@ class ArcFaceLoss(Configured, keras.Loss):
     Args:
         margin: In radians, 0 to pi / 2.
         scale: What cosines are multiplied by; above 0.
-        name, **kwargs: As for `keras.Loss`.
+        **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
         ArgumentError: If margin or scale are out of range.
@@ -377,8 +359,8 @@ class ArcFaceLoss(Configured, keras.Loss):
         Deng et al., 2019. https://arxiv.org/abs/1801.07698
     """
 
-    def __init__(self, margin: float = 0.5, scale: float = 64.0, name="arc_face_loss", **kwargs):
-        super().__init__(name=name, **kwargs)
+    def __init__(self, margin: float = 0.5, scale: float = 64.0, **kwargs):
+        super().__init__(**kwargs)
         self.margin = checks.number("margin", margin, 0, math.pi / 2)
         self.scale = checks.number("scale", scale, 1e-6)
 
@@ -448,14 +430,10 @@ def _with_negative(alike, unlike):
     return alike & ops.any(unlike, axis=1, keepdims=True)
 
 
-def _cosines(embeddings):
-    directions = unit(embeddings)
-    return ops.matmul(directions, ops.transpose(directions))
-
-
-def _left_by_right(y_pred):
-    directions = unit(y_pred)
-    return ops.matmul(directions[:, 0], ops.transpose(directions[:, 1]))
+def _cosines(left, right=None):
+    """Returns the cosine of each vector with each of `right`, or of its own batch."""
+    left = unit(left)
+    return ops.matmul(left, ops.transpose(left if right is None else unit(right)))
 
 
 def _pairwise(embeddings, distance):

@@ -6,6 +6,7 @@ where kinds are compared: classes differ in their marker, too, neighbours in the
 frame, like and unlike pairs in hatching.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,10 +50,8 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
                 name = f"{part} {column.removeprefix('val_')}"
                 ax.plot(frame["epoch"], frame[column], style, color=colour, label=name)
     ax.locator_params("x", integer=True)
-    ax.set_xlabel("epoch")
+    ax.set(xlabel="epoch", yscale="log" if log else ax.get_yscale())
     ax.set_ylabel(keys[0] if len(keys) == 1 else "value", parse_math=False)
-    if log:
-        ax.set_yscale("log")
     ax.grid(alpha=0.3)
     _legend(ax)
     return ax
@@ -83,9 +82,7 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
     room = 0.25 if titles is not None else 0
     figure, axes = _figure(rows, columns, size, size * height / width + room)
     for n, ax in enumerate(axes.flat[: len(images)]):
-        _show(ax, images[n])
-        if titles is not None:
-            ax.set_title(str(titles[n]), fontsize=8, pad=2, parse_math=False)
+        _show(ax, images[n], "" if titles is None else str(titles[n]))
     return figure
 
 
@@ -105,11 +102,10 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
     labels = checks.listed("labels", labels)
-    if len(labels) != len(rows) or len({np.shape(row) for row in rows}) != 1:
-        raise ArgumentError(
-            f"labels={tuple(labels)} and rows of shapes {[np.shape(row) for row in rows]} do not "
-            "match: pass one name for each row, and rows of one shape."
-        )
+    shapes = [np.shape(row) for row in rows]
+    if len(labels) != len(rows) or len(set(shapes)) != 1:
+        what = f"labels={tuple(labels)} and rows of shapes {shapes} do not match"
+        raise ArgumentError(f"{what}: pass one name for each row, and rows of one shape.")
     figure, axes = _figure(len(rows), len(images), 0.95, 0.95, left=1.1)
     for label, row, line in zip(labels, rows, axes, strict=True):
         for ax, image in zip(line, row, strict=True):
@@ -131,13 +127,11 @@ def denoising(noisy, denoised, clean, psnr=None):
     Raises:
         ArgumentError: If the rows are of several shapes, or `psnr` is not two numbers.
     """
-    names = ["noisy", "denoised"]
+    names = ["noisy", "denoised", "clean"]
     if psnr is not None:
-        if len(checks.listed("psnr", psnr)) != 2:
-            raise ArgumentError(f"psnr={psnr!r} must be two numbers: pass (noisy, denoised).")
-        values = [checks.number("each of psnr", value) for value in psnr]
-        names = [f"{name}\n{value:.1f} dB" for name, value in zip(names, values, strict=True)]
-    return reconstructions(noisy, denoised, clean, labels=(*names, "clean"))
+        for n, value in enumerate(checks.each("psnr", psnr, 2, "rows, noisy and denoised", 1)):
+            names[n] += f"\n{checks.number('each of psnr', value):.1f} dB"
+    return reconstructions(noisy, denoised, clean, labels=names)
 
 
 def latent_distribution(codes, ax=None, title: str = ""):
@@ -209,14 +203,13 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     return ax
 
 
-def roc(verification, ax=None, label: str = "", log: bool = False):
+def roc(verification, ax=None, label: str = ""):
     """Draws the share of like pairs accepted over that of unlike ones, and the equal error rate.
 
     Args:
         verification: What `metrics.verification` returns.
         ax: Axes to draw on, others' curves on it included; None for new ones.
         label: Name of the curve; its area and equal error rate are added.
-        log: Logarithmic share of unlike pairs, to see what few errors cost.
 
     Returns:
         The axes.
@@ -234,31 +227,21 @@ def roc(verification, ax=None, label: str = "", log: bool = False):
     ax.plot(verification.fpr[corners], verification.tpr[corners], color=colour, label=name)
     ax.plot(verification.eer, 1 - verification.eer, "o", color=colour)
     ax.set(xlabel="unlike pairs accepted", ylabel="like pairs accepted")
-    if log:
-        ax.set_xscale("log")
     ax.grid(alpha=0.3)
     _legend(ax, fontsize=8, loc="lower right")
     return ax
 
 
-def latent_map(
-    coordinates,
-    labels=None,
-    class_names=None,
-    images=None,
-    ax=None,
-    thumbnails: int = 60,
-    seed: int = 0,
-):
+def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None, seed: int = 0):
     """Draws a map of latent space: a point for each image, thumbnails for a few.
 
     Args:
         coordinates: `(n, 2)`, such as `Projection` gives.
         labels: `(n,)` integers for colour and marker, or None.
         class_names: A name for each label.
-        images: `(n, height, width, channels)` for thumbnails, or None.
+        images: `(n, height, width, channels)` for thumbnails, or None. At most 60 are shown, and
+            they never cover one another.
         ax: Axes to draw on; None for new ones.
-        thumbnails: How many images to show at most; they never cover one another.
         seed: Chooses them.
 
     Returns:
@@ -271,20 +254,16 @@ def latent_map(
     if images is not None:
         images = _check_some("images", images)
         checks.each("images", range(len(images)), len(coordinates), "coordinates")
-    checks.integer("thumbnails", thumbnails, 0)
     checks.integer("seed", seed, 0)
     if labels is not None:
-        labels = checks.each("labels", labels, len(coordinates), "coordinates")
+        labels = checks.each("labels", labels, len(coordinates), "coordinates", 1)
         classes = np.unique(labels)
         names = [str(label) for label in classes]
         if class_names is not None:
             class_names = checks.listed("class_names", class_names)
-            whole = labels.dtype.kind in "iu"
-            if not (whole and 0 <= classes[0] <= classes[-1] < len(class_names)):
-                raise ArgumentError(
-                    f"class_names has {len(class_names)} entries; labels go from {classes[0]} to "
-                    f"{classes[-1]}: pass integer labels from 0, and a name for each."
-                )
+            if labels.dtype.kind not in "iu" or classes[0] < 0 or classes[-1] >= len(class_names):
+                came = f"class_names are {len(class_names)}, labels {classes[0]} to {classes[-1]}"
+                raise ArgumentError(f"{came}: pass integer labels from 0, and a name for each.")
             names = [str(class_names[label]) for label in classes]
     ax = _axes(ax, (9, 7))
     alpha = float(np.clip(30 / np.sqrt(len(coordinates)), 0.25, 0.9))
@@ -302,18 +281,18 @@ def latent_map(
         for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
             handle.set_alpha(1)
     if images is not None:
-        _thumbnails(ax, coordinates, images, thumbnails, seed)
+        _thumbnails(ax, coordinates, images, seed)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     return ax
 
 
-def _thumbnails(ax, coordinates, images, count, seed):
+def _thumbnails(ax, coordinates, images, seed):
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     span = np.ptp(coordinates, axis=0).max() or 1.0
     shown = np.empty((0, 2))
     for n in np.random.default_rng(seed).permutation(len(coordinates)):
-        if len(shown) == count:
+        if len(shown) == 60:
             break
         if (np.abs(shown - coordinates[n]).max(axis=1) < 0.07 * span).any():
             continue
@@ -351,13 +330,11 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
             checks.shape(name, rows, shape, "pass those of the images found")
     figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
     for row, line in enumerate(axes):
-        _show(line[0], queries[row])
-        line[0].set_title("query" if row == 0 else "", fontsize=8, pad=2)
+        _show(line[0], queries[row], "query" if row == 0 else "")
         _frame(line[0], "black", "-", 2)
         for column, ax in enumerate(line[1:]):
-            _show(ax, found[row, column])
-            if distances is not None:
-                ax.set_title(f"{distances[row][column]:.3g}", fontsize=8, pad=2)
+            title = "" if distances is None else f"{distances[row][column]:.3g}"
+            _show(ax, found[row, column], title)
             if labels is not None and query_labels is not None:
                 same = labels[row][column] == query_labels[row]
                 _frame(ax, COLOURS[2] if same else COLOURS[1], "-" if same else "--", 2)
@@ -382,21 +359,16 @@ def network(model, ax=None):
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
         came = f"Received {type(model).__name__}: pass one made by a builder, or call it once."
         raise ArgumentError(f"model must be a built keras.Model. {came}")
-    steps = []
-    for kind, shape in _outputs(model):
-        if not steps or shape != steps[-1][1]:
-            steps.append((kind, shape))
+    steps = [next(alike) for _, alike in itertools.groupby(_outputs(model), lambda step: step[1])]
     if any(None in shape or not shape for _, shape in steps):
-        raise ArgumentError(
-            "model has layers of no fixed size, or that give single numbers: build it with an "
-            "image_shape to draw it; a net that is told a step, as a U-Net is, is no row of bars."
-        )
+        what = "model has layers of no fixed size, or that give single numbers"
+        mend = "build it with an image_shape to draw it; a U-Net, told a step, is no row of bars"
+        raise ArgumentError(f"{what}: {mend}.")
     ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
     left, kinds = 0.0, list(dict.fromkeys(kind for kind, _ in steps))
     for kind, shape in steps:
-        area, depth = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else (1, shape[-1])
-        tall = 0.3 + 0.28 * np.log2(area) / 2
-        broad = 0.12 + 0.055 * np.log2(depth)
+        tall = 0.3 + 0.14 * np.log2(np.prod(shape[:-1]))
+        broad = 0.12 + 0.055 * np.log2(shape[-1])
         colour = COLOURS[kinds.index(kind) % len(COLOURS)]
         style = {"color": colour, "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
         ax.bar(left, tall, broad, -tall / 2, align="edge", **style)
@@ -429,11 +401,9 @@ def _check_some(name, images) -> Any:
 
 
 def _axes(ax, size):
-    if ax is not None:
-        return ax
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1]
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def _legend(ax, *entries, **style):
@@ -462,6 +432,7 @@ def _frame(ax, colour, style, width):
         spine.set(edgecolor=colour, linestyle=style, linewidth=width, visible=width > 0)
 
 
-def _show(ax, image):
+def _show(ax, image, title=""):
     image = as_float(image)
     ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
+    ax.set_title(title, fontsize=8, pad=2, parse_math=False)

@@ -199,7 +199,6 @@ def test_a_colour_is_seen_on_white_and_on_dark(code):
             "a position outside 0 to 29|expected integers",
         ),
         ({"images": IMAGES[..., :2]}, "channels=2 is not known"),
-        ({"thumbnail": 4}, "thumbnail=4 is out of range"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(change, message, tmp_path):

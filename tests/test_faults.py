@@ -221,7 +221,7 @@ def public(root):
             {**shape, "embedding_dim": 2, "convs": 1, "dense_width": 2},
         ),
         "models.resnet_embedder": (models.resnet_embedder, {**shape, "embedding_dim": 2}),
-        "models.siamese": (models.siamese, {"embedder": EMBEDDER, "distance": None, "memory": 2}),
+        "models.siamese": (models.siamese, {"embedder": EMBEDDER, "distance": None}),
         "models.ensemble": (models.ensemble, {"embedders": [EMBEDDER, EMBEDDER]}),
         "models.unet": (
             models.unet,
@@ -365,7 +365,6 @@ def public(root):
                 "labels": LABELS,
                 "class_names": ["a", "b", "c"],
                 "images": FLOATS,
-                "thumbnails": 2,
                 "seed": 0,
             },
         ),
@@ -389,7 +388,6 @@ def public(root):
                 "labels": LABELS,
                 "neighbors": {"cosine": np.zeros((7, 2), int)},
                 "title": "a",
-                "thumbnail": 8,
             },
         ),
         "export.export_saved_model": (
@@ -532,12 +530,12 @@ def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(na
 
 INTEGERS = set(
     "batch_size epochs latent_dim embedding_dim dense_width convs blocks patch groups num_classes "
-    "attention memory n k m n_neighbors batches seed shift steps bits ef_construction ef_search "
-    "resamples columns thumbnails thumbnail chunk workers gpus shards".split()
+    "attention n k m n_neighbors batches seed shift steps bits ef_construction ef_search "
+    "resamples columns chunk workers gpus shards".split()
 )
 OPEN = {  # where None, or 0, has a meaning
-    None: {"n", "batches", "groups", "dense_width", "embedding_dim", "num_classes", "thumbnail"},
-    0: {"seed", "shift", "blocks", "attention", "memory", "bits", "thumbnails", "gpus"},
+    None: {"n", "batches", "groups", "dense_width", "embedding_dim", "num_classes"},
+    0: {"seed", "shift", "blocks", "attention", "bits", "gpus"},
 }
 
 

@@ -11,7 +11,6 @@ from kerasim.layers import (
     AttentionPooling,
     BackbonePreprocessing,
     CosineClassifier,
-    CrossBatchMemory,
     Distance,
     GeneralizedMean,
     LogEnergy,
@@ -189,7 +188,6 @@ def test_the_generalized_mean_goes_from_the_average_towards_the_maximum():
 LAYERS = [
     Distance("cosine"),
     CosineClassifier(4),
-    CrossBatchMemory(8, 0.3),
     Sampling(0.3, 7),
     TimeEmbedding(6),
     LogEnergy(),
@@ -208,7 +206,6 @@ def test_every_layer_is_rebuilt_below():
 SETTINGS = {
     "Distance": "metric",
     "CosineClassifier": "num_classes",
-    "CrossBatchMemory": "size temperature",
     "Sampling": "weight seed",
     "TimeEmbedding": "dim",
     "LogEnergy": "",
@@ -236,4 +233,3 @@ def test_the_shapes_that_layers_state_are_those_they_give():
     for layer in (LogEnergy(), AttentionPooling(), GeneralizedMean()):
         assert layer(maps).shape == (None, 3)
     assert BackbonePreprocessing("vgg16")(maps).shape == (None, 8, 8, 3)
-    assert CrossBatchMemory(4)([keras.Input((2, 5)), keras.Input((2,))]).shape == (None, 2, 5)

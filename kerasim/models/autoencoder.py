@@ -41,9 +41,8 @@ def conv_autoencoder(
     Reference:
         Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647
     """
-    image_shape = parts.check_image_shape(image_shape)
+    image_shape, widths = parts.check_sizes(image_shape, widths)
     latent_dim = checks.integer("latent_dim", latent_dim)
-    widths = parts.check_widths("widths", widths)
     dense_widths = parts.check_widths("dense_widths", dense_widths)
     # The last convolution takes 3 pixels; n after pooling and a convolution were 2 n + 2 before.
     parts.check_least(image_shape, 5 * 2 ** (len(widths) - 1) - 2, widths)
@@ -101,32 +100,18 @@ def residual_autoencoder(
     Reference:
         He et al., 2016. https://arxiv.org/abs/1512.03385
     """
-    widths = parts.check_widths("widths", widths)
-    image_shape = parts.check_image_shape(image_shape, 2 ** len(widths))
+    image_shape, widths = parts.check_sizes(image_shape, widths, 2)
     latent_dim = checks.integer("latent_dim", latent_dim)
     checks.integer("blocks", blocks, 0)
     dense_width = checks.integer("dense_width", dense_width)
 
     images = keras.Input(image_shape, name="images")
-    x = images
-    for n, filters in enumerate(widths, start=1):
-        x = parts.conv(x, filters, f"down{n}", 2, activation)
-    for block in range(1, blocks + 1):
-        x = parts.residual_block(x, widths[-1], f"block{block}", activation)
-    inner_shape = x.shape[1:]
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(dense_width, activation=activation, name="dense")(x)
+    x, shape = parts.encoded(images, widths, dense_width, activation, blocks)
     codes = layers.Dense(latent_dim, dtype="float32", name="codes")(x)
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
-    x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
-    x = layers.Dense(math.prod(inner_shape), activation=activation, name="dense2")(x)
-    x = layers.Reshape(inner_shape, name="reshape")(x)
-    for block in range(1, blocks + 1):
-        x = parts.residual_block(x, widths[-1], f"block{block}", activation)
-    for n in range(len(widths), 1, -1):
-        x = parts.double(x, widths[n - 2], f"up{n}", activation=activation)
+    x = parts.decoded(codes, shape, widths, dense_width, activation, blocks)
     image = parts.double(x, image_shape[2], "up1", activation="sigmoid", dtype="float32")
     return parts.joined(encoder, keras.Model(codes, image, name="decoder"), name)
 
@@ -161,8 +146,7 @@ def denoising_autoencoder(
         Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; the residual: Zhang et al.,
         2017. https://arxiv.org/abs/1608.03981
     """
-    widths = parts.check_widths("widths", widths)
-    image_shape = parts.check_image_shape(image_shape, 2 ** (len(widths) - 1))
+    image_shape, widths = parts.check_sizes(image_shape, widths, 1)
     checks.integer("blocks", blocks, 0)
 
     def stage(x, filters, name):

@@ -1,5 +1,7 @@
 """What several model families share."""
 
+import math
+
 import keras
 import numpy as np
 from keras import layers
@@ -25,35 +27,37 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
             checks.integer(f"{name} of image_shape={shape}", n)
     shape = tuple(n if n is None else int(n) for n in shape)
     if factor > 1 and any(n % factor for n in shape[:2]):
-        nearest = [
-            sorted({max(factor, n // factor * factor), -(-n // factor) * factor}) for n in shape[:2]
-        ]
-        raise ArgumentError(
-            f"image_shape={shape} cannot be halved to the last stage: height and width must be "
-            f"multiples of {factor}. The nearest heights are {nearest[0]}, the nearest widths "
-            f"{nearest[1]}: resize the images, or build fewer stages."
-        )
+        high, wide = (sorted({n - n % factor or factor, n + -n % factor}) for n in shape[:2])
+        what = f"image_shape={shape} must have a height and a width that are multiples of {factor}"
+        nearest = f"The nearest heights are {high}, the nearest widths {wide}"
+        raise ArgumentError(f"{what}. {nearest}: resize the images, or build fewer stages.")
     return shape
 
 
 def check_least(image_shape, least: int, widths) -> None:
     """Raises unless an image is high and wide enough for as many stages as there are `widths`."""
     if min(image_shape[:2]) < least:
-        raise ArgumentError(
-            f"image_shape={image_shape} shrinks to nothing in {len(widths)} stages, one for each "
-            f"of widths={widths}: height and width must be {least} or more. Resize the images or "
-            "pass fewer widths."
-        )
+        what = f"image_shape={image_shape} shrinks to nothing in the stages of widths={widths}"
+        mend = "Resize the images or pass fewer widths"
+        raise ArgumentError(f"{what}: height and width must be {least} or more. {mend}.")
 
 
 def check_widths(name: str, widths) -> tuple[int, ...]:
     """Returns `widths` as a tuple of positive integers, one for each stage."""
-    if isinstance(widths, (str, bytes)) or not np.iterable(widths):
-        raise ArgumentTypeError(f"{name}={widths!r} is no tuple: pass such as (32, 64).")
-    widths = tuple(checks.integer(f"each of {name}", width) for width in widths)
+    widths = tuple(checks.integer(f"each of {name}", n) for n in checks.listed(name, widths))
     if not widths:
         raise ArgumentError(f"{name}=() is empty: pass one number or more, such as (32, 64).")
     return widths
+
+
+def check_sizes(image_shape, widths, step: int = 0) -> tuple[tuple, tuple[int, ...]]:
+    """Returns `image_shape` and `widths` if they are such.
+
+    With a `step`, height and width must be multiples of it, and of twice as much for each of
+    `widths` but the first.
+    """
+    widths = check_widths("widths", widths)
+    return check_image_shape(image_shape, step * 2 ** (len(widths) - 1)), widths
 
 
 def conv(x, filters: int, name: str, strides: int = 1, activation: str | None = "relu", **kwargs):
@@ -96,3 +100,28 @@ def joined(encoder, decoder, name: str) -> keras.Model:
     """Images to codes and back, in one model of two layers, "encoder" and "decoder"."""
     images = keras.Input(encoder.input_shape[1:], name="images")
     return keras.Model(images, decoder(encoder(images)), name=name)
+
+
+def encoded(x, widths, dense_width: int, activation: str, blocks: int = 0):
+    """Halves images once for each of `widths`, then makes a row of numbers of them.
+
+    Returns those, and the shape of the map that they were made of.
+    """
+    for n, filters in enumerate(widths, start=1):
+        x = conv(x, filters, f"down{n}", 2, activation)
+    for block in range(1, blocks + 1):
+        x = residual_block(x, widths[-1], f"block{block}", activation)
+    row = layers.Flatten(name="flatten")(x)
+    return layers.Dense(dense_width, activation=activation, name="dense")(row), x.shape[1:]
+
+
+def decoded(codes, shape, widths, dense_width: int, activation: str, blocks: int = 0):
+    """Makes a map of `shape` of codes, and doubles it once for each of `widths` but the first."""
+    x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
+    x = layers.Dense(math.prod(shape), activation=activation, name="dense2")(x)
+    x = layers.Reshape(shape, name="reshape")(x)
+    for block in range(1, blocks + 1):
+        x = residual_block(x, widths[-1], f"block{block}", activation)
+    for n in range(len(widths), 1, -1):
+        x = double(x, widths[n - 2], f"up{n}", activation=activation)
+    return x

@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from kerasim import checks
-from kerasim.models.blocks import check_image_shape, check_least, check_widths, conv_norm
+from kerasim.models.blocks import check_least, check_sizes, conv_norm
 
 
 def conv_embedder(
@@ -40,9 +40,8 @@ def conv_embedder(
     Raises:
         ArgumentError: If the image is too small for that many stages.
     """
-    image_shape = check_image_shape(image_shape)
+    image_shape, widths = check_sizes(image_shape, widths)
     embedding_dim = checks.integer("embedding_dim", embedding_dim)
-    widths = check_widths("widths", widths)
     convs = checks.integer("convs", convs)
     check_least(image_shape, (2 * convs + 1) * 2 ** (len(widths) - 1), widths)
 
@@ -92,9 +91,8 @@ def resnet_embedder(
     Reference:
         He et al., 2016. https://arxiv.org/abs/1512.03385
     """
-    image_shape = check_image_shape(image_shape)
+    image_shape, widths = check_sizes(image_shape, widths)
     embedding_dim = checks.integer("embedding_dim", embedding_dim)
-    widths = check_widths("widths", widths)
     check_least(image_shape, 2 ** (len(widths) - 1), widths)
 
     images = keras.Input(image_shape, name="images")

@@ -7,7 +7,6 @@ import re
 import sys
 
 import keras
-import numpy as np
 from keras import layers
 
 from kerasim import artifacts, checks
@@ -86,15 +85,14 @@ def pretrained_embedder(
     checks.choice("pooling", pooling, tuple(_POOLINGS))
     checks.flag("self_attention", self_attention)
     artifacts.check_path("weights", "none" if weights is None else weights)
-    height, width, channels = image_shape = check_image_shape(image_shape, open_size=True)
-    if channels not in (1, 3):
+    image_shape = check_image_shape(image_shape, open_size=True)
+    if image_shape[2] not in (1, 3):
         raise ArgumentError(f"image_shape={image_shape}: pass 3 channels, or 1 for grey images.")
     if stages is not None:
-        named = np.iterable(stages) and not isinstance(stages, (str, bytes))
-        given, stages = stages, tuple(stages) if named else ()
+        stages = tuple(checks.listed("stages", stages))
         if not stages:
-            raise ArgumentError(f"stages={given!r} names no layers: pass such as ('block4_pool',).")
-    rgb = (height, width, 3)
+            raise ArgumentError("stages=() names no layers: pass such as ('block4_pool',).")
+    rgb = (*image_shape[:2], 3)
     if isinstance(backbone, str):
         if preprocess is not None:
             mend = "Leave it None, or pass the backbone as a keras.Model."
@@ -103,8 +101,7 @@ def pretrained_embedder(
     elif weights not in ("imagenet", None):
         mend = "Leave it out, and call backbone.load_weights before."
         raise ArgumentError(f"weights={weights!r}: a backbone that is a model has its own. {mend}")
-    height, width = _check_backbone(backbone, rgb)
-    image_shape = (height, width, channels)
+    image_shape = (*_check_backbone(backbone, rgb), image_shape[2])
     if (self_attention or pooling == "flatten") and None in image_shape:
         what = f"image_shape={image_shape} leaves the size open, and these features are flattened"
         raise ArgumentError(f"{what}: pass a height and a width, or another pooling.")
@@ -116,7 +113,8 @@ def pretrained_embedder(
         checks.kind("preprocess", preprocess, layers.Layer, mend)
 
     images = keras.Input(image_shape, name="images")
-    x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if channels == 1 else images
+    grey = image_shape[2] == 1
+    x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if grey else images
     x = x if preprocess is None else preprocess(x)
     maps = backbone.outputs if stages is None else [_output(backbone, name) for name in stages]
     several = len(maps) > 1
@@ -206,22 +204,18 @@ def _named(name, weights, image_shape):
     if weights == "imagenet":
         file = data_dir() / _SQUEEZENET
         if not file.exists():
-            raise ArtifactError(
-                f"There is no {ascii(str(file))}: put the file of that name from "
-                "github.com/DeepCognition/keras-squeezenet there, or name its folder in "
-                "KERASIM_DATA_DIR."
-            )
+            mend = "put the file of that name from github.com/DeepCognition/keras-squeezenet there"
+            what = f"There is no {ascii(str(file))}"
+            raise ArtifactError(f"{what}: {mend}, or name its folder in KERASIM_DATA_DIR.")
         if hashlib.sha256(file.read_bytes()).hexdigest() != _SQUEEZENET_SHA256:
             raise ArtifactError(f"{ascii(str(file))} is damaged: fetch it again.")
     else:
-        file = artifacts.check_file(artifacts.check_path("weights", weights))
+        file = artifacts.check_file(weights)
     try:
         backbone.load_weights(file)
     except Exception as error:  # Keras and h5py raise whatever comes
-        what = (
-            f"{ascii(str(file))} does not fit the backbone {name!r} without its top, or is damaged"
-        )
-        mend = "pass the weights of that backbone, as .h5 or .weights.h5"
+        what = f"{ascii(str(file))} does not fit the backbone {name!r}, or is damaged"
+        mend = "pass the weights of that backbone without its top, as .h5 or .weights.h5"
         raise ArtifactError(f"{what} ({error}): {mend}.") from error
     return backbone
 
@@ -229,10 +223,9 @@ def _named(name, weights, image_shape):
 def _download(build, name, image_shape):
     # Keras checks a download only if it knows its hash.
     if "file_hash" not in inspect.getsource(sys.modules[build.__module__]):
-        raise ArgumentError(
-            f'weights="imagenet": Keras knows no hash of the file of {name!r}, so that a damaged '
-            "one would go unseen. Fetch it yourself and pass its path, or take another backbone."
-        )
+        what = f'weights="imagenet": Keras knows no hash of the file of {name!r} to check it by'
+        mend = "Fetch it yourself and pass its path, or take another backbone"
+        raise ArgumentError(f"{what}. {mend}.")
     try:
         return build(include_top=False, weights="imagenet", input_shape=image_shape)
     except Exception as error:  # a bare Exception when it is offline, ValueError if damaged
@@ -249,14 +242,12 @@ def _squeezenet(include_top, weights, input_shape):
     """SqueezeNet v1.1, with the names of keras-squeezenet."""
     images = keras.Input(input_shape)
     x = layers.Conv2D(64, 3, 2, activation="relu", name="conv1")(images)
+    wide = {"padding": "same", "activation": "relu"}
     for n in range(2, 10):
         if n in (2, 4, 6):
             x = layers.MaxPooling2D(3, 2, name=f"pool{n - 1}")(x)
         narrow = 16 * (n // 2)
         x = layers.Conv2D(narrow, 1, activation="relu", name=f"fire{n}_squeeze")(x)
-        sides = [
-            layers.Conv2D(4 * narrow, k, padding="same", activation="relu", name=f"fire{n}_{k}x{k}")
-            for k in (1, 3)
-        ]
-        x = layers.Concatenate(name=f"fire{n}")([side(x) for side in sides])
+        sides = [layers.Conv2D(4 * narrow, k, name=f"fire{n}_{k}x{k}", **wide)(x) for k in (1, 3)]
+        x = layers.Concatenate(name=f"fire{n}")(sides)
     return keras.Model(images, x, name="squeezenet")

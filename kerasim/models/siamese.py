@@ -6,14 +6,11 @@ from keras import layers
 from kerasim import checks
 from kerasim.data import check_embedder
 from kerasim.errors import ArgumentError
-from kerasim.layers import DISTANCES, CrossBatchMemory, Distance
+from kerasim.layers import DISTANCES, Distance
 
 
 def siamese(
-    embedder: keras.Model,
-    distance: str | None = "euclidean",
-    name: str = "siamese",
-    memory: int = 0,
+    embedder: keras.Model, distance: str | None = "euclidean", name: str = "siamese"
 ) -> keras.Model:
     """Builds a net that passes two images through one embedder, whose weights they share.
 
@@ -22,19 +19,14 @@ def siamese(
         distance: "euclidean", "squared_euclidean" or "cosine"; None for the embeddings of both,
             which `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` take.
         name: Name of the model.
-        memory: With `distance=None`, how many right embeddings of past batches are negatives,
-            too, so that small batches have many (`layers.CrossBatchMemory`). The net then has a
-            loss of its own, so compile it with an optimizer alone, and takes
-            `data.LabelledPairBatches(..., give_groups=True)`. 0 for none.
 
     Returns:
         Model from `[left, right]`, each `(batch, *image_shape)`, to their distances
-        `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`; with `memory`
-        from `[left, right, groups]`, the last `(batch, 2)`.
+        `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`.
 
     Raises:
-        ArgumentError: If the embedder does not map one image to one vector, or there is a
-            memory and a distance.
+        ArgumentError: If the embedder does not map one image to one vector, or there is no such
+            distance.
 
     Reference:
         Bromley et al., 1993, Signature verification using a "Siamese" time delay neural network;
@@ -43,9 +35,6 @@ def siamese(
     shape, dim = check_embedder("embedder", embedder)
     if distance is not None:
         checks.choice("distance", distance, DISTANCES)
-    if checks.integer("memory", memory, 0) and distance is not None:
-        mend = f"distance={distance!r} gives none: pass distance=None"
-        raise ArgumentError(f"memory={memory} is of embeddings, and {mend}.")
     left, right = keras.Input(shape, name="left"), keras.Input(shape, name="right")
     vectors = [embedder(left), embedder(right)]
     if distance is not None:
@@ -53,11 +42,7 @@ def siamese(
     else:
         both = layers.Concatenate(dtype="float32")(vectors)
         output = layers.Reshape((2, dim), dtype="float32", name="both")(both)
-    if not memory:
-        return keras.Model([left, right], output, name=name)
-    groups = keras.Input((2,), name="groups")
-    output = CrossBatchMemory(memory, name="memory")([output, groups])
-    return keras.Model([left, right, groups], output, name=name)
+    return keras.Model([left, right], output, name=name)
 
 
 def ensemble(embedders, name: str = "ensemble") -> keras.Model:

@@ -10,7 +10,7 @@ from kerasim import checks
 from kerasim.diffusion import NoiseSchedule
 from kerasim.errors import ArgumentError
 from kerasim.layers import LogEnergy, TimeEmbedding
-from kerasim.models.blocks import check_image_shape, check_widths, conv, zero_conv
+from kerasim.models.blocks import check_sizes, conv, zero_conv
 
 
 def unet(
@@ -62,9 +62,8 @@ def unet(
         https://arxiv.org/abs/2301.11093; velocity: Salimans & Ho, 2022.
         https://arxiv.org/abs/2202.00512
     """
-    widths = check_widths("widths", widths)
     patch = checks.integer("patch", patch)
-    image_shape = check_image_shape(image_shape, patch * 2 ** (len(widths) - 1))
+    image_shape, widths = check_sizes(image_shape, widths, patch)
     checks.integer("attention", attention, 0, len(widths))
     checks.integer("blocks", blocks)
     checks.integer("groups", groups)
@@ -174,10 +173,9 @@ def noise_estimator(
     Reference:
         The start, with a smaller mask: Immerkaer, 1996. https://doi.org/10.1006/cviu.1996.0060
     """
-    image_shape = check_image_shape(image_shape)
+    image_shape, widths = check_sizes(image_shape, widths)
     for side in image_shape[:2]:
         checks.integer(f"each side of image_shape={image_shape}", side, 2)
-    widths = check_widths("widths", widths)
     images = keras.Input(image_shape, name="images")
     x, energies = images, []
     for n, filters in enumerate(widths, start=1):

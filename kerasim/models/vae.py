@@ -7,7 +7,7 @@ from keras import layers
 
 from kerasim import checks
 from kerasim.layers import Sampling
-from kerasim.models.blocks import check_image_shape, check_widths, conv, double, joined
+from kerasim.models.blocks import check_sizes, conv, decoded, double, encoded, joined
 
 
 def vae(
@@ -54,29 +54,20 @@ def vae(
         Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114; beta: Higgins et al., 2017.
         https://openreview.net/forum?id=Sy2fzU9gl
     """
-    widths = check_widths("widths", widths)
-    image_shape = check_image_shape(image_shape, 2 ** len(widths))
+    image_shape, widths = check_sizes(image_shape, widths, 2)
     latent_dim = checks.integer("latent_dim", latent_dim)
     dense_width = checks.integer("dense_width", dense_width)
     weight = checks.number("beta", beta, 0) / math.prod(image_shape)
 
     images = keras.Input(image_shape, name="images")
-    x = images
-    for n, filters in enumerate(widths, start=1):
-        x = conv(x, filters, f"down{n}", 2, activation)
-    inner_shape = x.shape[1:]
-    x = layers.Flatten(name="flatten")(x)
-    x = layers.Dense(dense_width, activation=activation, name="dense")(x)
+    x, shape = encoded(images, widths, dense_width, activation)
     mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
     log_variance = layers.Dense(latent_dim, dtype="float32", name="log_variance")(x)
     codes = Sampling(weight, name="codes")([mean, log_variance])
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
-    x = layers.Dense(dense_width, activation=activation, name="dense1")(codes)
-    x = layers.Dense(math.prod(inner_shape), activation=activation, name="dense2")(x)
-    x = layers.Reshape(inner_shape, name="reshape")(x)
-    for n, filters in reversed(list(enumerate((widths[0], *widths[:-1]), start=1))):
-        x = double(x, filters, f"up{n}", activation=activation)
+    x = decoded(codes, shape, widths, dense_width, activation)
+    x = double(x, widths[0], "up1", activation=activation)
     image = conv(x, image_shape[-1], "image", activation="sigmoid", dtype="float32")
     return joined(encoder, keras.Model(codes, image, name="decoder"), name)
