@@ -359,7 +359,7 @@ def network(model, ax=None):
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
         came = f"Received {type(model).__name__}: pass one made by a builder, or call it once."
         raise ArgumentError(f"model must be a built keras.Model. {came}")
-    steps = [next(alike) for _, alike in itertools.groupby(_outputs(model), lambda step: step[1])]
+    steps: list = [next(of) for _, of in itertools.groupby(_outputs(model), lambda step: step[1])]
     if any(None in shape or not shape for _, shape in steps):
         what = "model has layers of no fixed size, or that give single numbers"
         mend = "build it with an image_shape to draw it; a U-Net, told a step, is no row of bars"

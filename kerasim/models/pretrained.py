@@ -101,7 +101,8 @@ def pretrained_embedder(
     elif weights not in ("imagenet", None):
         mend = "Leave it out, and call backbone.load_weights before."
         raise ArgumentError(f"weights={weights!r}: a backbone that is a model has its own. {mend}")
-    image_shape = (*_check_backbone(backbone, rgb), image_shape[2])
+    height, width = _check_backbone(backbone, rgb)
+    image_shape = height, width, image_shape[2]
     if (self_attention or pooling == "flatten") and None in image_shape:
         what = f"image_shape={image_shape} leaves the size open, and these features are flattened"
         raise ArgumentError(f"{what}: pass a height and a width, or another pooling.")
@@ -242,7 +243,7 @@ def _squeezenet(include_top, weights, input_shape):
     """SqueezeNet v1.1, with the names of keras-squeezenet."""
     images = keras.Input(input_shape)
     x = layers.Conv2D(64, 3, 2, activation="relu", name="conv1")(images)
-    wide = {"padding": "same", "activation": "relu"}
+    wide: dict = {"padding": "same", "activation": "relu"}
     for n in range(2, 10):
         if n in (2, 4, 6):
             x = layers.MaxPooling2D(3, 2, name=f"pool{n - 1}")(x)
