@@ -159,7 +159,6 @@ def public(root):
                 "groups": LABELS,
                 "batch_size": 2,
                 "seed": 0,
-                "give_groups": True,
             },
         ),
         "data.DiffusionBatches": (

@@ -256,7 +256,6 @@ class LabelledPairBatches(Batches):
         right: What is like each of them; as `left`.
         groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
             share one are never each other's negatives. None: each pair is a group of its own.
-        give_groups: Whether the groups are a third input as well, for a net with a memory.
         batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`, drawn for each
             side; `batch_size` counts pairs.
 
@@ -265,11 +264,10 @@ class LabelledPairBatches(Batches):
     """
 
     _what = "left"
-    _own = ("right", "groups", "give_groups")
+    _own = ("right", "groups")
 
-    def __init__(self, left, right, groups=None, give_groups: bool = False, **shared):
+    def __init__(self, left, right, groups=None, **shared):
         super().__init__(left, **shared)
-        self.give_groups = checks.flag("give_groups", give_groups)
         self.right = check_images("right", right)
         checks.shape("right", self.right, self.images.shape, "pass one for each left, of its size")
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
@@ -282,6 +280,4 @@ class LabelledPairBatches(Batches):
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)
-        groups = self.groups[rows]
-        sides = self._take(rows, rng), self._take(rows, rng, self.right)
-        return ((*sides, groups) if self.give_groups else sides), groups
+        return (self._take(rows, rng), self._take(rows, rng, self.right)), self.groups[rows]
