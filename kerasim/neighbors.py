@@ -275,7 +275,7 @@ class NeighborIndex:
         """
         index, graph = cls(**info["settings"]), None
         if index.kind == "hnsw":
-            graph = faiss.read_index(str(folder / "index.faiss"))
+            graph = _read_graph(folder / "index.faiss")
         vectors = np.load(folder / "embeddings.npy", allow_pickle=False)
         checks.vectors("embeddings", vectors, None, 1, index.metric)
         index._fit(vectors, graph, info["first"])
@@ -367,3 +367,13 @@ class NeighborIndex:
             return np.sqrt(distances)
         # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
         return distances / 2 if self.metric == "cosine" else distances
+
+
+def _read_graph(path):
+    """Reads a graph, no part of which may claim more bytes than its whole file has."""
+    limit = faiss.get_deserialization_vector_byte_limit()
+    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+    try:
+        return faiss.read_index(str(path))
+    finally:
+        faiss.set_deserialization_vector_byte_limit(limit)

@@ -91,7 +91,7 @@ def pretrained_embedder(
     if stages is not None:
         stages = tuple(checks.listed("stages", stages))
         if not stages:
-            raise ArgumentError("stages=() names no layers: pass such as ('block4_pool',).")
+            raise ArgumentError(f"stages={stages} names no layers: pass such as ('block4_pool',).")
     rgb = (*image_shape[:2], 3)
     if isinstance(backbone, str):
         if preprocess is not None:
