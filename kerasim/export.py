@@ -94,7 +94,7 @@ def export_saved_model(model, path) -> None:
         logger.setLevel("WARNING")  # it would tell of the temporary folder
         try:
             archive.write_out(str(folder), verbose=False)
-        except tf.errors.OpError as error:  # such as a full disk
+        except tf.errors.OpError as error:  # pragma: no cover - a full disk: tests/torture.py, G10
             said = error.message.partition(" [Op:")[0].rpartition("; ")[2]
             raise OSError(f"TensorFlow says {said!r}") from error
         finally:

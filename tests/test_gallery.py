@@ -359,14 +359,21 @@ def test_an_empty_gallery_has_no_index():
         _ = Gallery(EMBEDDER).index
 
 
-def test_a_gallery_of_more_items_than_vectors_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ('"id","file","label"\n0,"",""\n', "0 vectors, 1 items"),
+        ('"id","file"\n', r"items.csv has the columns \['id', 'file'\]"),
+    ],
+)
+def test_a_gallery_whose_items_do_not_fit_is_refused(table, said, tmp_path):
     def fill(folder):
         EMBEDDER.save(folder / "embedder.keras")
-        (folder / "items.csv").write_text('"id","file","label"\n0,"",""\n')
+        (folder / "items.csv").write_text(table)
 
     info = {"settings": {}, "index": None, "next": 1, "threshold": None, "pairs": None}
     artifacts.write(tmp_path / "gallery", "gallery", fill, info)
-    with pytest.raises(ArtifactError, match="cannot be loaded as gallery: 0 vectors, 1 items"):
+    with pytest.raises(ArtifactError, match=f"cannot be loaded as gallery: {said}"):
         Gallery.load(tmp_path / "gallery")
 
 

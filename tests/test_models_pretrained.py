@@ -294,6 +294,7 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
             r"takes images \(32, 32, 3\), and would",
         ),
         (sized((None, None, 1)), {}, r"takes images \(None, None, 1\)"),
+        (keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), {}, "no feature maps"),
         (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape=.* is no shape"),
         (sized((32, 32, 3)), {"image_shape": 32}, "image_shape=.* is no shape"),
         (sized((32, 32, 3)), {"image_shape": (32, "a", 3)}, "width of image_shape"),

@@ -1,11 +1,15 @@
+import json
+import struct
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
+from test_artifacts import reseal
 from threadpoolctl import threadpool_limits
 
+from kerasim import artifacts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.neighbors import METRICS, NeighborIndex
 
@@ -398,6 +402,20 @@ def test_an_exact_index_that_grows_keeps_its_settings(vectors):
     before = index.settings()
     assert index.add(vectors[:2]).settings() == before
     assert (before["m"], before["ef_search"]) == (16, 99)
+
+
+@pytest.mark.fault(9)
+def test_a_graph_that_claims_more_than_its_file_holds_is_refused(vectors, tmp_path):
+    path = tmp_path / "index"
+    NeighborIndex(kind="hnsw").fit(vectors[:40]).save(path)
+    file, offsets = path / "index.faiss", struct.pack("<Q", 41)  # one more than there are vectors
+    whole = file.read_bytes()
+    assert whole.count(offsets) == 1
+    file.write_bytes(whole.replace(offsets, struct.pack("<Q", 10**8)))
+    names = json.loads((path / artifacts.MANIFEST).read_text())["files"]
+    reseal(path, files={name: artifacts._describe(path / name) for name in names})
+    with pytest.raises(ArtifactError, match="cannot be loaded as neighbor_index: .*limit"):
+        NeighborIndex.load(path)
 
 
 @pytest.mark.fault(18)

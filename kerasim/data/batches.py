@@ -77,7 +77,7 @@ class Batches(keras.utils.PyDataset):
         """Returns images as floats; keeps the error of a file for `clear_errors`."""
         try:
             return as_float((self.images if images is None else images)[rows])
-        except ImageError as error:
+        except ImageError as error:  # pragma: no cover - in threads of TensorFlow, unseen
             self.failure = error
             raise
 
