@@ -1134,6 +1134,10 @@ claim of an archive | checks.py | G7
 if claimed > max(256e6, 100 * size):
 if False:
 
+claim of a graph | neighbors.py | test_neighbors.py -k claims_more
+faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+pass
+
 weights declared | data/arrays.py | G7
 if declared > held:
 if False:
