@@ -134,7 +134,8 @@ def specialists(images, net):
         minutes = history["seconds"].sum() / 60
         rows[sigma] = (one.mean(), general.mean(), difference, minutes)
         columns = ["specialist", "general", "difference (95 %)", "minutes"]
-        print(pd.DataFrame(rows, index=columns).T.to_string(float_format="%.2f"), flush=True)
+        table = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+        print(table.round(2).to_string(), flush=True)
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def denoise(
         if width != 1:
             mend = "pass a model that gives one, such as models.noise_estimator"
             raise ArgumentError(f"estimator gives {width} numbers for an image: {mend}.")
-        sigma = estimator.predict(images, verbose=0)[:, 0] if len(images) else []
+        sigma = _predict(estimator, images)[:, 0] if len(images) else []
     sigma = checks.real("sigma", sigma).astype("float64")
     if sigma.ndim:
         checks.each("sigma", sigma, len(images), "images", 1)
@@ -278,8 +278,15 @@ def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
         inputs["guidance"] = np.full(len(x), guidance, "float32")
     loop = _loop(model, guidance > 0)
     loop.seeds.state.assign([seed, 0])
-    x = loop.predict(inputs, batch_size=128, verbose=0)  # type: ignore[arg-type]
-    return np.clip((x + 1) / 2, 0, 1)
+    return np.clip((_predict(loop, inputs) + 1) / 2, 0, 1)
+
+
+def _predict(model, inputs):
+    """Returns what `model` gives for `inputs`, arrays of as many rows, in batches of 128."""
+    cuts = range(0, len(keras.tree.flatten(inputs)[0]), 128)
+    return data.predict(
+        model, (keras.tree.map_structure(lambda x, n=n: x[n : n + 128], inputs) for n in cuts)
+    )
 
 
 class _Carried(keras.random.SeedGenerator):

@@ -348,7 +348,9 @@ def test_kept_embeddings_are_given_back_while_network_weights_and_images_are_the
     other = keras.models.clone_model(EMBEDDER)
     other.set_weights(EMBEDDER.get_weights())
     with monkeypatch.context() as patch:
-        patch.setattr(keras.Model, "predict", lambda *_, **__: pytest.fail("embedded again"))
+        patch.setattr(
+            keras.Model, "predict_on_batch", lambda *_, **__: pytest.fail("embedded again")
+        )
         np.testing.assert_array_equal(data.embed(EMBEDDER, LEVELS, cache=tmp_path), vectors)
         np.testing.assert_array_equal(data.embed(other, LEVELS, cache=tmp_path), vectors)
     other.set_weights([weight + 0.1 for weight in EMBEDDER.get_weights()])
@@ -396,7 +398,7 @@ def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(m
     def run_out(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(EMBEDDER, "predict", run_out)
+    monkeypatch.setattr(EMBEDDER, "predict_on_batch", run_out)
     with pytest.raises(ArgumentError, match="batch_size=8 needs more memory .* such as 4"):
         data.embed(EMBEDDER, FLOATS, batch_size=8)
 
@@ -405,7 +407,7 @@ def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
     def breaks(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(EMBEDDER, "predict", breaks)
+    monkeypatch.setattr(EMBEDDER, "predict_on_batch", breaks)
     with pytest.raises(ZeroDivisionError):
         data.embed(EMBEDDER, FLOATS)
 

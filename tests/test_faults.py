@@ -480,7 +480,7 @@ def test_every_public_function_is_tested():
         *("choose", "data_dir", "digest", "as_float", "load_embedder", "clear_errors", "Dataset"),
         *("check_classes", "check_embedder", "check_images", "check_shape", "ImageFolder"),
         *("PairFolder", "embed_folder", "decode", "check_channels", "check_size", "Candidates"),
-        *("Verification", "SavedModel", "check_usable", "shapes_of"),
+        *("Verification", "SavedModel", "check_usable", "shapes_of", "predict"),
     }
     modules = (images, data, diffusion, models, neighbors, metrics, training, projection, plots)
     for module in (*modules, explorer, export, gallery, distribute):

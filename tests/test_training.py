@@ -31,6 +31,7 @@ from kerasim.errors import (
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 IMAGES = np.random.default_rng(0).random((12, 4, 4, 1), dtype="float32")
+THREADS = 1 + (keras.backend.backend() == "tensorflow")  # that draw batches, of many an epoch
 
 
 def draw_batches(images=IMAGES, **kwargs):
@@ -181,6 +182,23 @@ def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsy
     history = fit(tmp_path / "straight", epochs=4)
     assert_equal(read_state(finished)[0], read_state(tmp_path / "straight")[0])
     assert list(history.epoch) == [1, 2, 3, 4]
+
+
+def test_two_threads_that_draw_many_batches_change_no_bit_nor_does_an_interrupt(tmp_path):
+    images = np.random.default_rng(1).random((60, 4, 4, 1), dtype="float32")
+    one, two = draw_batches(images, batch_size=1), draw_batches(images, batch_size=1)
+    one.workers = 1
+    assert (two.workers, draw_batches(images[:50], batch_size=1).workers) == (THREADS, 1)
+    fit(tmp_path / "one", 3, build(eager=False), one)
+
+    def interrupt(epoch, model):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "two", 3, build(eager=False), two, callbacks=[Every(interrupt)])
+    fit(tmp_path / "two", 3, build(eager=False), two)
+    assert_equal(read_state(tmp_path / "one")[0], read_state(tmp_path / "two")[0])
 
 
 @pytest.mark.fault(31)
@@ -418,10 +436,13 @@ def on_folder(folder, **kwargs):
 
 
 @pytest.mark.fault(56)
+@pytest.mark.parametrize("threads", range(1, THREADS + 1))
 @pytest.mark.parametrize("way", ["vanishes", "is cut"])
 def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_back(
-    way, photographs, tmp_path
+    way, threads, photographs, tmp_path
 ):
+    first = on_folder(photographs)
+    first.workers = threads
     file = photographs / "3.png"
     kept, times = file.read_bytes(), file.stat()
 
@@ -431,7 +452,7 @@ def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_b
 
     model = build(eager=False)  # as a graph, in which TensorFlow makes an error of its own of ours
     with pytest.raises(ImageError, match=re.escape(str(file))):
-        fit(tmp_path / "run", 4, model, on_folder(photographs), callbacks=[Every(spoil)])
+        fit(tmp_path / "run", 4, model, first, callbacks=[Every(spoil)])
     if way == "is cut":
         with pytest.raises(ArgumentError, match="batches.images: saved"):
             fit(tmp_path / "run", 4, batches=on_folder_unchecked(photographs))

@@ -19,7 +19,7 @@ from kerasim.data.arrays import (
     load_embedder,
     shapes_of,
 )
-from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder
+from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder, predict
 from kerasim.data.candidates import candidate_pools, pair_folder, read_candidates, write_scores
 from kerasim.data.folders import ImageFolder, PairFolder, as_float, check_usable, image_folder
 from kerasim.data.noise import DiffusionBatches, NoiseBatches

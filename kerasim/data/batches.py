@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -44,6 +45,11 @@ class Batches(keras.utils.PyDataset):
         self.sigma = checks.number("sigma", sigma, 0)
         self.flip, self.shift = checks.flag("flip", flip), checks.integer("shift", shift, 0)
         self.epoch, self.rows = 0, len(self.images)
+        # Two threads of Keras's own draw batches in order, without the tuner that `predict` below
+        # tells of; at the end of an epoch they cost 0.1 s. On JAX, which has no tuner, Keras 3.15
+        # would begin the first epoch with its second batch.
+        many = keras.backend.backend() == "tensorflow" and len(self) > 50
+        self.workers, self.max_queue_size = 1 + many, 4
         self._drawn = (-1, ())
 
     def __len__(self) -> int:
@@ -200,16 +206,40 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
             artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
         return artifacts.read(kept, "embeddings", _load)
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
-    # Several devices share whole batches only; on JAX they can all embed each image instead.
+    # Several devices share whole batches only; they can all embed each image instead.
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
         with clear_errors(batches):
-            embeddings = np.asarray(embedder.predict(batches, verbose=0), dtype="float32")
+            embeddings = predict(embedder, _ahead(batches)).astype("float32", copy=False)
     finally:
         keras.distribution.set_distribution(shared)
     checks.finite("the embedder's output", embeddings)
     return embeddings
+
+
+def predict(model, batches) -> np.ndarray:
+    """Returns what `model` gives for each of `batches`, its inputs, as `model.predict` would.
+
+    On TensorFlow that reads them through tf.data, whose tuner sleeps for 10 ms, then for twice as
+    long each time, and can miss being told to stop: then three seconds of work take five.
+    """
+    found = []
+    for batch in batches:
+        rows = len(keras.tree.flatten(batch)[0])
+        found.append(np.asarray(model.predict_on_batch(batch))[:rows])  # of the first device
+    return np.concatenate(found)
+
+
+def _ahead(batches):
+    """Yields the inputs of each batch, while a thread draws the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(batches.__getitem__, 0)
+        for n in range(1, len(batches) + 1):
+            images, _ = drawn.result()
+            if n < len(batches):
+                drawn = pool.submit(batches.__getitem__, n)
+            yield images
 
 
 def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, list[str]]:

@@ -45,12 +45,17 @@ class ImageFolder:
         Raises:
             ImageError: If a file cannot be decoded.
         """
+        _, *size, channels = self.shape
+
+        def pixels(row):
+            return decode(self.files[row], size, channels)[0]
+
         if isinstance(rows, (int, np.integer)):
-            return as_float(decode(self.files[rows], self.shape[1:3], self.shape[3])[0])
+            return as_float(pixels(rows))
         rows = np.arange(len(self))[rows]
         if not len(rows):
             return np.empty((0, *self.shape[1:]), dtype="float32")
-        return np.stack(in_threads(self.__getitem__, rows))
+        return as_float(np.stack(in_threads(pixels, rows)))
 
     def take(self, rows) -> "ImageFolder":
         """Returns the images at `rows`, positions, as a folder of their own, not yet decoded."""
@@ -194,5 +199,6 @@ def _examine(file) -> tuple[str | None, bool]:
 
 def as_float(images: np.ndarray) -> np.ndarray:
     """Returns uint8 `images` as float32 in [0, 1], and floats as float32."""
-    floats = images.astype("float32", copy=False)
-    return floats / 255 if images.dtype == np.uint8 else floats
+    if images.dtype == np.uint8:
+        return np.divide(images, np.float32(255), dtype="float32")  # no copy on the way
+    return images.astype("float32", copy=False)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from kerasim import artifacts, checks
+from kerasim.data.folders import as_float
 from kerasim.errors import ArtifactError
 
 _CLASS_NAMES = {
@@ -113,6 +114,6 @@ def _prepare(x, image_size, dtype):
         margin = checks.integer("image_size", image_size, x.shape[1]) - x.shape[1]
         sides = margin // 2, margin - margin // 2
         x = np.pad(x, ((0, 0), sides, sides, (0, 0)))
-    if x.dtype == np.uint8:
-        return x if dtype == "uint8" else x.astype("float32") / 255
-    return x.astype("float32") if dtype == "float32" else np.rint(x * 255).astype("uint8")
+    if dtype == "float32":
+        return as_float(x)
+    return x if x.dtype == np.uint8 else np.rint(x * 255).astype("uint8")
