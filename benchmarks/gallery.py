@@ -13,7 +13,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "2"
 
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -137,16 +136,7 @@ def million(kind):
 
 # Vectors without any structure are the hardest: their nearest are hardly nearer than the rest.
 SETTINGS = {"mixture": {}, "normal": {"ef_search": 512}}
-PARTS = {"folder": folder, "exact": exact, "mixture": None, "normal": None}
-
-
-def main():
-    for name, call in PARTS.items():
-        if sys.argv[1:] == [name]:
-            call() if call else million(name)
-        elif not sys.argv[1:]:
-            subprocess.run([sys.executable, __file__, name], check=True)
-
 
 if __name__ == "__main__":
-    main()
+    part = sys.argv[1]
+    million(part) if part in SETTINGS else {"folder": folder, "exact": exact}[part]()

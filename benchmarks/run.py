@@ -13,8 +13,9 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SCRIPTS = (
-    *("search", "peers", "gallery", "scale", "imports", "memory", "quality", "pairs"),
-    *("backbones", "diffusion", "denoising labels"),
+    *("search", "peers", "gallery folder", "gallery exact", "gallery mixture", "gallery normal"),
+    *("scale", "imports", "memory", "quality", "pairs", "backbones"),
+    *("diffusion", "denoising labels"),
 )
 HEAD = """# What `make bench` printed
 
