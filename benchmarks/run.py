@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 SCRIPTS = (
     *("search", "peers", "gallery folder", "gallery exact", "gallery mixture", "gallery normal"),
-    *("scale", "imports", "memory", "quality", "pairs", "backbones"),
+    *("scale", "imports", "memory", "quality", "pairs", "epochs", "backbones"),
     *("diffusion", "denoising labels"),
 )
 HEAD = """# What `make bench` printed
