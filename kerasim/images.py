@@ -57,7 +57,7 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))
     if animated:
         warnings.warn(f"{_name(source)} has several frames: the first is used.", stacklevel=2)
-    return pixels if dtype == "uint8" else pixels.astype("float32") / 255
+    return pixels if dtype == "uint8" else as_float(pixels)
 
 
 def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
@@ -94,6 +94,13 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
         mend = f"expected a whole image in one of {', '.join(FORMATS)}. Replace or remove it"
         raise ImageError(f"Cannot decode {name} ({reason}): {mend}.") from error
+
+
+def as_float(images: np.ndarray) -> np.ndarray:
+    """Returns uint8 `images` as float32 in [0, 1], and floats as float32."""
+    if images.dtype == np.uint8:
+        return np.divide(images, np.float32(255), dtype="float32")  # no copy on the way
+    return images.astype("float32", copy=False)
 
 
 def check_channels(channels) -> int:

@@ -21,7 +21,7 @@ from kerasim.data.arrays import (
 )
 from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder, predict
 from kerasim.data.candidates import candidate_pools, pair_folder, read_candidates, write_scores
-from kerasim.data.folders import ImageFolder, PairFolder, as_float, check_usable, image_folder
+from kerasim.data.folders import ImageFolder, PairFolder, check_usable, image_folder
 from kerasim.data.noise import DiffusionBatches, NoiseBatches
 from kerasim.data.pairs import (
     BalancedBatches,
@@ -32,3 +32,4 @@ from kerasim.data.pairs import (
     draw_triplets,
 )
 from kerasim.data.sets import Dataset, choose, data_dir, load
+from kerasim.images import as_float

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from kerasim import artifacts, checks
-from kerasim.data.folders import ImageFolder, as_float
+from kerasim.data.folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim.images import as_float
 
 _HASH = 16  # rows and columns of the difference hash
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from kerasim import artifacts, checks
 from kerasim.data.arrays import check_embedder, check_images, check_shape, digest, gaussian_noise
-from kerasim.data.folders import as_float, in_threads
+from kerasim.data.folders import in_threads
 from kerasim.errors import ArgumentError, ImageError
-from kerasim.images import read_image
+from kerasim.images import as_float, read_image
 
 
 def _shift(images, steps):
@@ -47,7 +47,8 @@ class Batches(keras.utils.PyDataset):
         self.epoch, self.rows = 0, len(self.images)
         # Two threads of Keras's own draw batches in order, without the tuner that `predict` below
         # tells of; at the end of an epoch they cost 0.1 s. On JAX, which has no tuner, Keras 3.15
-        # would begin the first epoch with its second batch.
+        # would begin the first epoch with its second batch; so it would on several devices, which
+        # `training.fit` hands batches by one thread.
         many = keras.backend.backend() == "tensorflow" and len(self) > 50
         self.workers, self.max_queue_size = 1 + many, 4
         self._drawn = (-1, ())
@@ -83,7 +84,7 @@ class Batches(keras.utils.PyDataset):
         """Returns images as floats; keeps the error of a file for `clear_errors`."""
         try:
             return as_float((self.images if images is None else images)[rows])
-        except ImageError as error:  # pragma: no cover - in threads of TensorFlow, unseen
+        except ImageError as error:
             self.failure = error
             raise
 

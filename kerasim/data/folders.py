@@ -10,7 +10,7 @@ import numpy as np
 
 from kerasim import artifacts, checks
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
-from kerasim.images import SUFFIXES, check_channels, check_size, decode
+from kerasim.images import SUFFIXES, as_float, check_channels, check_size, decode
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -195,10 +195,3 @@ def _examine(file) -> tuple[str | None, bool]:
         return None, decode(file)[1]
     except ImageError as error:
         return str(error), False
-
-
-def as_float(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 `images` as float32 in [0, 1], and floats as float32."""
-    if images.dtype == np.uint8:
-        return np.divide(images, np.float32(255), dtype="float32")  # no copy on the way
-    return images.astype("float32", copy=False)

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 
 from kerasim import artifacts, checks
-from kerasim.data.folders import as_float
 from kerasim.errors import ArtifactError
+from kerasim.images import as_float
 
 _CLASS_NAMES = {
     "digits": "0 1 2 3 4 5 6 7 8 9".split(),
