@@ -49,12 +49,12 @@ def main(names):
         )
         minutes = (time.perf_counter() - start) / 60
         sections[name] = (
-            f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {processor()}, Python "
-            f"{platform.python_version()}, {minutes:.1f} minutes.\n\n```\n{said.strip()}\n```\n\n"
+            f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {processor()}, Python "
+            f"{platform.python_version()}, {minutes:.1f} minutes.\n\n```\n{said.strip()}\n```"
         )
-        text = "\n".join(f"## {key}\n{sections[key]}" for key in SCRIPTS if key in sections)
+        known = [f"## {key}\n\n{sections[key].strip()}\n" for key in SCRIPTS if key in sections]
         whole = path.with_suffix(".part")
-        whole.write_text(f"{HEAD}\n{text}".rstrip() + "\n")
+        whole.write_text("\n".join([HEAD, *known]))
         os.replace(whole, path)
 
 
