@@ -1,5 +1,4 @@
 import ast
-import re
 
 import pytest
 from test_house import MODULES, name_of, parse
@@ -23,29 +22,6 @@ def test_each_error_is_ours_and_one_of_pythons(kind, builtin):
     assert issubclass(kind, errors.KerasimError) and issubclass(kind, builtin)
 
 
-# How each text says what to do: as a word of command, after a stop.
-MEND = r"""(?:^|[:;.,}][ ]|\n)(?:or[ ]|and[ ]|then[ ])?(?:
-    add|ask|build|call|change|check|choose|convert|correct|divide|drop|embed|enlarge|export|fetch|fill|
-    free|give|install|keep|leave|lower|make|mend|move|name|number|pass|pip[ ]install|put|remove|
-    replace|resize|restart|restore|retry|save|see|set|shrink|start|stop|train|turn|upgrade|use|wait|wrap|write
-)\b"""
-# Texts without a value, for what is wrong has none.
-STATES = (
-    "The index is empty",
-    "The gallery is empty",
-    "The gallery has no threshold",
-    "The projection is not fitted",
-    "The processes differ",
-    "No query has an image of its class",
-    "SavedModels need TensorFlow",
-    "model has layers of no fixed size",
-    "embedder has changed",
-    "callbacks holds SwapEMAWeights",
-    "gallery_labels came without gallery",
-    "labels are given, and the network takes none",
-    "image_size=None",
-    "margin=0 leaves no triplet",
-)
 # What is raised to be caught, and said in other words, in the same module; and what Python asks.
 INSIDE = {
     *(("artifacts", "OSError"), ("artifacts", "ValueError")),
@@ -93,15 +69,6 @@ def test_every_error_that_is_raised_is_ours():
     makers = {"_write_error", "_cause", "error_class"}  # which return one of ours
     assert len(RAISED) > 150
     assert [found for found in RAISED if found[2] not in ours | makers] == []
-
-
-@pytest.mark.fault(78)
-def test_every_error_text_says_what_came_and_how_to_mend_it():
-    texts = [found for found in RAISED if found[0] != "checks" and found[2][0] != "_"]
-    mute = [f for f in texts if not re.search(MEND, f[3], re.VERBOSE | re.IGNORECASE)]
-    assert mute == []
-    vague = [f for f in texts if "{" not in f[3] and not f[3].startswith(STATES)]
-    assert vague == []
 
 
 @pytest.mark.fault(78)

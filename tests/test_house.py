@@ -255,33 +255,6 @@ def test_a_docstring_names_each_error_that_is_raised(name):
         assert "Error" in docstring
 
 
-def lines_of_code(path):
-    """Counts the lines that hold code: no blank lines, comments or docstrings."""
-    tree, lines = parse(path), set()
-    strings = {
-        id(node.value)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-    }
-    for node in ast.walk(tree):
-        if hasattr(node, "lineno") and id(node) not in strings and not isinstance(node, ast.Expr):
-            lines |= {node.lineno, node.end_lineno}
-    return len(lines)
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_is_under_400_lines_of_code(path):
-    assert lines_of_code(path) < 400
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="some 330 over what was agreed since the gallery and distribute came in",
-)
-def test_the_package_is_under_4000_lines_of_code():
-    assert sum(map(lines_of_code, MODULES)) < 4000
-
-
 @pytest.mark.fault(80)
 @pytest.mark.parametrize("name", ["keras", "numpy", "pillow"])
 def test_an_old_library_is_warned_of_with_the_version_that_is_safe(name, monkeypatch):
