@@ -25,7 +25,7 @@ endif
 
 # Runs every notebook on the embedded digits.
 demo: $(VENV)/.ok
-	$(BIN)/python -m notebooks runs/demo --dataset digits --epochs 4
+	$(BIN)/python -m notebooks runs/demo --dataset digits
 
 # Style, types, unit tests, fault tests and each notebook with one epoch.
 test: lint browser

@@ -1,35 +1,109 @@
 """Runs the notebooks in order in one working folder: python -m notebooks FOLDER."""
 
 import argparse
+import ast
 import io
 import os
 import re
+import sys
 import time
 from base64 import b64decode, b64encode
 from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_client.manager import AsyncKernelManager
 from PIL import Image
 
 HERE = Path(__file__).parent
+# Log lines of TensorFlow, absl and oneDNN, which a kernel passes on to the output of a cell.
+LOG_LINE = re.compile(
+    r"WARNING: All log messages before absl|[IWE]\d{4} \S|To enable the foll|INFO:"
+    # TensorFlow counts the first call of each model as a retracing.
+    r"|WARNING:tensorflow:\d+ out of the last"
+)
+# Starts the paragraph at the top of a notebook whose committed outputs are older than its code.
+COMMITTED_OUTPUTS = "Outputs from commit"
+
+
+class LoggedKernelManager(AsyncKernelManager):
+    """Starts kernels whose own messages go to a file instead of the terminal."""
+
+    log_file: io.TextIOBase
+
+    async def _async_start_kernel(self, **kwargs):
+        await super()._async_start_kernel(**kwargs, stdout=self.log_file, stderr=self.log_file)
+
+    start_kernel = _async_start_kernel
 
 
 def run(notebook: Path, folder: Path, parameters: dict) -> Path:
-    """Runs one notebook in `folder`, figures and all, and returns the executed copy."""
+    """Runs one notebook in `folder`, figures and all, and returns the executed copy.
+
+    What the notebook trains and saves goes below `folder`, too. Messages of the kernel itself are
+    in `folder/logs`.
+
+    Raises:
+        papermill.PapermillExecutionError: If a cell fails. The copy holds the cells before it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
     executed = folder / notebook.name
-    papermill.execute_notebook(
-        notebook, executed, parameters, cwd=folder, kernel_name="python3", progress_bar=False
-    )
+    source = without_committed_outputs(nbformat.read(notebook, 4))
+    known = papermill.inspect_notebook(notebook)
+    given = {"runs": ".", **parameters}
+    with (folder / "logs" / f"{notebook.stem}.log").open("w") as log_file:
+        manager = type("Manager", (LoggedKernelManager,), {"log_file": log_file})
+        try:
+            papermill.execute_notebook(
+                source,
+                executed,
+                {name: value for name, value in given.items() if name in known},
+                cwd=folder,
+                kernel_name="python3",
+                progress_bar=sys.stderr.isatty(),
+                kernel_manager_class=manager,
+            )
+        finally:
+            if executed.exists():
+                remove_log_lines(executed)
     return executed
 
 
-def capped(notebook: Path, most: int) -> dict:
-    """Returns the parameters of a notebook that count epochs, none above `most`."""
-    known = papermill.inspect_notebook(notebook)
-    epochs = {name: int(known[name]["default"]) for name in known if name.endswith("epochs")}
-    return {name: min(most, count) for name, count in epochs.items()}
+def without_committed_outputs(notebook):
+    """Returns the notebook without outputs and without the paragraph on where they come from."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        elif cell.source.startswith("# "):
+            paragraphs = cell.source.split("\n\n")
+            kept = [text for text in paragraphs if not text.startswith(COMMITTED_OUTPUTS)]
+            cell.source = "\n\n".join(kept)
+    return notebook
+
+
+def remove_log_lines(executed: Path) -> None:
+    """Removes log lines of TensorFlow from the outputs of an executed notebook."""
+    notebook = nbformat.read(executed, 4)
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        for output in cell.outputs:
+            if output.output_type == "stream":
+                lines = output.text.splitlines(keepends=True)
+                kept = [line for line in lines if line.strip() and not LOG_LINE.match(line)]
+                output.text = "".join(kept)
+        cell.outputs = [output for output in cell.outputs if output.get("text", True)]
+    nbformat.write(notebook, executed)
+
+
+def headline(executed: Path) -> dict[str, float]:
+    """Returns the figures of the cell tagged "headline": the claim's and those of its baselines."""
+    for cell in nbformat.read(executed, 4).cells:
+        if "headline" in cell.metadata.get("tags", []):
+            results = [out for out in cell.outputs if out.output_type == "execute_result"]
+            return ast.literal_eval(results[-1].data["text/plain"]) if results else {}
+    return {}
 
 
 def save_figures(executed: Path) -> None:
@@ -59,11 +133,6 @@ def shrink(png: str) -> str:
 def keep(executed: Path) -> None:
     """Puts the outputs of an executed copy into the committed notebook."""
     notebook = nbformat.read(executed, 4)
-    noise = re.compile(
-        r"WARNING: All log messages before absl|[IWE]\d{4} \S|To enable the foll|INFO:"
-        # It counts the first call of each model.
-        r"|WARNING:tensorflow:\d+ out of the last"
-    )
     notebook.cells = [
         c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])
     ]
@@ -76,24 +145,38 @@ def keep(executed: Path) -> None:
             for output in cell.outputs:
                 if "execution_count" in output:
                     output.execution_count = count
-                if output.output_type == "stream":  # TensorFlow's log is in stdout, too
-                    lines = output.text.splitlines(keepends=True)
-                    output.text = "".join(ln for ln in lines if ln.strip() and not noise.match(ln))
                 if "image/png" in output.get("data", {}):
                     output.data["image/png"] = shrink(output.data["image/png"])
-            cell.outputs = [o for o in cell.outputs if o.get("text", True)]
     notebook.metadata.pop("papermill", None)
     nbformat.write(notebook, HERE / executed.name)
 
 
-def main() -> None:
+def print_summary(folder: Path, minutes: dict[str, float], headlines: dict[str, dict]) -> None:
+    """Prints a table of the headline figures and minutes of each notebook, then the paths.
+
+    The headline of a notebook that failed is empty.
+    """
+    names = [name for figures in headlines.values() for name in figures]
+    width = max(map(len, ["figure", *names]))
+    print(f"\n{'notebook':<24} {'minutes':>7}  {'figure':<{width}}  {'value':>9}")
+    for notebook, figures in headlines.items():
+        # Notebook and minutes stand in the first row of each notebook alone.
+        start = f"{notebook:<24} {minutes[notebook]:>7.1f}"
+        for name, value in figures.items() or [("failed", float("nan"))]:
+            print(f"{start}  {name:<{width}}  {value:>9.4g}")
+            start = " " * len(start)
+    print(f"\nExecuted notebooks: {folder.resolve()}")
+    print(f"Figures:            {folder.resolve() / 'figures'}")
+    for name, pattern in (("SavedModel:", "**/*savedmodel"), ("Map:", "**/map.html")):
+        for saved in sorted(folder.glob(pattern)):
+            print(f"{name:<20}{saved.resolve()}")
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="notebooks", description=__doc__)
     parser.add_argument("folder", type=Path, help="working folder of all of them")
     parser.add_argument(
         "--dataset", help='"digits", for example; default: what the notebook chooses'
-    )
-    parser.add_argument(
-        "--epochs", type=int, help="most epochs of each training; default: no limit"
     )
     parser.add_argument("--keep", action="store_true", help="keep the outputs in notebooks/")
     parser.add_argument("--only", default="", help="start of the names to run, such as 02")
@@ -103,22 +186,29 @@ def main() -> None:
         os.environ["KERASIM_DATA_DIR"] = os.path.abspath(os.environ["KERASIM_DATA_DIR"])
     else:
         os.environ["KERASIM_DATA_DIR"] = str(HERE.parent / "data")
-    for notebook in sorted(HERE.glob(f"{arguments.only or '[0-9]'}*.ipynb")):
+    chosen = sorted(HERE.glob(f"{arguments.only or '[0-9]'}*.ipynb"))
+    if not chosen:
+        parser.error(f"no notebook starts with --only {arguments.only}; pass 01, for example")
+    parameters = {"dataset": arguments.dataset} if arguments.dataset else {}
+    minutes, headlines = {}, {}
+    for notebook in chosen:
+        print(f"{notebook.name}: running", flush=True)
         start = time.perf_counter()
-        parameters = {"dataset": arguments.dataset} if arguments.dataset else {}
-        if arguments.epochs:
-            parameters |= capped(notebook, arguments.epochs)
-        executed = run(notebook, arguments.folder, parameters)
-        save_figures(executed)
-        if arguments.keep:
-            keep(executed)
-        print(f"{notebook.name}: {time.perf_counter() - start:.0f} s", flush=True)
-    print(f"Executed notebooks: {arguments.folder.resolve()}")
-    print(f"Figures:            {arguments.folder.resolve() / 'figures'}")
-    for name, pattern in (("SavedModel:", "*/*savedmodel"), ("Map:", "gallery/*/map.html")):
-        for saved in sorted(arguments.folder.glob(pattern)):
-            print(f"{name:<20}{saved.resolve()}")
+        headlines[notebook.stem] = {}
+        try:
+            executed = run(notebook, arguments.folder, parameters)
+        except papermill.PapermillExecutionError as error:
+            print(error, file=sys.stderr)
+        else:
+            headlines[notebook.stem] = headline(executed)
+            save_figures(executed)
+            if arguments.keep:
+                keep(executed)
+        minutes[notebook.stem] = (time.perf_counter() - start) / 60
+        print(f"{notebook.name}: {60 * minutes[notebook.stem]:.0f} s", flush=True)
+    print_summary(arguments.folder, minutes, headlines)
+    return 0 if all(headlines.values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
