@@ -1,4 +1,5 @@
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from helpers import no_hang, unprivileged
 
+import kerasim
 from kerasim import data
+from kerasim.data import sets
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 RNG = np.random.default_rng(0)
@@ -235,7 +238,64 @@ def test_a_name_that_is_given_is_chosen(folder):
     assert data.choose("cifar10", "mnist") == "cifar10"
 
 
-def test_without_a_name_the_wanted_set_is_chosen_where_there_is_one(folder):
-    assert data.choose(None, "mnist") == "digits"
+def test_the_default_data_set_is_chosen_and_its_folder_printed_where_its_file_is(folder, capsys):
     np.savez(folder / "mnist.npz", **MNIST)
     assert data.choose(None, "mnist") == "mnist"
+    assert capsys.readouterr().out == f"Data set: mnist, from {folder}.\n"
+
+
+def test_the_digits_replace_a_missing_file_with_a_warning_that_says_how_to_get_it(folder):
+    with pytest.warns(UserWarning) as caught:
+        assert data.choose(None, "mnist") == "digits"
+    (warning,) = caught
+    assert warning.filename == __file__
+    for part in ("mnist.npz", str(folder), "kerasim fetch mnist", "KERASIM_DATA_DIR"):
+        assert part in str(warning.message)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with data sets in `data`, and no KERASIM_DATA_DIR."""
+    monkeypatch.delenv("KERASIM_DATA_DIR")
+    (tmp_path / "project" / "data").mkdir(parents=True)
+    np.savez(tmp_path / "project" / "data" / "mnist.npz", **MNIST)
+    return tmp_path / "project"
+
+
+@pytest.fixture(autouse=True)
+def variable(monkeypatch):
+    monkeypatch.setenv("KERASIM_DATA_DIR", os.environ.get("KERASIM_DATA_DIR", ""))
+
+
+@pytest.mark.parametrize("working", [".", "notebooks", "a/b/c", "data"])
+def test_data_are_found_from_every_folder_of_a_project(working, project, monkeypatch):
+    (project / working).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(project / working)
+    assert data.data_dir() == project / "data"
+
+
+def test_the_nearest_data_folder_with_a_known_file_is_taken(project, monkeypatch):
+    (project / "inner" / "data").mkdir(parents=True)
+    monkeypatch.chdir(project / "inner")
+    assert data.data_dir() == project / "data"
+    (project / "inner" / "data" / "tll").mkdir()
+    assert data.data_dir() == project / "inner" / "data"
+
+
+def test_outside_of_a_project_data_are_looked_for_in_the_source_checkout(
+    tmp_path, project, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert data.data_dir() == Path(kerasim.__file__).parents[1] / "data"
+
+
+def test_an_installed_package_looks_for_data_in_the_working_folder(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sets, "__file__", str(tmp_path / "site-packages/kerasim/data/sets.py"))
+    assert data.data_dir() == tmp_path / "data"
+
+
+def test_a_data_set_is_shown_as_one_line():
+    assert repr(data.load("digits")) == (
+        "Dataset(1437 training and 360 test images of 32 x 32 x 1, float32, 10 classes)"
+    )

@@ -477,7 +477,16 @@ def test_every_public_function_is_tested():
     known = {name.split(".")[-1] for name in PUBLIC} | {name.split(".")[0] for name in PUBLIC}
     known |= {"NeighborIndex", "Gallery", "Projection"}
     inner = {  # handed on, made or asked by the public ones, and tested with them
-        *("choose", "data_dir", "digest", "as_float", "load_embedder", "clear_errors", "Dataset"),
+        *(
+            "choose",
+            "data_dir",
+            "fetch",
+            "digest",
+            "as_float",
+            "load_embedder",
+            "clear_errors",
+            "Dataset",
+        ),
         *("check_classes", "check_embedder", "check_images", "check_shape", "ImageFolder"),
         *("PairFolder", "embed_folder", "decode", "check_channels", "check_size", "Candidates"),
         *("Verification", "SavedModel", "check_usable", "shapes_of", "predict"),

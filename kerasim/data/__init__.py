@@ -21,6 +21,7 @@ from kerasim.data.arrays import (
 )
 from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder, predict
 from kerasim.data.candidates import candidate_pools, pair_folder, read_candidates, write_scores
+from kerasim.data.download import SQUEEZENET_FILE, SQUEEZENET_SHA256, fetch
 from kerasim.data.folders import ImageFolder, PairFolder, check_usable, image_folder
 from kerasim.data.noise import DiffusionBatches, NoiseBatches
 from kerasim.data.pairs import (

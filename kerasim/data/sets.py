@@ -1,7 +1,8 @@
-"""Data sets that have names."""
+"""The data sets that kerasim knows by name, and the folder in which they are looked for."""
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 
 import keras
@@ -11,6 +12,8 @@ from kerasim import artifacts, checks
 from kerasim.errors import ArtifactError
 from kerasim.images import as_float
 
+# What a data folder is recognized by.
+KNOWN_FILES = ("mnist.npz", "cifar10.npz", "squeezenet_notop.h5", "tll")
 _CLASS_NAMES = {
     "digits": "0 1 2 3 4 5 6 7 8 9".split(),
     "mnist": "0 1 2 3 4 5 6 7 8 9".split(),
@@ -18,7 +21,7 @@ _CLASS_NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Dataset:
     """A data set for training and testing. See `load`.
 
@@ -36,15 +39,75 @@ class Dataset:
     y_test: np.ndarray
     class_names: list[str]
 
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.x_train.shape[1:]))
+        return (
+            f"Dataset({len(self.x_train)} training and {len(self.x_test)} test images of {size}, "
+            f"{self.x_train.dtype}, {len(self.class_names)} classes)"
+        )
+
 
 def data_dir() -> Path:
-    """Returns the folder in which data sets are looked for: `KERASIM_DATA_DIR`, else `data`."""
-    return Path(os.environ.get("KERASIM_DATA_DIR") or "data").absolute()
+    """Returns the folder that holds the data sets.
+
+    It is the first of these that applies:
+
+    1. the folder that the environment variable `KERASIM_DATA_DIR` names;
+    2. the nearest `data` folder, in the working folder or one of its parents, that holds a file
+       that kerasim knows (`mnist.npz`, `cifar10.npz`, `squeezenet_notop.h5` or the folder `tll`);
+    3. the `data` folder of the source checkout that kerasim was installed from (`pip install -e`);
+    4. `data` in the working folder, whether it exists or not.
+
+    Returns:
+        Absolute path.
+
+    Example:
+        >>> data_dir().is_absolute()
+        True
+    """
+    named = os.environ.get("KERASIM_DATA_DIR")
+    if named:
+        return Path(named).absolute()
+    working = Path.cwd()
+    for folder in (working, *working.parents):
+        if any(os.path.exists(folder / "data" / name) for name in KNOWN_FILES):
+            return folder / "data"
+    checkout = Path(__file__).parents[2]
+    if os.path.exists(checkout / "pyproject.toml") and os.path.isdir(checkout / "data"):
+        return checkout / "data"
+    return working / "data"
 
 
 def choose(name: str | None, wanted: str) -> str:
-    """Returns `name`; without one, `wanted` if `data_dir()` has it, else the embedded "digits"."""
-    return name or (wanted if os.path.exists(data_dir() / f"{wanted}.npz") else "digits")
+    """Returns the data set to use, prints the choice, and warns if it is a replacement.
+
+    Args:
+        name: Data set that the user asked for, or None for `wanted` if its file is there.
+        wanted: Data set that is used by default, such as "mnist". Without its file in
+            `data_dir()`, the bundled "digits" replace it, with a warning that says how to get
+            the file.
+
+    Returns:
+        `name`, `wanted` or "digits".
+
+    Example:
+        >>> choose("digits", wanted="mnist")
+        Data set: digits, bundled with scikit-learn.
+        'digits'
+    """
+    folder = data_dir()
+    chosen = name or wanted
+    if name is None and wanted != "digits" and not os.path.exists(folder / f"{wanted}.npz"):
+        warnings.warn(
+            f"{wanted}.npz was not found in {folder}, so the bundled digits are used instead. "
+            f"Run `kerasim fetch {wanted}` to download it, or set KERASIM_DATA_DIR to the folder "
+            "that holds it.",
+            stacklevel=2,
+        )
+        chosen = "digits"
+    source = "bundled with scikit-learn" if chosen == "digits" else f"from {folder}"
+    print(f"Data set: {chosen}, {source}.")
+    return chosen
 
 
 def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Dataset:
@@ -93,9 +156,11 @@ def _load_npz(name):
         try:
             train, test = getattr(keras.datasets, name).load_data()
         except Exception as error:  # Keras raises a bare Exception when it is offline
-            what = f"There is no {path}, and Keras could not fetch {name!r} ({error})"
-            mend = f"Put one with {', '.join(keys)} there, or name its folder in KERASIM_DATA_DIR"
-            raise ArtifactError(f"{what}. {mend}.") from error
+            raise ArtifactError(
+                f"There is no file {path}, and Keras could not download {name!r} ({error}). "
+                f"Run `kerasim fetch {name}` with a network, put an .npz file with the "
+                f"arrays {', '.join(keys)} there, or set KERASIM_DATA_DIR to the folder of one."
+            ) from error
         parts = *train, *test
     shape = (28, 28) if name == "mnist" else (32, 32, 3)
     for part, images, labels in (("train", *parts[:2]), ("test", *parts[2:])):

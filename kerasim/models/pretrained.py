@@ -10,7 +10,7 @@ import keras
 from keras import layers
 
 from kerasim import artifacts, checks
-from kerasim.data import data_dir, shapes_of
+from kerasim.data import SQUEEZENET_FILE, SQUEEZENET_SHA256, data_dir, shapes_of
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
 from kerasim.models.blocks import check_image_shape
@@ -22,8 +22,6 @@ _POOLINGS = {
     "average": layers.GlobalAveragePooling2D,
     "flatten": layers.Flatten,
 }
-_SQUEEZENET = "squeezenet_notop.h5"
-_SQUEEZENET_SHA256 = "17154246284f555591549ac2c83e127abfbf4307dc4b0060fdaa2931d0fa38da"
 
 
 def pretrained_embedder(
@@ -203,13 +201,17 @@ def _named(name, weights, image_shape):
     if weights is None:
         return backbone
     if weights == "imagenet":
-        file = data_dir() / _SQUEEZENET
+        file = data_dir() / SQUEEZENET_FILE
         if not file.exists():
-            mend = "put the file of that name from github.com/DeepCognition/keras-squeezenet there"
-            what = f"There is no {ascii(str(file))}"
-            raise ArtifactError(f"{what}: {mend}, or name its folder in KERASIM_DATA_DIR.")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != _SQUEEZENET_SHA256:
-            raise ArtifactError(f"{ascii(str(file))} is damaged: fetch it again.")
+            raise ArtifactError(
+                f"There is no file {file}. Run `kerasim fetch squeezenet` to download it, or set "
+                "KERASIM_DATA_DIR to the folder that holds it."
+            )
+        if hashlib.sha256(file.read_bytes()).hexdigest() != SQUEEZENET_SHA256:
+            raise ArtifactError(
+                f"{file} is damaged: its SHA-256 is not {SQUEEZENET_SHA256}. Delete it and run "
+                "`kerasim fetch squeezenet`."
+            )
     else:
         file = artifacts.check_file(weights)
     try:
