@@ -52,17 +52,25 @@ def conv_autoencoder(
     for n, filters in enumerate(widths, start=1):
         if n > 1:
             x = layers.MaxPooling2D(name=f"pool{n - 1}")(x)
-        x = layers.Conv2D(filters, 3, activation=activation, name=f"conv{n}")(x)
+        initializer = parts.kernel_initializer(activation)
+        convolution = layers.Conv2D(
+            filters, 3, activation=activation, kernel_initializer=initializer, name=f"conv{n}"
+        )
+        x = convolution(x)
     x = layers.Flatten(name="flatten")(x)
-    codes = layers.Dense(latent_dim, dtype="float32", name="codes")(x)
+    codes = parts.dense(x, latent_dim, "codes", dtype="float32")
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
     x = codes
     for n, units in enumerate(dense_widths, start=1):
-        x = layers.Dense(units, activation=activation, name=f"dense{n}")(x)
+        x = parts.dense(x, units, f"dense{n}", activation)
     size = math.prod(image_shape)
-    x = layers.Dense(size, activation="sigmoid", dtype="float32", name="pixels")(x)
+    initializer = keras.initializers.VarianceScaling(parts.OUTPUT_GAIN)
+    pixels = layers.Dense(
+        size, "sigmoid", kernel_initializer=initializer, dtype="float32", name="pixels"
+    )
+    x = pixels(x)
     x = layers.Reshape(image_shape, dtype="float32", name="image")(x)
     return parts.joined(encoder, keras.Model(codes, x, name="decoder"), name)
 
@@ -107,12 +115,15 @@ def residual_autoencoder(
 
     images = keras.Input(image_shape, name="images")
     x, shape = parts.encoded(images, widths, dense_width, activation, blocks)
-    codes = layers.Dense(latent_dim, dtype="float32", name="codes")(x)
+    codes = parts.dense(x, latent_dim, "codes", dtype="float32")
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = keras.Input((latent_dim,), name="codes")
     x = parts.decoded(codes, shape, widths, dense_width, activation, blocks)
-    image = parts.double(x, image_shape[2], "up1", activation="sigmoid", dtype="float32")
+    initializer = parts.doubling_initializer(parts.OUTPUT_GAIN)
+    image = parts.double(
+        x, image_shape[2], "up1", "sigmoid", kernel_initializer=initializer, dtype="float32"
+    )
     return parts.joined(encoder, keras.Model(codes, image, name="decoder"), name)
 
 

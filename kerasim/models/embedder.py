@@ -4,7 +4,7 @@ import keras
 from keras import layers
 
 from kerasim import checks
-from kerasim.models.blocks import check_least, check_sizes, conv_norm
+from kerasim.models.blocks import batch_norm, check_least, check_sizes, conv_norm
 
 
 def conv_embedder(
@@ -56,7 +56,7 @@ def conv_embedder(
     x = layers.GlobalAveragePooling2D(name="average")(x)
     if dense_width is not None:
         x = layers.Dense(checks.integer("dense_width", dense_width), name="dense")(x)
-        x = layers.BatchNormalization(name="dense_norm")(x)
+        x = batch_norm("dense_norm")(x)
         if activation is not None:
             x = layers.Activation(activation, name="dense_activation")(x)
     embeddings = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)

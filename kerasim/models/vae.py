@@ -7,7 +7,7 @@ from keras import layers
 
 from kerasim import checks
 from kerasim.layers import Sampling
-from kerasim.models.blocks import check_sizes, conv, decoded, double, encoded, joined
+from kerasim.models.blocks import OUTPUT_GAIN, check_sizes, conv, decoded, double, encoded, joined
 
 
 def vae(
@@ -69,5 +69,13 @@ def vae(
     codes = keras.Input((latent_dim,), name="codes")
     x = decoded(codes, shape, widths, dense_width, activation)
     x = double(x, widths[0], "up1", activation=activation)
-    image = conv(x, image_shape[-1], "image", activation="sigmoid", dtype="float32")
+    initializer = keras.initializers.VarianceScaling(OUTPUT_GAIN)
+    image = conv(
+        x,
+        image_shape[-1],
+        "image",
+        activation="sigmoid",
+        kernel_initializer=initializer,
+        dtype="float32",
+    )
     return joined(encoder, keras.Model(codes, image, name="decoder"), name)
