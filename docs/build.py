@@ -25,7 +25,8 @@ def names(of) -> dict:
     return {n: x for n, x in told.items() if not re.match("_[^_]", n)}
 
 
-LIBRARY = [module for module in ORDER if module != "cli"]  # which `kerasim --help` tells of
+# `kerasim --help` describes `cli`; modules with an underscore are private.
+LIBRARY = [module for module in ORDER if module != "cli" and not module.startswith("_")]
 PUBLIC = {f"{module}.{name}": x for module in LIBRARY for name, x in names(KERASIM[module]).items()}
 CLASSES = {path.partition(".")[2]: path for path, item in PUBLIC.items() if item.is_class}
 INNER = {path: names(item) if item.is_class else {} for path, item in PUBLIC.items()}

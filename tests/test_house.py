@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 
 # A module imports only those before it.
 ORDER = """
-    errors checks images artifacts data layers losses diffusion models neighbors metrics devices
+    errors _quiet checks images artifacts data layers losses diffusion models neighbors metrics devices
     training projection plots explorer export distribute gallery cli __main__
 """.split()
 
@@ -204,7 +204,8 @@ def public():
             }
         for node in tree.body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
-                if top not in ("", "cli") and (not inner or node.name in known):  # cli has commands
+                private = top in ("", "cli") or top.startswith("_")  # cli has commands
+                if not private and (not inner or node.name in known):
                     yield f"{top}.{node.name}", node
 
 
