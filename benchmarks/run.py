@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     *("search", "peers", "gallery folder", "gallery exact", "gallery mixture", "gallery normal"),
     *("scale", "imports", "memory", "quality", "pairs", "epochs", "backbones"),
-    *("diffusion", "denoising labels"),
+    *("near_duplicates", "diffusion", "denoising labels"),
 )
 HEAD = """# What `make bench` printed
 

@@ -280,19 +280,19 @@ class Gallery:
         """Lets go of the vectors of pictures that were removed; the index is built again."""
         self._vectors, self._rows, self._index = self._vectors[self._live], self.items, None
 
-    def near_copies(self, bits: int = 30) -> pd.DataFrame:
-        """Lists pairs of files that look alike, by `data.find_near_copies`.
+    def near_copies(self, min_correlation: float = 0.975) -> pd.DataFrame:
+        """Lists pairs of files that are near-duplicates, by `data.find_near_copies`.
 
         Args:
-            bits: How many bits of two near-copies may differ, 0 to 256.
+            min_correlation: Least correlation of two thumbnails, from 0 to 1.
 
         Returns:
             A row for each pair: copy and original, names of files.
 
         Raises:
-            ArgumentError: If pictures were added as arrays, which have no file.
+            ArgumentError: If images were added as arrays, which have no file.
         """
-        found = data.find_near_copies(self._files(), bits)
+        found = data.find_near_copies(self._files(), min_correlation)
         files = self.items["file"].to_numpy()
         return pd.DataFrame(files[found], columns=["copy", "original"], dtype=object)
 

@@ -131,7 +131,7 @@ def public(root):
             {"images": FLOATS, "sigma": 0.1, "seed": 0, "clip": True},
         ),
         "data.find_copies": (data.find_copies, {"images": FLOATS, "others": LEVELS}),
-        "data.find_near_copies": (data.find_near_copies, {"images": LARGE, "bits": 30}),
+        "data.find_near_copies": (data.find_near_copies, {"images": LARGE, "min_correlation": 0.9}),
         "data.read_candidates": (data.read_candidates, {"path": root / "candidates.csv"}),
         "data.write_scores": (
             data.write_scores,
@@ -413,7 +413,7 @@ def public(root):
         ),
         "Gallery.verify": (GALLERY.verify, {"left": FLOATS, "right": FLOATS[::-1]}),
         "Gallery.remove": (held().remove, {"ids": [0]}),
-        "Gallery.near_copies": (GALLERY.near_copies, {"bits": 30}),
+        "Gallery.near_copies": (GALLERY.near_copies, {"min_correlation": 0.9}),
         "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
         "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),
         "distribute.strategy": (distribute.strategy, {"devices": None}),
@@ -554,8 +554,8 @@ def test_what_is_no_number_in_range_is_refused_by_name_with_the_range(name, valu
     call, good = PUBLIC[name]
     for argument in sorted(INTEGERS & {*good}):
         may_be = argument in OPEN.get(value, ()) and value is not True and value is not False
-        if may_be or type(good[argument]) is not int or name == "Gallery.near_copies":
-            continue  # near copies: which has no files to look at here
+        if may_be or type(good[argument]) is not int:
+            continue
         with quiet(), pytest.raises(errors.KerasimError) as caught:
             call(**{**good, argument: value})
         said = str(caught.value)

@@ -137,7 +137,7 @@ def test_near_copies_are_listed_by_file(folder):
         image.convert("RGB").save(folder / "class-1" / strange)
     gallery = Gallery(EMBEDDER)
     gallery.add(folder)
-    found = gallery.near_copies(bits=0)
+    found = gallery.near_copies(min_correlation=1)
     assert {tuple(sorted(map(lambda f: f.rsplit("/")[-1], row))) for row in found.to_numpy()} >= {
         ("4.png", strange)
     }

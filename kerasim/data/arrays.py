@@ -17,7 +17,10 @@ from kerasim.data.folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.images import as_float
 
-_HASH = 16  # rows and columns of the difference hash
+_THUMBNAIL = 16  # rows and columns of the thumbnails that near-duplicates are found by
+_EVEN_DEVIATION = 1.0  # standard deviation, of 255 levels, below which a thumbnail is even
+_EVEN_DIFFERENCE = 8.0  # largest difference of two even images that are near-duplicates
+_ROUNDING = 1e-6  # of the float32 product of two unit vectors
 
 
 def check_shape(name: str, images, shape=(None, None, None)):
@@ -243,50 +246,68 @@ def _contents(name, images) -> list[bytes]:
     return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
 
 
-def find_near_copies(images, bits: int = 30) -> np.ndarray:
-    """Finds pictures that look alike: re-encoded, resized, a little brighter or noisier.
+def find_near_copies(images, min_correlation: float = 0.975) -> np.ndarray:
+    """Finds near-duplicates: images that were re-encoded, resized, or made brighter or noisier.
 
-    A picture's difference hash has 256 bits: of its grey version on 17 x 16 pixels, whether each
-    is darker than its right neighbour. Even pictures, white or black, have no such differences and
-    count as copies of one another.
+    Each image becomes a gray thumbnail of 16 x 16 pixels. Two images are near-duplicates if the
+    Pearson correlation of their thumbnails is `min_correlation` or more: a change of brightness
+    or contrast leaves the correlation as it is, noise and compression hardly change it. An even
+    image (white, black, one gray) has no correlation with anything; two of them are
+    near-duplicates if their gray levels differ by 8 of 255 or less. Crops, rotations and mirror
+    images are not found. `benchmarks/near_duplicates.py` measures what is found.
 
     Args:
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 17 pixels or more;
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 16 pixels or more;
             or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
-        bits: How many bits of two near-copies may differ, 0 to 256.
+        min_correlation: From 0 to 1. Lower values find stronger changes, and more pairs of
+            unrelated images.
 
     Returns:
-        `(m, 2)` int64 positions: each pair of near-copies once, the later one first.
+        `(m, 2)` int64 positions: each pair of near-duplicates once, the later one first.
 
     Raises:
-        ArgumentError: If the images are smaller (enlarged ones have equal neighbours), or `bits`
-            is out of range.
+        ArgumentError: If the images are smaller, or `min_correlation` is out of range.
 
-    Reference:
-        Krawetz, 2013, "Kind of like that" (the difference hash).
+    Example:
+        >>> images = np.random.default_rng(0).random((3, 32, 32, 1))
+        >>> images[2] = 0.8 * images[0] + 0.1
+        >>> find_near_copies(images).tolist()
+        [[2, 0]]
     """
-    bits = checks.integer("bits", bits, 0, _HASH * _HASH)
-    codes = _difference_hash(check_images("images", images))
-    signs = np.where(codes, 1.0, -1.0).astype("float32")
+    min_correlation = checks.number("min_correlation", min_correlation, 0, 1)
+    thumbnails = _thumbnails(check_images("images", images))
+    levels = thumbnails.mean(axis=1)
+    patterns = thumbnails - levels[:, None]
+    norms = np.linalg.norm(patterns, axis=1)
+    even = norms < _EVEN_DEVIATION * _THUMBNAIL  # a standard deviation of less than that
+    patterns[even] = 0
+    patterns /= np.where(even, 1, norms)[:, None]
+    patterns = patterns.astype("float32")
     found = [np.empty((0, 2), dtype="int64")]
-    for start in range(0, len(signs), 1024):
-        block = signs[start : start + 1024]
-        # The product of two rows of signs is 256 less twice the bits that differ.
-        alike = block @ signs[: start + len(block)].T >= _HASH * _HASH - 2 * bits
-        found.append(np.argwhere(np.tril(alike, start - 1)) + [start, 0])
+    for start in range(0, len(patterns), 1024):
+        rows = slice(start, start + 1024)
+        similar = patterns[rows] @ patterns[: start + 1024].T >= min_correlation - _ROUNDING
+        similar &= ~(even[rows, None] | even[: start + 1024])
+        similar |= (even[rows, None] & even[: start + 1024]) & (
+            np.abs(levels[rows, None] - levels[: start + 1024]) <= _EVEN_DIFFERENCE
+        )
+        found.append(np.argwhere(np.tril(similar, start - 1)) + [start, 0])
     return np.concatenate(found)
 
 
-def _difference_hash(images):
-    if isinstance(images, ImageFolder):  # copies at one size are copies at any other
+def _thumbnails(images) -> np.ndarray:
+    """Returns gray thumbnails `(n, 256)` of `images`, in levels from 0 to 255."""
+    if isinstance(images, ImageFolder):  # near-duplicates at one size are so at any other
         images = ImageFolder(images.files, None, [], [], (128, 128), 3)
-    if images.shape[1] < _HASH or images.shape[2] <= _HASH:
-        raise ArgumentError(f"images {images.shape} are smaller than 16 x 17 pixels: enlarge them.")
-    codes = np.empty((len(images), _HASH * _HASH), dtype=bool)
-    for n in range(len(images)):
-        image = images[n]
-        levels = 255 * image if image.dtype.kind == "f" else image
-        grey = Image.fromarray(np.round(levels.mean(axis=-1)).astype("uint8"))
-        small = np.asarray(grey.resize((_HASH + 1, _HASH), Image.Resampling.BOX), dtype=int)
-        codes[n] = (small[:, 1:] > small[:, :-1]).reshape(-1)
-    return codes
+    if min(images.shape[1:3]) < _THUMBNAIL:
+        raise ArgumentError(
+            f"images have shape {images.shape}, smaller than {_THUMBNAIL} x {_THUMBNAIL} pixels. "
+            "Enlarge them first."
+        )
+    thumbnails = np.empty((len(images), _THUMBNAIL, _THUMBNAIL), dtype="float32")
+    for row in range(len(images)):
+        image = images[row]
+        scale = 255 if image.dtype.kind == "f" else 1
+        gray = Image.fromarray((scale * image.mean(axis=-1)).astype("float32"))
+        thumbnails[row] = gray.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    return thumbnails.reshape(len(images), -1).astype("float64")
