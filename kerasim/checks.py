@@ -12,6 +12,9 @@ import operator
 import os
 import reprlib
 import stat
+import sys
+import unicodedata
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -97,21 +100,75 @@ def kind(name: str, value, kinds, mend: str) -> None:
         raise ArgumentTypeError(f"{name} is {shown}, of type {type(value).__name__}: {mend}.")
 
 
+def shown(name) -> str:
+    """Returns `name`, a file name, path or label, in quotes for a message.
+
+    Letters of every script stay as they are. What could break the line, hide in it or reorder it
+    is escaped as `repr` does: control characters, surrogates (bytes that are not UTF-8), line
+    separators, and marks that change the direction of the text.
+    """
+    text = os.fsdecode(name) if isinstance(name, (bytes, os.PathLike)) else str(name)
+    quote = '"' if "'" in text and '"' not in text else "'"
+    escaped = text.replace("\\", "\\\\").replace(quote, f"\\{quote}")
+    return quote + "".join(map(_visible, escaped)) + quote
+
+
+def shown_names(names, count: int = 5) -> str:
+    """Returns the first `count` of `names` for a message, and ", ..." if there are more."""
+    names = list(names)
+    return ", ".join(map(shown, names[:count])) + (", ..." if len(names) > count else "")
+
+
+def _visible(character: str) -> str:
+    hidden = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    if hidden or character in _DIRECTION_MARKS:
+        return character.encode("unicode_escape", "surrogatepass").decode()
+    return character
+
+
+# Marks that are not seen but turn the text around them: a name could end on a false suffix.
+_DIRECTION_MARKS = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e")
+_DIRECTION_MARKS |= set("\u2066\u2067\u2068\u2069")
+
+
+# Frames between the user's line and a warning: a callback is called by Keras, not by the user.
+_INNER_PACKAGES = {"kerasim", "keras", "tensorflow", "jax", "sklearn"}
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns in the name of the line that called kerasim, however deep the call is inside.
+
+    Args:
+        message: Text of the warning.
+        category: Class of the warning.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back and _module_of(frame).partition(".")[0] in _INNER_PACKAGES:
+        frame = frame.f_back
+    registry, module = frame.f_globals.setdefault("__warningregistry__", {}), _module_of(frame)
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    warnings.warn_explicit(message, category, file, line, module, registry)
+
+
+def _module_of(frame) -> str:
+    return frame.f_globals.get("__name__", "<unknown>")
+
+
 def regular_file(path, error_class) -> None:
     """Raises an `error_class` that names `path` unless it is a regular file that can be opened."""
-    shown = ascii(os.fspath(path))
+    name = shown(path)
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):  # opening a FIFO would wait for ever
             open(path, "rb").close()
             return
     except FileNotFoundError as error:
-        raise error_class(f"There is no file {shown}: check the path.") from error
+        raise error_class(f"There is no file {name}: check the path.") from error
     except OSError as error:
         mend = "Check its permissions and those of its folder."
-        raise error_class(f"Cannot open {shown}: {error.strerror}. {mend}") from error
+        raise error_class(f"Cannot open {name}: {error.strerror}. {mend}") from error
     what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-    raise error_class(f"{shown} is {what}: pass the path of a file.")
+    raise error_class(f"{name} is {what}: pass the path of a file.")
 
 
 def shape(name: str, x, wanted, mend: str) -> None:
@@ -190,6 +247,128 @@ def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndar
     return values
 
 
+def missing(values) -> np.ndarray:
+    """Says of each of `values` whether it is a missing label.
+
+    Missing are None, NaN (also of `decimal`), NaT, `pandas.NA`, the empty string, and masked
+    entries of a masked array: everything that pandas reads from an empty cell.
+
+    Args:
+        values: An array, or a list or tuple of any depth.
+
+    Returns:
+        Flags in the shape of `values`.
+    """
+    masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else False
+    if isinstance(values, (list, tuple)):  # NumPy would turn a NaN among strings into "nan"
+        values = np.array(values, dtype=object)
+    values = np.asarray(values)
+    if values.dtype.kind in "fcmM":
+        return (values != values) | masked
+    if values.dtype.kind in "US":
+        return (values == values.dtype.type()) | masked
+    if values.dtype == object:
+        flags = np.array([_is_missing(value) for value in values.ravel()], dtype=bool)
+        return flags.reshape(values.shape) | masked
+    return np.zeros(values.shape, bool) | masked
+
+
+def _is_missing(value) -> bool:
+    if value is None or value is np.ma.masked:
+        return True
+    if isinstance(value, (str, bytes)):
+        return not value
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):  # pandas.NA is neither true nor false; an array is no label
+        return type(value).__name__ == "NAType"
+
+
+def labels(name: str, values, n: int | None, of: str) -> np.ndarray:
+    """Returns class labels as an array of integers, flags or strings, else raises for `name`.
+
+    This is for functions whose result depends on every label: a missing one is refused. See
+    `optional_labels` for functions that only store or show labels.
+
+    Args:
+        name: Argument that the message names.
+        values: What came: integers, flags or strings, as an array, list or pandas Series. Floats
+            are taken if all are whole numbers, as pandas makes of integers.
+        n: How many there must be; None for any number and any shape.
+        of: What there are `n` of, such as "images".
+
+    Raises:
+        ArgumentError: If there are more or fewer, or one is missing (see `missing`).
+        ArgumentTypeError: If they are neither whole numbers nor strings.
+    """
+    found, absent = optional_labels(name, values, n, of)
+    rows = np.atleast_1d(absent)
+    rows = rows.any(axis=tuple(range(1, rows.ndim)))
+    if rows.any():
+        what = f'no label (None, NaN, pandas.NA or "") in {_count_of(rows)}'
+        raise ArgumentError(f"{name} holds {what}. Label these rows, or leave them out.")
+    return found
+
+
+def optional_labels(name: str, values, n: int | None, of: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns class labels as `labels` does, and which of them are missing.
+
+    Args:
+        name: Argument that the message names.
+        values: As for `labels`.
+        n: How many there must be; None for any number and any shape.
+        of: What there are `n` of.
+
+    Returns:
+        `(labels, absent)`: where `absent` is True the label is 0, False or "".
+
+    Raises:
+        ArgumentError: If there are more or fewer.
+        ArgumentTypeError: If they are neither whole numbers nor strings.
+    """
+    plain, absent = array(name, values), missing(values)
+    if n is not None:
+        each(name, plain, n, of, 1)
+    came_as_list = isinstance(values, (list, tuple))
+    if plain.dtype.kind in "iub" or (plain.dtype.kind in "US" and not came_as_list):
+        return np.where(absent, plain.dtype.type(), plain), absent
+    elements = np.array(values, dtype=object) if came_as_list else plain.astype(object)
+    present = elements[~absent]
+    kinds = {_kind_of_label(value) for value in present}
+    if len(kinds) > 1 or "" in kinds:
+        types = ", ".join(sorted({type(value).__name__ for value in present}))
+        fix = "convert them to one of the two, or number the classes from 0"
+        what = f"{name} must be integers or strings, not {types} (dtype {plain.dtype})"
+        raise ArgumentTypeError(f"{what}: {fix}.")
+    empty, dtype = _LABEL_KINDS[kinds.pop() if kinds else "string"]
+    elements[absent] = empty
+    try:
+        return elements.astype(dtype), absent
+    except OverflowError as error:
+        raise ArgumentError(f"{name} holds integers beyond 64 bits: number the classes.") from error
+
+
+_LABEL_KINDS = {  # what stands for a missing label, and the dtype of the array
+    "integer": (0, "int64"),
+    "flag": (False, "bool"),
+    "string": ("", "str"),
+    "bytes": (b"", "bytes"),
+}
+
+
+def _kind_of_label(value) -> str:
+    """Returns a key of `_LABEL_KINDS`, or "" for what is no label."""
+    if isinstance(value, (bool, np.bool_)):
+        return "flag"
+    if isinstance(value, numbers.Integral):
+        return "integer"
+    if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == int(value):
+        return "integer"
+    if isinstance(value, str):
+        return "string"
+    return "bytes" if isinstance(value, bytes) else ""
+
+
 def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") -> np.ndarray:
     """Returns `x` as a finite real array `(n, dim)`, else raises in the name of `name`.
 
@@ -223,11 +402,15 @@ def finite(name: str, x: np.ndarray) -> None:
 
 def bad_rows(name: str, bad, what: str) -> None:
     """Raises an `ArgumentError` for `name` if a row is marked `bad`, for holding `what`."""
+    if np.any(bad):
+        raise ArgumentError(f"{name} holds {what} in {_count_of(bad)}. Remove or mend them.")
+
+
+def _count_of(bad) -> str:
+    """Returns how many rows are marked `bad`, and the positions of the first ones."""
     rows = np.flatnonzero(bad)
-    if len(rows):
-        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        share = f"{len(rows)} of {len(bad)} rows"
-        raise ArgumentError(f"{name} holds {what} in {share}: {shown}. Remove or mend them.")
+    positions = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
+    return f"{len(rows)} of {len(bad)} rows: {positions}"
 
 
 def archive(path: Path) -> None:

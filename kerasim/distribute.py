@@ -347,7 +347,7 @@ def _probe(ray, file=None) -> None:
             raise ClusterError(f"Node {name} has {unlike}: install the same versions on all nodes.")
         if not sees:
             mend = "put the folder on a disk that all nodes see at the same path"
-            raise ClusterError(f"Node {name} does not see {ascii(str(file))}: {mend}.")
+            raise ClusterError(f"Node {name} does not see {checks.shown(file)}: {mend}.")
 
 
 def _cause(error):

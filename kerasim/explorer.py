@@ -40,7 +40,8 @@ def write_explorer(
         path: The file.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         coordinates: `(n, 2)` places on the map, such as `Projection` gives.
-        labels: `(n,)` names or numbers, for colour, marker and search.
+        labels: `(n,)` names or numbers, for color, marker and search. Images whose label is missing
+            (None, NaN, `pandas.NA` or "") are shown as "no label".
         neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
             nearest images of each, nearest first.
         title: Shown above the map.
@@ -61,12 +62,11 @@ def write_explorer(
     images = check_images("images", images)
     check_channels(images.shape[-1])
     checks.each("images", range(len(images)), count, "coordinates")
-    kinds = checks.each("labels", np.zeros(count) if labels is None else labels, count, "images", 1)
-    names, classes = np.unique(kinds, return_inverse=True)
+    names, classes = _classes(np.zeros(count, int) if labels is None else labels, count)
     side = min(64 if count <= 10_000 else 32, max(images.shape[1:3]))
     page = {
         "count": count,
-        "names": [] if labels is None else [str(name) for name in names],
+        "names": [] if labels is None else names,
         "classes": None if labels is None else _packed(classes),
         "files": [str(file) for file in images.files] if hasattr(images, "files") else None,
         "neighbors": _check_neighbors({} if neighbors is None else neighbors, count),
@@ -81,6 +81,16 @@ def write_explorer(
     plot = _plot(coordinates, classes)
     html = file_html(plot, INLINE, title=title, template=template, template_variables=told)
     return artifacts.write_file(path, html.encode())
+
+
+def _classes(labels, count: int) -> tuple[list[str], np.ndarray]:
+    """Returns the names of the classes, "no label" last if one is missing, and that of each row."""
+    labels, absent = checks.optional_labels("labels", labels, count, "images")
+    found, classes = np.unique(labels[~absent], return_inverse=True)
+    names = [str(name) for name in found]
+    positions = np.full(count, len(names))
+    positions[~absent] = classes
+    return names + ["no label"] * bool(absent.any()), positions
 
 
 def _plot(coordinates, classes):

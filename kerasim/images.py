@@ -56,7 +56,7 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
     checks.choice("dtype", dtype, ("float32", "uint8"))
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))
     if animated:
-        warnings.warn(f"{_name(source)} has several frames: the first is used.", stacklevel=2)
+        checks.warn(f"{_name(source)} has several frames: the first is used.")
     return pixels if dtype == "uint8" else as_float(pixels)
 
 
@@ -142,7 +142,7 @@ def _no_pillow_warnings():
 
 
 def _name(source) -> str:
-    return "the encoded image" if isinstance(source, bytes) else ascii(os.fspath(source))
+    return "the encoded image" if isinstance(source, bytes) else checks.shown(source)
 
 
 def _decode(image, name, size, channels) -> np.ndarray:

@@ -163,7 +163,7 @@ def retrieval(
     checks.choice("metric", metric, METRICS)
     checks.flag("per_query", per_query)
     queries = checks.vectors("queries", queries, rows=1, metric=metric)
-    query_labels = checks.each("query_labels", query_labels, len(queries), "queries", 1)
+    query_labels = checks.labels("query_labels", query_labels, len(queries), "queries")
     alone = gallery is None
     if alone:
         if gallery_labels is not None:
@@ -171,7 +171,7 @@ def retrieval(
         gallery, gallery_labels = queries, query_labels
     else:
         gallery = checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
-        gallery_labels = checks.each("gallery_labels", gallery_labels, len(gallery), "vectors", 1)
+        gallery_labels = checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
     most = len(gallery) - alone
     ks = [checks.integer("each of ks", k, 1, most) for k in checks.array("ks", ks).ravel().tolist()]
     names, counts = np.unique(gallery_labels, return_counts=True)
@@ -463,7 +463,7 @@ def all_pairs(
 
     checks.choice("metric", metric, METRICS)
     x = checks.vectors("embeddings", embeddings, rows=2, metric=metric).astype("float64")
-    labels = checks.each("labels", labels, len(x), "embeddings", 1)
+    labels = checks.labels("labels", labels, len(x), "embeddings")
     n, bins = len(x), 2**14
     counts = np.unique(labels, return_counts=True)[1]
     like = int((counts * (counts - 1) // 2).sum())

@@ -197,8 +197,7 @@ class NeighborIndex:
             ArgumentTypeError: If `unknown` is not of the kind of `labels`.
         """
         checks.number("threshold", threshold)
-        labels = checks.array("labels", labels).tolist()  # strings, where pandas holds objects
-        labels = checks.each("labels", labels, len(self), "vectors in the index", 1)
+        labels = checks.labels("labels", labels, len(self), "vectors in the index")
         other = checks.array("unknown", unknown)
         if other.ndim or other.dtype.kind != labels.dtype.kind:
             what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"

@@ -237,7 +237,8 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
 
     Args:
         coordinates: `(n, 2)`, such as `Projection` gives.
-        labels: `(n,)` integers for colour and marker, or None.
+        labels: `(n,)` integers or strings for color and marker, or None. Points whose label is
+            missing (None, NaN, `pandas.NA` or "") are gray, and the legend says "no label".
         class_names: A name for each label.
         images: `(n, height, width, channels)` for thumbnails, or None. At most 60 are shown, and
             they never cover one another.
@@ -256,12 +257,15 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
         checks.each("images", range(len(images)), len(coordinates), "coordinates")
     checks.integer("seed", seed, 0)
     if labels is not None:
-        labels = checks.each("labels", labels, len(coordinates), "coordinates", 1)
-        classes = np.unique(labels)
+        labels, absent = checks.optional_labels("labels", labels, len(coordinates), "coordinates")
+        classes = np.unique(labels[~absent])
         names = [str(label) for label in classes]
         if class_names is not None:
             class_names = checks.listed("class_names", class_names)
-            if labels.dtype.kind not in "iu" or classes[0] < 0 or classes[-1] >= len(class_names):
+            numbered = labels.dtype.kind in "iu"
+            if len(classes) and not (
+                numbered and classes[0] >= 0 and classes[-1] < len(class_names)
+            ):
                 came = f"class_names are {len(class_names)}, labels {classes[0]} to {classes[-1]}"
                 raise ArgumentError(f"{came}: pass integer labels from 0, and a name for each.")
             names = [str(class_names[label]) for label in classes]
@@ -275,8 +279,11 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
         for n, label in enumerate(classes):
             colour = COLOURS[n % len(COLOURS)]
             marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
-            rows = coordinates[labels == label]
+            rows = coordinates[(labels == label) & ~absent]
             handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
+        if absent.any():
+            handles.append(ax.scatter(*coordinates[absent].T, color="0.6", marker=".", **style))
+            names.append("no label")
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": -(-len(names) // 25)}
         for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
             handle.set_alpha(1)
@@ -310,8 +317,8 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
         queries: `(n, height, width, channels)` in [0, 1] or uint8.
         found: `(n, k, height, width, channels)`: the neighbours' images.
         distances: `(n, k)`, written above each, or None.
-        labels: `(n, k)` of the neighbours; with `query_labels`, a neighbour of another class is
-            framed dashed.
+        labels: `(n, k)` labels of the neighbors; with `query_labels`, a neighbor of another class
+            has a dashed frame. Without a label on both sides there is no frame.
         query_labels: `(n,)`, or None.
 
     Returns:
@@ -328,6 +335,12 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
     for name, (rows, shape) in shapes.items():
         if rows is not None:
             checks.shape(name, rows, shape, "pass those of the images found")
+    if labels is not None and query_labels is not None:
+        labels, no_label = checks.optional_labels("labels", labels, None, "images")
+        query_labels, no_query_label = checks.optional_labels(
+            "query_labels", query_labels, None, "queries"
+        )
+        known = ~(no_label | no_query_label[:, None])
     figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
     for row, line in enumerate(axes):
         _show(line[0], queries[row], "query" if row == 0 else "")
@@ -335,7 +348,7 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
         for column, ax in enumerate(line[1:]):
             title = "" if distances is None else f"{distances[row][column]:.3g}"
             _show(ax, found[row, column], title)
-            if labels is not None and query_labels is not None:
+            if labels is not None and query_labels is not None and known[row, column]:
                 same = labels[row][column] == query_labels[row]
                 _frame(ax, COLOURS[2] if same else COLOURS[1], "-" if same else "--", 2)
     return figure

@@ -66,7 +66,7 @@ class Projection:
             raise ArgumentError(f"{what}: pass more or, from 5 on, a smaller n_neighbors.")
         if (x == x[0]).all():
             what = f"All {len(x)} rows of x are equal: there is no structure to draw"
-            warnings.warn(f"{what}, and the map shows none.", stacklevel=2)
+            checks.warn(f"{what}, and the map shows none.")
         # UMAP takes seconds to import; it is compiled as it runs.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

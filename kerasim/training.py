@@ -11,7 +11,6 @@ import contextlib
 import json
 import re
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -196,11 +195,12 @@ class RetrievalCallback(keras.callbacks.Callback):
         n = len(self.parts[0])
         if n < 2:
             raise ArgumentError(f"images holds {n}: pass two or more.")
-        self.labels = [checks.each("labels", labels, n, "images", 1)]
+        self.labels = [checks.labels("labels", labels, n, "images")]
         if gallery is not None:
             self.parts.append(data.check_images("gallery", gallery))
-            of = len(self.parts[1]), "images of the gallery", 1
-            self.labels.append(checks.each("gallery_labels", gallery_labels, *of))
+            count = len(self.parts[1])
+            name = "gallery_labels"
+            self.labels.append(checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
             raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
         checks.choice("metric", metric, metrics.METRICS)
@@ -263,7 +263,7 @@ class RetrievalCallback(keras.callbacks.Callback):
     def _warn(self, what, text):
         if not getattr(self, f"warned_of_{what}", False):
             setattr(self, f"warned_of_{what}", True)
-            warnings.warn(text, stacklevel=2)
+            checks.warn(text)
 
 
 class _Run(keras.callbacks.Callback):

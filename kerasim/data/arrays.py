@@ -75,10 +75,9 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
         ArgumentError: If they are more, fewer or out of that range.
         ArgumentTypeError: If they are no integers.
     """
-    labels = checks.array("labels", labels, "pass one integer for each image")
+    labels = checks.labels("labels", labels, n, "images")
     if labels.dtype.kind not in "iu":
         raise ArgumentTypeError(f"labels must be integers from 0, not {labels.dtype}: number them.")
-    checks.each("labels", labels, n, "images", 1)
     checks.bad_rows("labels", labels < 0, "a negative class")
     if classes is not None:
         checks.bad_rows("labels", labels >= classes, f"a class above {classes - 1}")

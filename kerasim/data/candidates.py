@@ -37,15 +37,17 @@ def pair_folder(path, image_size=None) -> PairFolder:
     root = artifacts.check_path("path", path)
     pairs = read_candidates(root / "pairs.csv", ["left", "right"])
     if not len(pairs):
-        raise ArtifactError(f"{ascii(str(root / 'pairs.csv'))} has no rows: write one for a pair.")
+        raise ArtifactError(
+            f"{checks.shown(root / 'pairs.csv')} has no rows: write one for a pair."
+        )
     size, sides = check_size(image_size), []
     for side in ("left", "right"):
-        folder = image_folder(root / side, size or 1)
+        folder = image_folder(root / side, size or 1, labels=None)
         stems = collections.Counter(file.stem for file in folder.files)
         wrong = [name for name in pairs[side] if stems[name] != 1]
         if wrong:
-            shown = ", ".join(f"{ascii(name)} ({stems[name]} files)" for name in wrong[:5])
-            where = f"not in {ascii(str(root / side))}, or more than once: {shown}"
+            shown = ", ".join(f"{checks.shown(name)} ({stems[name]} files)" for name in wrong[:5])
+            where = f"not in {checks.shown(root / side)}, or more than once: {shown}"
             mend = "Give each name, without suffix, one file, or drop its row"
             raise ArtifactError(f"pairs.csv names {len(wrong)} pictures that are {where}. {mend}.")
         named = {file.stem: file for file in folder.files}
@@ -82,7 +84,7 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
     """
     n, k = checks.integer("n", n), checks.integer("k", k, 2)
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
-    groups = np.arange(n) if groups is None else checks.each("groups", groups, n, "pairs", 1)
+    groups = np.arange(n) if groups is None else checks.labels("groups", groups, n, "pairs")
     pools = np.empty((n, k), dtype="int64")
     for i in range(n):
         foils = np.flatnonzero(groups != groups[i])
@@ -112,17 +114,17 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
         # Without a header, or pandas would take the first of too many columns for an index.
         rows = pd.read_csv(content, header=None, dtype=str, keep_default_na=False)
     except ValueError as error:  # no columns, rows too long, bytes that are no text
-        raise ArtifactError(f"{ascii(str(file))} is no CSV table: {error}. Mend it.") from error
+        raise ArtifactError(f"{checks.shown(file)} is no CSV table: {error}. Mend it.") from error
     table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
     empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
     if len(empty):
         where = f"{len(empty)} rows, the first of them row {empty[0] + 1} after the header"
-        raise ArtifactError(f"{ascii(str(file))} has empty cells in {where}: fill or drop them.")
+        raise ArtifactError(f"{checks.shown(file)} has empty cells in {where}: fill or drop them.")
     wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
     if list(table.columns) != wanted:
-        shown = ", ".join(map(ascii, table.columns[:5]))
+        shown = ", ".join(map(checks.shown, table.columns[:5]))
         named = ", ".join(wanted[:5]) + (", ..." if len(wanted) > 5 else "")
-        what = f"{ascii(str(file))} has the columns {shown}"
+        what = f"{checks.shown(file)} has the columns {shown}"
         raise ArtifactError(f"{what}; expected {named}: mend its header.")
     return table
 

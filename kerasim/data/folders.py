@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import warnings
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,9 +10,14 @@ import numpy as np
 
 from kerasim import artifacts, checks
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
-from kerasim.images import SUFFIXES, as_float, check_channels, check_size, decode
+from kerasim.images import FORMATS, SUFFIXES, as_float, check_channels, check_size, decode
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
+
+# Raw files of cameras begin as TIFF files do, but a decoder finds a small preview there at most.
+_RAW_SUFFIXES = set(
+    ".3fr .arw .cr2 .dcr .dng .erf .iiq .k25 .kdc .mef .mos .nef .nrw .pef .sr2 .srf .srw".split()
+)
 
 
 class ImageFolder:
@@ -22,7 +27,7 @@ class ImageFolder:
         files: Paths, in the order of the images.
         labels: `(n,)` int64, or None if the images lie in no subfolders.
         class_names: A name for each label.
-        skipped: `(path, reason)` of each file that is no usable image.
+        skipped: `(path, reason)` of each file that is not a usable image.
         shape: `(n, height, width, channels)`.
     """
 
@@ -34,6 +39,14 @@ class ImageFolder:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self)} images of {self.shape[1:]}"]
+        if self.labels is not None:
+            parts.append(f"{len(self.class_names)} classes: {checks.shown_names(self.class_names)}")
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} files skipped")
+        return f"<ImageFolder: {'; '.join(parts)}>"
 
     def __getitem__(self, rows) -> np.ndarray:
         """Decodes the images at `rows`, a position or several (a slice or an array).
@@ -58,14 +71,32 @@ class ImageFolder:
         return as_float(np.stack(in_threads(pixels, rows)))
 
     def take(self, rows) -> "ImageFolder":
-        """Returns the images at `rows`, positions, as a folder of their own, not yet decoded."""
+        """Returns the images at `rows` as an `ImageFolder` of their own, not yet decoded.
+
+        `folder[rows]` decodes the images into an array; `take` keeps the names of the files and
+        decodes nothing. Use it to split a folder: scikit-learn's `train_test_split(folder)` would
+        decode every image, so split the positions.
+
+        Args:
+            rows: Positions: a slice, a list, or an array of integers or flags.
+
+        Returns:
+            `ImageFolder` with the files and labels of these rows and the same class names.
+
+        Example:
+            >>> from sklearn.model_selection import train_test_split
+            >>> folder = data.image_folder("my-images", 64)
+            >>> rows = np.arange(len(folder))
+            >>> training, test = train_test_split(rows, stratify=folder.labels, random_state=0)
+            >>> training, test = folder.take(training), folder.take(test)
+        """
         rows = np.arange(len(self))[rows]
         files = [self.files[row] for row in rows]
         labels = None if self.labels is None else self.labels[rows]
         return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PairFolder:
     """The pairs of a folder. Made by `pair_folder`.
 
@@ -79,23 +110,39 @@ class PairFolder:
     right: ImageFolder
     groups: np.ndarray
 
+    def __repr__(self) -> str:
+        groups = len(np.unique(self.groups))
+        shape = self.left.shape[1:]
+        return f"<PairFolder: {len(self.groups)} pairs of images of {shape}; {groups} groups>"
 
-def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", check: bool = True):
+
+def image_folder(
+    path,
+    image_size,
+    channels: int = 3,
+    on_error: str = "raise",
+    check: bool = True,
+    labels: str | None = "folders",
+):
     """Lists the images of a folder, or of its subfolders, one for each class.
 
-    Hidden files and the droppings of file managers are left out in silence; other files that
-    are no images are listed in `.skipped` with one warning. Links are followed, each real
-    file is taken once, and the order does not depend on the locale. Of an animation the first
-    frame is taken.
+    A file is taken by its content: it may have any suffix or none. Files that are named as images
+    but cannot be decoded are treated as `on_error` says. Hidden files and the files that file
+    managers leave behind are ignored; all other files are listed in `.skipped`, with one warning.
+    Links are followed, each real file is taken once, and the order does not depend on the locale.
+    Of an animation the first frame is taken.
 
     Args:
         path: Folder of images, or of one subfolder for each class, searched to the bottom.
         image_size: `(height, width)` or one number, to which each image is resized.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         on_error: What to do with images that cannot be decoded: "raise" one error that lists
             them, or "skip" them, with a warning, into `.skipped`.
         check: Decode every image once now, so that a damaged one is found before training, and
             warn once of animations. False finds a damaged one only when it is asked for.
+        labels: "folders": the subfolder of `path` in which an image lies is its class. Images that
+            lie beside the subfolders have no class: they are left out with a warning, or refused
+            if they are the larger part. None: every image is taken, without labels.
 
     Returns:
         `ImageFolder`: float32 images in [0, 1] by position, slice or array of positions.
@@ -103,37 +150,70 @@ def image_folder(path, image_size, channels: int = 3, on_error: str = "raise", c
     Raises:
         ImageError: If `on_error="raise"` and an image cannot be decoded.
         ArtifactError: If the folder is missing or holds no image.
-        ArgumentError: If `image_size` is None or no size, or another argument is not known.
+        ArgumentError: If `image_size` is None or no size, another argument is not known, or half
+            of the images or more lie beside the subfolders and `labels` is not None.
+
+    Example:
+        >>> folder = data.image_folder("my-images", 64)
+        >>> folder[:10].shape
+        (10, 64, 64, 3)
     """
     checks.choice("on_error", on_error, ("raise", "skip"))
     checks.flag("check", check)
+    if labels is not None:
+        checks.choice("labels", labels, ("folders",))
     channels, size = check_channels(channels), check_size(image_size)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
-    root = artifacts.check_path("path", path)
-    if not root.is_dir():
-        raise ArtifactError(f"{ascii(str(root))} is not a folder: pass a folder of images.")
-    files, skipped = _find_images(root)
+    root, files, skipped = find_images(path)
     if check:
         found = list(zip(files, in_threads(_examine, files), strict=True))
         bad = [(file, reason) for file, (reason, _) in found if reason]
         check_usable(bad, len(files), on_error)
         animated = [file for file, (_, more) in found if more]
-        _warn(animated, f"files in {ascii(str(root))} have several frames, the first is used")
+        _warn(animated, f"files in {checks.shown(root)} have several frames, the first is used")
         files = [file for file, (reason, _) in found if not reason]
         skipped += bad
     if not files:
-        listed = "".join(f"\n{ascii(str(file))}: {reason}" for file, reason in skipped[:20])
-        what = f"No usable image in {ascii(str(root))}: put files in {', '.join(SUFFIXES)} there"
-        raise ArtifactError(f"{what}. Left out: {len(skipped)} files{listed}")
-    _warn([file for file, _ in skipped], f"files in {ascii(str(root))} are left out")
-    parents = [file.relative_to(root).parts[:-1] for file in files]
-    if not all(parents):
+        raise ArtifactError(_no_image(root, skipped))
+    _warn([file for file, _ in skipped], f"files in {checks.shown(root)} are left out")
+    classes = [class_of(file, root) for file in files]
+    if labels is None or not any(classes):
         return ImageFolder(files, None, [], skipped, size, channels)
-    class_names = sorted({parts[0] for parts in parents}, key=os.fsencode)
+    stray = [file for file, name in zip(files, classes, strict=True) if not name]
+    _check_stray(stray, len(files), root)
+    skipped += [(file, "it lies beside the class folders and has no class") for file in stray]
+    files = [file for file, name in zip(files, classes, strict=True) if name]
+    names = [name for name in classes if name]
+    class_names = sorted(set(names), key=os.fsencode)
     position = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([position[parts[0]] for parts in parents], dtype="int64")
-    return ImageFolder(files, labels, class_names, skipped, size, channels)
+    numbers = np.array([position[name] for name in names], dtype="int64")
+    return ImageFolder(files, numbers, class_names, skipped, size, channels)
+
+
+def class_of(file: Path, root: Path) -> str:
+    """Returns the name of the subfolder of `root` in which `file` lies, "" if it lies in `root`."""
+    parts = file.relative_to(root).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def _check_stray(stray, count: int, root: Path) -> None:
+    """Warns of images beside the class folders, or refuses them if they are the larger part."""
+    if not stray:
+        return
+    names = checks.shown_names(file.name for file in stray)
+    what = f"{len(stray)} of {count} images in {checks.shown(root)} lie beside its subfolders"
+    choices = "Move them into a subfolder, or pass labels=None to take all images without labels"
+    if 2 * len(stray) >= count:
+        unclear = "so that it is unclear whether the subfolders are classes"
+        raise ArgumentError(f"{what}, {unclear}: {names}. {choices}.")
+    checks.warn(f"{what} and are left out, since they have no class: {names}. {choices}.")
+
+
+def _no_image(root: Path, skipped) -> str:
+    listed = "".join(f"\n{checks.shown(file)}: {reason}" for file, reason in skipped[:20])
+    what = f"There is no usable image in {checks.shown(root)}"
+    return f"{what}: put {', '.join(FORMATS)} files there. {len(skipped)} files left out:{listed}"
 
 
 def check_usable(bad, count: int, on_error: str) -> None:
@@ -147,7 +227,23 @@ def check_usable(bad, count: int, on_error: str) -> None:
         raise ImageError(f"{len(bad)} of {count} images cannot be used; {mend}:\n{listed}")
 
 
-def _find_images(root: Path):
+def find_images(path) -> tuple[Path, list[Path], list[tuple[Path, str]]]:
+    """Finds the images below a folder, without decoding them.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        `(root, files, skipped)`: the absolute path of the folder, the images in order, and
+        `(file, reason)` of each other file. A file whose suffix is that of an image is taken
+        whatever it holds, so that a damaged one is reported when it is decoded.
+
+    Raises:
+        ArtifactError: If it is not a folder.
+    """
+    root = artifacts.check_path("path", path)
+    if not root.is_dir():
+        raise ArtifactError(f"{checks.shown(root)} is not a folder: pass a folder of images.")
     files, skipped, seen = [], [], set()
 
     def list_unreadable(error):
@@ -162,16 +258,58 @@ def _find_images(root: Path):
         folders[:] = sorted((name for name in folders if not _is_junk(name)), key=os.fsencode)
         names = sorted((name for name in names if not _is_junk(name)), key=os.fsencode)
         if not folders and not names and Path(folder).parent == root:
-            skipped.append((Path(folder), "an empty folder, no class"))
+            skipped.append((Path(folder), "an empty folder, not a class"))
         for name in names:
             file = Path(folder, name)
             real = os.path.realpath(file)
-            if file.suffix.lower() not in SUFFIXES:
-                skipped.append((file, "no image suffix"))
+            if reason := why_no_image(file):
+                skipped.append((file, reason))
             elif real not in seen:
                 seen.add(real)
                 files.append(file)
-    return sorted(files, key=os.fsencode), skipped
+    return root, sorted(files, key=os.fsencode), skipped
+
+
+def why_no_image(file: Path) -> str:
+    """Returns why a file is not an image by its suffix or its first bytes; "" if it is one."""
+    suffix = file.suffix.lower()
+    if suffix in SUFFIXES:
+        return ""
+    try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for a writer
+            return "not a regular file"
+        with open(file, "rb") as opened:
+            start = opened.read(32)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    if format_of(start) == "TIFF" and suffix in _RAW_SUFFIXES:
+        return "a raw file of a camera: convert it to JPEG, PNG or TIFF"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
+        return "a HEIF or AVIF image, which is not supported: convert it to JPEG or PNG"
+    return "" if format_of(start) else f"not an image in one of {', '.join(FORMATS)}"
+
+
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis"}
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BMP_HEADER_SIZES = {12, 16, 40, 52, 56, 64, 108, 124}
+
+
+def format_of(start: bytes) -> str:
+    """Returns which of `images.FORMATS` a file is by its first 32 bytes; "" if it is none."""
+    if start.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if start.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if start.startswith(_TIFF_STARTS):
+        return "TIFF"
+    if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
+        return "WEBP"
+    # Two letters may begin a text as well: look at the size of the header that follows, too.
+    if start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in _BMP_HEADER_SIZES:
+        return "BMP"
+    return ""
 
 
 def _is_junk(name: str) -> bool:
@@ -180,8 +318,7 @@ def _is_junk(name: str) -> bool:
 
 def _warn(files, what: str) -> None:
     if files:
-        names = ", ".join(ascii(file.name) for file in files[:5])
-        warnings.warn(f"{len(files)} {what}: {names}.", stacklevel=3)
+        checks.warn(f"{len(files)} {what}: {checks.shown_names(file.name for file in files)}.")
 
 
 def in_threads(function, files) -> list:

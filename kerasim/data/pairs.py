@@ -1,14 +1,12 @@
 """Pairs, triplets and balanced batches, drawn by index from labels or from pairs."""
 
-import warnings
-
 import numpy as np
 
 from kerasim import checks
 from kerasim.data.arrays import check_images, find_copies
 from kerasim.data.batches import Batches
 from kerasim.data.folders import ImageFolder
-from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.errors import ArgumentError
 
 
 class _Classes:
@@ -26,7 +24,7 @@ class _Classes:
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
-                shown = [f"{n} ({ascii(images.class_names[n])})" for n in small[:10]]
+                shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
             held = f"{len(small)} classes of fewer than {fewest} images: {', '.join(shown)}"
             raise ArgumentError(f"labels hold {held}. Add images, or drop those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
@@ -51,14 +49,8 @@ class _Classes:
 
 
 def _check_names(name, values):
-    """Returns integers or strings as an array."""
-    values = checks.array(name, values)
-    if values.dtype == object:  # strings, as pandas holds them
-        values = checks.array(name, values.tolist())
-    if values.dtype.kind not in "iuSUb":
-        mend = "convert them, or number the classes from 0"
-        raise ArgumentTypeError(f"{name} must be integers or strings, not {values.dtype}: {mend}.")
-    return values
+    """Returns integers or strings, none of them missing, as an array of any shape."""
+    return checks.labels(name, values, None, "images")
 
 
 def _anchors(size, n, rng):
@@ -135,7 +127,7 @@ class _LabelledBatches(Batches):
             if len(torn):
                 what = f"{len(torn)} images are copies of another one with another label, the first"
                 pair = f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once."
-                warnings.warn(f"{what} {pair}", stacklevel=3)
+                checks.warn(f"{what} {pair}")
 
     def __getitem__(self, index: int):
         columns, rng = self._batch(index)

@@ -217,7 +217,7 @@ def _named(name, weights, image_shape):
     try:
         backbone.load_weights(file)
     except Exception as error:  # Keras and h5py raise whatever comes
-        what = f"{ascii(str(file))} does not fit the backbone {name!r}, or is damaged"
+        what = f"{checks.shown(file)} does not fit the backbone {name!r}, or is damaged"
         mend = "pass the weights of that backbone without its top, as .h5 or .weights.h5"
         raise ArtifactError(f"{what} ({error}): {mend}.") from error
     return backbone
