@@ -22,21 +22,34 @@ from kerasim.errors import ArgumentError, ImageError
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 64_000_000
+# Decoders keep some bytes for each row, however short it is.
+MAX_SIDE = 1_000_000
+# Tiles of a TIFF are decoded whole, however small the image is.
+_MAX_TILE_PIXELS = 4_000_000
+# Images of more pixels than this are decoded two at a time, whatever the number of threads.
+_LARGE_PIXELS = 8_000_000
+_large_images = threading.BoundedSemaphore(2)
+# Rows that are put on white at once have about this many pixels.
+_BAND_PIXELS = 1_000_000
 
 # What makes an image of EXIF orientation 2, 3 ... 8 upright.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), start=2)}
 
-_quiet_lock = threading.Lock()
-_quiet = {"depth": 0, "filters": None}
+_filter_lock = threading.Lock()
+_filter_users = 0
 
 
 def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32") -> np.ndarray:
     """Decodes one image.
 
-    EXIF rotation is applied, transparent parts become white, 16-bit channels keep their high
-    byte, CMYK and palettes become RGB, and of an animation the first frame is taken, with a
-    warning.
+    The EXIF orientation is applied and transparent parts become white. Samples of 12 or 16 bits
+    keep their upper 8; where the file says that 0 is white, the image is inverted. CMYK and
+    palettes become RGB. Color profiles are ignored. Of an animation the first frame is taken,
+    with a warning.
+
+    Samples whose white level the file does not define are refused: signed or 32-bit integers, and
+    floats outside [0, 1].
 
     Args:
         source: Path of a file, or its bytes.
@@ -48,8 +61,9 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
         Array `(height, width, channels)`.
 
     Raises:
-        ImageError: If the file is missing, no image of `FORMATS`, damaged, or of more than
-            `MAX_PIXELS` pixels. The message names it.
+        ImageError: If the file is missing, no image of `FORMATS`, damaged, of more than
+            `MAX_PIXELS` pixels or `MAX_SIDE` rows or columns, or of samples without a defined
+            white level. The message names it.
         ArgumentError: If size, channels or dtype are others.
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
@@ -82,11 +96,11 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         if file is source:
             checks.regular_file(source, ImageError)
         with _no_pillow_warnings(), Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                held = f"{image.width} x {image.height} pixels"
-                raise ImageError(f"{name} has {held}, more than {MAX_PIXELS}: shrink or remove it.")
-            animated = getattr(image, "is_animated", False)
-            return _decode(image, name, size, channels), animated
+            _check_extent(image, name)
+            large = image.width * image.height > _LARGE_PIXELS
+            with _large_images if large else contextlib.nullcontext():
+                animated = getattr(image, "is_animated", False)
+                return _decode(image, name, size, channels), animated
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
@@ -124,28 +138,60 @@ def check_size(image_size) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _no_pillow_warnings():
-    # Pillow warns of metadata that we do not use. The first thread in saves the filters and the
-    # last one out restores them: threads that each did so would leave one another's behind.
-    with _quiet_lock:
-        if _quiet["depth"] == 0:
-            _quiet["filters"] = warnings.catch_warnings()
-            _quiet["filters"].__enter__()
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-        _quiet["depth"] += 1
+    """Ignores warnings of Pillow, which are about metadata that is not used here.
+
+    The filters of `warnings` belong to the whole process: one filter is added by the first thread
+    that decodes and removed by the last one, and those of other threads stay as they are.
+    """
+    global _filter_users
+    with _filter_lock:
+        if _filter_users == 0:
+            warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
+        _filter_users += 1
     try:
         yield
     finally:
-        with _quiet_lock:
-            _quiet["depth"] -= 1
-            if _quiet["depth"] == 0:
-                _quiet["filters"].__exit__(None, None, None)
+        with _filter_lock:
+            _filter_users -= 1
+            if _filter_users == 0:
+                for item in [item for item in warnings.filters if _is_ours(item)]:
+                    warnings.filters.remove(item)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# No other code writes the pattern in this way, so that the filter is recognized by it.
+_PILLOW_MODULES = r"(?:PIL)\."
+
+
+def _is_ours(item) -> bool:
+    return getattr(item[3], "pattern", item[3]) == _PILLOW_MODULES
 
 
 def _name(source) -> str:
     return "the encoded image" if isinstance(source, bytes) else checks.shown(source)
 
 
-def _decode(image, name, size, channels) -> np.ndarray:
+def _check_extent(image, name: str) -> None:
+    """Refuses an image that takes much memory, by what its header says."""
+    size = f"{image.width} x {image.height} pixels"
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{name} has {size}, more than {MAX_PIXELS}: shrink or remove it.")
+    if max(image.size) > MAX_SIDE:
+        raise ImageError(
+            f"{name} has {size}; the longer side may have {MAX_SIDE} at most. Crop or remove it."
+        )
+    if image.format == "TIFF":
+        tile_width = image.tag_v2.get(ExifTags.Base.TileWidth, 1)
+        tile_height = image.tag_v2.get(ExifTags.Base.TileLength, 1)
+        if tile_width * tile_height > max(_MAX_TILE_PIXELS, 2 * image.width * image.height):
+            raise ImageError(
+                f"{name} has {size} in tiles of {tile_width} x {tile_height}. Save it again with "
+                "tiles no larger than the image, or remove it."
+            )
+
+
+def _decode(image, name: str, size, channels: int) -> np.ndarray:
+    key = _transparency_key(image, name)  # while the raw mode of the file is known
+    inverted = _check_samples(image, name)
     image.load()
     turn = None
     with contextlib.suppress(Exception):  # damaged EXIF says nothing of the pixels
@@ -153,23 +199,98 @@ def _decode(image, name, size, channels) -> np.ndarray:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode.startswith("I"):
-        levels = np.asarray(image, dtype="int64")
-        clear = levels == image.info.get("transparency")
-        image = _from_levels(np.where(clear, 255, levels >> 8), name, "16-bit")
+    if image.mode.startswith("I;16"):
+        image = _from_16_bits(image, inverted, key)
     elif image.mode == "F":
-        levels = np.rint(np.asarray(image, dtype="float64") * 255)
-        image = _from_levels(levels, name, "[0, 1] floating point")
+        image = _from_floats(image, inverted, name)
+    elif key is not None:
+        image = _clear_to_white(image, key)
     elif image.mode in ("PA", "LA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB" if channels == 3 else "L")
+        image = _on_white(image)
+    mode = "RGB" if channels == 3 else "L"
+    if image.mode != mode:  # convert would copy an image that has the mode
+        image = image.convert(mode)
     if size is not None and size != (image.height, image.width):
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.array(image).reshape(image.height, image.width, channels)
 
 
-def _from_levels(levels: np.ndarray, name: str, expected: str):
+def _check_samples(image, name: str) -> bool:
+    """Refuses samples without a defined white level.
+
+    Returns:
+        Whether 0 is white in samples that Pillow leaves as they are, those of more than 8 bits.
+    """
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    sample_formats = {*np.ravel(tags.get(ExifTags.Base.SampleFormat, 1)).tolist()}
+    if image.mode == "I" or not sample_formats <= {1, 3}:
+        raise ImageError(
+            f"{name} has signed or 32-bit integer samples, whose white level is not defined. "
+            "Convert it to 8 or 16 unsigned bits per channel."
+        )
+    return tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
+def _from_16_bits(image, inverted: bool, key: int | None):
+    """Returns the upper 8 bits of 16-bit samples, or of 12-bit ones, which Pillow stores alike."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    bits = int(np.ravel(tags.get(ExifTags.Base.BitsPerSample, 16))[0])
+    samples = np.asarray(image)
+    levels = (samples >> (bits - 8)).astype("uint8")
+    if inverted:
+        levels = 255 - levels
+    if key is not None:
+        levels[samples == key] = 255
+    return Image.fromarray(levels)
+
+
+def _from_floats(image, inverted: bool, name: str):
+    levels = np.rint(np.asarray(image, dtype="float64") * 255)
     if not (levels.min() >= 0 and levels.max() <= 255):  # False for NaN, too
-        raise ImageError(f"{name} has values outside {expected}: convert it to 8 bits per channel.")
-    return Image.fromarray(levels.astype("uint8"))
+        raise ImageError(
+            f"{name} has floating point samples outside [0, 1], whose white level is not defined. "
+            "Scale them to [0, 1], or convert it to 8 bits per channel."
+        )
+    levels = levels.astype("uint8")
+    return Image.fromarray(255 - levels if inverted else levels)
+
+
+def _transparency_key(image, name: str):
+    """Returns the color or gray level of a PNG that is transparent, at 8 bits (16 for 16-bit gray).
+
+    None if there is none, or for a palette, whose transparency Pillow converts itself.
+    """
+    key = image.info.get("transparency")
+    if image.format != "PNG" or key is None or image.mode == "P":
+        return None
+    raw_mode = image.tile[0][3] if image.tile else image.mode  # such as "L;4" and "RGB;16B"
+    if image.mode == "RGB" and "16" in raw_mode:
+        raise ImageError(
+            f"{name} has 16 bits per channel and one transparent color, of which 8 bits cannot be "
+            "told apart. Save it again with an alpha channel, or with 8 bits per channel."
+        )
+    if image.mode == "1":
+        return 255 * key
+    if image.mode == "L" and ";" in raw_mode:  # samples of 2 or 4 bits, which Pillow scales
+        return key * 255 // (2 ** int(raw_mode.split(";")[1]) - 1)
+    return key
+
+
+def _clear_to_white(image, key):
+    """Makes the pixels of the color `key` white."""
+    pixels = np.array(image.convert("RGB" if image.mode == "RGB" else "L"))
+    is_clear = pixels == np.asarray(key)
+    pixels[is_clear.all(axis=-1) if pixels.ndim == 3 else is_clear] = 255
+    return Image.fromarray(pixels)
+
+
+def _on_white(image):
+    """Lays an image with alpha over white, a band of rows at a time, to save memory."""
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
+    laid = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        white = Image.new("RGBA", band.size, "white")
+        laid.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return laid

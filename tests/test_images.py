@@ -30,16 +30,15 @@ def encode(image, kind="PNG", **settings) -> bytes:
     return buffer.getvalue()
 
 
-def png(width, height, bits, kind, raw, transparency=b"") -> bytes:
+def chunk(name, content) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + checksum
+
+
+def png(width, height, bits, kind, raw, chunks=b"") -> bytes:
     """A PNG put together by hand, for what Pillow does not write."""
-
-    def chunk(name, content):
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
-    clear = chunk(b"tRNS", transparency) if transparency else b""
-    body = header + clear + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
+    body = header + chunks + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
@@ -108,8 +107,8 @@ def test_a_cmyk_jpeg_is_not_read_as_its_negative():
     [
         (RAMP.astype("float32"), "[0, 1]"),
         (np.full((6, 8), np.nan, "float32"), "[0, 1]"),
-        (np.full((6, 8), -1, "int32"), "16-bit"),
-        (np.full((6, 8), 2**16, "int32"), "16-bit"),
+        (np.full((6, 8), -1, "int32"), "32-bit"),
+        (RAMP.astype("int32"), "32-bit"),
     ],
 )
 def test_levels_without_a_known_white_are_refused(values, expected, tmp_path):
@@ -118,7 +117,125 @@ def test_levels_without_a_known_white_are_refused(values, expected, tmp_path):
     with pytest.raises(ImageError) as caught:
         read_image(path)
     assert str(path) in str(caught.value) and expected in str(caught.value)
-    assert "convert it to 8 bits" in str(caught.value)
+    assert "onvert it to 8" in str(caught.value)
+
+
+def packed(samples, bits) -> bytes:
+    """Rows of samples, the first in the highest bits, each row filled to whole bytes."""
+    if bits == 16:
+        return samples.astype(">u2").tobytes()
+    rows = samples.reshape(len(samples), -1)
+    digits = (rows[..., None] >> np.arange(bits)[::-1]) & 1
+    return np.packbits(digits.reshape(len(rows), -1).astype("uint8"), axis=1).tobytes()
+
+
+def in_8_bits(samples, bits):
+    return samples >> (bits - 8) if bits > 8 else samples * 255 // (2**bits - 1)
+
+
+# Color types of PNG, with their channels and depths.
+PNG_TYPES = {"gray": (0, 1), "RGB": (2, 3), "palette": (3, 1), "gray + alpha": (4, 2)}
+PNG_TYPES["RGB + alpha"] = (6, 4)
+PNG_DEPTHS = {"gray": (1, 2, 4, 8, 16), "palette": (1, 2, 4, 8)}
+
+
+def png_matrix():
+    for name, (kind, channels) in PNG_TYPES.items():
+        for bits in PNG_DEPTHS.get(name, (8, 16)):
+            for keyed in (False, True) if "alpha" not in name else (False,):
+                title = f"{name}, {bits} bits" + keyed * ", one transparent"
+                yield pytest.param(name, kind, channels, bits, keyed, id=title)
+
+
+@pytest.mark.parametrize("name, kind, channels, bits, keyed", [*png_matrix()])
+def test_a_png_is_read_as_its_specification_says(name, kind, channels, bits, keyed):
+    rng = np.random.default_rng(bits)
+    samples = rng.integers(0, 2**bits, (6, 8, channels))
+    samples[..., -1] = np.where(rng.random((6, 8)) < 0.5, samples[..., -1], 2**bits - 1)
+    palette = rng.integers(0, 256, (2**bits, 3), dtype="uint8") if name == "palette" else None
+    chunks, key = b"", samples[2, 3]
+    if name == "palette":
+        alpha = np.full(2**bits, 255)
+        alpha[key[0]] = 0 if keyed else 255
+        chunks = chunk(b"PLTE", palette.tobytes())
+        chunks += chunk(b"tRNS", bytes(alpha.tolist())) if keyed else b""
+        colors, opaque = palette[samples[..., 0]].astype(int), alpha[samples[..., :1]] / 255
+    else:
+        chunks = chunk(b"tRNS", key.astype(">u2").tobytes()) if keyed else b""
+        shown = in_8_bits(samples, bits)
+        colors = shown[..., :3] if channels > 2 else shown[..., :1].repeat(3, axis=-1)
+        opaque = shown[..., -1:] / 255 if "alpha" in name else np.ones((6, 8, 1))
+        if keyed:
+            opaque = opaque * ~(samples == key).all(axis=-1, keepdims=True)
+    raw = packed(samples, bits)
+    width = len(raw) // 6
+    rows = b"".join(b"\0" + raw[width * row : width * (row + 1)] for row in range(6))
+    content = png(8, 6, bits, kind, rows, chunks)
+    if name == "RGB" and bits == 16 and keyed:
+        with pytest.raises(ImageError, match="16 bits per channel and one transparent color"):
+            read_image(content)
+        return
+    right = colors * opaque + 255 * (1 - opaque)
+    np.testing.assert_allclose(read_image(content, dtype="uint8"), right, atol=0.51)
+
+
+def tiff(samples, bits, photometric, sample_format, order):
+    """An uncompressed TIFF put together by hand. `order` is "<" or ">"."""
+    height, width, channels = samples.shape
+    if sample_format == 3:
+        data = samples.astype(f"{order}f{bits // 8}").tobytes()
+    elif bits in (16, 32):
+        data = samples.astype(f"{order}{'ui'[sample_format - 1]}{bits // 8}").tobytes()
+    else:
+        data = packed(samples & (2**bits - 1), bits)
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 0)]
+    tags += [(277, channels), (278, height), (279, len(data)), (339, sample_format)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    lists = {258: [bits] * channels, 339: [sample_format] * channels} if channels > 1 else {}
+    body, extra = struct.pack(f"{order}H", len(tags)), b""
+    for tag, value in tags:
+        values = lists.get(tag, [value])
+        if len(values) > 2:
+            at = start + len(extra)
+            extra += struct.pack(f"{order}{len(values)}H", *values)
+            body += struct.pack(f"{order}HHII", tag, 3, len(values), at)
+        else:
+            value = start + 6 * len(lists) if tag == 273 else value
+            body += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    head = b"II*\0" if order == "<" else b"MM\0*"
+    return head + struct.pack(f"{order}I", 8) + body + struct.pack(f"{order}I", 0) + extra + data
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [0, 1, 2], ids=["0 is white", "0 is black", "RGB"])
+@pytest.mark.parametrize(
+    "bits, sample_format",
+    [(1, 1), (2, 1), (4, 1), (8, 1), (8, 2), (12, 1), (16, 1), (16, 2), (32, 1), (32, 2), (32, 3)],
+)
+def test_a_tiff_is_read_as_its_specification_says_or_refused(
+    bits, sample_format, photometric, order
+):
+    rng = np.random.default_rng(bits)
+    shape = (6, 8, 3 if photometric == 2 else 1)
+    if sample_format == 3:
+        samples = rng.random(shape, dtype="float32")
+        right = np.rint(255 * samples)
+    else:
+        highest = 2 ** min(bits, 16) if sample_format == 1 else 2**7
+        samples = rng.integers(0, highest, shape)
+        right = in_8_bits(samples, bits)
+    content = tiff(samples, bits, photometric, sample_format, order)
+    try:
+        found = read_image(content, dtype="uint8")
+    except ImageError:
+        standard = (
+            bits in (1, 4, 8, 16) and photometric == 1 or bits in (8, 16) and photometric == 2
+        )
+        assert not (sample_format == 1 and standard)  # which everybody reads
+        return
+    assert sample_format != 2 and (bits, sample_format) != (32, 1)
+    right = 255 - right if photometric == 0 else right
+    np.testing.assert_allclose(found, np.broadcast_to(right, (6, 8, 3)), atol=1)
 
 
 # What was done to an upright picture before it was stored with this EXIF orientation.
@@ -275,6 +392,55 @@ def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
         read_image(path)
     assert str(path) in str(caught.value) and "a whole image" in str(caught.value)
     assert "Replace or remove it" in str(caught.value)
+
+
+@pytest.mark.fault(49)
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("missing", [1, 2, 4, 8, 16, 40, 150])
+def test_a_file_without_its_last_bytes_is_refused_or_read_in_full(kind, missing):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
+    whole = encode(Image.fromarray(noise), kind, **SAVED[kind])
+    right = read_image(whole)
+    try:
+        found = read_image(whole[:-missing])
+    except ImageError:
+        return
+    np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.fault(53)
+def test_an_image_of_too_many_rows_is_refused_before_it_takes_memory(monkeypatch):
+    monkeypatch.setattr(images, "MAX_SIDE", 500)
+    assert read_image(encode(Image.new("L", (1, 500)))).shape == (500, 1, 3)
+    for size in ((1, 501), (501, 1)):
+        with pytest.raises(ImageError, match="the longer side may have 500 at most"):
+            read_image(encode(Image.new("L", size)))
+
+
+@pytest.mark.fault(53)
+def test_a_small_tiff_of_huge_tiles_is_refused():
+    tags = [(256, 8), (257, 8), (258, 8), (259, 5), (262, 1), (277, 1), (322, 45_000)]
+    tags += [(323, 45_000), (324, 8), (325, 60)]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + body + bytes(64)
+    with pytest.raises(ImageError, match="8 x 8 pixels in tiles of 45000 x 45000"):
+        read_image(content)
+
+
+def test_sixteen_bits_and_alpha_take_a_small_multiple_of_their_pixels(tmp_path):
+    small, deep, clear = (tmp_path / name for name in ("small.png", "deep.png", "clear.png"))
+    Image.new("L", (8, 8)).save(small)
+    rows = bytes(1 + 2 * 4_000) * 4_000
+    deep.write_bytes(png(4_000, 4_000, 16, 0, rows))
+    Image.new("RGBA", (4_000, 4_000)).save(clear)
+    for large in (deep, clear):
+        child = subprocess.run(
+            [sys.executable, "-c", MEASURE, small, large],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert int(child.stdout.splitlines()[1]) < 16 * 15  # MB for 16 million pixels
 
 
 @pytest.mark.fault(53)
