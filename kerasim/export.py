@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from kerasim import artifacts, checks
+from kerasim._serving import make_decoder
 from kerasim.data import as_float, check_images, check_shape, shapes_of
 from kerasim.errors import (
     ArgumentError,
@@ -31,8 +32,9 @@ def export_saved_model(model, path) -> None:
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
     "serve_bytes" takes `image_bytes`, `(batch,)` encoded JPEG, PNG, BMP or GIF files, decodes
-    them as `images.read_image` does (JPEG by the accurate inverse transform; EXIF rotation is
-    not applied, so send upright pictures) and resizes those of another size.
+    them as `images.read_image` does, EXIF orientation included, and resizes those of another
+    size. BMP files other than plain 24-bit ones and GIF files that are animated, transparent or
+    have a frame smaller than the screen are refused: TensorFlow would read other pixels.
 
     Args:
         model: `keras.Model` from one image input to one output, such as
@@ -48,31 +50,7 @@ def export_saved_model(model, path) -> None:
     tf = _tensorflow()
     height, width, channels = _check_model(model)
 
-    def decode(encoded):
-        def jpeg():
-            return tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-
-        def png():
-            pixels = tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32)
-            colour, alpha = pixels[..., :3], pixels[..., 3:]
-            # Where a file has no alpha TensorFlow puts the largest value of its bit depth (byte
-            # 24 of the file), which below 8 bits is not opaque.
-            depth = tf.io.decode_raw(tf.strings.substr(encoded, 24, 1), tf.uint8)[0]
-            filler = tf.bitwise.left_shift(1, tf.cast(depth, tf.int32)) - 1
-            alpha = tf.where(tf.reduce_all(alpha == filler), 255, alpha)
-            return tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
-
-        def other():
-            return tf.io.decode_image(encoded, channels=3, expand_animations=False)
-
-        is_png = tf.equal(tf.strings.substr(encoded, 0, 4), b"\x89PNG")
-        pixels = tf.case([(tf.io.is_jpeg(encoded), jpeg), (is_png, png)], other)
-        pixels = tf.ensure_shape(pixels, (None, None, 3))
-        if channels == 1:  # as Pillow does it
-            weighted = tf.reduce_sum(tf.cast(pixels, tf.int32) * (19595, 38470, 7471), -1, True)
-            pixels = tf.bitwise.right_shift(weighted + 32768, 16)
-        image = tf.cast(pixels, tf.float32) / 255
-        return tf.image.resize(image, (height, width), antialias=True)
+    decode = make_decoder(tf, height, width, channels)
 
     def serve(images):
         return model(images, training=False)
@@ -221,10 +199,11 @@ class SavedModel:
             return self._call("serve_bytes", np.array(encoded, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
         except (_tensorflow().errors.InvalidArgumentError, UnicodeDecodeError) as error:
-            what = (
-                f"One of the {len(encoded)} encoded images is no whole JPEG, PNG, BMP or GIF file"
-            )
-            raise ImageError(f"{what}: leave out those that images.read_image refuses.") from error
+            raise ImageError(
+                f"One of the {len(encoded)} encoded images is no whole JPEG, PNG, BMP or GIF file, "
+                "or a BMP or GIF file that TensorFlow does not decode as images.read_image does. "
+                "Leave it out, or convert it to PNG."
+            ) from error
 
     def _inputs(self, endpoint):
         """Returns the signature of an endpoint's one input as (name, spec)."""

@@ -193,10 +193,7 @@ def _decode(image, name: str, size, channels: int) -> np.ndarray:
     key = _transparency_key(image, name)  # while the raw mode of the file is known
     inverted = _check_samples(image, name)
     image.load()
-    turn = None
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing of the pixels
-        # ImageOps.exif_transpose would write the EXIF anew, and give up over any other bad tag.
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I;16"):
@@ -213,6 +210,17 @@ def _decode(image, name: str, size, channels: int) -> np.ndarray:
     if size is not None and size != (image.height, image.width):
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
     return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _orientation(image):
+    """Returns the EXIF orientation, or 0. Web browsers ignore that of XMP metadata, too."""
+    if image.format == "TIFF":
+        return image.tag_v2.get(ExifTags.Base.Orientation, 0)
+    exif = Image.Exif()
+    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
+        exif.load(image.info.get("exif", b""))
+        return exif.get(ExifTags.Base.Orientation, 0)
+    return 0
 
 
 def _check_samples(image, name: str) -> bool:

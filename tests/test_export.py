@@ -1,5 +1,6 @@
 import io
 import json
+import struct
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import keras
 import numpy as np
 import onnxruntime
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kerasim import data, export
 from kerasim.errors import (
@@ -17,7 +18,7 @@ from kerasim.errors import (
     DependencyError,
     ImageError,
 )
-from kerasim.images import read_image
+from kerasim.images import decode, read_image
 
 tf = pytest.importorskip("tensorflow")
 
@@ -237,6 +238,100 @@ def test_every_level_of_colour_and_alpha_is_laid_over_white_as_read_image_does(t
     np.testing.assert_array_equal(np.rint(served * 255), decoded.ravel())
     alpha, colour = image[..., 3:].astype(int), image[..., :3].astype(int)
     np.testing.assert_array_equal(decoded, (colour * alpha + 255 * (255 - alpha) + 127) // 255)
+
+
+ORIENTATIONS = [*range(10), 65_535]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_encoded_files_are_turned_upright_as_read_image_does(orientation, form, pixels):
+    channels, loaded = pixels
+    smooth = Image.fromarray((draw_images(1, 3)[0, :6, :6] * 255).astype("uint8"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "a camera"
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.DateTime] = "2026:01:01 00:00:00"
+    content = encode(smooth.resize((SIZE, 2 * SIZE)), form, exif=exif)
+    (served,) = loaded.serve_bytes([content])
+    decoded = read_image(content, SIZE, channels=channels).ravel()
+    assert np.abs(served - decoded).max() * 255 < 1.01
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("before", [b"", b"\xff\xe2\0\x06abcd", b"\xff\xff\xe2\0\x03a"])
+@pytest.mark.parametrize("kind, count", [(3, 1), (3, 2), (2, 1), (3, 0)])
+def test_exif_is_read_in_either_byte_order_and_behind_other_segments(
+    kind, count, before, order, pixels
+):
+    channels, loaded = pixels
+    image = Image.fromarray((draw_images(1, 3)[0] * 255).astype("uint8"))
+    whole = encode(image, "JPEG")
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, 1)
+    tiff += struct.pack(f"{order}HHIHH", 0x0112, kind, count, 6, 0) + bytes(4)
+    segment = b"Exif\0\0" + tiff
+    content = whole[:2] + before + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+    content += whole[2:]
+    (served,) = loaded.serve_bytes([content])
+    decoded = read_image(content, channels=channels).ravel()
+    assert np.abs(served - decoded).max() * 255 < 1.01
+
+
+def test_exif_that_is_damaged_leaves_the_image_as_it_is(pixels):
+    channels, loaded = pixels
+    image = Image.fromarray((draw_images(1, 3)[0] * 255).astype("uint8"))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = exif.tobytes()
+    for cut in (7, 10, 14, 18, 22):
+        content = encode(image, "JPEG", exif=data[:cut])
+        (served,) = loaded.serve_bytes([content])
+        decoded = read_image(content, channels=channels).ravel()
+        assert np.abs(served - decoded).max() * 255 < 1.01
+
+
+def other_files():
+    """Yields BMP, GIF and JPEG files of many kinds, by name."""
+    ramp = np.arange(SIZE * SIZE, dtype="uint8").reshape(SIZE, SIZE)
+    gray, rgb = Image.fromarray(ramp), Image.fromarray(np.dstack([ramp, ramp.T, 255 - ramp]))
+    palette = rgb.quantize(16)
+    yield "BMP of 24 bits", encode(rgb, "BMP")
+    yield "BMP of gray levels", encode(gray, "BMP")
+    yield "BMP of 1 bit", encode(gray.convert("1"), "BMP")
+    yield "BMP with a palette", encode(palette, "BMP")
+    yield "BMP of 32 bits", encode(Image.merge("RGBA", [*rgb.split(), gray]), "BMP")
+    upside_down = bytearray(encode(rgb, "BMP"))
+    upside_down[22:26] = struct.pack("<i", -SIZE)
+    yield "BMP with its top row first", bytes(upside_down)
+    yield "GIF", encode(palette, "GIF")
+    yield "GIF, interlaced", encode(palette, "GIF", interlace=1)
+    yield "GIF of gray levels", encode(gray, "GIF")
+    yield "GIF with a comment", encode(palette, "GIF", comment=b"a comment")
+    yield "GIF with a transparent color", encode(palette, "GIF", transparency=3)
+    frames = [palette, palette.transpose(Image.Transpose.ROTATE_90)]
+    yield "GIF, animated", encode(palette, "GIF", save_all=True, append_images=frames)
+    small = bytearray(encode(rgb.resize((SIZE // 2, SIZE // 2)).quantize(4), "GIF"))
+    small[6:10] = struct.pack("<HH", SIZE, SIZE)
+    yield "GIF, a frame smaller than the screen", bytes(small)
+    yield "JPEG of CMYK", encode(rgb.convert("CMYK"), "JPEG", quality=95)
+    yield "WebP", encode(rgb, "WEBP", lossless=True)
+    yield "TIFF", encode(rgb, "TIFF")
+
+
+@pytest.mark.parametrize("content", [pytest.param(file, id=name) for name, file in other_files()])
+def test_a_file_is_decoded_as_read_image_does_or_refused(content, pixels):
+    channels, loaded = pixels
+    try:
+        (served,) = loaded.serve_bytes([content])
+    except ImageError:
+        return
+    decoded = data.as_float(decode(content, channels=channels)[0]).ravel()
+    assert np.abs(served - decoded).max() * 255 < 1.01
+
+
+@pytest.mark.parametrize("name", ["BMP of 24 bits", "BMP with its top row first", "GIF"])
+def test_plain_bmp_and_gif_files_are_decoded(name, pixels):
+    assert len(pixels[1].serve_bytes([dict(other_files())[name]])) == 1
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 # A module imports only those before it.
 ORDER = """
     errors _quiet checks images artifacts data layers losses diffusion models neighbors metrics
-    devices training projection plots explorer export distribute gallery cli __main__
+    devices training projection plots explorer _serving export distribute gallery cli __main__
 """.split()
 
 # Within a folder likewise; the families of models know their shared blocks alone.
