@@ -21,9 +21,14 @@ it on this page.
 
 import importlib
 import importlib.metadata
+import importlib.util
+import json
+import os
 import pkgutil
 import re
+import sys
 import warnings
+from pathlib import Path
 
 __version__ = "0.1.0"
 
@@ -51,10 +56,49 @@ def _warn_of_old() -> None:
 _warn_of_old()
 
 
+def _backend() -> str:
+    """Returns the backend that Keras will use, as Keras decides it."""
+    if os.environ.get("KERAS_BACKEND"):
+        return os.environ["KERAS_BACKEND"]
+    home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    try:
+        return json.loads(Path(home, "keras.json").read_text())["backend"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "tensorflow"
+
+
+class _MissingBackend:
+    """Says how to install the backend of Keras when its import fails.
+
+    It is the last finder, so that it is asked only for what no other finder has found.
+    """
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != _backend():
+            return None
+        raise ModuleNotFoundError(
+            f"Keras uses the backend {fullname!r}, which is not installed. Install TensorFlow with "
+            "`pip install -e '.[tf]'` (or '.[tf-cpu]', or '.[gpu]'), or JAX with "
+            "`pip install -e '.[jax]'`, and set the environment variable KERAS_BACKEND to "
+            "'tensorflow' or 'jax'.",
+            name=fullname,
+        )
+
+
+if _backend() in ("tensorflow", "jax", "torch") and importlib.util.find_spec(_backend()) is None:
+    sys.meta_path.append(_MissingBackend())
+
+
 def __getattr__(name: str):
     # Keras takes seconds to import: each module waits until it is asked for (PEP 562).
     if name in _MODULES:
-        return importlib.import_module(f"kerasim.{name}")
+        try:
+            return importlib.import_module(f"kerasim.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != _backend():
+                raise
+            errors = importlib.import_module("kerasim.errors")
+            raise errors.DependencyError(str(error)) from error
     raise AttributeError(f"module 'kerasim' has no attribute {name!r}")
 
 

@@ -296,7 +296,7 @@ def _ray():
         import ray.data
     except ImportError as error:
         what = f"A cluster needs Ray ({error.name} is not installed)"
-        raise DependencyError(f"{what}: pip install 'kerasim[ray]'.") from error
+        raise DependencyError(f"{what}: pip install -e '.[ray]'.") from error
     if ray.is_initialized():
         return ray
     address = os.environ.get("RAY_ADDRESS") or "local"

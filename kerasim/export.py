@@ -105,7 +105,7 @@ def export_onnx(model, path) -> None:
         import tf2onnx  # noqa: F401 (Keras uses it)
     except ImportError as error:
         lacks = f"{error.name}, which is not installed"
-        raise DependencyError(f"ONNX files need {lacks}: pip install 'kerasim[onnx]'.") from error
+        raise DependencyError(f"ONNX files need {lacks}: pip install -e '.[onnx]'.") from error
     images = keras.Input(shape, name="images")
     taken = [keras.InputSpec("float32", (None, *shape), name="images")]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -243,7 +243,7 @@ def _tensorflow():
     try:
         import tensorflow
     except ImportError as error:
-        mend = "pip install 'kerasim[tf]' (or [tf-cpu], or [gpu])"
+        mend = "pip install -e '.[tf]' (or '.[tf-cpu]', or '.[gpu]')"
         what = "SavedModels need TensorFlow, which is not installed"
         raise DependencyError(f"{what}: {mend}.") from error
     return tensorflow

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -300,3 +301,59 @@ def test_the_lock_and_what_is_warned_of_keep_to_the_oldest_versions_that_are_dec
     assert [name for name in declared if locked[name] < declared[name]] == []
     oldest = {name: tuple(map(int, v.split("."))) for name, v in kerasim._OLDEST.items()}
     assert oldest == {name: declared[name] for name in oldest}
+
+
+WITHOUT_JAX = """
+import sys
+from importlib.machinery import PathFinder
+
+class WithoutJax:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name == "jax" else PathFinder.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutJax
+"""
+
+
+def last_error_without_jax(statement):
+    """Returns how a process ends that runs `statement` on JAX, which is not installed."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JAX + statement],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        env={**os.environ, "KERAS_BACKEND": "jax"},
+    )
+    return done.stderr.strip().rpartition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from kerasim import data",
+        "import kerasim; kerasim.models",
+        "from kerasim.gallery import Gallery",
+        "from kerasim.losses import SupConLoss",
+        "from kerasim import cli; sys.argv = ['kerasim', 'query', 'gallery', 'x.png']; cli.main()",
+    ],
+)
+def test_without_a_backend_the_error_names_the_extras_and_the_variable(statement):
+    error = last_error_without_jax(statement)
+    for needed in ("'jax', which is not installed", "'.[tf]'", "'.[jax]'", "KERAS_BACKEND"):
+        assert needed in error
+
+
+def test_without_a_backend_kerasim_itself_is_imported():
+    assert last_error_without_jax("import kerasim; kerasim.errors; kerasim.__version__") == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "backend"),
+    [('{"backend": "jax"}', "jax"), ("{}", "tensorflow"), ("[]", "tensorflow"), ("", "tensorflow")],
+)
+def test_the_backend_is_that_of_the_settings_of_keras(content, backend, tmp_path, monkeypatch):
+    (tmp_path / "keras.json").write_text(content)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    assert kerasim._backend() == backend
