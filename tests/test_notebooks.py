@@ -24,6 +24,10 @@ CLAIMS = {
     "01-images-and-noise": lambda figures: (
         figures["precision at 10, pixels"] > 0.5 + figures["precision at 10, chance"]
     ),
+    "07-verification": lambda figures: (
+        figures["EER, trained"] < 0.3 * figures["EER, pixels"]
+        and figures["EER, trained"] < 0.3 * figures["EER, untrained"]
+    ),
 }
 
 
