@@ -22,6 +22,10 @@ import numpy as np
 
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
+# An archive may claim to hold this much, or this many times its own size.
+_ARCHIVE_BYTES = 256e6
+_ARCHIVE_EXPANSION = 100
+
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """Returns `value` as an `int` from `low` to `high` (None: no end), else raises for `name`.
@@ -414,13 +418,26 @@ def _count_of(bad) -> str:
 
 
 def archive(path: Path) -> None:
-    """Raises an `ArtifactError` if the zip file at `path` is a bomb.
+    """Raises an `ArtifactError` if the zip file at `path` would take far more memory than its size.
 
-    That is, if it claims to hold over 256 MB at more than 100 times its own size.
+    Members must be stored or deflated: a reader takes the other methods a block at a time, of which
+    each may be of any size. Those who read a member must not read on past its `file_size`.
     """
     size = path.stat().st_size
     with zipfile.ZipFile(path) as members:
-        claimed = sum(member.file_size for member in members.infolist())
-    if claimed > max(256e6, 100 * size):
+        listed = members.infolist()
+    names = [member.filename for member in listed]
+    if len({*names}) < len(names):
+        raise ArtifactError(f"{shown(path)} holds two files of one name. Save it again.")
+    for member in listed:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ArtifactError(
+                f"{shown(path)} holds {shown(member.filename[:80])} in compression method "
+                f"{member.compress_type}, expected 0 (stored) or 8 (deflated). Save it again."
+            )
+    claimed = sum(member.file_size for member in listed)
+    if claimed > max(_ARCHIVE_BYTES, _ARCHIVE_EXPANSION * size):
         mend = "refused as a decompression bomb. Save it again without compression if you trust it"
-        raise ArtifactError(f"{path} of {size} bytes claims to hold {claimed} bytes: {mend}.")
+        raise ArtifactError(
+            f"{shown(path)} of {size} bytes claims to hold {claimed} bytes: {mend}."
+        )

@@ -18,8 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import checks, data
-from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
+from kerasim import _keras_files, checks, data
 from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
 from kerasim.neighbors import NeighborIndex
 
@@ -141,8 +140,7 @@ def embed_folder(
         raise ClusterError(f"{what}: ask for fewer, or add nodes.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "embedder.keras")
-        embedder.save(path)
-        data.load_embedder(path)
+        _keras_files.save_model(embedder, path)
         network = ray.put(path.read_bytes())
     given = [network, ray.put(images)]
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised

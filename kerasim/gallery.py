@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from kerasim import artifacts, checks, data, metrics
-from kerasim import layers as _layers  # noqa: F401 (so that Keras knows those of an embedder)
+from kerasim import _keras_files, artifacts, checks, data, metrics
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.explorer import write_explorer
 from kerasim.neighbors import METRICS, NeighborIndex
@@ -359,9 +358,10 @@ class Gallery:
             self._stamps[path] = _stamp(path)
 
     def _fill(self, folder):
-        self.embedder.save(folder / "embedder.keras")
-        if not self._stamps:
-            data.load_embedder(folder / "embedder.keras")
+        if self._stamps:
+            self.embedder.save(folder / "embedder.keras")
+        else:
+            _keras_files.save_model(self.embedder, folder / "embedder.keras")
         self._rows.to_csv(folder / "items.csv", index=False, **_CSV, errors="surrogateescape")
         if len(self._rows):
             self.index.fill(folder)

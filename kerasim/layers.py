@@ -181,6 +181,11 @@ class TimeEmbedding(_Layer):
         super().__init__(**kwargs)
         self.dim = dim
 
+    def compute_output_shape(self, input_shape):
+        # Without this, Keras calls the layer to find its shape: a large `dim` would fill the memory
+        # while a model is loaded.
+        return (*input_shape, self.dim)
+
     def call(self, inputs):
         rates = np.exp(-np.log(10_000) * np.arange(self.dim // 2) / (self.dim // 2))
         angles = ops.cast(inputs, "float32")[:, None] * ops.cast(rates, "float32")

@@ -1,5 +1,6 @@
 import hashlib
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -186,10 +187,24 @@ def test_weights_of_another_backbone_or_of_none_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="does not fit the backbone 'squeezenet'"):
         models.pretrained_embedder("squeezenet", tmp_path / "tiny.weights.h5")
     (tmp_path / "text.h5").write_text("no weights")
-    with pytest.raises(ArtifactError, match="does not fit the backbone 'squeezenet'"):
+    with pytest.raises(ArtifactError, match="text.h5' holds damaged weights"):
         models.pretrained_embedder("squeezenet", tmp_path / "text.h5")
     with pytest.raises(ArtifactError, match="There is no file"):
         models.pretrained_embedder("squeezenet", tmp_path / "none.h5")
+
+
+@pytest.mark.fault(9)
+def test_weights_that_are_not_stored_in_full_are_refused(tmp_path):
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("kernel", (2**27,), "f4", chunks=(2**20,), compression="gzip")
+    with pytest.raises(ArtifactError, match="bomb.h5' cannot be loaded: .* is compressed"):
+        models.pretrained_embedder("squeezenet", tmp_path / "bomb.h5")
+
+
+def test_a_file_of_weights_of_another_format_is_refused(tmp_path):
+    (tmp_path / "weights.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="weights.json' is not an HDF5 file"):
+        models.pretrained_embedder("squeezenet", tmp_path / "weights.json")
 
 
 @pytest.mark.fault(48)

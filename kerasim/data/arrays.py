@@ -1,18 +1,14 @@
 """Arrays of images, and folders in their place: checked, noised, told apart."""
 
 import hashlib
-import json
-import math
 import os
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
 import numpy as np
 from PIL import Image
 
-from kerasim import artifacts, checks
+from kerasim import _keras_files, artifacts, checks
 from kerasim.data.folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.images import as_float
@@ -131,45 +127,46 @@ def _is_shape(shape) -> bool:
     return isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)
 
 
-def load_embedder(path):
-    """Reads the embedder in the `.keras` file at `path`, and runs no code that it may hold.
+def load_embedder(path) -> keras.Model:
+    """Reads the embedder in a `.keras` file, without running code that the file may hold.
+
+    Layers of kerasim are known in any process that calls this. Layers of your own are found if
+    the module that registers them has been imported.
+
+    Args:
+        path: A file that `keras.Model.save` wrote.
+
+    Returns:
+        The model with its weights, not compiled.
 
     Raises:
-        ArtifactError: If there is no such file, or it would take far more memory than it is large.
-        ArgumentError: If it is damaged, or of layers that Keras does not know.
+        ArtifactError: If there is no such file, it holds something that is not run for safety, or
+            it would take far more memory than it is large.
+        ArgumentError: If it is damaged, or has layers that Keras does not know.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+        >>> model.save("embedder.keras")
+        >>> load_embedder("embedder.keras").output_shape
+        (None, 64)
     """
     path = artifacts.check_file(path)
     if path.suffix != ".keras":
-        mend = "convert it by keras.saving.load_model(path).save('model.keras') if you trust it"
-        raise ArtifactError(f"{path} is no .keras file; .h5 is not read, for safety: {mend}.")
+        raise ArtifactError(
+            f"{checks.shown(path)} is not a .keras file. Other formats, such as .h5, are not read, "
+            "for safety. If you trust it, convert it: "
+            "keras.saving.load_model(path).save('model.keras')."
+        )
     try:
-        checks.archive(path)
-        with ThreadPoolExecutor(1) as thread:  # Keras' list of what is yet to be made is its own
-            thread.submit(_check_weights, path).result()
-        return keras.saving.load_model(path, compile=False)
+        return _keras_files.load_model(path)
     except ArtifactError:
         raise
-    except Exception as error:  # of many kinds; Keras' own texts offer to switch safety off
-        what = f"embedder cannot be loaded again once it is saved as {path}"
-        why = "the file is damaged, or holds code that is not run for safety"
-        mend = "Build it of Keras', kerasim's or registered layers, without Lambda, and save again"
-        raise ArgumentError(f"{what} ({type(error).__name__}): {why}. {mend}.") from error
-
-
-def _check_weights(path) -> None:
-    """Raises an `ArtifactError` if a saved model declares more weights than the file has bytes.
-
-    The model is built in outline: no weight is made.
-    """
-    with zipfile.ZipFile(path) as archive:
-        config = {**json.loads(archive.read("config.json")), "compile_config": None}
-        held = archive.getinfo("model.weights.h5").file_size
-    with keras.StatelessScope(initialize_variables=False):
-        model: Any = keras.saving.deserialize_keras_object(config, safe_mode=True)
-        declared = sum(math.prod(weight.shape) for weight in model.weights)
-    if declared > held:
-        what = f"{path} declares {declared} weights, and holds {held} bytes of them"
-        raise ArtifactError(f"{what}, to fill the memory: save it again with model.save.")
+    except Exception as error:  # zipfile, json, h5py and Keras raise errors of many kinds
+        reason = _keras_files.describe(error)
+        raise ArgumentError(
+            f"{checks.shown(path)} cannot be loaded as an embedder: {reason}. The file is damaged, "
+            "or was saved by another version. Save the model again with model.save."
+        ) from error
 
 
 def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndarray:

@@ -9,7 +9,7 @@ import sys
 import keras
 from keras import layers
 
-from kerasim import artifacts, checks
+from kerasim import _keras_files, artifacts, checks
 from kerasim.data import SQUEEZENET_FILE, SQUEEZENET_SHA256, data_dir, shapes_of
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
@@ -214,8 +214,16 @@ def _named(name, weights, image_shape):
             )
     else:
         file = artifacts.check_file(weights)
+        if file.suffix not in (".h5", ".hdf5"):
+            raise ArtifactError(
+                f"{checks.shown(file)} is not an HDF5 file. Pass the weights of the backbone "
+                "without its top, as .h5 or .weights.h5."
+            )
     try:
+        _keras_files.check_hdf5(file)
         backbone.load_weights(file)
+    except ArtifactError:
+        raise
     except Exception as error:  # Keras and h5py raise whatever comes
         what = f"{checks.shown(file)} does not fit the backbone {name!r}, or is damaged"
         mend = "pass the weights of that backbone without its top, as .h5 or .weights.h5"

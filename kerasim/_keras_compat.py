@@ -1,0 +1,42 @@
+"""The private parts of Keras that kerasim uses.
+
+Nothing else in the package imports from `keras.src`. Each part has a test in
+tests/test_keras_files.py.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+from keras.src.saving.serialization_lib import ObjectSharingScope
+
+__all__ = ["ObjectSharingScope", "registered_objects", "variables_in_outline"]
+
+
+@contextlib.contextmanager
+def variables_in_outline() -> Iterator[list]:
+    """Collects the variables that are created in the block, of which none gets memory.
+
+    Keras keeps this list for each thread. Use a thread of its own for the block, because names that
+    Keras counts up would otherwise be counted twice.
+    """
+    created: list = []
+    waiting = global_state.get_global_attribute("uninitialized_variables", [])
+    global_state.set_global_attribute("uninitialized_variables", created)
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield created
+    finally:
+        # Keras would give memory to those in its list at the next occasion.
+        global_state.set_global_attribute("uninitialized_variables", waiting)
+
+
+def registered_objects() -> dict:
+    """Returns the classes and functions registered by name, including those of open scopes.
+
+    `keras.saving.CustomObjectScope` is known to the thread that opened it alone.
+    """
+    scope: Any = global_state.get_global_attribute("custom_objects_scope_dict", {})
+    return {**keras.saving.get_custom_objects(), **scope}
