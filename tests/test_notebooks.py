@@ -24,6 +24,15 @@ CLAIMS = {
     "01-images-and-noise": lambda figures: (
         figures["precision at 10, pixels"] > 0.5 + figures["precision at 10, chance"]
     ),
+    "02-autoencoder": lambda figures: (
+        figures["test MSE, original network"] < 0.7 * figures["test MSE, 10 principal components"]
+        and figures["test MSE, residual network"]
+        < 0.7 * figures["test MSE, 10 principal components"]
+    ),
+    "03-neighbours": lambda figures: (
+        figures["precision at 10, residual"] > 0.15 + figures["precision at 10, untrained"]
+        and figures["precision at 10, residual"] > figures["precision at 10, 10 components"]
+    ),
     "07-verification": lambda figures: (
         figures["EER, trained"] < 0.3 * figures["EER, pixels"]
         and figures["EER, trained"] < 0.3 * figures["EER, untrained"]
