@@ -29,164 +29,157 @@ def make_decoder(tf, height: int, width: int, channels: int):
 
     def jpeg(encoded):
         pixels = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-        data = tf.io.decode_raw(encoded, tf.uint8)
-        return _upright(tf, pixels, _orientation(tf, data, _find_jpeg_exif(tf, data)))
+        return pixels, _orientation(tf, encoded, _find_jpeg_exif(tf, encoded))
 
     def png(encoded):
         pixels = tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32)
         color, alpha = pixels[..., :3], pixels[..., 3:]
-        data = tf.io.decode_raw(encoded, tf.uint8)
         # Where a file has no alpha TensorFlow puts the largest value of its bit depth (byte 24 of
         # the file), which below 8 bits is not opaque.
-        filler = tf.bitwise.left_shift(1, _byte(tf, data, 24)) - 1
+        filler = tf.bitwise.left_shift(1, _bytes(tf, encoded, 24, 1)) - 1
         alpha = tf.where(tf.reduce_all(alpha == filler), 255, alpha)
         on_white = tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
-        return _upright(tf, on_white, _orientation(tf, data, _find_png_exif(tf, data)))
+        return on_white, _orientation(tf, encoded, _find_png_exif(tf, encoded))
 
     def other(encoded):
-        # The first bytes decide which kind of file it is; 1,024 hold the header and any palette.
-        _check_bmp_or_gif(tf, tf.io.decode_raw(tf.strings.substr(encoded, 0, 1024), tf.uint8))
-        return tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        _check_bmp_or_gif(tf, encoded)
+        return tf.io.decode_image(encoded, channels=3, expand_animations=False), 1
 
     def decode(encoded):
         is_png = tf.equal(tf.strings.substr(encoded, 0, 4), _PNG_SIGNATURE)
-        pixels = tf.case(
+        pixels, orientation = tf.case(
             [(tf.io.is_jpeg(encoded), lambda: jpeg(encoded)), (is_png, lambda: png(encoded))],
             lambda: other(encoded),
         )
-        pixels = tf.ensure_shape(pixels, (None, None, 3))
+        pixels = _upright(tf, tf.ensure_shape(pixels, (None, None, 3)), orientation)
         if channels == 1:  # with the weights and the rounding of Pillow
             weighted = tf.reduce_sum(tf.cast(pixels, tf.int32) * (19595, 38470, 7471), -1, True)
             pixels = tf.bitwise.right_shift(weighted + 32768, 16)
         image = tf.cast(pixels, tf.float32) / 255
         return tf.image.resize(image, (height, width), antialias=True)
 
-    return decode
+    return tf.autograph.experimental.do_not_convert(decode)  # it has no Python control flow
 
 
-def _byte(tf, data, position):
-    """Returns the byte at `position` as int32; that at the end for a position beyond it."""
-    last = tf.maximum(tf.size(data) - 1, 0)
-    return tf.cast(tf.gather(tf.pad(data, [[0, 1]]), tf.clip_by_value(position, 0, last)), tf.int32)
+def _bytes(tf, encoded, position, length: int):
+    """Returns `length` bytes from `position` on as int32, zeros beyond the end of the file."""
+    available = tf.clip_by_value(tf.strings.length(encoded) - position, 0, length)
+    position = tf.clip_by_value(position, 0, tf.strings.length(encoded))
+    padded = tf.strings.join([tf.strings.substr(encoded, position, available), b"\0" * length])
+    values = tf.io.decode_raw(tf.strings.substr(padded, 0, length), tf.uint8)
+    return tf.cast(tf.ensure_shape(values, (length,)), tf.int32)
 
 
-def _number(tf, data, position, length: int, little_endian):
-    """Returns the unsigned number of `length` bytes at `position` as int32."""
-    big = little = tf.zeros_like(position)
-    for offset in range(length):
-        value = _byte(tf, data, position + offset)
-        big = 256 * big + value
-        little = little + 256**offset * value
-    return tf.where(little_endian, little, big)
+def _number(tf, values, little_endian=False):
+    """Returns the unsigned number that the bytes of the last axis make."""
+    powers = [256**n for n in range(values.shape[-1])]
+    powers = tf.where(little_endian, powers, powers[::-1])
+    return tf.reduce_sum(values * powers, axis=-1)
 
 
-def _find_jpeg_exif(tf, data):
+def _find_jpeg_exif(tf, encoded):
     """Returns where the TIFF header of the EXIF data of a JPEG file begins, or -1."""
 
     def has_more(position, found):
-        marker = _byte(tf, data, position + 1)
-        is_header = (marker != _JPEG_SCAN) & (marker != _JPEG_END)
-        is_marker = _byte(tf, data, position) == _JPEG_MARKER
-        return (found < 0) & (position + 10 < tf.size(data)) & is_marker & is_header
+        head = _bytes(tf, encoded, position, 2)
+        is_header = (head[0] == _JPEG_MARKER) & (head[1] != _JPEG_SCAN) & (head[1] != _JPEG_END)
+        return (found < 0) & is_header
 
     def advance(position, found):
-        marker = _byte(tf, data, position + 1)
-        length = _number(tf, data, position + 2, 2, False)
-        name = [_byte(tf, data, position + 4 + offset) for offset in range(6)]
-        is_exif = (marker == _JPEG_EXIF) & tf.reduce_all(tf.stack(name) == [*b"Exif\0\0"])
-        is_filler = marker == _JPEG_MARKER
-        next_position = tf.where(is_filler, position + 1, position + 2 + length)
+        head = _bytes(tf, encoded, position, 10)
+        is_exif = (head[1] == _JPEG_EXIF) & tf.reduce_all(head[4:] == [*b"Exif\0\0"])
+        is_filler = head[1] == _JPEG_MARKER
+        next_position = position + tf.where(is_filler, 1, 2 + _number(tf, head[2:4]))
         return next_position, tf.where(is_exif, position + 10, found)
 
     return tf.while_loop(has_more, advance, (tf.constant(2), tf.constant(-1)))[1]
 
 
-def _find_png_exif(tf, data):
+def _find_png_exif(tf, encoded):
     """Returns where the TIFF header of the eXIf chunk of a PNG file begins, or -1."""
 
     def has_more(position, found):
-        return (found < 0) & (position >= 0) & (position + 12 <= tf.size(data))
+        return (found < 0) & (position >= 8) & (position + 12 <= tf.strings.length(encoded))
 
     def advance(position, found):
-        length = _number(tf, data, position, 4, False)
-        name = [_byte(tf, data, position + 4 + offset) for offset in range(4)]
-        is_exif = tf.reduce_all(tf.stack(name) == [*b"eXIf"])
-        # A damaged length may be negative as int32, which ends the loop.
+        head = _bytes(tf, encoded, position, 8)
+        length = _number(tf, head[:4])  # negative, as int32, in a damaged file
+        is_exif = tf.reduce_all(head[4:] == [*b"eXIf"])
         next_position = tf.where(length >= 0, position + 12 + length, -1)
         return next_position, tf.where(is_exif, position + 8, found)
 
     return tf.while_loop(has_more, advance, (tf.constant(8), tf.constant(-1)))[1]
 
 
-def _orientation(tf, data, start):
+def _orientation(tf, encoded, start):
     """Returns the EXIF orientation, 1 to 8, of the TIFF header at `start`; 1 if there is none."""
-    little_endian = _byte(tf, data, start) == ord("I")
-    directory = start + _number(tf, data, start + 4, 4, little_endian)
-    count = _number(tf, data, directory, 2, little_endian)
-    entries = directory + 2 + 12 * tf.range(tf.minimum(count, tf.size(data) // 12))
-    is_orientation = (
-        (_number(tf, data, entries, 2, little_endian) == _EXIF_ORIENTATION)
-        & (_number(tf, data, entries + 2, 2, little_endian) == _EXIF_SHORT)
-        & (_number(tf, data, entries + 4, 4, little_endian) > 0)
-        & (entries > 0)
-        & (entries + 12 <= tf.size(data))
-    )
-    # Of several values Pillow takes the first. More than two do not fit into the entry.
-    is_inside = _number(tf, data, entries + 4, 4, little_endian) <= 2
-    outside = start + _number(tf, data, entries + 8, 4, little_endian)
-    positions = tf.where(is_inside, entries + 8, outside)
-    values = tf.where(is_orientation, _number(tf, data, positions, 2, little_endian), 0)
-    value = tf.reduce_max(tf.concat([values, [0]], axis=0))
-    return tf.where((start >= 0) & (value >= 1) & (value <= 8), value, 1)
+
+    def read():
+        header = _bytes(tf, encoded, start, 8)
+        little = header[0] == ord("I")
+        directory = start + _number(tf, header[4:], little)
+        count = _number(tf, _bytes(tf, encoded, directory, 2), little)
+        available = (tf.strings.length(encoded) - directory - 2) // 12
+        count = tf.maximum(tf.where(directory > 0, tf.minimum(count, available), 0), 0)
+        table = tf.strings.substr(encoded, tf.where(count > 0, directory + 2, 0), 12 * count)
+        entries = tf.reshape(tf.cast(tf.io.decode_raw(table, tf.uint8), tf.int32), (-1, 12))
+        length = _number(tf, entries[:, 4:8], little)
+        is_orientation = (
+            (_number(tf, entries[:, :2], little) == _EXIF_ORIENTATION)
+            & (_number(tf, entries[:, 2:4], little) == _EXIF_SHORT)
+            & (length > 0)
+        )
+        entry = tf.concat(
+            [tf.boolean_mask(entries, is_orientation), tf.zeros((1, 12), "int32")], 0
+        )[0]
+        # Of several values Pillow takes the first; more than two lie outside of the entry.
+        is_inside = _number(tf, entry[4:8], little) <= 2
+        outside = start + _number(tf, entry[8:], little)
+        first = tf.where(is_inside, entry[8:10], _bytes(tf, encoded, outside, 2))
+        return _number(tf, first, little)
+
+    value = tf.cond(start >= 0, read, lambda: 1)
+    return tf.where((value >= 1) & (value <= 8), value, 1)
 
 
 def _upright(tf, pixels, orientation):
-    def transposed():
-        return tf.transpose(pixels, (1, 0, 2))
-
-    return tf.switch_case(
-        orientation - 1,
-        [
-            lambda: pixels,
-            lambda: pixels[:, ::-1],
-            lambda: pixels[::-1, ::-1],
-            lambda: pixels[::-1],
-            transposed,
-            lambda: transposed()[:, ::-1],
-            lambda: transposed()[::-1, ::-1],
-            lambda: transposed()[::-1],
-        ],
-    )
+    """Turns an image of an EXIF orientation from 1 to 8 upright."""
+    is_transposed = orientation >= 5
+    pixels = tf.transpose(pixels, tf.where(is_transposed, [1, 0, 2], [0, 1, 2]))
+    last_row, last_column = tf.shape(pixels)[0] - 1, tf.shape(pixels)[1] - 1
+    rows, columns = tf.range(last_row + 1), tf.range(last_column + 1)
+    is_upside_down = tf.reduce_any(orientation == [3, 4, 7, 8])
+    is_mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
+    pixels = tf.gather(pixels, tf.where(is_upside_down, last_row - rows, rows), axis=0)
+    return tf.gather(pixels, tf.where(is_mirrored, last_column - columns, columns), axis=1)
 
 
-def _check_bmp_or_gif(tf, head) -> None:
+def _check_bmp_or_gif(tf, encoded) -> None:
     """Fails on BMP and GIF files that TensorFlow does not decode as Pillow does."""
-    is_bmp = (_byte(tf, head, 0) == ord("B")) & (_byte(tf, head, 1) == ord("M"))
+    head = _bytes(tf, encoded, 0, 34)
+    is_bmp = tf.reduce_all(head[:2] == [*b"BM"])
     is_plain_bmp = (
-        (_number(tf, head, tf.constant(14), 4, True) >= 40)
-        & (_number(tf, head, tf.constant(28), 2, True) == 24)
-        & (_number(tf, head, tf.constant(30), 4, True) == 0)
+        (_number(tf, head[14:18], True) >= 40)  # not the header of OS/2
+        & (_number(tf, head[28:30], True) == 24)  # bits per pixel
+        & (_number(tf, head[30:34], True) == 0)  # no compression
     )
     tf.debugging.Assert(
         ~is_bmp | is_plain_bmp,
         ["Only BMP files of 24 bits without compression can be decoded here: send a PNG file."],
     )
-    is_gif = (_byte(tf, head, 0) == ord("G")) & (_byte(tf, head, 1) == ord("I"))
-    flags = _byte(tf, head, 10)
-    colors = tf.bitwise.left_shift(2, tf.bitwise.bitwise_and(flags, 7))
-    block = 13 + tf.where(flags >= 128, 3 * colors, 0)
-    # An extension of 8 bytes may come before the frame; its flag says whether a color is clear.
-    has_control = (_byte(tf, head, block) == 0x21) & (_byte(tf, head, block + 1) == 0xF9)
-    is_clear = has_control & (_byte(tf, head, block + 3) % 2 == 1)
-    frame = tf.where(has_control, block + 8, block)
-    is_whole = (
-        (_byte(tf, head, frame) == 0x2C)
-        & (_number(tf, head, frame + 1, 4, True) == 0)
-        & (_number(tf, head, frame + 5, 2, True) == _number(tf, head, tf.constant(6), 2, True))
-        & (_number(tf, head, frame + 7, 2, True) == _number(tf, head, tf.constant(8), 2, True))
+    is_gif = tf.reduce_all(head[:3] == [*b"GIF"])
+    palette_length = 3 * tf.bitwise.left_shift(2, head[10] % 8)
+    start = 13 + tf.where(head[10] >= 128, palette_length, 0)
+    block = _bytes(tf, encoded, start, 8)
+    # An extension may come before the frame; its flag says whether a color is transparent.
+    has_control = tf.reduce_all(block[:2] == [0x21, 0xF9])
+    is_transparent = has_control & (block[3] % 2 == 1)
+    frame = _bytes(tf, encoded, start + tf.where(has_control, 8, 0), 9)
+    is_whole = tf.reduce_all(frame[:5] == [0x2C, 0, 0, 0, 0]) & tf.reduce_all(
+        frame[5:] == head[6:10]
     )
     tf.debugging.Assert(
-        ~is_gif | (is_whole & ~is_clear),
+        ~is_gif | (is_whole & ~is_transparent),
         [
             "Only GIF files whose first frame is whole and opaque can be decoded here, not "
             "animations or transparent ones: send a PNG file."
