@@ -33,6 +33,11 @@ CLAIMS = {
         figures["precision at 10, residual"] > 0.15 + figures["precision at 10, untrained"]
         and figures["precision at 10, residual"] > figures["precision at 10, 10 components"]
     ),
+    "04-denoising": lambda figures: (
+        figures["PSNR, denoising autoencoder"] > 4 + figures["PSNR, non-local means"]
+        and figures["PSNR, retrained on noisy"] < 1 + figures["PSNR, noisy image"]
+        and figures["recall, denoised query"] > figures["recall, noisy query"]
+    ),
     "07-verification": lambda figures: (
         figures["EER, trained"] < 0.3 * figures["EER, pixels"]
         and figures["EER, trained"] < 0.3 * figures["EER, untrained"]
