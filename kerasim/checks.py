@@ -383,11 +383,15 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
         rows: Least `n`.
         metric: Under "cosine" a row of zeros is refused, too: it has no direction.
 
+    Returns:
+        The array as it is; of numbers wider than float64, float64.
+
     Raises:
-        ArgumentError: If the shape is another, or a row holds NaN, infinity or such zeros.
+        ArgumentError: If the shape is another, a row holds NaN, infinity or such zeros, or numbers
+            that float64, in which distances are computed, cannot hold.
         ArgumentTypeError: If it does not hold real numbers.
     """
-    x = real(name, x)
+    x = as_float64_or_narrower(name, real(name, x))
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
         wanted = f"an array (n, {width or 'dim'}) of {rows} rows or more"
         mend = "pass one row per image, embedded by the same model"
@@ -396,6 +400,28 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
     if metric == "cosine":
         bad_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
     return x
+
+
+def as_float64_or_narrower(name: str, x: np.ndarray) -> np.ndarray:
+    """Returns numbers `x`, those wider than float64 (`np.longdouble`) rounded to float64.
+
+    Raises:
+        ArgumentError: In the name of `name`, if they are too large for float64, or integers beyond
+            2**53, of which float64 does not hold each.
+    """
+    if x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size:
+        largest = max(int(x.max()), -int(x.min()))
+        if largest > 2**53:
+            what = f"{name} holds integers up to {largest}, of which float64 cannot hold each"
+            raise ArgumentError(f"{what}. Subtract an offset, so that they are 2**53 at most.")
+    if x.dtype.kind != "f" or x.dtype.itemsize <= 8:
+        return x
+    with np.errstate(over="ignore"):
+        narrow = x.astype("float64")
+    if (np.isinf(narrow) & np.isfinite(x)).any():
+        what = f"{name} holds numbers up to {np.abs(x).max():.3g}, too large for float64"
+        raise ArgumentError(f"{what}. Divide all of them by one number.")
+    return narrow
 
 
 def finite(name: str, x: np.ndarray) -> None:

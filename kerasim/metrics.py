@@ -1,10 +1,13 @@
-"""NumPy in, numbers out: how good images, embeddings and distances are.
+"""How good images, embeddings and distances are: arrays in, numbers out.
 
-`retrieval` asks whether the nearest vectors share a label, `verification` whether distances tell
-like pairs from unlike ones, `candidate_accuracy` whether the right one of a few is found; `psnr`,
-`ssim` and `frechet_distance` compare images, or what a network makes of them. A score on few
-images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` say how much. Large sets are
-worked on a block at a time, so that memory does not grow with the number of pairs.
+`retrieval` measures whether the nearest vectors share a label, `verification` whether distances
+separate positive from negative pairs, `candidate_accuracy` whether the right one of a few
+candidates is found; `psnr`, `ssim` and `frechet_distance` compare images, or features of them. A
+score on few images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` say by how much.
+Large sets are worked on a block at a time, so that memory does not grow with the number of pairs.
+
+All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
+distances ordered by position.
 """
 
 import dataclasses
@@ -12,11 +15,16 @@ import functools
 
 import numpy as np
 
-from kerasim import checks
+from kerasim import _distances, checks
+from kerasim._distances import METRICS
 from kerasim.errors import ArgumentError
-from kerasim.neighbors import METRICS
 
 _BLOCK = 64  # MiB of distances worked on at a time
+_EXACT_PAIRS = 2**21  # of which `all_pairs` keeps all distances
+_REACH = 10.0  # interquartile ranges beyond the quartiles within which distances fit a score
+_BINS = 2**14  # of distances, for intervals, and for more pairs than that
+# Values this much larger than the data range leave SSIM, by cancellation, fewer than five digits.
+_MOST_RANGES = 100
 
 
 def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
@@ -27,38 +35,41 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
 
     Args:
         images: `(n, height, width, channels)`, float.
-        reference: What they should be; the same shape.
-        data_range: The largest value less the smallest possible; above 0.
+        reference: The clean images; the same shape.
+        data_range: The largest possible value minus the smallest; above 0.
 
     Returns:
         `(n,)` float64.
 
     Raises:
-        ArgumentError: If shapes differ, or the images are not float.
+        ArgumentError: If shapes differ, or the images are not float or not finite.
     """
     images, reference = _check_both(images, reference, data_range)
-    pairs = zip(images, reference, strict=True)
-    errors = [np.mean(np.square(a.astype("float64") - b)) for a, b in pairs]
+    factor = _distances.lift(images, reference)
+    rows = [x.reshape(len(x), -1).astype("float64") * factor for x in (images, reference)]
+    lengths = _distances.paired(rows[0], rows[1], "euclidean")
     with np.errstate(divide="ignore"):
-        return 10 * np.log10(data_range**2 / np.array(errors))
+        decades = np.log10(lengths) - np.log10(factor) - np.log10(rows[0].shape[1]) / 2
+    return 20 * (np.log10(data_range) - decades)
 
 
 def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
-    """Measures the structural similarity of each image: 1 for equal ones, about 0 for unlike ones.
+    """Measures the structural similarity of each image: 1 for equal images, about 0 for unrelated.
 
     scikit-image's `structural_similarity` with the settings of the paper: a Gaussian window of
     1.5 pixels and 11 x 11, covariances of the population, the mean over channels.
 
     Args:
         images: `(n, height, width, channels)`, float, 11 x 11 pixels or more.
-        reference: What they should be; the same shape.
-        data_range: The largest value less the smallest possible; above 0.
+        reference: The clean images; the same shape.
+        data_range: The largest possible value minus the smallest; above 0.
 
     Returns:
         `(n,)` float64, from -1 to 1.
 
     Raises:
-        ArgumentError: If shapes differ, the images are not float, or smaller than the window.
+        ArgumentError: If shapes differ, or the images are not float, not finite, smaller than the
+            window, or more than 100 times `data_range`.
 
     Reference:
         Wang et al., 2004. https://doi.org/10.1109/TIP.2003.819861
@@ -68,12 +79,18 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
     images, reference = _check_both(images, reference, data_range)
     if min(images.shape[1:3]) < 11:
         raise ArgumentError(f"images {images.shape} are smaller than the 11 x 11 window: enlarge.")
+    largest = max(np.abs(x).max(initial=0) for x in (images, reference))
+    if largest / _MOST_RANGES > data_range:
+        what = f"data_range={data_range} does not fit images with values up to {largest:.4g}"
+        raise ArgumentError(f"{what}: pass the largest possible value minus the smallest.")
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pairs = zip(images, reference, strict=True)
+    # In units of the range, in which no square overflows.
+    scaled = ([x.astype("float64") / data_range for x in pair] for pair in pairs)
     values = [
-        structural_similarity(a, b, data_range=data_range, channel_axis=-1, **window)
-        for a, b in zip(images, reference, strict=True)
+        structural_similarity(a, b, data_range=1.0, channel_axis=-1, **window) for a, b in scaled
     ]
-    return np.array(values)
+    return np.array(values, dtype="float64")
 
 
 def frechet_distance(features_a, features_b) -> float:
@@ -91,24 +108,52 @@ def frechet_distance(features_a, features_b) -> float:
         0 or more.
 
     Raises:
-        ArgumentError: If widths differ, or a set holds fewer than two vectors.
+        ArgumentError: If widths differ, a set holds fewer than two vectors, or the distance is
+            above 1.8e308, the largest float64.
 
     Reference:
         Dowson & Landau, 1982; Heusel et al., 2017. https://arxiv.org/abs/1706.08500
     """
     a = checks.vectors("features_a", features_a, rows=2).astype("float64")
     b = checks.vectors("features_b", features_b, a.shape[1], rows=2).astype("float64")
-    of_a, of_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    values, vectors = np.linalg.eigh(of_a)
-    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
-    # The eigenvalues of C_a C_b are those of this symmetric matrix, which has no complex ones.
-    both = np.linalg.eigvalsh(root @ of_b @ root).clip(min=0)
+    factor = _distances.lift(a, b)
+    origin = _distances.middle(_distances.spread(a)) * factor
+    both, exponent = _distances.to_unit_range(np.concatenate([a, b]) * factor - origin)
+    a, b = both[: len(a)], both[len(a) :]
     gap = np.square(a.mean(axis=0) - b.mean(axis=0)).sum()
-    return max(0.0, float(gap + np.trace(of_a) + np.trace(of_b) - 2 * np.sqrt(both).sum()))
+    distance = gap + _bures_distance(_covariance_root(a), _covariance_root(b))
+    with np.errstate(over="ignore"):
+        distance = np.ldexp(distance, 2 * exponent) / factor / factor
+    if np.isinf(distance):
+        what = "The distance of features_a and features_b is above 1.8e308, the largest float64"
+        raise ArgumentError(f"{what}: divide both by one number.")
+    return float(distance)
+
+
+def _covariance_root(x):
+    """Returns `R`, at most `(dim, dim)`, with `R.T @ R` the covariance of the rows of `x`."""
+    return np.linalg.qr((x - x.mean(axis=0)) / np.sqrt(len(x) - 1), mode="r")
+
+
+def _bures_distance(a, b) -> float:
+    """Returns `trace(C_a + C_b - 2 (C_a C_b)**(1/2))` of two covariances, given by their roots.
+
+    The trace of the root is the sum of the singular values of `a @ b.T`, and the distance is
+    `|a - Q b|**2` for the best orthogonal `Q` (Procrustes). The second form keeps its digits where
+    the covariances are almost equal, and needs singular vectors.
+    """
+    rows = max(len(a), len(b))
+    a, b = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in (a, b))
+    both = np.square(a).sum() + np.square(b).sum()
+    distance = both - 2 * np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    if distance < 1e-6 * both:
+        left, _, right = np.linalg.svd(a @ b.T)
+        distance = np.square(a - left @ right @ b).sum()
+    return float(distance)
 
 
 def _check_both(images, reference, data_range):
-    """Returns images and what they should be, as float arrays of one shape."""
+    """Returns images and references, as finite float arrays of one shape."""
     checks.number("data_range", data_range, 1e-300)
     images, reference = checks.array("images", images), checks.array("reference", reference)
     checks.shape("images", images, [None] * 4, "pass (n, height, width, channels)")
@@ -117,6 +162,10 @@ def _check_both(images, reference, data_range):
         kinds = f"images ({images.dtype}) and reference ({reference.dtype})"
         mend = "divide uint8 by 255, or pass both as float with data_range=255"
         raise ArgumentError(f"{kinds} must be float: {mend}.")
+    images = checks.as_float64_or_narrower("images", images)
+    reference = checks.as_float64_or_narrower("reference", reference)
+    checks.finite("images", images)
+    checks.finite("reference", reference)
     return images, reference
 
 
@@ -158,8 +207,6 @@ def retrieval(
     Reference:
         Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505
     """
-    from sklearn.metrics import pairwise_distances_chunked
-
     checks.choice("metric", metric, METRICS)
     checks.flag("per_query", per_query)
     queries = checks.vectors("queries", queries, rows=1, metric=metric)
@@ -174,54 +221,136 @@ def retrieval(
         gallery_labels = checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
     most = len(gallery) - alone
     ks = [checks.integer("each of ks", k, 1, most) for k in checks.array("ks", ks).ravel().tolist()]
-    names, counts = np.unique(gallery_labels, return_counts=True)
-    at = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
-    relevant = np.where(names[at] == query_labels, counts[at] - alone, 0)
-    if not relevant.any():
+    relevant = _count_relevant(query_labels, gallery_labels) - alone
+    if not (relevant > 0).any():
         raise ArgumentError("No query has an image of its class to find: check the labels.")
 
-    def score(distances, start):
-        rows = slice(start, start + len(distances))
-        asked, wanted = query_labels[rows, None], relevant[rows]
-        if alone:
-            distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
-        depth = min(most, max(wanted.max(), *ks, 1))
-        # The distances fall into groups, four for each place: the depth-th least of their minima is
-        # an upper bound of the depth-th distance, found in a fraction of the time.
-        size = max(1, len(gallery) // (4 * depth))
-        groups = distances[:, : len(gallery) // size * size].reshape(len(asked), size, -1)
-        bound = np.partition(groups.min(axis=1), depth - 1, axis=1)[:, depth - 1 : depth]
-        at = np.flatnonzero(distances <= bound)
-        row, near = np.divmod(at, len(gallery))
-        counts = np.bincount(row)
-        filled = np.arange(counts.max()) < counts[:, None]
-        values, places = np.full(filled.shape, np.inf), np.zeros(filled.shape, "int64")
-        values[filled], places[filled] = distances.ravel()[at], near
-        order = values.argsort(axis=1, kind="stable")[:, :depth]
-        hits = gallery_labels[np.take_along_axis(places, order, 1)] == asked
-        found = np.cumsum(hits, axis=1)
-        ranks = np.arange(1, depth + 1)
-        within = hits & (ranks <= wanted[:, None])
-        rank = 1.0 + hits.argmax(axis=1)
-        for row in np.flatnonzero((found[:, -1] == 0) & (wanted > 0)):  # its first is farther away
-            same = np.where(gallery_labels == asked[row], distances[row], np.inf)
-            closer = distances[row] < same.min()
-            rank[row] = 1 + closer.sum() + (distances[row, : same.argmin()] == same.min()).sum()
-        with np.errstate(invalid="ignore"):
-            r_precision = within.sum(axis=1) / wanted
-            map_at_r = (found / ranks * within).sum(axis=1) / wanted
-        columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
-        columns += [r_precision, map_at_r, 1 / rank]
-        return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
-
-    settings = {"reduce_func": score, "metric": metric, "working_memory": _BLOCK}
-    columns = np.concatenate(list(pairwise_distances_chunked(queries, gallery, **settings))).T
+    queries, gallery = _distances.without_overflow(queries, gallery)
+    search = _Search(queries, gallery, metric, alone)
+    step = max(1, int(_BLOCK * 2**20 / (len(gallery) * 8 * 4)))
+    columns = []
+    for start in range(0, len(queries), step):
+        rows = np.arange(start, min(start + step, len(queries)))
+        columns.append(
+            _scores(search, rows, query_labels[rows], gallery_labels, relevant[rows], ks)
+        )
+    columns = np.concatenate(columns).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
     scores: dict = dict(zip(keys, columns, strict=True))
     if not per_query:
         scores = {key: float(np.nanmean(column)) for key, column in scores.items()}
-    return {**scores, "left_out": int((relevant == 0).sum())}
+    return {**scores, "left_out": int((relevant <= 0).sum())}
+
+
+def _count_relevant(query_labels, gallery_labels):
+    """Returns how many vectors of the gallery have the label of each query."""
+    names, counts = np.unique(gallery_labels, return_counts=True)
+    places = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
+    return np.where(names[places] == query_labels, counts[places], 0)
+
+
+def _scores(search, rows, labels, gallery_labels, relevant, ks):
+    """Returns the scores of `retrieval` of some queries, a row for each; NaN for those left out.
+
+    Args:
+        search: `_Search`.
+        rows: Positions of the queries.
+        labels: Of these queries.
+        gallery_labels: Of all vectors of the gallery.
+        relevant: How many vectors each of the queries should find.
+        ks: As for `retrieval`.
+    """
+    wanted = relevant.clip(min=0)
+    depth = min(search.most, max(wanted.max(), *ks, 1))
+    bounds = search.bounds(rows)
+    nearest = search.nearest(rows, *bounds, depth)
+    hits = gallery_labels[nearest] == labels[:, None]
+    found = np.cumsum(hits, axis=1)
+    ranks = np.arange(1, depth + 1)
+    within = hits & (ranks <= wanted[:, None])
+    rank = 1.0 + hits.argmax(axis=1)
+    for n in np.flatnonzero((found[:, -1] == 0) & (wanted > 0)):  # the first hit is farther away
+        same = np.flatnonzero(gallery_labels == labels[n])
+        rank[n] = search.first_rank(rows[n], bounds[0][n], bounds[1][n], same)
+    with np.errstate(invalid="ignore"):
+        r_precision = within.sum(axis=1) / wanted
+        # A running sum, which does not depend on the number of zeros that follow.
+        map_at_r = np.cumsum(found / ranks * within, axis=1)[:, -1] / wanted
+    columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
+    columns += [r_precision, map_at_r, 1 / rank]
+    return np.where(wanted[:, None] > 0, np.stack(columns, axis=1), np.nan)
+
+
+class _Search:
+    """Ranks a gallery for queries: by bounds of the distances, and exactly where these overlap.
+
+    Args:
+        queries: `(n, dim)` vectors.
+        gallery: `(m, dim)` vectors.
+        metric: One of `METRICS`.
+        alone: Whether the gallery is the queries, of which none finds itself.
+    """
+
+    def __init__(self, queries, gallery, metric, alone):
+        self._queries, self._gallery, self._metric, self._alone = queries, gallery, metric, alone
+        self._bounds = _distances.Bounds(gallery, queries, metric)
+        self.most = len(gallery) - alone
+
+    def bounds(self, rows):
+        """Returns lower and upper bounds of the distances of queries, infinite to itself."""
+        lower, upper = self._bounds(self._queries[rows])
+        if self._alone:
+            lower[np.arange(len(rows)), rows] = upper[np.arange(len(rows)), rows] = np.inf
+        return lower, upper
+
+    def _exact(self, rows, which, places):
+        queries = self._queries[rows]
+        return _distances.paired_rows(queries, self._gallery, which, places, self._metric)
+
+    def nearest(self, rows, lower, upper, depth):
+        """Returns `(len(rows), depth)` positions in the gallery, in order of distance."""
+        size = lower.shape[1]
+        # The upper bounds fall into groups, four for each place: the depth-th least of their minima
+        # is not less than the depth-th distance, and is found in a fraction of the time.
+        width = max(1, size // (4 * depth))
+        groups = upper[:, : size // width * width].reshape(len(rows), width, -1)
+        limit = np.partition(groups.min(axis=1), depth - 1, axis=1)[:, depth - 1 : depth]
+        row, place = np.nonzero(lower <= limit)
+        counts = np.bincount(row)
+        filled = np.arange(counts.max()) < counts[:, None]
+        low, high = np.full(filled.shape, np.inf), np.full(filled.shape, np.inf)
+        places = np.zeros(filled.shape, "int64")
+        low[filled], high[filled], places[filled] = lower[row, place], upper[row, place], place
+        order = low.argsort(axis=1, kind="stable")
+        low, high, places = (np.take_along_axis(x, order, axis=1) for x in (low, high, places))
+        filled = np.isfinite(low)
+
+        # Where the bounds of neighbors do not overlap the order is certain. The others form runs.
+        certain = low[:, 1:] > np.maximum.accumulate(high, axis=1)[:, :-1]
+        if certain[filled[:, 1:]].all():
+            return places[:, :depth]
+        run = np.pad(np.cumsum(certain, axis=1), ((0, 0), (1, 0)))
+        open_ = np.zeros(filled.shape, bool)
+        open_[:, 1:] |= ~certain
+        open_[:, :-1] |= ~certain
+        row, column = np.nonzero(open_ & filled)
+        exact = np.where(filled, 0.0, np.inf)
+        exact[row, column] = self._exact(rows, row, places[row, column])
+        order = np.lexsort((places, exact, run), axis=1)[:, :depth]
+        return np.take_along_axis(places, order, axis=1)
+
+    def first_rank(self, row, lower, upper, same):
+        """Returns the rank of the nearest of the positions `same`, from 1 on, for one query."""
+        same = same[same != row] if self._alone else same
+        distances = self._exact([row], np.zeros(len(same), "int64"), same)
+        own = distances.min()
+        place = same[distances.argmin()]
+        closer = upper < lower[place]
+        unclear = np.flatnonzero(~closer & (lower <= upper[place]))
+        distances = self._exact([row], np.zeros(len(unclear), "int64"), unclear)
+        ahead = (distances < own) | ((distances == own) & (unclear < place))
+        return 1 + closer.sum() + ahead.sum()
 
 
 def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
@@ -246,17 +375,19 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     """
     from scipy.stats import bootstrap
 
-    values = checks.real("values", values).astype("float64")
+    values = checks.as_float64_or_narrower("values", checks.real("values", values))
+    values = values.astype("float64")
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
-        found = f"{len(valid)} numbers, in shape {values.shape}"
-        raise ArgumentError(f"values holds {found}: pass two or more, (n,).")
+        held = f"{len(valid)} numbers, in shape {values.shape}"
+        raise ArgumentError(f"values holds {held}: pass two or more, (n,).")
+    checks.bad_rows("values", np.isinf(values), "infinity")
+    valid, exponent = _distances.to_unit_range(valid)
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     times, batch = checks.integer("resamples", resamples), max(1, 2**22 // len(valid))
-    way = {"n_resamples": times, "batch": batch, "method": "percentile", "rng": rng}
-    found = bootstrap((valid,), np.mean, **way)
-    low, high = found.confidence_interval
-    return float(low), float(high)
+    settings = {"n_resamples": times, "batch": batch, "method": "percentile", "rng": rng}
+    low, high = bootstrap((valid,), np.mean, **settings).confidence_interval
+    return float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
 
 
 def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
@@ -268,35 +399,42 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
 
     Returns:
-        `(n,)` float64.
+        `(n,)` float64: the distances that `NeighborIndex.query` gives.
 
     Raises:
-        ArgumentError: If shapes differ, or a vector is not finite or, under "cosine", zero.
+        ArgumentError: If shapes differ, a vector is not finite or, under "cosine", zero, or a
+            distance is above 1.8e308, the largest float64.
+
+    Example:
+        >>> pair_distances([[3.0, 4.0]], [[0.0, 0.0]], metric="euclidean")
+        array([5.])
     """
-    from sklearn.metrics.pairwise import paired_distances
-
     checks.choice("metric", metric, METRICS)
-    left = checks.vectors("left", left, metric=metric).astype("float64")
-    right = checks.vectors("right", right, metric=metric).astype("float64")
+    left = checks.vectors("left", left, metric=metric)
+    right = checks.vectors("right", right, metric=metric)
     checks.shape("right", right, left.shape, "pass one for each of left, of the same model")
-    if not len(left):
-        return np.empty(0)
-    return np.asarray(paired_distances(left, right, metric=metric))
+    distances = _distances.paired(left, right, metric)
+    too_far = "a vector more than 1.8e308, the largest float64, from the other one of its pair,"
+    checks.bad_rows("left", np.isinf(distances), too_far)
+    return distances
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Verification:
-    """How well a threshold on distances tells like from unlike pairs. See `verification`.
+    """How well a threshold on distances separates positive from negative pairs.
+
+    Made by `verification`.
 
     Attributes:
-        fpr: Share of unlike pairs accepted at each threshold, rising.
-        tpr: Share of like pairs accepted.
-        thresholds: A pair is accepted if its distance is this or less. Corners alone.
+        fpr: Share of negative pairs accepted at each threshold, rising.
+        tpr: Share of positive pairs accepted.
+        thresholds: A pair is accepted if its distance is this or less. Only those at which the
+            curve changes its slope.
         auc: Area under `tpr` over `fpr`.
-        eer: Rate at which as many unlike pairs are accepted as like ones are rejected.
+        eer: Rate at which as many negative pairs are accepted as positive ones are rejected.
         eer_threshold: The least distance at which as many are.
-        like: Distances of like pairs, sorted.
-        unlike: Distances of unlike pairs, sorted.
+        like: Distances of positive pairs, sorted.
+        unlike: Distances of negative pairs, sorted.
     """
 
     fpr: np.ndarray
@@ -308,11 +446,16 @@ class Verification:
     like: np.ndarray
     unlike: np.ndarray
 
+    def __repr__(self) -> str:
+        pairs = f"{len(self.like)} positive and {len(self.unlike)} negative pairs"
+        error = f"eer={self.eer:.4g} at threshold {self.eer_threshold:.4g}"
+        return f"<Verification of {pairs}: auc={self.auc:.4g}, {error}>"
+
     def threshold(self, far: float) -> float:
-        """Finds the largest threshold that accepts a share of `far` of unlike pairs or less.
+        """Finds the largest threshold that accepts a share of at most `far` of negative pairs.
 
         Args:
-            far: Share of unlike pairs that may be accepted, 0 to 1.
+            far: Share of negative pairs that may be accepted, 0 to 1.
 
         Returns:
             The threshold, a distance.
@@ -333,8 +476,8 @@ class Verification:
             threshold: Largest distance that is accepted, such as one fitted on other pairs.
 
         Returns:
-            "far", share of unlike pairs accepted; "frr", share of like pairs rejected;
-            "accuracy", with half of the weight on like pairs whatever their number.
+            "far", share of negative pairs accepted; "frr", share of positive pairs rejected;
+            "accuracy", with half of the weight on positive pairs whatever their number.
 
         Raises:
             ArgumentError: If the threshold is not finite.
@@ -347,10 +490,10 @@ class Verification:
     def score(self, distances) -> np.ndarray:
         """Turns distances into similarities in [0, 1], calibrated on these pairs.
 
-        A score is the estimated chance that a pair at that distance is like, if half of all pairs
-        were: a logistic curve. Fit it on held-out pairs, not on those it is reported for. (In the
-        student report that kerasim began with alike pairs score 0 and unlike ones are labelled 1:
-        its score is `1 - score`, its label `1 - same`.)
+        A score is the estimated probability that a pair at that distance is positive, if half of
+        all pairs were: a logistic curve. Fit it on pairs of a validation split, not on those it is
+        reported for. (In the student report that kerasim began with, positive pairs score 0 and
+        negative ones are labeled 1: its score is `1 - score`, its label `1 - same`.)
 
         Args:
             distances: Array of any shape.
@@ -365,62 +508,81 @@ class Verification:
             Platt, 1999, Probabilistic outputs for support vector machines.
         """
         distances = np.asarray(distances, dtype="float64")
-        column = distances.reshape(-1, 1)
-        checks.bad_rows("distances", ~np.isfinite(column[:, 0]), "NaN or infinity")
+        checks.bad_rows("distances", ~np.isfinite(distances).reshape(-1), "NaN or infinity")
         if not distances.size:
             return distances
-        return self._curve.predict_proba(column)[:, 1].reshape(distances.shape)
+        curve, standardized = self._curve
+        column = standardized(distances.reshape(-1, 1))
+        return curve.predict_proba(column)[:, 1].reshape(distances.shape)
 
     @functools.cached_property
     def _curve(self):
+        """The fitted curve, and the function that brings distances to its unit."""
         from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        distances = np.concatenate([self.like, self.unlike])[:, None].astype("float64")
+        # A few distances far away from all others would leave the curve no slope.
+        usual = np.concatenate([_without_outliers(self.like), _without_outliers(self.unlike)])
         same = np.repeat([1, 0], [len(self.like), len(self.unlike)])
-        curve = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced"))
-        return curve.fit(distances, same)
+        usual, exponent = _distances.to_unit_range(usual[:, None])
+        mean, spread = usual.mean(), usual.std() or 1.0
+
+        def standardized(distances):
+            return (np.ldexp(distances, -exponent) - mean) / spread
+
+        curve = LogisticRegression(class_weight="balanced")
+        return curve.fit((usual - mean) / spread, same), standardized
+
+
+def _without_outliers(distances):
+    """Returns distances of one kind, cut where they lie far outside of the quartiles."""
+    first, third = np.quantile(distances, (0.25, 0.75))
+    with np.errstate(over="ignore"):
+        reach = _REACH * (third - first) or np.inf
+        return distances.clip(first - reach, third + reach)
 
 
 def verification(distances, same) -> Verification:
-    """Measures how well distances tell like pairs from unlike ones.
+    """Measures how well distances separate positive from negative pairs.
 
     Fit a threshold on pairs of one split, `verification(...).threshold(far=0.01)`, and report it
-    on another, `verification(...).at(threshold)`. No figure depends on the share of like pairs.
+    on another, `verification(...).at(threshold)`. No figure depends on the share of positive pairs.
 
     Args:
-        distances: `(n,)` or `(n, 1)`, greater for less like pairs, as from `pair_distances`.
-        same: As many: 1 or True for a like pair, else 0.
+        distances: `(n,)` or `(n, 1)`, greater for less similar pairs, as from `pair_distances`.
+        same: As many: 1 or True for a positive pair, else 0.
 
     Returns:
         `Verification`: rates at each threshold, `auc`, `eer`, and methods that fit a threshold.
 
     Raises:
-        ArgumentError: If there are no like or no unlike pairs, or distances are not finite.
+        ArgumentError: If there are no positive or no negative pairs, or distances are not finite
+            numbers of float64.
     """
     from sklearn.metrics import auc, roc_curve
 
     distances = checks.real("distances", distances, "bfiu").reshape(-1)
+    distances = checks.as_float64_or_narrower("distances", distances).astype("float64")
     same = checks.array("same", same).reshape(-1)
     checks.each("same", same, len(distances), "distances")
     if not np.isin(same, (0, 1)).all() or len(np.unique(same)) < 2:
         held = np.unique(same)[:5]
-        raise ArgumentError(f"same holds the values {held}: pass 1 for like pairs, 0 for unlike.")
+        mend = "pass 1 for positive pairs, 0 for negative ones"
+        raise ArgumentError(f"same holds the values {held}: {mend}.")
     checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
-    if distances.dtype.kind != "f":  # the negative of an unsigned number is none
-        distances = distances.astype("float64")
     like, unlike = np.sort(distances[same]), np.sort(distances[~same])
-    fpr, tpr, scores = roc_curve(same, -distances)
+    # By place instead of distance: two distances may be too near or too far for a difference.
+    values, places = np.unique(distances, return_inverse=True)
+    fpr, tpr, scores = roc_curve(same, -places)
+    # The first threshold accepts nothing.
+    thresholds = np.append(-np.inf, values[-scores[1:].astype("int64")])
 
     # The curve has corners alone; the threshold of equal errors is looked for among all distances.
     tried = np.concatenate([like, unlike])
     enough = _accepted(unlike, tried) >= 1 - _accepted(like, tried)
-    rates = {"auc": float(auc(fpr, tpr)), "eer": _equal_error(fpr, tpr)}
     equal = float(tried[enough].min())
-    # The first threshold is -infinity, which accepts nothing.
-    return Verification(fpr, tpr, -scores, **rates, eer_threshold=equal, like=like, unlike=unlike)
+    area, error = float(auc(fpr, tpr)), _equal_error(fpr, tpr)
+    return Verification(fpr, tpr, thresholds, area, error, equal, like, unlike)
 
 
 def _accepted(distances, threshold):
@@ -438,9 +600,11 @@ def all_pairs(
 ) -> dict:
     """Measures verification over every pair of images, with 95 % intervals.
 
-    Pairs that share an image are not independent, so that images are drawn again for the
-    intervals, not pairs. Distances are counted in 16,384 bins from 0 to the largest; a block of
-    pairs is worked on at a time.
+    Pairs that share an image are not independent, so images are resampled for the intervals, not
+    pairs. Up to two million pairs (2,000 images) "auc" and "eer" are those of `verification`. Of
+    more pairs, and for the intervals, distances are counted in 16,384 bins, which hold about equal
+    shares of the positive and of the negative pairs: the figures are then off by 0.0001 at most. A
+    block of pairs is worked on at a time.
 
     Args:
         embeddings: `(n, dim)` vectors, two or more.
@@ -451,61 +615,92 @@ def all_pairs(
 
     Returns:
         "auc" and "eer", see `verification`; "auc_interval" and "eer_interval", `(low, high)`, by
-        the percentile bootstrap over images; "like" and "unlike", numbers of pairs.
+        the percentile bootstrap over images; "like" and "unlike", numbers of positive and of
+        negative pairs.
 
     Raises:
-        ArgumentError: If vectors and labels do not fit, or there are no like or no unlike pairs.
+        ArgumentError: If vectors and labels do not fit, or there are no positive or no negative
+            pairs.
 
     Reference:
         Snijders & Borgatti, 1999, Non-parametric standard errors and tests for network statistics.
     """
-    from sklearn.metrics import auc, pairwise_distances
+    from sklearn.metrics import auc
 
     checks.choice("metric", metric, METRICS)
-    x = checks.vectors("embeddings", embeddings, rows=2, metric=metric).astype("float64")
+    x = checks.vectors("embeddings", embeddings, rows=2, metric=metric)
     labels = checks.labels("labels", labels, len(x), "embeddings")
-    n, bins = len(x), 2**14
+    n = len(x)
     counts = np.unique(labels, return_counts=True)[1]
     like = int((counts * (counts - 1) // 2).sum())
     unlike = n * (n - 1) // 2 - like
     if not like or not unlike:
         mend = "pass two classes or more, one of them with two images or more"
-        raise ArgumentError(f"labels make {like} like pairs and {unlike} unlike ones: {mend}.")
+        raise ArgumentError(f"labels make {like} positive and {unlike} negative pairs: {mend}.")
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     drawn = rng.multinomial(n, np.full(n, 1 / n), checks.integer("resamples", resamples))
     weights = np.concatenate([np.ones((1, n)), drawn])
-    step = max(1, int(_BLOCK * 2**15 / n))  # a block needs indices, too
+    (x,) = _distances.without_overflow(x)
 
-    def blocks():
-        """Yields distances, and the positions of both images, of each pair once."""
-        for start in range(0, n - 1, step):
-            distances = pairwise_distances(x[start : start + step], x[start:], metric=metric)
-            own, other = np.triu_indices(len(distances), 1, distances.shape[1])
-            yield distances[own, other], own + start, other + start
-
-    largest = max(distances.max(initial=0) for distances, _, _ in blocks()) or 1.0
+    exact, edges = _summary(x, labels, metric, like, unlike)
+    bins = len(edges)
     found = np.zeros((len(weights), 2 * bins))
-    for distances, own, other in blocks():
-        at = (distances / largest * bins).astype("int64").clip(max=bins - 1)
-        at += bins * (labels[own] == labels[other])
+    for distances, own, other in _pair_blocks(x, metric):
+        # Beyond the last edge only the largest distances lie, where not all are among the edges.
+        places = np.searchsorted(edges, distances).clip(max=bins - 1)
+        places += bins * (labels[own] == labels[other])
         for one, histogram in zip(weights, found, strict=True):
-            histogram += np.bincount(at, one[own] * one[other], 2 * bins)
+            histogram += np.bincount(places, one[own] * one[other], 2 * bins)
     curves = np.pad(found.reshape(-1, 2, bins).cumsum(axis=2), ((0, 0), (0, 0), (1, 0)))
-    # A resample may have lost every like or every unlike pair.
+    # A resample may have lost every positive or every negative pair.
     curves = curves[curves[:, :, -1].all(axis=1)]
     curves /= curves[:, :, -1:]
     areas = [float(auc(fpr, tpr)) for fpr, tpr in curves]
     errors = [_equal_error(fpr, tpr) for fpr, tpr in curves]
     scores: dict = {"auc": areas[0], "eer": errors[0]}
+    if exact:
+        scores = {"auc": exact.auc, "eer": exact.eer}
     for key, values in (("auc", areas), ("eer", errors)):
         ends = np.quantile(values[1:] or [np.nan], (0.025, 0.975))
         scores[f"{key}_interval"] = tuple(ends.tolist())
     return {**scores, "like": like, "unlike": unlike}
 
 
-@dataclasses.dataclass(frozen=True)
+def _pair_blocks(x, metric):
+    """Yields distances, and the positions of both images, of each pair once."""
+    step = max(1, int(_BLOCK * 2**15 / len(x)))  # a block needs indices, too
+    for start in range(0, len(x) - 1, step):
+        distances = _distances.pairwise(x[start : start + step], x[start:], metric)
+        own, other = np.triu_indices(len(distances), 1, distances.shape[1])
+        yield distances[own, other], own + start, other + start
+
+
+def _summary(x, labels, metric, like, unlike):
+    """Returns the `Verification` of all pairs, None if they are too many; and edges of bins.
+
+    Edges are quantiles of the distances of positive and of negative pairs; of many pairs evenly
+    spaced ones are kept.
+    """
+    exact = like + unlike <= _EXACT_PAIRS
+    strides = [1 if exact else -(-count // (_EXACT_PAIRS // 2)) for count in (unlike, like)]
+    kept: list[list] = [[], []]
+    passed = [0, 0]
+    for distances, own, other in _pair_blocks(x, metric):
+        same = labels[own] == labels[other]
+        for kind, some in enumerate((distances[~same], distances[same])):
+            kept[kind].append(some[-passed[kind] % strides[kind] :: strides[kind]])
+            passed[kind] += len(some)
+    parts = [np.sort(np.concatenate(part)) for part in kept]
+    edges = [_distances.spread(part, _BINS // 2) for part in parts]
+    pairs = np.concatenate(parts), np.repeat([0, 1], [len(part) for part in parts])
+    return verification(*pairs) if exact else None, np.unique(np.concatenate(edges))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Candidates:
-    """How often the right candidate is among the nearest. See `candidate_accuracy`.
+    """How often the right candidate is among the nearest.
+
+    Made by `candidate_accuracy`.
 
     Attributes:
         accuracy: Share of queries whose own candidate is among the `k` nearest.
@@ -518,6 +713,12 @@ class Candidates:
     low: float
     high: float
     ranks: np.ndarray
+
+    def __repr__(self) -> str:
+        interval = f"95 % interval {self.low:.4g} to {self.high:.4g}"
+        return (
+            f"<Candidates of {len(self.ranks)} queries: accuracy={self.accuracy:.4g}, {interval}>"
+        )
 
 
 def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -> Candidates:
@@ -542,15 +743,20 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     """
     from scipy.stats import binomtest
 
-    left, right = checks.vectors("left", left, rows=1), checks.vectors("right", right)
-    own_distance = pair_distances(left, right, metric)
+    checks.choice("metric", metric, METRICS)
+    left = checks.vectors("left", left, rows=1, metric=metric)
+    right = checks.vectors("right", right, metric=metric)
+    checks.shape("right", right, left.shape, "pass one for each of left, of the same model")
     pools, n = np.asarray(pools), len(left)
     checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
     checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
     checks.integer("k", k, 1, pools.shape[1])
-    nearer = [pair_distances(left, right[column], metric) <= own_distance for column in pools.T]
-    ranks = np.sum(nearer, axis=0)
+    left, right = _distances.without_overflow(left, right)
+    queries = np.repeat(np.arange(n), pools.shape[1])
+    distances = _distances.paired_rows(left, right, queries, pools.ravel(), metric)
+    distances = distances.reshape(pools.shape)
+    ranks = (distances <= distances[own][:, None]).sum(axis=1)
     hits = int((ranks <= k).sum())
     low, high = binomtest(hits, n).proportion_ci(method="wilson")
     return Candidates(hits / n, float(low), float(high), ranks)

@@ -1,54 +1,92 @@
-"""Nearest neighbours, exact or by graph: fast libraries propose, float64 decides.
+"""Nearest neighbors, exact or by graph: fast libraries propose, float64 decides.
 
-Search libraries are fast because they compute in float32, in which near vectors far from the origin
-can change places, and their answer may depend on how many queries come at once. So they propose a
-few more candidates than were asked for; the distances of these are computed again in float64, and a
-bound on the rounding of float32 proves that no other vector is nearer, or more are asked for.
-Equal distances are ordered by position. A graph is not proven: `recall_` says how much it finds.
+Search libraries are fast because they compute in float32, in which two vectors that lie close
+together, far from the origin, can change places; and their answer may depend on how many queries
+come at once. So they only propose candidates, a few more than were asked for. The distances of the
+candidates are computed in float64 (`kerasim._distances`), and equal distances are ordered by
+position. A graph finds most of the neighbors; `recall_` says how many.
+
+How an exact answer is proven. The library does not see a vector `v`, but `r(v)`: shifted by a
+center, scaled, cut to a box and rounded to float32. It returns the candidates of a query `q` with
+the distances that it computed; let `p` be the largest of them. A computed distance is wrong by at
+most `e (|r(q)| + |r(v)|)`, where `e` is a small number that follows from float32 rounding and the
+number of coordinates. So for each vector `v` that was not proposed, the true distance `d` (shifted
+and scaled) is at least
+
+    d >= p - e (|r(q)| + |r(v)|)
+
+and as `|r(v)| <= |r(q)| + d` by the triangle inequality,
+
+    d >= (p - 2 e |r(q)|) / (1 + e)
+
+Shifting does not change distances, and cutting to a box can only make them shorter, so the bound
+holds for the vectors themselves. If the k-th smallest float64 distance of the candidates is less
+than the bound, no other vector can be one of the k nearest, and the answer is proven. Otherwise the
+library is asked for four times as many candidates, and in the end all distances are computed in
+float64. The norm of `v` is not part of the bound: a vector that lies far away from all others does
+no harm.
+
+Vectors that are equal in float32 are proposed as one: copies neither fill up the candidates, nor
+cut a graph into parts that cannot be reached from one another.
 """
 
+import dataclasses
+import math
+import threading
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
 import numpy as np
 
-from kerasim import artifacts, checks
-from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim import _distances, artifacts, checks
+from kerasim._distances import METRICS
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
-METRICS = ("euclidean", "manhattan", "cosine")
 _KIND = "neighbor_index"
 _BUDGET = 64 * 2**20  # bytes of working memory in a query, beside the index and the answer
 _EPS = float(np.finfo("float32").eps)
+_MORE = 6  # candidates beyond k: most queries are proven at once
+_REACH = 2.0**50  # half the width of the box: float32 holds the squares, and the sum of many
+_REFIT = 1000  # rows after which the center and the scale of a graph stay as they are
+_TOO_FAR = "a vector that is more than 1.8e308, the largest float64, away from its neighbors,"
 
 
 class NeighborIndex:
     """Finds the nearest of a set of vectors.
 
     scikit-learn (Euclidean, and cosine by way of unit vectors) and faiss (Manhattan) propose
-    candidates in float32; their distances are computed again in float64, and a query whose
-    candidates are not proven to hold its neighbours, by the bound on float32 rounding, is asked
-    again with more. The answer does not depend on the number of queries or threads.
+    candidates in float32. Their distances are computed in float64, and a query whose candidates
+    are not proven to hold its neighbors is asked again with more. The answer does not depend on
+    the number of queries or threads.
 
     Args:
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
         kind: "exact", or "hnsw" for a graph (Malkov & Yashunin, 2020.
             https://arxiv.org/abs/1603.09320), which finds most of the nearest in a small part of
-            the time; what it returns has true distances, too.
+            the time. The distances that it returns are exact, too.
         m: Links of each vector in the graph, 2 or more; more need memory and find more.
         ef_construction: Candidates held while the graph is built, 1 or more.
         ef_search: Candidates held in a query, 1 or more.
 
     Attributes:
-        recall_: Of the graph, measured as it was built: share of the ten nearest that it finds,
-            over 1,000 of its own vectors or fewer, drawn with seed 0. 1.0 if exact. Each of them
-            finds itself, so that vectors not in the graph have less: of a million without any
-            structure (iid normal, 64 numbers, ef_search=512) 0.905 where this says 0.940.
+        recall_: Of a graph, measured when it was built: share of the ten nearest that it finds,
+            for at most 1,000 of its own vectors, copies counted once, drawn with seed 0. 1.0 for
+            an exact index. Each of them finds itself, so vectors that are not in the graph have a
+            lower recall: of a million without any structure (iid normal, 64 numbers,
+            ef_search=512) 0.905 where this says 0.940.
         embeddings: `(n, dim)`, the vectors that were given.
-        fingerprint: That of the embedder which made them, if it was saved with one.
+        fingerprint: That of the embedder that made them, if the index was saved with one.
 
     Raises:
         ArgumentError: If a setting is out of range or not known.
+
+    Example:
+        >>> index = NeighborIndex("euclidean").fit([[0.0, 0.0], [3.0, 4.0]])
+        >>> distances, indices = index.query([[3.0, 3.0]], k=2)
+        >>> indices.tolist()
+        [[1, 0]]
     """
 
     def __init__(
@@ -67,6 +105,15 @@ class NeighborIndex:
         self.ef_search = checks.integer("ef_search", ef_search)
         self.recall_, self.fingerprint = 1.0, None
 
+    def __repr__(self) -> str:
+        held = "empty"
+        if len(self):
+            held = f"{len(self)} vectors of {self.embeddings.shape[1]} numbers"
+        settings = f"metric={self.metric!r}, kind={self.kind!r}"
+        if self.kind == "hnsw" and len(self):
+            held += f", recall_={self.recall_:.3f}"
+        return f"<NeighborIndex {settings}: {held}>"
+
     def fit(self, embeddings) -> "NeighborIndex":
         """Takes the vectors to search.
 
@@ -79,42 +126,31 @@ class NeighborIndex:
         Raises:
             ArgumentError: On NaN, infinity or, under "cosine", zero vectors, with their rows.
         """
-        return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric))
+        return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
 
-    def _fit(self, embeddings, graph=None, first=None):
-        self.embeddings, self.fingerprint = embeddings.copy(), None
-        # Rows that fixed centre and scale, a graph's for good.
-        self._first = first or len(embeddings)
-        # Float32 is finest near zero: centre the vectors (distances do not change) and scale
-        # them by a power of two.
-        self._centre, self._scale = 0.0, 1.0
-        if self.metric != "cosine":
-            self._centre = self.embeddings[: self._first].mean(axis=0, dtype="float64")
-        largest = max(np.abs(x - self._centre).max() for _, x in self._blocks(self._first))
-        if largest > 0:
-            self._scale = 2.0 ** -np.floor(np.log2(largest))
-        if self.kind == "hnsw":
-            self._graph = graph or self._build(self._reduced())
-            if graph is None:
-                self.recall_ = self._recall()
-            return self
-        reduced = self._reduced()
-        parts = np.array_split(reduced, 1 + reduced.nbytes // _BUDGET)
-        self._norm = max(self._norms(part).max() for part in parts)
-        width = embeddings.shape[1]
-        if self.metric == "manhattan":
-            flat = faiss.IndexFlat(width, faiss.METRIC_L1)
-            flat.add(reduced)
-            self._engine = flat.search
-            # Rounding of the coordinates, and of a float32 sum of `width` terms.
-            self._error = (width + 2) * _EPS
+    def _fit(self, embeddings, graph=None, first=None, representatives=None):
+        """Takes checked vectors and, of a graph that was read from a file, its parts."""
+        first = first or len(embeddings)
+        frame = _Frame(embeddings[:first], self.metric)
+        reduced = _reduced(embeddings, frame, self.metric)
+        if representatives is None:
+            representatives = _representatives(reduced)
+        groups = _Groups(representatives, embeddings, self.metric)
+        distinct = reduced if groups.trivial else reduced[groups.first]
+        if self.kind == "exact":
+            engine = _Flat(distinct, self.metric)
         else:
-            from sklearn.neighbors import NearestNeighbors
-
-            self._engine = NearestNeighbors(algorithm="brute").fit(reduced).kneighbors
-            # Rounding of the coordinates and the result, and of |x|^2 - 2 xy + |y|^2 in float64.
-            self._error = 2 * _EPS + np.sqrt(width * 2.3e-16)
+            engine = _Graph(graph or self._build(distinct), self.metric, self.ef_search)
+        state = _State(embeddings, first, frame, groups, engine)
+        recall = 1.0 if self.kind == "exact" or graph else self._recall(state)
+        self._state, self.recall_, self.fingerprint = state, recall, None
         return self
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        if not hasattr(self, "_state"):
+            raise AttributeError("The index is empty: call fit(embeddings) first.")
+        return self._state.embeddings
 
     def add(self, embeddings) -> "NeighborIndex":
         """Takes more vectors in; an exact index is fitted again, a graph grows.
@@ -133,13 +169,30 @@ class NeighborIndex:
         width = self.embeddings.shape[1]
         embeddings = checks.vectors("embeddings", embeddings, width, 0, self.metric)
         both = np.concatenate([self.embeddings, embeddings])
-        if self.kind == "exact":
-            fitted = NeighborIndex(**self.settings())._fit(both)
-            self.__dict__.update(vars(fitted), fingerprint=self.fingerprint)
-            return self
-        self._graph.add(self._reduce(self._float64(embeddings)))
-        self.embeddings = both
-        self.recall_ = self._recall()
+        fingerprint, first = self.fingerprint, self._state.first
+        # The center and the scale of a few rows may not suit those that come later.
+        if self.kind == "exact" or (first < _REFIT and len(both) >= 4 * first):
+            self._fit(both)
+        else:
+            self._grow(both)
+        self.fingerprint = fingerprint
+        return self
+
+    def _grow(self, embeddings):
+        """Adds those rows to the graph that are not in it yet."""
+        state = self._state
+        if state.engine.graph.ntotal != len(state.groups):  # an add was interrupted
+            return self._fit(embeddings)
+        known = state.groups.representatives
+        reduced = _reduced(embeddings, state.frame, self.metric)
+        representatives = _representatives(reduced)
+        old = representatives < len(known)
+        representatives[old] = known[representatives[old]]
+        representatives[: len(known)] = known
+        groups = _Groups(representatives, embeddings, self.metric)
+        state.engine.add(reduced[groups.first[groups.first >= len(known)]])
+        self._state = dataclasses.replace(state, embeddings=embeddings, groups=groups)
+        self.recall_ = self._recall(self._state)
         return self
 
     def query(self, x, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -155,24 +208,83 @@ class NeighborIndex:
 
         Raises:
             ArgumentError: If the index is empty, `k` or the width does not fit, or a row holds
-                NaN, infinity or, under "cosine", only zeros.
+                NaN, infinity or, under "cosine", only zeros; or if a distance is above 1.8e308,
+                the largest float64.
         """
-        if not hasattr(self, "embeddings"):
+        if not len(self):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
-        size, width = self.embeddings.shape
+        state = self._state
+        size, width = state.embeddings.shape
         k = checks.integer("k", k, 1, size)
         x = checks.vectors("x", x, width, 0, self.metric)
+        distances, indices = self._answer(state, state.engine, x, k)
+        checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)
+        return distances, indices
+
+    def _answer(self, state, engine, x, k):
+        """Returns distances and indices of the nearest, of candidates that `engine` proposes."""
         distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype="int64")
-        waiting, count = np.arange(len(x)), min(size, k + 6)
-        while len(waiting):
+        waiting, count = np.arange(len(x)), min(len(state.groups), k + _MORE)
+        while len(waiting) and 4 * count < len(state.groups):
             step = max(1, _BUDGET // (count * 8 * 8))
             unproven = []
             for start in range(0, len(waiting), step):
                 rows = waiting[start : start + step]
-                found = self._search(self._float64(x[rows]), k, count)
-                distances[rows], indices[rows], proven = found
+                *found, proven = self._search(state, engine, x[rows], k, count)
+                distances[rows[proven]], indices[rows[proven]] = found
                 unproven.append(rows[~proven])
-            waiting, count = np.concatenate(unproven), min(size, 4 * count)
+            waiting, count = np.concatenate(unproven), 4 * count
+        step = max(1, _BUDGET // (len(state.embeddings) * 8 * 4))
+        for start in range(0, len(waiting), step):
+            rows = waiting[start : start + step]
+            distances[rows], indices[rows] = self._scan(state, x[rows], k)
+        return distances, indices
+
+    def _search(self, state, engine, x, k, count):
+        """Returns distances and indices of the proven queries, and which of `x` are proven."""
+        reduced = state.frame.reduce(_distances.prepare(x, self.metric))
+        proposed, bound = engine.propose(reduced, count)
+        # Another thread may add to a graph: what `state` does not know is left out.
+        queries, places = np.nonzero((proposed >= 0) & (proposed < len(state.groups)))
+        distances, indices = self._decide(state, x, queries, proposed[queries, places], k)
+        last = distances[:, -1]
+        if self.metric == "cosine":  # half the squared distance of unit vectors
+            last = np.sqrt(2 * last) + _distances.UNIT_ERROR
+        proven = last < state.frame.undo(bound)
+        return distances[proven], indices[proven], proven
+
+    def _scan(self, state, x, k):
+        """Returns distances and indices of the nearest of all vectors, without an engine."""
+        groups = state.groups
+        one_of_each = state.embeddings if groups.trivial else state.embeddings[groups.first]
+        distances = _distances.pairwise(x, one_of_each, self.metric)
+        place = min(k, len(groups)) - 1
+        last = np.partition(distances, place, axis=1)[:, place : place + 1]
+        queries, near = np.nonzero((distances <= last) | groups.differ)
+        return self._decide(state, x, queries, near, k)
+
+    def _decide(self, state, x, queries, groups, k):
+        """Returns `(distances, indices)` of the nearest vectors in groups, each `(len(x), k)`.
+
+        Args:
+            state: What was fitted.
+            x: Queries.
+            queries: `(m,)` positions in `x`, in order.
+            groups: `(m,)` a group whose vectors may be nearest, for each of `queries`.
+            k: How many to return; a query with fewer candidates gets infinite distances.
+        """
+        distances, indices = np.full((len(x), k), np.inf), np.zeros((len(x), k), dtype="int64")
+        sizes = state.groups.sizes(groups, k)
+        # Parts of whole queries, of about as many rows as the budget allows.
+        ends = np.cumsum(np.bincount(queries, sizes, len(x)).astype("int64"))
+        portion = (ends[queries] - 1) // max(1, _BUDGET // (8 * 8))
+        for start in np.unique(portion, return_index=True)[1]:
+            part = slice(start, np.searchsorted(portion, portion[start], "right"))
+            rows = state.groups.rows(groups[part], sizes[part])
+            asked = np.repeat(queries[part], sizes[part])
+            found = _distances.paired_rows(x, state.embeddings, asked, rows, self.metric)
+            complete, *nearest = _nearest(asked, rows, found, k)
+            distances[complete], indices[complete] = nearest
         return distances, indices
 
     def identify(self, x, labels, threshold: float, unknown=-1) -> np.ndarray:
@@ -218,7 +330,7 @@ class NeighborIndex:
             ArgumentError: If the index is empty.
             ArtifactError: If the folder holds something else, or cannot be written.
         """
-        if not hasattr(self, "embeddings"):
+        if not len(self):
             raise ArgumentError("The index is empty: call fit(embeddings) before save.")
         fingerprint = self.fingerprint if embedder is None else artifacts.fingerprint(embedder)
         artifacts.write(path, _KIND, self.fill, self.info(), fingerprint)
@@ -230,18 +342,15 @@ class NeighborIndex:
 
     def info(self) -> dict:
         """Returns what the manifest keeps beside the files of `fill`."""
-        return {"settings": self.settings(), "recall": self.recall_, "first": self._first}
+        return {"settings": self.settings(), "recall": self.recall_, "first": self._state.first}
 
     def fill(self, folder) -> None:
-        """Puts the files of the index into `folder`, an empty one, for `artifacts.write`."""
-        # By Python's `write`, which tells of a full disk: left to themselves both libraries close
-        # the file without a look, and what they cut short would be sealed as whole.
-        with open(folder / "embeddings.npy", "wb") as file:
-            written: Any = types.SimpleNamespace(write=file.write)
-            np.save(written, self.embeddings, allow_pickle=False)
+        """Writes the files of the index into `folder`, an empty one, for `artifacts.write`."""
+        _write_array(folder / "embeddings.npy", self.embeddings)
         if self.kind == "hnsw":
+            _write_array(folder / "groups.npy", self._state.groups.representatives)
             with open(folder / "index.faiss", "wb") as file:
-                faiss.write_index(self._graph, faiss.PyCallbackIOWriter(file.write))
+                faiss.write_index(self._state.engine.graph, faiss.PyCallbackIOWriter(file.write))
 
     @classmethod
     def load(cls, path, embedder=None) -> "NeighborIndex":
@@ -272,67 +381,20 @@ class NeighborIndex:
         Raises:
             ArgumentError: If the vectors are not finite.
         """
-        index, graph = cls(**info["settings"]), None
-        if index.kind == "hnsw":
-            graph = _read_graph(folder / "index.faiss")
+        index = cls(**info["settings"])
         vectors = np.load(folder / "embeddings.npy", allow_pickle=False)
         checks.vectors("embeddings", vectors, None, 1, index.metric)
-        index._fit(vectors, graph, info["first"])
+        graph = representatives = None
+        if index.kind == "hnsw":
+            graph = _read_graph(folder / "index.faiss")
+            representatives = np.load(folder / "groups.npy", allow_pickle=False)
+            _check_groups(representatives, len(vectors), graph.ntotal)
+        index._fit(vectors, graph, info["first"], representatives)
         index.recall_, index.fingerprint = info["recall"], manifest.fingerprint
         return index
 
     def __len__(self) -> int:
-        return len(getattr(self, "embeddings", ()))
-
-    def _float64(self, x):
-        x = np.asarray(x, dtype="float64")
-        if self.metric != "cosine":
-            return x
-        x = x / np.abs(x).max(axis=-1, keepdims=True)  # so that no square overflows
-        return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-    def _blocks(self, size):
-        """Yields rows and their float64: of all at once it would be some times what is kept."""
-        step = max(1, _BUDGET // (self.embeddings.shape[1] * 8 * 4))
-        for start in range(0, size, step):
-            rows = slice(start, min(size, start + step))
-            yield rows, self._float64(self.embeddings[rows])
-
-    def _reduced(self):
-        reduced = np.empty(self.embeddings.shape, "float32")
-        for rows, exact in self._blocks(len(reduced)):
-            reduced[rows] = self._reduce(exact)
-        return reduced
-
-    def _reduce(self, exact):
-        return np.ascontiguousarray((exact - self._centre) * self._scale, dtype="float32")
-
-    def _norms(self, x):
-        return np.linalg.norm(x.astype("float64"), 1 if self.metric == "manhattan" else 2, axis=1)
-
-    def _search(self, queries, k, count):
-        """Returns distances, indices, and whether each query's are proven."""
-        size = len(self.embeddings)
-        with np.errstate(over="ignore"):
-            reduced = self._reduce(queries)
-        if count == size or not np.isfinite(reduced).all():
-            candidates, limit = np.broadcast_to(np.arange(size), (len(queries), size)), np.inf
-        elif self.kind == "hnsw":
-            candidates = self._walk(reduced, count)[1]
-            # A graph of few links may lead to fewer than asked for: ask again for more.
-            limit = np.where(candidates.min(axis=1) < 0, -np.inf, np.inf)
-            candidates = np.sort(candidates.clip(min=0), axis=1)
-        else:
-            proposed, candidates = self._engine(reduced, count)
-            slack = self._error * (self._norm + self._norms(reduced))
-            limit = (proposed.max(axis=1) - slack) / self._scale
-            candidates = np.sort(candidates, axis=1)
-        distances = self._distances(queries, candidates)
-        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-        distances = np.take_along_axis(distances, order, axis=1)
-        # Under cosine the candidates were proposed by the distance of unit vectors.
-        last = np.sqrt(2 * distances[:, -1]) if self.metric == "cosine" else distances[:, -1]
-        return distances, np.take_along_axis(candidates, order, axis=1), last < limit
+        return len(self._state.embeddings) if hasattr(self, "_state") else 0
 
     def _build(self, reduced):
         kind = faiss.METRIC_L1 if self.metric == "manhattan" else faiss.METRIC_L2
@@ -341,31 +403,238 @@ class NeighborIndex:
         graph.add(reduced)
         return graph
 
-    def _walk(self, reduced, count):
-        settings = faiss.SearchParametersHNSW(efSearch=max(self.ef_search, count))
-        return self._graph.search(reduced, count, params=settings)
+    def _recall(self, state):
+        distinct = state.groups.first
+        rows = np.random.default_rng(0).permutation(len(distinct))[:1000]
+        x = state.embeddings[distinct[rows]]
+        k = min(10, len(state.embeddings))
+        found = self._answer(state, state.engine, x, k)[0]
+        exact = self._answer(state, state.engine.flat(), x, k)[0]
+        return float((found <= exact[:, -1:]).mean())  # by distance: of equal ones any will do
 
-    def _recall(self):
-        rows = np.random.default_rng(0).permutation(len(self))[:1000]
-        reduced = self._reduce(self._float64(self.embeddings[rows]))
-        flat = faiss.downcast_index(self._graph.storage)
-        k = min(10, len(self))
-        exact, (found, _) = flat.search(reduced, k)[0], self._walk(reduced, k)
-        # By distance: of equal ones any will do. Both are float32, summed in another order.
-        return float((found <= exact[:, -1:] * (1 + 1e-5) + 1e-12).mean())
 
-    def _distances(self, queries, candidates):
-        distances = np.empty(candidates.shape)
-        step = max(1, _BUDGET // (candidates.shape[1] * queries.shape[1] * 8 * 8))
-        for start in range(0, len(queries), step):
-            rows = slice(start, start + step)
-            gaps = self._float64(self.embeddings[candidates[rows]]) - queries[rows, None]
-            measure = np.abs if self.metric == "manhattan" else np.square
-            distances[rows] = measure(gaps, out=gaps).sum(axis=-1)
-        if self.metric == "euclidean":
-            return np.sqrt(distances)
-        # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
-        return distances / 2 if self.metric == "cosine" else distances
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What `fit` makes, replaced as a whole."""
+
+    embeddings: np.ndarray
+    first: int  # the number of rows, from the first on, that fixed the frame
+    frame: "_Frame"
+    groups: "_Groups"
+    engine: Any  # _Flat or _Graph
+
+
+class _Frame:
+    """The shift and the scale by which float32 holds most vectors with all of its digits.
+
+    The center is the median of vectors, and the scale that of their distances from it: a few
+    vectors far away do not change them.
+    """
+
+    def __init__(self, embeddings, metric):
+        self._lift = 1.0
+        if metric != "cosine" and embeddings.dtype.itemsize == 8:
+            self._lift = _distances.lift(embeddings)
+        blocks = (rows for _, rows in _blocks(embeddings, metric))
+        sample = _distances.spread(embeddings)
+        self._center = _distances.middle(_distances.prepare(sample, metric) * self._lift)
+        sizes = [np.abs(block * self._lift - self._center).max(axis=1) for block in blocks]
+        sizes = np.sort(np.concatenate(sizes))
+        sizes = sizes[sizes > 0]
+        typical = float(sizes[(len(sizes) - 1) // 2]) if len(sizes) else 1.0
+        exponent = 1 - math.frexp(typical)[1]
+        self._scale = 2.0 ** min(max(exponent, -1000), 1000)
+
+    def reduce(self, prepared):
+        """Returns the float32 vectors that a library gets."""
+        with np.errstate(over="ignore"):
+            reduced = (prepared * self._lift - self._center) * self._scale
+        # + 0.0 makes zeros of negative zeros, so that equal vectors are of equal bytes.
+        return reduced.clip(-_REACH, _REACH).astype("float32", order="C") + np.float32(0)
+
+    def undo(self, distance):
+        """Returns the distance of prepared vectors that `distance` between reduced ones means."""
+        with np.errstate(over="ignore"):
+            return distance / self._scale / self._lift
+
+
+class _Groups:
+    """Vectors that are equal once they are reduced, such as copies: an engine holds one of each.
+
+    Args:
+        representatives: `(n,)` position of the first row of the group of each row.
+        embeddings: The rows.
+        metric: One of `METRICS`.
+    """
+
+    def __init__(self, representatives, embeddings, metric):
+        positions = np.arange(len(representatives))
+        self.representatives = representatives
+        self.first = np.flatnonzero(representatives == positions)
+        self.trivial = len(self.first) == len(positions)  # no two vectors are equal
+        self.differ = np.zeros(len(self.first), bool)  # whose vectors differ in float64
+        if self.trivial:
+            return
+        group = np.searchsorted(self.first, representatives)
+        self._rows = np.argsort(group, kind="stable")
+        self._sizes = np.bincount(group)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        others = np.flatnonzero(representatives != positions)
+        for part in _portions(others, embeddings.shape[1]):
+            rows = others[part]
+            one = _distances.prepare(embeddings[rows], metric)
+            other = _distances.prepare(embeddings[representatives[rows]], metric)
+            unequal = np.any(one != other, axis=1)
+            self.differ[group[rows[unequal]]] = True
+
+    def __len__(self):
+        return len(self.first)
+
+    def sizes(self, groups, k):
+        """Returns how many rows of each of `groups` to look at; of equal ones `k` are enough."""
+        if self.trivial:
+            return np.ones(len(groups), "int64")
+        sizes = self._sizes[groups]
+        return np.where(self.differ[groups], sizes, np.minimum(sizes, k))
+
+    def rows(self, groups, sizes):
+        """Returns the first rows of each of `groups`, as many as `sizes` says, `(sizes.sum(),)`."""
+        if self.trivial:
+            return self.first[groups]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return self._rows[np.repeat(self._starts[groups], sizes) + within]
+
+
+class _Flat:
+    """Proposes candidates by the computed distance to every vector, with a bound for all others."""
+
+    def __init__(self, reduced, metric):
+        width = reduced.shape[1]
+        self._order = 1 if metric == "manhattan" else 2
+        if metric == "manhattan":
+            flat = faiss.IndexFlat(width, faiss.METRIC_L1)
+            flat.add(reduced)
+            self._find = flat.search
+            # Rounding of the coordinates, and of a float32 sum of `width` terms.
+            self._error = (width + 2) * _EPS
+        else:
+            from sklearn.neighbors import NearestNeighbors
+
+            self._find = NearestNeighbors(algorithm="brute").fit(reduced).kneighbors
+            # Rounding of the coordinates and the result, and of |x|^2 - 2 xy + |y|^2 in float64.
+            self._error = 2 * _EPS + np.sqrt((width + 4) * 1.2e-16)
+        self._least = width * 2.0**-140  # float32 underflow
+
+    def propose(self, reduced, count):
+        """Returns `(n, count)` candidates, and a lower bound of the distance to all others."""
+        distances, candidates = self._find(reduced, count)
+        sizes = np.linalg.norm(reduced.astype("float64"), self._order, axis=1)
+        bound = distances.max(axis=1) - 2 * self._error * sizes - self._least
+        return candidates, bound / (1 + self._error)
+
+
+class _Graph:
+    """Proposes the candidates that a graph leads to."""
+
+    def __init__(self, graph, metric, ef_search):
+        self.graph, self._metric, self._ef_search = graph, metric, ef_search
+        self._lock = threading.Lock()  # faiss must not search while it adds
+
+    def add(self, reduced):
+        with self._lock:
+            self.graph.add(reduced)
+
+    def propose(self, reduced, count):
+        """Returns `(n, count)` candidates, -1 for none; what was not proposed may be nearer."""
+        settings = faiss.SearchParametersHNSW(efSearch=max(self._ef_search, count))
+        with self._lock:
+            candidates = self.graph.search(reduced, count, params=settings)[1]
+        # A graph of few links may lead to fewer than asked for: ask again for more.
+        return candidates, np.where(candidates.min(axis=1) < 0, -np.inf, np.inf)
+
+    def flat(self):
+        """Returns a `_Flat` of the vectors in the graph."""
+        stored = faiss.downcast_index(self.graph.storage)
+        values = faiss.rev_swig_ptr(stored.get_xb(), self.graph.ntotal * self.graph.d)
+        return _Flat(values.reshape(self.graph.ntotal, self.graph.d), self._metric)
+
+
+def _portions(rows, width: int = 1) -> Iterator[slice]:
+    """Yields slices of `rows`, of at most `_BUDGET` bytes in float64 and some copies."""
+    step = max(1, _BUDGET // (width * 8 * 8))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def _blocks(embeddings, metric):
+    """Yields slices and their prepared vectors; all at once would need too much memory."""
+    for rows in _portions(embeddings, embeddings.shape[1]):
+        yield rows, _distances.prepare(embeddings[rows], metric)
+
+
+def _reduced(embeddings, frame, metric):
+    reduced = np.empty(embeddings.shape, "float32")
+    for rows, prepared in _blocks(embeddings, metric):
+        reduced[rows] = frame.reduce(prepared)
+    return reduced
+
+
+def _representatives(reduced):
+    """Returns the position of the first row that is equal to each row.
+
+    Rows are compared by hashes. Rows of equal hash that are not equal stand for themselves.
+    """
+    weights = np.random.default_rng(0).integers(2**64, size=reduced.shape[1], dtype="uint64") | 1
+    hashes = np.empty(len(reduced), "uint64")
+    for rows in _portions(reduced, reduced.shape[1]):
+        hashes[rows] = (reduced[rows].view("uint32") * weights).sum(axis=1, dtype="uint64")
+    _, first, group = np.unique(hashes, return_index=True, return_inverse=True)
+    representatives = first[group]
+    others = np.flatnonzero(representatives != np.arange(len(reduced)))
+    for part in _portions(others, reduced.shape[1]):
+        rows = others[part]
+        differ = (reduced[rows] != reduced[representatives[rows]]).any(axis=1)
+        representatives[rows[differ]] = rows[differ]
+    return representatives
+
+
+def _nearest(queries, rows, distances, k):
+    """Returns the `k` nearest rows of each query that has as many, equal distances by position.
+
+    Args:
+        queries: `(m,)` positions of queries, in order.
+        rows: `(m,)` positions of vectors.
+        distances: `(m,)` between them.
+        k: How many to return.
+
+    Returns:
+        `(asked, distances, rows)`: the queries that have `k`, and `(len(asked), k)` of each.
+    """
+    order = np.lexsort((rows, distances, queries))
+    asked, starts, counts = np.unique(queries, return_index=True, return_counts=True)
+    enough = counts >= k
+    taken = order[starts[enough, None] + np.arange(k)]
+    return asked[enough], distances[taken], rows[taken]
+
+
+def _write_array(path, array):
+    # By Python's `write`, which reports a full disk. NumPy closes its own file without a check, and
+    # what was cut short would be taken for whole.
+    with open(path, "wb") as file:
+        written: Any = types.SimpleNamespace(write=file.write)
+        np.save(written, array, allow_pickle=False)
+
+
+def _check_groups(representatives, rows, nodes):
+    """Raises an `ArtifactError` unless this array says which of `rows` a graph of `nodes` holds."""
+    valid = representatives.shape == (rows,) and representatives.dtype == "int64"
+    if valid:
+        valid = ((representatives >= 0) & (representatives <= np.arange(rows))).all()
+    if valid:
+        valid = (representatives[representatives] == representatives).all()
+    if not valid or len(np.unique(representatives)) != nodes:
+        what = f"groups.npy does not fit {rows} vectors and a graph of {nodes} nodes"
+        raise ArtifactError(f"{what}: build the index again from its vectors.")
 
 
 def _read_graph(path):

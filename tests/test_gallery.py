@@ -282,7 +282,7 @@ def test_an_index_that_is_interrupted_as_it_grows_loses_no_picture(kind, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(NeighborIndex, "_recall" if kind == "hnsw" else "_norms", dies)
+        patch.setattr(NeighborIndex, "_recall" if kind == "hnsw" else "_fit", dies)
         with pytest.raises(KeyboardInterrupt):
             gallery.query(IMAGES[:1])
     gallery.add(IMAGES[20:])

@@ -483,8 +483,8 @@ def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"labels": [0, 0, 0]}, "labels make 3 like pairs and 0 unlike"),
-        ({"labels": [0, 1, 2]}, "labels make 0 like pairs and 3 unlike"),
+        ({"labels": [0, 0, 0]}, "labels make 3 positive and 0 negative pairs"),
+        ({"labels": [0, 1, 2]}, "labels make 0 positive and 3 negative pairs"),
         ({"labels": [0, 1]}, "labels has shape"),
         ({"metric": "dot"}, "metric='dot'"),
         ({"metric": "cosine"}, "embeddings holds only zeros.*: 0"),
