@@ -1,16 +1,25 @@
-"""The only code that writes or trusts files.
+"""Writes and reads everything that kerasim saves. No other module writes files or trusts them.
 
-A saved thing is a folder with a manifest, `kerasim.json`, that names each of its files with
-size and SHA-256. It is written beside its place, synced to disk and swapped in whole, so that
-a crash leaves the old one or the new one; it is checked against its manifest before anything
-in it is used.
+A saved thing is a folder with a manifest, `kerasim.json`, that names each of its files with size
+and SHA-256. States of training runs, indexes, maps, galleries, exports and cached embeddings are
+all written by `write` and read by `read`.
 
-The states of training runs, indexes, maps, galleries, exports and cached embeddings are all written
-by `write` and read by `read`. What is read cannot run code: arrays are read without pickle, models
-with Keras' `safe_mode`, and a SavedModel, which is a program, only with a manifest or on the
-caller's word. A manifest tells of damage and of foreign files, not of malice: who can write to the
-folder can write a manifest, too. The fingerprint of an embedder goes with the vectors that it made,
-so that those of another model can be refused.
+How a save stays whole:
+
+1. The new folder is filled beside its place, under a temporary name, and synced to disk.
+2. The two folders exchange their names in one step. Where the system cannot do that, the old one is
+   set aside first, and readers look there in between.
+3. The parent folder is synced, then the old folder is removed.
+
+A crash at any point leaves the old folder or the new one. Its temporary is removed by the next
+save: a temporary belongs to the process that holds a lock (`flock`) on it, which the system
+releases when the process ends, in whatever container it ran.
+
+What is read cannot run code: arrays are read without pickle, models against an allow-list
+(`_keras_files`), and a SavedModel, which is a program, only with a manifest or if the caller trusts
+it. A manifest shows damage and foreign files, not malice: whoever can write to the folder can write
+a manifest as well. The fingerprint of an embedder is saved with the vectors that it made, so that
+those of another model can be refused.
 """
 
 import contextlib
@@ -21,6 +30,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -28,9 +38,10 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -40,20 +51,19 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, Kera
 SCHEMA = 1
 MANIFEST = "kerasim.json"
 _MANIFEST_BYTES = 16 * 2**20
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:32]
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What an artefact says of itself.
+    """The description of an artifact, as its manifest holds it.
 
     Attributes:
         kind: What was saved, such as "neighbor_index".
         files: Name to `{"size": bytes, "sha256": hex}` for each file of the folder.
-        info: What the saved thing needs beside its files; JSON values.
-        fingerprint: That of the embedder whose vectors it holds, or None.
-        versions: Of kerasim, Keras, NumPy and Python when it was written.
-        schema: Layout of the folder.
+        info: Further JSON values that the saved object needs.
+        fingerprint: Fingerprint of the embedder that made the saved vectors, or None.
+        versions: Versions of kerasim, Keras, NumPy and Python when it was written.
+        schema: Version of the layout of the folder.
     """
 
     kind: str
@@ -65,31 +75,34 @@ class Manifest:
 
 
 def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprint=None) -> Path:
-    """Writes an artefact whole or not at all.
+    """Writes an artifact, whole or not at all.
+
+    An artifact that is replaced keeps its permissions, and its owner and group where the system
+    allows it.
 
     Args:
         path: Folder to write. One of the same kind is replaced; any other folder is refused.
         kind: What is saved.
-        fill: Called with an empty folder, beside `path`, in which it puts the files.
+        fill: Called with an empty folder, beside `path`, in which it writes the files.
         info: JSON values kept in the manifest.
-        fingerprint: That of the embedder whose vectors are saved.
+        fingerprint: Fingerprint of the embedder that made the saved vectors.
 
     Returns:
         The absolute path.
 
     Raises:
-        ArtifactError: If the folder holds something else, or cannot be written. What stood
-            there before is unchanged.
+        ArtifactError: If the folder holds something else, or cannot be written. What was there
+            before is unchanged.
     """
     path = place(path)
-    with _beside(path) as temporary:
+    with _beside(path, is_folder=True) as temporary:
         _recover(path, kind)
         check_replaceable(path, kind)
-        temporary.mkdir()
         fill(temporary)
         files = {name: _describe(temporary / name) for name in _names(temporary)}
         manifest = Manifest(kind, files, info or {}, fingerprint, _versions())
         (temporary / MANIFEST).write_bytes(_encode(manifest))
+        _keep_permissions(temporary, path)
         for each in (*temporary.rglob("*"), temporary):
             _sync(each)
         _swap(temporary, path)
@@ -97,37 +110,41 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
 
 
 def write_file(path, content: bytes) -> Path:
-    """Writes a single file whole or not at all: a table, a page, a figure.
+    """Writes a single file, such as a table or a page, whole or not at all.
+
+    A file that is replaced keeps its permissions, and its owner and group where the system allows
+    it.
 
     Args:
-        path: The file; what stands there is replaced.
-        content: All of it.
+        path: The file. An earlier file there is replaced.
+        content: The bytes of the file.
 
     Returns:
         The absolute path.
 
     Raises:
-        ArtifactError: If it cannot be written. What stood there before is unchanged.
+        ArtifactError: If it cannot be written. What was there before is unchanged.
     """
     path = place(path)
-    with _beside(path) as temporary:
+    with _beside(path, is_folder=False) as temporary:
         temporary.write_bytes(content)
+        _keep_permissions(temporary, path)
         _sync(temporary)
         os.replace(temporary, path)
     return path
 
 
 def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=None) -> Any:
-    """Checks an artefact against its manifest, then loads it.
+    """Checks an artifact against its manifest, then loads it.
 
     Args:
         path: Folder that `write` made.
         kind: What it must hold.
         load: Called with the folder and its manifest once every file has been checked.
-        fingerprint: If given, that of the embedder that the artefact must belong to.
+        fingerprint: If given, the fingerprint of the embedder that must have made it.
 
     Returns:
-        What `load` returns. A folder replaced meanwhile is read again, never half and half.
+        What `load` returns. A folder that is replaced meanwhile is read again from the start.
 
     Raises:
         ArtifactError: If it is missing, damaged, of another kind, version or embedder.
@@ -149,20 +166,32 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
             if manifest is None:
                 message = f"Cannot read {path}: {error}. Check its permissions and its disk."
                 raise ArtifactError(message) from error
-            versions = ", ".join(f"{name} {of}" for name, of in manifest.versions.items())
-            what = f"{path} matches its manifest but cannot be loaded as {kind}: {error}"
-            mend = f"It was written by {versions}: use those versions or save it again."
-            raise ArtifactError(f"{what}. {mend}") from error
-    raise ArtifactError(f"{path} was replaced 20 times in one reading: stop the writer and retry.")
+            versions = ", ".join(f"{name} {which}" for name, which in manifest.versions.items())
+            raise ArtifactError(
+                f"{path} matches its manifest but cannot be loaded as {kind}: {error}. It was "
+                f"written by {versions}. Use those versions, or save it again."
+            ) from error
+    raise ArtifactError(
+        f"{path} was replaced 20 times while it was read. Stop the process that writes it, and "
+        "load it again."
+    )
 
 
 def exists(path) -> bool:
-    """Says whether something is saved at `path`, or was set aside by a writer that died there."""
-    return find(place(path)).exists()
+    """Returns whether something is saved at `path`, or was set aside by a writer that died there.
+
+    Raises:
+        ArtifactError: If the system does not let us look.
+    """
+    path = place(path)
+    try:
+        return find(path).exists()
+    except OSError as error:
+        raise _read_error(path, error) from error
 
 
 def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
-    """Reads arrays from an `.npz` file, each wanted one at once and never unpickled.
+    """Reads arrays from an `.npz` file, without pickle.
 
     Args:
         path: The file.
@@ -172,28 +201,56 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
         The arrays by name.
 
     Raises:
-        ArtifactError: If the file is missing or damaged, a key is missing or holds objects,
-            or the file claims over 256 MB at more than 100 times its own size.
+        ArtifactError: If the file is missing or damaged, a key is missing or holds objects, an
+            array claims more or less than the file holds of it, or the file claims over 256 MB at
+            more than 100 times its own size.
     """
     path, key = check_file(path), None
     try:
         checks.archive(path)
         arrays = {}
-        with np.load(path, allow_pickle=False) as stored:
-            for key in stored.files if keys is None else keys:
-                arrays[key] = stored[key]
-                if not isinstance(arrays[key], np.ndarray):  # NumPy hands out other members raw
-                    raise ValueError("no array")
+        with zipfile.ZipFile(path) as archive:
+            names = [member.removesuffix(".npy") for member in archive.namelist()]
+            for key in names if keys is None else keys:
+                member = archive.getinfo(
+                    f"{key}.npy" if f"{key}.npy" in archive.NameToInfo else key
+                )
+                with archive.open(member) as stream:
+                    _check_array_header(stream, member.file_size)
+                    stream.seek(0)
+                    arrays[key] = np.lib.format.read_array(stream, allow_pickle=False)
         return arrays
     except ArtifactError:
         raise
     except KeyError as error:
-        message = f"{path} has no array {key!r}: expected {keys}. Check that it is the right file."
-        raise ArtifactError(message) from error
-    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds on damaged files
-        at = f", array {key!r}," if key else ""
-        what = f"{path}{at} is damaged or holds objects ({type(error).__name__}: {error})"
-        raise ArtifactError(f"{what}: fetch or save it again as plain arrays.") from error
+        raise ArtifactError(
+            f"{path} has no array {key!r}, expected {keys}. Check that it is the right file."
+        ) from error
+    except Exception as error:  # zipfile, zlib and NumPy raise errors of many kinds
+        raise _damaged_array(path, error, key) from error
+
+
+def read_array(path) -> np.ndarray:
+    """Reads the array of an `.npy` file, without pickle.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The array.
+
+    Raises:
+        ArtifactError: If the file is missing or damaged, holds objects, or claims more or less
+            than it holds.
+    """
+    path = check_file(path)
+    try:
+        with open(path, "rb") as file:
+            _check_array_header(file, path.stat().st_size)
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # NumPy raises errors of many kinds
+        raise _damaged_array(path, error) from error
 
 
 def fingerprint(model) -> str:
@@ -237,35 +294,41 @@ def architecture(model) -> dict:
 
 
 @contextlib.contextmanager
-def lock(path, of=None):
-    """Holds the file `path` as a lock while the block runs; the system frees a dead holder's.
+def lock(path, of=None) -> Iterator[None]:
+    """Holds the file `path` as a lock while the block runs, and removes it afterwards.
+
+    The system releases the lock of a process that dies. The file that is left then is taken over,
+    and removed, by the next holder.
 
     Args:
         path: The file.
         of: What it locks, for the message; None for the folder that it lies in.
 
     Raises:
-        ArtifactError: If another process, named in the message, holds it.
+        ArtifactError: If another process, named in the message, holds it, or it cannot be made.
     """
     path = check_path("path", path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _write_error(path, path, error) from error
+    made: list[Path] = []
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
-            held = f"{of or path.parent} is in use by process {holder}"
-            raise ArtifactError(f"{held}: wait, stop it, or choose another folder.") from error
-        with contextlib.suppress(OSError):  # of a full disk: the number is for the message alone
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield
+            made = _make_parents(path.parent)
+            descriptor = _open_lock(path, of or path.parent)
+        except OSError as error:
+            raise _write_error(path, None, error) from error
+        try:
+            with contextlib.suppress(OSError):  # of a full disk: the number is for messages alone
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            # Removed while it is still held: another process that has opened this file meanwhile
+            # finds that the name is gone once it gets the lock, and opens a new one.
+            with contextlib.suppress(OSError):
+                if _is_at(descriptor, path):
+                    path.unlink()
+            os.close(descriptor)
     finally:
-        os.close(descriptor)
+        _remove_if_empty(made)
 
 
 def check_path(name: str, path) -> Path:
@@ -276,9 +339,10 @@ def check_path(name: str, path) -> Path:
         ArgumentError: If it is empty.
     """
     checks.kind(name, path, (str, os.PathLike), "pass a path, a string or pathlib.Path")
-    if not os.fspath(path) or "\0" in str(path):
-        raise ArgumentError(f"{name}={path!r} is not a path: pass the name of a file or folder.")
-    return Path(os.path.abspath(path))
+    text = os.fspath(path)
+    if not text or "\0" in os.fsdecode(text):
+        raise ArgumentError(f"{name}={path!r} is not a path. Pass the name of a file or folder.")
+    return Path(os.path.abspath(os.fsdecode(text)))
 
 
 def check_file(path) -> Path:
@@ -295,70 +359,85 @@ def check_file(path) -> Path:
 def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
     manifest = _manifest(folder, kind)
     if fingerprint is not None and manifest.fingerprint != fingerprint:
-        came = f"fingerprint {str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}"
-        mend = "embed the images again with this one, or pass the one it was made with"
-        raise ArtifactError(f"{folder} was made with another embedder ({came}): {mend}.")
+        raise ArtifactError(
+            f"{folder} was made with another embedder: its fingerprint is "
+            f"{str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}. Embed the images "
+            "again with this embedder, or pass the one that it was made with."
+        )
     for name, expected in manifest.files.items():
         found = _describe(folder / name, expected["size"])
         if found != expected:
             what = f"expected {expected['size']} bytes, found {found['size']}"
             if found["size"] == expected["size"]:
-                what = "its SHA-256 is not the manifest's"
-            raise ArtifactError(f"{folder / name} is damaged: {what}. Restore it or save it again.")
+                what = "its SHA-256 is not that of the manifest"
+            raise ArtifactError(
+                f"{folder / name} is damaged: {what}. Restore it from a copy, or save it again."
+            )
     return manifest
 
 
 def _manifest(folder: Path, kind: str) -> Manifest:
-    """Returns the manifest of a folder that holds a `kind` and no file beside those it names."""
+    """Returns the manifest of a folder that holds a `kind`, and no file that it does not name."""
     if not folder.exists():
-        raise ArtifactError(f"There is no {kind} at {folder}: check the path or save one there.")
+        raise ArtifactError(f"There is no {kind} at {folder}. Check the path, or save one there.")
     path = folder / MANIFEST
-    if not path.exists():
-        mend = "kerasim did not write it, and will not trust it. Check the path"
-        raise ArtifactError(f"{folder} has no {MANIFEST}, as that of a saved {kind} has: {mend}.")
+    if not os.path.lexists(path):
+        raise ArtifactError(
+            f"{folder} has no {MANIFEST}, as every saved {kind} has. kerasim did not write it and "
+            "does not trust it. Check the path."
+        )
+    if path.is_symlink():
+        raise ArtifactError(f"{path} is a link, not a file. Put a copy of the file in its place.")
     with open(check_file(path), "rb") as file:
         manifest = _decode(path, file.read(_MANIFEST_BYTES + 1))
     if manifest.kind != kind:
-        raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}: check the path.")
+        raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}. Check the path.")
     extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
     if extra:
-        raise ArtifactError(f"{folder} holds files not in its manifest: {extra[:5]}. Move them.")
+        raise ArtifactError(
+            f"{folder} holds files that its manifest does not name: {extra[:5]}. Move them away."
+        )
     return manifest
 
 
 def _encode(manifest: Manifest) -> bytes:
-    try:  # there and back, for the digest must be that of what a reader will see
+    try:  # through JSON, because the digest must be that of what a reader will see
         body = json.loads(json.dumps(dataclasses.asdict(manifest)))
     except (TypeError, ValueError) as error:
-        mend = "turn arrays and NumPy numbers into plain ones"
-        raise ArgumentTypeError(f"info must hold JSON values ({error}): {mend}.") from error
+        raise ArgumentTypeError(
+            f"info must hold JSON values ({error}). Turn arrays and NumPy numbers into plain ones."
+        ) from error
     raw = json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1).encode()
     if len(raw) > _MANIFEST_BYTES:
-        held = f"a manifest of {len(raw)} bytes, over {_MANIFEST_BYTES}"
-        raise ArgumentError(f"info and file names make {held}: keep large values in a file.")
+        raise ArgumentError(
+            f"info and file names make a manifest of {len(raw)} bytes, over {_MANIFEST_BYTES}. "
+            "Keep large values in a file."
+        )
     return raw
 
 
 def _decode(path: Path, raw: bytes) -> Manifest:
-    mend = "restore the folder from a copy, or remove it and save again"
+    advice = "Restore the folder from a copy, or remove it and save again."
     if len(raw) > _MANIFEST_BYTES:
-        raise ArtifactError(f"{path} is larger than {_MANIFEST_BYTES} bytes: {mend}.")
+        raise ArtifactError(f"{path} is larger than {_MANIFEST_BYTES} bytes. {advice}")
     try:
         body = json.loads(raw)
         if body.pop("manifest_sha256") != _digest(body):
             raise ValueError("its digest is not that of its content")
         if isinstance(body["schema"], int) and body["schema"] > SCHEMA:
-            came = f"schema {body['schema']}, written by kerasim {body['versions']['kerasim']}"
-            reads = f"kerasim {__version__} reads up to {SCHEMA}"
-            raise ArtifactError(f"{path} has {came}; {reads}: upgrade kerasim.")
+            raise ArtifactError(
+                f"{path} has schema {body['schema']}, written by kerasim "
+                f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}. "
+                "Install a newer kerasim: upgrade it."
+            )
         manifest = Manifest(**body)
         if not _is_sound(manifest):
             raise ValueError("its fields are not those of a manifest")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: {mend}.") from error
+        raise ArtifactError(f"{path} is damaged. {advice}") from error
     for name in manifest.files:
         if os.path.isabs(name) or ".." in Path(name).parts:
-            raise ArtifactError(f"{path} names {name!r}, outside its folder: {mend}.")
+            raise ArtifactError(f"{path} names {name!r}, outside its folder. {advice}")
     return manifest
 
 
@@ -375,18 +454,22 @@ def _digest(body: dict) -> str:
 
 
 def _describe(path: Path, size: int | None = None) -> dict:
-    """Returns size and SHA-256 of a file; no SHA-256 if it is not `size` long."""
+    """Returns size and SHA-256 of a file; no SHA-256 if it is not `size` long.
+
+    A file with several names (hard links) is a file like any other: a save writes a new file, and
+    leaves the one that the other names lead to as it is.
+    """
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise ArtifactError(f"{path} is not a regular file: put a copy in its place.")
+            raise ArtifactError(f"{path} is not a regular file. Put a copy in its place.")
         if size not in (None, found.st_size):
             return {"size": found.st_size}
         with open(path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         return {"size": found.st_size, "sha256": sha256}
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactError(f"{path} is missing: restore it or save it again.") from error
+        raise ArtifactError(f"{path} is missing. Restore it, or save it again.") from error
 
 
 def _names(folder: Path) -> list[str]:
@@ -399,8 +482,33 @@ def _versions() -> dict[str, str]:
     return {"kerasim": __version__, **libraries, "python": platform.python_version()}
 
 
+def _check_array_header(stream: IO[bytes], size: int) -> None:
+    """Raises a `ValueError` unless an array of `size` bytes, header included, claims that size."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"it is of format {version}, expected (1, 0) or (2, 0)")
+    shape, _, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError("it holds objects")
+    claimed = stream.tell() + math.prod(shape) * dtype.itemsize
+    if claimed != size:
+        raise ValueError(f"it claims {claimed} bytes and has {size}")
+
+
+def _damaged_array(path: Path, error: Exception, key: str | None = None) -> ArtifactError:
+    which = f", array {key!r}," if key else ""
+    return ArtifactError(
+        f"{path}{which} is damaged or holds objects ({type(error).__name__}: {error}). Download "
+        "or save it again as plain arrays."
+    )
+
+
 def place(path) -> Path:
-    """Returns where `path` is written: absolute, and behind a link the place it points to.
+    """Returns where `path` is written: absolute, and for a link the place that it points to.
 
     Raises:
         ArgumentError: As `check_path`.
@@ -409,29 +517,175 @@ def place(path) -> Path:
     return Path(os.path.realpath(path)) if os.path.islink(path) else path
 
 
-def _temporary(path: Path) -> Path:
-    return path.parent / f".{path.name}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-
-
 @contextlib.contextmanager
-def _beside(path: Path):
-    """Gives a name beside `path` to write at, and removes what is left there at the end."""
-    temporary = _temporary(path)
+def _beside(path: Path, is_folder: bool) -> Iterator[Path]:
+    """Yields a new folder or file beside `path`, and removes what is left there at the end."""
+    made: list[Path] = []
+    temporary = descriptor = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_parents(path.parent)
         _sweep(path)
+        temporary, descriptor = _create_temporary(path, is_folder)
         yield temporary
         _settle(path)
     except OSError as error:
         raise _write_error(path, temporary, error) from error
     finally:
-        _remove(temporary)
+        if temporary is not None:
+            _remove(temporary)
+        if descriptor is not None:
+            os.close(descriptor)
+        _remove_if_empty(made)
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    """Makes a folder and its parents, so that they outlive a power cut; returns those it made."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+        _sync_folder(each.parent)
+    return missing
+
+
+def _remove_if_empty(folders: list[Path]) -> None:
+    for folder in folders:  # the deepest first
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+
+
+def _create_temporary(path: Path, is_folder: bool) -> tuple[Path, int]:
+    """Returns a new folder or file beside `path`, and a descriptor that holds a lock on it."""
+    # What replaces something gets its permissions at the end, and is private until then.
+    is_private = os.path.lexists(path)
+    while True:
+        temporary = _temporary_name(path)
+        if is_folder:
+            temporary.mkdir(0o700 if is_private else 0o777)
+            flags = os.O_RDONLY
+        else:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        try:
+            descriptor = os.open(temporary, flags, 0o600 if is_private else 0o666)
+        except FileNotFoundError:  # another save has swept it before it could be locked
+            continue
+        try:
+            if _hold(descriptor, temporary):
+                return temporary, descriptor
+        except OSError:  # a file system without locks, on which nobody sweeps
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _hold(descriptor: int, path: Path) -> bool:
+    """Locks an open file; returns whether it is held now, and still is the one at `path`.
+
+    Raises:
+        OSError: If the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return _is_at(descriptor, path)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _open_lock(path: Path, of) -> int:
+    """Opens the file at `path`, made if it is missing, and locks it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(descriptor, path):
+                return descriptor
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
+            os.close(descriptor)
+            raise ArtifactError(
+                f"{of} is in use by process {holder}. Wait for it, stop it, or choose another "
+                "folder."
+            ) from error
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # another process has removed this file as it released it
+
+
+def _sweep(path: Path) -> None:
+    """Removes the temporaries beside `path` that no process holds a lock on."""
+    temporary = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
+    for name in os.listdir(path.parent):
+        if temporary.fullmatch(name):
+            stray = path.parent / name
+            # Not there any more, not ours to remove, or on a file system without locks.
+            with contextlib.suppress(OSError):
+                descriptor = os.open(stray, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    if _hold(descriptor, stray):
+                        _remove(stray)
+                finally:
+                    os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)  # another writer may be sweeping, too
-    with contextlib.suppress(OSError):
-        path.unlink()
+    """Removes a file or folder, as far as the system allows, read-only folders included."""
+    if path.is_dir() and not path.is_symlink():
+        for folder, _, _ in os.walk(path):
+            with contextlib.suppress(OSError):
+                os.chmod(folder, 0o700)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _keep_permissions(new: Path, old: Path) -> None:
+    """Gives a new file or folder the permissions of the one that it will replace, if there is one.
+
+    In a folder each file takes those of the old file of its name, or those of the old manifest.
+    """
+    status = _status(old)
+    if status is None:
+        return
+    if new.is_dir():
+        manifest = _status(old / MANIFEST)
+        for item in new.rglob("*"):
+            default = status if item.is_dir() else manifest
+            replaced = _status(old / item.relative_to(new)) or default
+            if replaced is not None and stat.S_ISDIR(replaced.st_mode) == item.is_dir():
+                _copy_permissions(item, replaced)
+    _copy_permissions(new, status)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _copy_permissions(path: Path, status: os.stat_result) -> None:
+    for owner in (status.st_uid, -1):
+        with contextlib.suppress(OSError):
+            os.chown(path, owner, status.st_gid)
+            break
+    mode = stat.S_IMODE(status.st_mode) | stat.S_IRUSR
+    if os.lstat(path).st_gid != status.st_gid:
+        mode &= ~stat.S_IRWXG | (mode & stat.S_IRWXO) << 3  # no more for this group than for others
+    os.chmod(path, mode)
 
 
 def _aside(path: Path) -> Path:
@@ -444,7 +698,7 @@ def find(path: Path) -> Path:
 
 
 def _standing(path: Path) -> list:
-    """Returns what tells the folders at `path` and aside from any that replace them."""
+    """Returns what distinguishes the folders at `path` and aside from any that replace them."""
     found = []
     for folder in (path, _aside(path)):
         with contextlib.suppress(OSError):
@@ -453,42 +707,34 @@ def _standing(path: Path) -> list:
     return found
 
 
-def _sweep(path: Path) -> None:
-    """Removes what processes of this machine that died in mid-write left beside `path`."""
-    stray = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_HOST)}\.(\d+)\.[0-9a-f]{{8}}\.tmp")
-    for name in os.listdir(path.parent):
-        if found := stray.fullmatch(name):
-            try:
-                os.kill(int(found[1]), 0)
-            except ProcessLookupError:
-                _remove(path.parent / name)
-            except (PermissionError, OverflowError):
-                pass  # alive, under another user
-
-
 def _recover(path: Path, kind: str) -> None:
     """Puts back, or removes, what a writer that died in `_swap` had set aside."""
     aside = _aside(path)
-    with contextlib.suppress(ArtifactError):  # not ours: let it stand
+    with contextlib.suppress(ArtifactError):  # it is not ours, and stays
         check_replaceable(aside, kind)
         if aside.exists():
-            stale = _temporary(path)
+            stale = _temporary_name(path)
             os.rename(aside, stale if path.exists() else path)
-            shutil.rmtree(stale, ignore_errors=True)
+            _remove(stale)
 
 
 def check_replaceable(path: Path, kind: str) -> None:
-    """Looks whether `write` may put a `kind` at `path`: if nothing is there, or one of its own.
+    """Checks that `write` may put a `kind` at `path`: nothing is there, or one of its own.
 
     Raises:
         ArtifactError: If it may not.
     """
-    empty = path.is_dir() and not any(path.iterdir())
-    if path.exists() and not empty:
-        _manifest(path, kind)
+    try:
+        is_empty = path.is_dir() and not any(path.iterdir())
+        if path.exists() and not is_empty:
+            _manifest(path, kind)
+    except ArtifactError:
+        raise
+    except OSError as error:
+        raise _read_error(path, error) from error
 
 
-def _sync(path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -496,18 +742,24 @@ def _sync(path) -> None:
         os.close(descriptor)
 
 
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(PermissionError):  # one may write to a folder, and not read it
+        _sync(folder)
+
+
 def _settle(path: Path) -> None:
     """Lets the new name at `path` outlive a power cut."""
     try:
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
-        what = f"{path} was written, but its folder cannot be synced to disk: {error.strerror}"
-        mend = "A power cut may bring back the old one: check the disk and save it again"
-        raise ArtifactError(f"{what}. {mend}.") from error
+        raise ArtifactError(
+            f"{path} was written, but its folder cannot be synced to disk: {error.strerror}. A "
+            "power cut may bring back the old one. Check the disk, and save it again."
+        ) from error
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Puts the folder `new` at `path`; what stood there is then at `new`."""
+    """Puts the folder `new` at `path`; what was there is then at `new`."""
     if not path.exists():
         os.rename(new, path)
     elif not _exchange(new, path):
@@ -525,7 +777,7 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step; False where the system cannot."""
+    """Exchanges two names in one step; returns False where the system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     if sys.platform == "darwin":  # pragma: no cover - macOS alone
@@ -540,11 +792,21 @@ def _exchange(one: Path, other: Path) -> bool:
     return not failed
 
 
-def _write_error(path: Path, temporary: Path, error: OSError) -> OSError:
+def _read_error(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"Cannot read {path}: {error.strerror or error}. Check its permissions and its disk."
+    )
+
+
+def _write_error(path: Path, temporary: Path | None, error: OSError) -> OSError:
     if isinstance(error, KerasimError):
         return error
-    files = [file for file in (temporary, *temporary.rglob("*")) if file.is_file()]
-    written = sum(file.stat().st_size for file in files)
-    what = f"Cannot write {path}: {error.strerror or error} ({written} bytes written so far)"
-    mend = "free space, check permissions or choose another folder"
-    return ArtifactError(f"{what}. What stood there before is unchanged: {mend}.")
+    written = 0
+    for file in () if temporary is None else (temporary, *temporary.rglob("*")):
+        with contextlib.suppress(OSError):
+            status = os.lstat(file)
+            written += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return ArtifactError(
+        f"Cannot write {path}: {error.strerror or error} ({written} bytes written so far). What "
+        "was there before is unchanged. Free space, check permissions or choose another folder."
+    )

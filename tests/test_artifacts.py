@@ -5,6 +5,7 @@ import os
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from helpers import unprivileged
 
 from kerasim import artifacts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
@@ -207,7 +209,7 @@ def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
 def test_garbage_of_the_right_length_is_found(saved, name):
     size = (saved / name).stat().st_size
     (saved / name).write_bytes(random.Random(0).randbytes(size))
-    with pytest.raises(ArtifactError, match="is damaged: its SHA-256"):
+    with pytest.raises(ArtifactError, match="is damaged: its SHA-256 is not that of the manifest"):
         read(saved)
 
 
@@ -260,6 +262,34 @@ def test_a_link_in_the_place_of_a_file_is_refused(saved, tmp_path):
     (saved / "table.csv").symlink_to(tmp_path / "table.csv")
     with pytest.raises(ArtifactError, match="table.csv is not a regular file"):
         read(saved)
+
+
+def test_a_manifest_that_is_a_link_is_refused(saved, tmp_path):
+    os.rename(saved / artifacts.MANIFEST, tmp_path / "manifest")
+    (saved / artifacts.MANIFEST).symlink_to(tmp_path / "manifest")
+    with pytest.raises(ArtifactError, match="kerasim.json is a link"):
+        read(saved)
+
+
+def test_a_folder_in_an_artifact_that_is_a_link_is_refused(saved, tmp_path):
+    os.rename(saved / "sub", tmp_path / "sub")
+    (saved / "sub").symlink_to(tmp_path / "sub")
+    with pytest.raises(ArtifactError, match="does not name: .*sub"):
+        read(saved)
+
+
+def test_a_save_leaves_the_file_that_another_name_leads_to_as_it_is(saved, tmp_path):
+    os.link(saved / "table.csv", tmp_path / "other")
+    save(saved, 2.0)
+    assert (tmp_path / "other").read_text() == "value\n1.0\n" and read(saved) == 2.0
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize("ask", [artifacts.exists, lambda p: artifacts.check_replaceable(p, KIND)])
+def test_a_place_that_may_not_be_looked_at_is_named(visible, ask):
+    (visible / "closed").mkdir(mode=0o700)
+    with unprivileged(), pytest.raises(ArtifactError, match="Cannot read .*closed/it: Permission"):
+        ask(visible / "closed" / "it")
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/../../secret"])
@@ -564,6 +594,114 @@ def test_a_folder_is_not_replaced_by_a_single_file(saved):
     assert read(saved) == 1.0 and os.listdir(saved.parent) == ["saved"]
 
 
+# Permissions
+
+
+def mode(path):
+    return stat.S_IMODE(os.lstat(path).st_mode)
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_what_is_new_has_the_permissions_that_the_user_wants_for_new_files(tmp_path, umask):
+    save(tmp_path / "saved")
+    artifacts.write_file(tmp_path / "page.html", b"x")
+    for path in tmp_path.rglob("*"):
+        assert mode(path) == (0o777 if path.is_dir() else 0o666) & ~umask
+
+
+@pytest.mark.parametrize("wanted", [0o700, 0o750, 0o755, 0o500, 0o777], ids=oct)
+def test_a_folder_that_is_replaced_keeps_its_permissions(saved, swap, wanted):
+    saved.chmod(wanted)
+    for _ in range(2):
+        save(saved, 2.0)
+    assert mode(saved) == wanted
+    assert os.listdir(saved.parent) == ["saved"]
+    saved.chmod(0o700)
+
+
+@pytest.mark.parametrize("wanted", [0o600, 0o640, 0o400, 0o666], ids=oct)
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, wanted):
+    path = artifacts.write_file(tmp_path / "page.html", b"x")
+    path.chmod(wanted)
+    artifacts.write_file(path, b"y")
+    assert mode(path) == wanted and path.read_bytes() == b"y"
+
+
+def test_files_of_a_folder_keep_their_permissions_and_new_ones_take_those_of_the_manifest(saved):
+    (saved / "table.csv").chmod(0o640)
+    (saved / artifacts.MANIFEST).chmod(0o600)
+    (saved / "sub").chmod(0o700)
+
+    def fill(folder):
+        fill_with(2.0)(folder)
+        (folder / "new").write_bytes(b"x")
+        (folder / "more").mkdir()
+
+    artifacts.write(saved, KIND, fill, info={"value": 2.0})
+    modes = {"table.csv": 0o640, "new": 0o600, artifacts.MANIFEST: 0o600, "sub": 0o700}
+    assert {name: mode(saved / name) for name in modes} == modes
+    assert mode(saved / "more") == mode(saved)
+
+
+@pytest.mark.parametrize("write", [save, lambda path: artifacts.write_file(path, b"x")])
+def test_what_replaces_something_is_private_until_it_is_in_its_place(tmp_path, monkeypatch, write):
+    path = write(tmp_path / "it")
+    path.chmod(0o700 if path.is_dir() else 0o600)
+    seen, real = [], artifacts._keep_permissions
+    monkeypatch.setattr(
+        artifacts, "_keep_permissions", lambda new, old: (seen.append(mode(new)), real(new, old))
+    )
+    write(path)
+    assert seen == [0o700 if path.is_dir() else 0o600]
+
+
+def test_group_and_owner_are_kept_where_the_system_allows_it(saved):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    for path in (saved, saved / "table.csv"):
+        os.chown(path, 12345, 23456)
+    save(saved, 2.0)
+    for path in (saved, saved / "table.csv"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+
+
+def test_another_group_gets_no_more_than_others_have(saved, monkeypatch):
+    saved.chmod(0o770)
+    (saved / "table.csv").chmod(0o664)
+    status = os.lstat(saved)
+    other = os.stat_result([*status[:5], status.st_gid + 1, *status[6:10]])
+
+    def chown(*_, **__):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chown", chown)
+    artifacts._copy_permissions(saved, other)
+    assert mode(saved) == 0o700
+
+
+@pytest.mark.fault(26)
+def test_folders_that_a_save_makes_are_synced_with_their_parents(tmp_path, monkeypatch):
+    synced, real = set(), artifacts._sync
+    monkeypatch.setattr(artifacts, "_sync", lambda path: (synced.add(Path(path)), real(path)))
+    save(tmp_path / "new" / "deeper" / "saved")
+    assert {tmp_path, tmp_path / "new", tmp_path / "new" / "deeper"} <= synced
+
+
+def test_a_save_that_fails_leaves_no_folders_that_it_made(tmp_path):
+    def fill(folder):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        artifacts.write(tmp_path / "new" / "deeper" / "saved", KIND, fill)
+    assert os.listdir(tmp_path) == []
+
+
 # Calls that fail
 
 
@@ -582,7 +720,7 @@ def fail_at(monkeypatch, name, turn):
 
 
 # A save syncs three files, a manifest and two folders, then the folder that they lie in.
-STEPS = [("fsync", n) for n in range(1, 7)] + [("mkdir", 2), ("mkdir", 3)]
+STEPS = [("fsync", n) for n in range(1, 7)] + [("mkdir", 1), ("mkdir", 2)]
 
 
 @pytest.mark.fault(23)
@@ -711,28 +849,96 @@ def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, mon
 # A writer that died
 
 
+DYING = """
+import os, sys
+from kerasim import artifacts
+
+def fill(folder):
+    (folder / "half").write_bytes(b"x")
+    os._exit(9)  # as a kill ends it, which the first process of a namespace ignores
+
+artifacts.write(sys.argv[1], "numbers", fill)
+"""
+
+
+def strays(folder):
+    return [name for name in os.listdir(folder) if name.endswith(".tmp")]
+
+
 @pytest.mark.fault(25)
-def test_strays_of_dead_processes_are_swept_by_the_next_save_and_others_kept(saved):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    host = artifacts._HOST
-    names = {
-        f".saved.{host}.{dead.pid}.0123abcd.tmp": False,
-        f".saved.{host}.{os.getppid()}.0123abcd.tmp": True,  # alive
-        f".saved.elsewhere.{dead.pid}.0123abcd.tmp": True,  # whose processes we cannot see
-        f".other.{host}.{dead.pid}.0123abcd.tmp": True,
-        f".saved.{host}.{dead.pid}.tmp": True,  # not our form
-        f".saved.{host}.{10**30}.0123abcd.tmp": True,  # no process has such a number
-    }
-    for name in names:
-        (saved.parent / name).mkdir()
-        (saved.parent / name / "half").write_bytes(b"x")
-    file = saved.parent / f".saved.{host}.{dead.pid}.ffffffff.tmp"
-    file.write_bytes(b"x")
-    assert read(saved) == 1.0
+def test_what_a_killed_save_leaves_is_removed_by_the_next_save(saved):
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", DYING, saved])
+        assert len(strays(saved.parent)) == 1
     save(saved, 2.0)
-    assert {name: (saved.parent / name).exists() for name in names} == names
-    assert not file.exists() and read(saved) == 2.0
+    assert read(saved) == 2.0 and os.listdir(saved.parent) == ["saved"]
+
+
+@pytest.mark.fault(25)
+def test_what_a_killed_save_leaves_is_removed_where_each_program_has_the_same_number(saved):
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c"]
+    if subprocess.run([*alone, ""], capture_output=True).returncode:
+        pytest.skip("this system does not let us make a process namespace")
+    subprocess.run([*alone, DYING, saved])
+    assert len(strays(saved.parent)) == 1
+    code = (
+        "import sys; from kerasim import artifacts; artifacts.write(sys.argv[1], 'numbers', print)"
+    )
+    subprocess.run([*alone, code, saved], check=True, capture_output=True)
+    assert os.listdir(saved.parent) == ["saved"]
+
+
+@pytest.mark.fault(25, 64)
+def test_what_another_save_is_writing_is_left_alone(saved):
+    def fill(folder):
+        (folder / "mine").write_bytes(b"x")
+        save(saved, 2.0)  # sweeps
+        assert (folder / "mine").exists()
+
+    artifacts.write(saved, KIND, fill)
+    assert sorted(os.listdir(saved)) == ["kerasim.json", "mine"]
+
+
+@pytest.mark.fault(25)
+def test_only_temporaries_of_the_name_that_is_saved_are_removed(saved):
+    kept = [".saved.0123abcd.tmp", ".other.0123456789abcdef.tmp", ".saved.0123456789abcdef.tmp2"]
+    for name in kept:
+        (saved.parent / name).mkdir()
+    (saved.parent / ".saved.0123456789abcdef.tmp").mkdir()
+    (saved.parent / ".saved.aaaaaaaaaaaaaaaa.tmp").write_bytes(b"x")
+    (saved.parent / ".saved.bbbbbbbbbbbbbbbb.tmp").symlink_to(saved)
+    save(saved, 2.0)
+    assert sorted(os.listdir(saved.parent)) == sorted(
+        [*kept, ".saved.bbbbbbbbbbbbbbbb.tmp", "saved"]
+    )
+    assert read(saved) == 2.0
+
+
+def test_a_temporary_that_is_swept_before_it_is_locked_is_made_again(saved, monkeypatch):
+    real, swept = artifacts._hold, []
+
+    def hold(descriptor, path):
+        if not swept:
+            swept.append(path)
+            path.rmdir()
+        return real(descriptor, path)
+
+    monkeypatch.setattr(artifacts, "_hold", hold)
+    save(saved, 2.0)
+    assert swept and read(saved) == 2.0
+
+
+def test_a_file_system_without_locks_is_written_and_not_swept(saved, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (saved.parent / ".saved.0123456789abcdef.tmp").mkdir()
+    monkeypatch.setattr(artifacts.fcntl, "flock", flock)
+    save(saved, 2.0)
+    assert read(saved) == 2.0 and strays(saved.parent) == [".saved.0123456789abcdef.tmp"]
+    with pytest.raises(ArtifactError, match="No locks available"):
+        with artifacts.lock(saved.parent / ".lock"):
+            pass
 
 
 def die_in_swap(monkeypatch, saved, turn):
@@ -875,12 +1081,65 @@ with artifacts.lock({str(tmp_path / ".lock")!r}):
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ArtifactError, match=f"{tmp_path} is in use by process {holder.pid}:"):
+        with pytest.raises(ArtifactError, match=f"{tmp_path} is in use by process {holder.pid}\\."):
             with artifacts.lock(tmp_path / ".lock"):
                 pass
         holder.kill()
     with artifacts.lock(tmp_path / ".lock"):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_nothing_is_left_of_a_lock_nor_of_the_folders_that_were_made_for_it(tmp_path):
+    with artifacts.lock(tmp_path / "new" / "folder" / ".lock"):
+        assert (tmp_path / "new" / "folder" / ".lock").exists()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_was_opened_before_its_holder_removed_it_is_taken_anew(tmp_path, monkeypatch):
+    path, real, turns = tmp_path / ".lock", artifacts.fcntl.flock, []
+
+    def flock(descriptor, how):
+        if not turns:
+            turns.append(descriptor)
+            path.unlink()  # as a holder does that releases the lock at this moment
+        return real(descriptor, how)
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", flock)
+    with artifacts.lock(path):
+        assert path.read_text() == str(os.getpid())
+        with pytest.raises(ArtifactError, match="is in use by process"):
+            with artifacts.lock(path):
+                pass
+    assert turns and not path.exists()
+
+
+def test_a_lock_that_another_process_has_replaced_is_not_removed(tmp_path):
+    with artifacts.lock(tmp_path / ".lock"):
+        (tmp_path / ".lock").unlink()
+        (tmp_path / ".lock").write_text("another")
+    assert (tmp_path / ".lock").read_text() == "another"
+
+
+def test_one_of_many_holders_at_a_time_has_a_lock(tmp_path):
+    count, most = [0], []
+
+    def work():
+        for _ in range(50):
+            try:
+                with artifacts.lock(tmp_path / ".lock"):
+                    count[0] += 1
+                    most.append(count[0])
+                    time.sleep(0)
+                    count[0] -= 1
+            except ArtifactError:
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1 and os.listdir(tmp_path) == []
 
 
 def test_a_lock_is_free_after_its_block_even_after_an_error(tmp_path):
@@ -929,7 +1188,7 @@ def test_an_object_array_is_refused_with_file_and_key_and_never_unpickled(tmp_pa
 
 def test_a_missing_array_is_named_with_those_expected(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.arange(3))
-    with pytest.raises(ArtifactError, match=r"a\.npz has no array 'y': expected \['x', 'y'\]"):
+    with pytest.raises(ArtifactError, match=r"a\.npz has no array 'y', expected \['x', 'y'\]"):
         artifacts.read_arrays(tmp_path / "a.npz", ["x", "y"])
 
 
@@ -957,6 +1216,58 @@ def test_a_decompression_bomb_is_refused_before_it_is_inflated(tmp_path):
             for _ in range(260):
                 member.write(bytes(10**6))
     with pytest.raises(ArtifactError, match="claims to hold 260000000 bytes: refused"):
+        artifacts.read_arrays(tmp_path / "a.npz")
+
+
+def write_header(stream, shape, dtype="<f8"):
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (10**14,), (10**10, 10**10)], ids=str)
+def test_an_array_whose_header_does_not_fit_its_file_is_refused(tmp_path, shape):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        with archive.open("x.npy", "w") as member:
+            write_header(member, shape)
+            member.write(bytes(16))
+    with pytest.raises(ArtifactError, match="array 'x', is damaged .*claims"):
+        artifacts.read_arrays(tmp_path / "a.npz")
+    with open(tmp_path / "a.npy", "wb") as file:
+        write_header(file, shape)
+        file.write(bytes(16))
+    with pytest.raises(ArtifactError, match="a.npy is damaged .*claims"):
+        artifacts.read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("dtype", ["f4", "<f8", ">i4", "u1", "?", "c8", "U3"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)], ids=str)
+def test_an_array_is_read_as_it_was_saved(tmp_path, dtype, shape):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    np.savez_compressed(tmp_path / "a.npz", x=np.asfortranarray(array))
+    for found in (
+        artifacts.read_array(tmp_path / "a.npy"),
+        artifacts.read_arrays(tmp_path / "a.npz")["x"],
+    ):
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype == array.dtype
+
+
+@pytest.mark.fault(6)
+def test_a_single_array_of_objects_is_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([object], dtype=object), allow_pickle=True)
+    with pytest.raises(ArtifactError, match="a.npy is damaged or holds objects"):
+        artifacts.read_array(tmp_path / "a.npy")
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_arrays_in_a_compression_without_bounds_are_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("x.npy", b"x")
+    with pytest.raises(ArtifactError, match="'x.npy' in compression method"):
         artifacts.read_arrays(tmp_path / "a.npz")
 
 

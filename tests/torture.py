@@ -307,7 +307,7 @@ def killed_saves(times=200, kinds=tuple(ARTEFACTS)):
                     break
             else:
                 ARTEFACTS[kind][0](path, float(told + 1))
-                strays = [name for name in os.listdir(folder) if name not in ("it", ".it.lock")]
+                strays = [name for name in os.listdir(folder) if name != "it"]
                 wrong += [f"{kind}: {strays} stay after the next save"] if strays else []
     kills = times * len(kinds)
     return f"{kills} kills, {midway} of them midway, {len(wrong)} lost or corrupt", wrong
@@ -884,7 +884,7 @@ def _failing(kind, turns, folder, send):
         except Exception as error:
             wrong.append(f"{kind}, turn {turn} of {calls}: lost: {error!r}")
             break
-        left = [name for name in os.listdir(folder) if name not in ("it", ".it.lock")]
+        left = [name for name in os.listdir(folder) if name != "it"]
         strays += len(left)
         wrong += [f"{kind}, turn {turn} of {calls}: {left} left behind"] if left else []
     return len(turns), failed, strays, wrong
