@@ -42,6 +42,17 @@ CLAIMS = {
         figures["EER, trained"] < 0.3 * figures["EER, pixels"]
         and figures["EER, trained"] < 0.3 * figures["EER, untrained"]
     ),
+    "08-vae": lambda figures: (
+        figures["bound in nats, 20 dimensions"] < 0.8 * figures["bound in nats, mean image"]
+        and figures["active dimensions"] >= 5
+        and figures["PSNR of noisy images, trained on noisy"] > 2 + figures["PSNR of noisy images"]
+    ),
+    "12-gallery": lambda figures: (
+        figures["planted copies found, of 3"] == 3
+        and figures["embeddings: negative pairs accepted"] < 0.1
+        and figures["embeddings: positive pairs rejected"] < 0.1
+        and figures["pixels: positive pairs rejected"] > 0.25
+    ),
 }
 
 
