@@ -47,6 +47,12 @@ CLAIMS = {
         and figures["active dimensions"] >= 5
         and figures["PSNR of noisy images, trained on noisy"] > 2 + figures["PSNR of noisy images"]
     ),
+    "09-diffusion": lambda figures: (
+        figures["class asked for, large, guidance 1"] > 0.9
+        and figures["accuracy of the classifier"] > 0.93
+        and figures["distance to the nearest training image, samples"]
+        > 0.7 * figures["distance to the nearest training image, test"]
+    ),
     "12-gallery": lambda figures: (
         figures["planted copies found, of 3"] == 3
         and figures["embeddings: negative pairs accepted"] < 0.1
