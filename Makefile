@@ -14,20 +14,25 @@ else
 BACKEND := tensorflow==2.21.0
 endif
 
-# uv where there is one, pip otherwise.
+# uv where there is one, pip otherwise; both show what they are doing.
 ifneq ($(shell command -v uv),)
-INSTALL := uv pip install -q --python $(BIN)/python
+INSTALL := uv pip install --python $(BIN)/python
 else
-INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check
+INSTALL := $(BIN)/python .ci/install.py
 endif
 
-.PHONY: demo test torture coverage cluster browser lint docs notebooks bench lock clean
+.PHONY: demo notebooks-demo test torture coverage cluster browser lint docs notebooks bench lock clean
 
-# Runs every notebook on the embedded digits.
+# Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
+# its baseline. It fails if a trained network is not better than its baseline.
 demo: $(VENV)/.ok
-	$(BIN)/python -m notebooks runs/demo --dataset digits
+	$(BIN)/python -m kerasim._quiet examples/demo.py runs/demo
 
-# Style, types, unit tests, fault tests and each notebook with one epoch.
+# Runs every notebook on the bundled digits.
+notebooks-demo: $(VENV)/.ok
+	$(BIN)/python -m notebooks runs/notebooks-demo --dataset digits
+
+# Everything that CI runs: style, types, unit tests, fault tests, the demo and the README's examples.
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 	$(MAKE) cluster
@@ -49,6 +54,7 @@ cluster: $(VENV)/.ok
 # Chromium, in which the explorer page is tested; where it can't be had, those tests are skipped.
 browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	echo "Installing Chromium, in which the explorer page is tested ..." && \
 	apt-get update -qq && apt-get install -yqq --no-install-recommends chromium >/dev/null; } || \
 	echo "No Chromium: the tests of the explorer page will be skipped."
 
@@ -75,11 +81,13 @@ $(VENV)/.peers: $(VENV)/.ok benchmarks/requirements.txt
 	touch $@
 
 $(VENV)/.ok: requirements.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kerasim needs Python 3.11 or newer")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -r requirements.lock "$(BACKEND)"
-	$(INSTALL) --no-deps -e .
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kerasim needs Python 3.11 or newer")'
+	@test -x $(BIN)/python || { echo "Creating $(VENV) ..." && $(PYTHON) -m venv $(VENV); }
+	@echo "Installing some 140 packages into $(VENV), about 4 GB; it takes some minutes."
+	@$(INSTALL) --no-deps -r requirements.lock
+	@$(INSTALL) -c requirements.lock "$(BACKEND)"
+	@$(INSTALL) --no-deps -e .
+	@touch $@
 
 # Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
 lock:
