@@ -2,16 +2,22 @@
 
 An export is for a process without kerasim: TensorFlow Serving takes the folder as it is. One of its
 two endpoints takes encoded files, and decodes and resizes them inside of the graph: a client that
-did this otherwise would get other vectors without a word. What a network wants done with pixels
-is a part of the network, so that an export needs no list of instructions.
+did this otherwise would silently get other vectors. The preprocessing of a network is a part of
+the network, so that an export needs no list of instructions. Every export is run on random images
+before it is put in its place: converters translate some operations wrongly, and say nothing.
 """
 
+import contextlib
+import io
+import logging
+import re
 import tempfile
 import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
 from kerasim import artifacts, checks
 from kerasim._serving import make_decoder
@@ -22,9 +28,15 @@ from kerasim.errors import (
     ArtifactError,
     DependencyError,
     ImageError,
+    KerasimError,
 )
 
 _KIND = "saved_model"
+
+# How far an export may be from its model, relative to the largest output: rounding in another order
+# of sums, in float32 and in half precision. Operations that are converted wrongly differ by more.
+_TOLERANCE = 5e-4
+_HALF_TOLERANCE = 3e-2
 
 
 def export_saved_model(model, path) -> None:
@@ -36,6 +48,9 @@ def export_saved_model(model, path) -> None:
     size. BMP files other than plain 24-bit ones and GIF files that are animated, transparent or
     have a frame smaller than the screen are refused: TensorFlow would read other pixels.
 
+    Both endpoints are run on random images, and compared with the model, before the export is
+    put in its place.
+
     Args:
         model: `keras.Model` from one image input to one output, such as
             `autoencoder.get_layer("encoder")`.
@@ -44,12 +59,13 @@ def export_saved_model(model, path) -> None:
     Raises:
         DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
         ArgumentTypeError: If the model does not take one batch of images.
-        ArgumentError: If these are not of a fixed size, or it has several outputs.
+        ArgumentError: If these are not of a fixed size, it has several outputs, it cannot be
+            exported, or what was exported gives other numbers. Nothing is written then.
         ArtifactError: If the folder holds something else, or cannot be written.
     """
     tf = _tensorflow()
-    height, width, channels = _check_model(model)
-
+    shape = _check_model(model)
+    height, width, channels = shape
     decode = make_decoder(tf, height, width, channels)
 
     def serve(images):
@@ -59,24 +75,35 @@ def export_saved_model(model, path) -> None:
         images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
         return serve(tf.ensure_shape(images, (None, height, width, channels)))
 
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    image_spec = tf.TensorSpec((None, height, width, channels), tf.float32, name="images")
-    bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
-    archive.add_endpoint("serving_default", serve, input_signature=[image_spec])
-    archive.add_endpoint("serve_bytes", serve_bytes, input_signature=[bytes_spec])
+    def make_archive():
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        image_spec = tf.TensorSpec((None, height, width, channels), tf.float32, name="images")
+        bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+        archive.add_endpoint("serving_default", serve, input_signature=[image_spec])
+        archive.add_endpoint("serve_bytes", serve_bytes, input_signature=[bytes_spec])
+        return archive
 
     def fill(folder):
         logger = tf.get_logger()
         level = logger.level
         logger.setLevel("WARNING")  # it would tell of the temporary folder
         try:
-            archive.write_out(str(folder), verbose=False)
+            with _refusing("SavedModel"):
+                make_archive().write_out(str(folder), verbose=False)
         except tf.errors.OpError as error:  # pragma: no cover - a full disk: tests/torture.py, G10
             said = error.message.partition(" [Op:")[0].rpartition("; ")[2]
             raise OSError(f"TensorFlow says {said!r}") from error
         finally:
             logger.setLevel(level)
+        exported = SavedModel(tf.saved_model.load(str(folder)))
+        _check_equal(model, shape, "SavedModel", exported)
+        _check_equal(
+            model,
+            shape,
+            "SavedModel's serve_bytes",
+            lambda images: exported.serve_bytes([_encode_png(image) for image in images]),
+        )
 
     info = {"image_shape": [height, width, channels]}
     artifacts.write(path, _KIND, fill, info, artifacts.fingerprint(model))
@@ -85,41 +112,141 @@ def export_saved_model(model, path) -> None:
 def export_onnx(model, path) -> None:
     """Writes a model as one ONNX file, for runtimes without Keras; any batch size.
 
-    Its input is "images", float32 `(batch, height, width, channels)` in [0, 1].
+    Its input is "images", float32 `(batch, height, width, channels)` in [0, 1]. The file is run by
+    onnxruntime on random images, and compared with the model, before it is put in its place.
 
     Args:
         model: As for `export_saved_model`.
-        path: The file.
+        path: The file; an earlier one is replaced.
 
     Raises:
-        DependencyError: If TensorFlow, tf2onnx or onnx is not installed, or Keras runs on another
-            backend.
+        DependencyError: If TensorFlow, tf2onnx, onnx or onnxruntime is not installed, or Keras
+            runs on another backend.
         ArgumentTypeError: If the model does not take one batch of images.
-        ArgumentError: If these are not of a fixed size, or it has several outputs, or an operation
-            that ONNX lacks.
+        ArgumentError: If these are not of a fixed size, it has several outputs, an operation that
+            ONNX lacks, or one that is converted wrongly. Nothing is written then.
         ArtifactError: If the file cannot be written.
     """
     shape = _check_model(model)
     try:
         import onnx
+        import onnxruntime
         import tf2onnx  # noqa: F401 (Keras uses it)
     except ImportError as error:
-        lacks = f"{error.name}, which is not installed"
-        raise DependencyError(f"ONNX files need {lacks}: pip install -e '.[onnx]'.") from error
+        raise DependencyError(
+            f"ONNX files need {error.name}, which is not installed: pip install -e '.[onnx]'."
+        ) from error
     images = keras.Input(shape, name="images")
-    taken = [keras.InputSpec("float32", (None, *shape), name="images")]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    signature = [keras.InputSpec("float32", (None, *shape), name="images")]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet_tf2onnx():
         warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks NumPy for names of old
         file = Path(folder, "model.onnx")
-        network = keras.Model(images, model(images))
-        network.export(file, format="onnx", verbose=False, input_signature=taken)
-        try:
+        with _refusing("ONNX file"):
+            network = keras.Model(images, model(images))
+            network.export(file, format="onnx", verbose=False, input_signature=signature)
             onnx.checker.check_model(str(file))
-        except onnx.checker.ValidationError as error:
-            what = f"model uses an operation that ONNX lacks ({str(error).splitlines()[0]})"
-            mend = "replace the layer, or export a SavedModel"
-            raise ArgumentError(f"{what}: {mend}.") from error
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4  # of what goes wrong the exception tells
+            session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
+        _check_equal(model, shape, "ONNX file", lambda x: session.run(None, {"images": x})[0])
         artifacts.write_file(path, file.read_bytes())
+
+
+@contextlib.contextmanager
+def _refusing(kind: str):
+    """Raises an `ArgumentError` for what a converter raises."""
+    try:
+        yield
+    except (KerasimError, OSError, MemoryError):
+        raise
+    except Exception as error:  # converters raise errors of many kinds
+        if type(error).__module__.startswith("tensorflow"):  # of a disk, not of the model
+            raise
+        raise ArgumentError(
+            f"model uses an operation that cannot be exported as {kind} "
+            f"({type(error).__name__}: {_one_line(error)}). Replace the layer, or export to another format."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_tf2onnx():
+    """Keeps tf2onnx from logging what is raised or found by running its file."""
+    logger = logging.getLogger("tf2onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _one_line(error: Exception) -> str:
+    """Returns the start of a long error text in one line, without codes for bold type."""
+    text = re.sub(r"\x1b\[\d*m", "", str(error)).partition("Arguments received")[0]
+    return " ".join(text.split())[:300]
+
+
+def _check_equal(model, shape, what: str, run) -> None:
+    """Raises an `ArgumentError` unless `run` computes what the model does for random images."""
+    images = _random_images(shape)
+    expected = _outputs(model, images)
+    largest = np.abs(expected).max(initial=0)
+    tolerance = largest * (_HALF_TOLERANCE if _uses_halves(model) else _TOLERANCE)
+    if not np.allclose(_outputs(model, images), expected, rtol=0, atol=tolerance, equal_nan=True):
+        raise ArgumentError(
+            "model gives other outputs for the same images each time, so that an export of it "
+            "cannot be checked. Leave out what is random at inference."
+        )
+    for count in (len(images), 1):  # any batch size
+        try:
+            found = np.asarray(run(images[:count]))
+        except Exception as error:  # of the runtime
+            raise ArgumentError(
+                f"model was exported, but its {what} cannot be run ({type(error).__name__}: "
+                f"{_one_line(error)}). Nothing was written. Replace the layer that is converted wrongly, or "
+                "export to another format."
+            ) from error
+        wanted = expected[:count]
+        is_shape_equal = found.shape == wanted.shape
+        if not is_shape_equal or not np.allclose(found, wanted, 0, tolerance, equal_nan=True):
+            difference = f"shape {found.shape}, expected {wanted.shape}"
+            if is_shape_equal:
+                gap = np.nanmax(np.abs(found - wanted))
+                difference = f"differs by up to {gap:.3g}, of outputs up to {largest:.3g}"
+            raise ArgumentError(
+                f"model was exported, but its {what} gives other outputs than the model "
+                f"({difference}). Nothing was written. Replace the layer that is converted "
+                "wrongly, or export to another format."
+            )
+
+
+def _random_images(shape) -> np.ndarray:
+    """Returns images of random pixels, coarse patches and little contrast, in 256 levels."""
+    rng = np.random.default_rng(0)
+    height, width, channels = shape
+    noise = rng.random((2, *shape))
+    rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width
+    patches = rng.random((4, 4, channels))[rows][:, columns]
+    images = np.stack([*noise, patches, 0.5 + 0.1 * rng.random(shape)])
+    return np.rint(255 * images).astype("float32") / 255
+
+
+def _encode_png(image: np.ndarray) -> bytes:
+    levels = np.rint(255 * image).astype("uint8")
+    buffer = io.BytesIO()
+    Image.fromarray(levels if levels.shape[2] == 3 else levels[..., 0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _outputs(model, images) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(model(images, training=False)), "float64")
+
+
+def _uses_halves(model) -> bool:
+    for layer in getattr(model, "layers", ()):
+        if layer.compute_dtype in ("float16", "bfloat16") or _uses_halves(layer):
+            return True
+    return False
 
 
 def load_saved_model(path, trust: bool = False):

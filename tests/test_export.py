@@ -496,9 +496,9 @@ def test_what_is_no_model_is_refused(model, tmp_path):
 
 def test_without_tensorflow_the_error_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[tf\]'"):
+    with pytest.raises(DependencyError, match=r"pip install -e '\.\[tf\]'"):
         export.export_saved_model(None, tmp_path / "m")
-    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[tf\]'"):
+    with pytest.raises(DependencyError, match=r"pip install -e '\.\[tf\]'"):
         export.load_saved_model(tmp_path / "m")
 
 
@@ -523,9 +523,10 @@ def test_an_onnx_file_gives_what_the_model_and_the_saved_model_give(channels, tm
         np.testing.assert_allclose(output, saved(images), atol=1e-5)
 
 
-def test_without_the_extra_the_error_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[onnx\]'"):
+@pytest.mark.parametrize("library", ["onnx", "onnxruntime", "tf2onnx"])
+def test_without_the_extra_the_error_says_what_to_install(library, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DependencyError, match=r"pip install -e '\.\[onnx\]'"):
         export.export_onnx(embedder(1), tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -539,6 +540,121 @@ def test_an_operation_that_onnx_lacks_is_refused_and_nothing_written(tmp_path):
 
     images = keras.Input((8, 8, 1))
     model = keras.Model(images, keras.layers.Flatten()(Betainc()(images)))
-    with pytest.raises(ArgumentError, match="an operation that ONNX lacks"):
+    with pytest.raises(ArgumentError, match="an operation that cannot be exported as ONNX file"):
         export.export_onnx(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+# An export is its model
+
+
+def model_of(*parts):
+    return keras.Sequential([keras.Input((8, 8, 3)), *parts, keras.layers.Flatten()])
+
+
+def adapted():
+    layer = keras.layers.Normalization()
+    layer.adapt(np.random.default_rng(0).random((4, 8, 8, 3)))
+    return layer
+
+
+LAYERS = {  # some of which tf2onnx converts wrongly, or into what no runtime can run
+    "Resizing bilinear": lambda: keras.layers.Resizing(11, 5),
+    "Resizing area": lambda: keras.layers.Resizing(4, 4, interpolation="area"),
+    "Resizing bicubic": lambda: keras.layers.Resizing(5, 5, interpolation="bicubic"),
+    "Normalization": lambda: keras.layers.Normalization(mean=[0.1] * 3, variance=[2.0] * 3),
+    "Normalization, adapted": adapted,
+    "Conv2DTranspose": lambda: keras.layers.Conv2DTranspose(2, 3, 2, padding="same"),
+    "DepthwiseConv2D": lambda: keras.layers.DepthwiseConv2D(3, dilation_rate=2),
+    "GroupNormalization": lambda: keras.layers.GroupNormalization(3),
+    "sparsemax": lambda: keras.layers.Activation("sparsemax"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_onnx_file_gives_what_the_model_gives_or_is_refused(name, tmp_path):
+    model, path = model_of(LAYERS[name]()), tmp_path / "model.onnx"
+    path.write_bytes(b"before")
+    try:
+        export.export_onnx(model, path)
+    except ArgumentError as error:
+        assert "model " in str(error) and "Replace the layer" in str(error)
+        assert path.read_bytes() == b"before"
+    else:
+        images = np.random.default_rng(1).random((3, 8, 8, 3), dtype="float32")
+        (found,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
+        np.testing.assert_allclose(found, model.predict_on_batch(images), atol=1e-3)
+
+
+class Eager(keras.layers.Layer):
+    """Multiplies by another number in a graph than outside of one."""
+
+    def call(self, inputs):
+        return inputs * (2.0 if tf.executing_eagerly() else 2.01)
+
+
+class Noisy(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs + keras.random.uniform((1, 8, 8, 3))
+
+
+EXPORTS = {"saved model": export.export_saved_model, "onnx": export.export_onnx}
+
+
+@pytest.mark.parametrize("write", EXPORTS.values(), ids=EXPORTS)
+def test_an_export_that_gives_other_numbers_is_refused_and_nothing_written(write, tmp_path):
+    with pytest.raises(ArgumentError, match="gives other outputs than the model .differs by up to"):
+        write(model_of(Eager()), tmp_path / "it")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_is_refused_leaves_the_earlier_one(colour):
+    model, path = colour
+    before = contents(path)
+    with pytest.raises(ArgumentError, match="gives other outputs than the model"):
+        export.export_saved_model(model_of(Eager()), path)
+    assert contents(path) == before
+    images = draw_images(2, 3)
+    np.testing.assert_allclose(export.load_saved_model(path)(images), model(images), atol=1e-5)
+
+
+def test_a_model_that_is_random_at_inference_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="other outputs for the same images each time"):
+        export.export_saved_model(model_of(Noisy()), tmp_path / "it")
+
+
+def test_an_endpoint_of_bytes_that_decodes_otherwise_is_refused(tmp_path, monkeypatch):
+    def make_decoder(tf, height, width, channels):
+        def decode(encoded):
+            return tf.image.flip_left_right(real(encoded))
+
+        real = make(tf, height, width, channels)
+        return decode
+
+    make = export.make_decoder
+    monkeypatch.setattr(export, "make_decoder", make_decoder)
+    with pytest.raises(ArgumentError, match="its SavedModel's serve_bytes gives other outputs"):
+        export.export_saved_model(embedder(3), tmp_path / "it")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", EXPORTS.values(), ids=EXPORTS)
+def test_a_model_of_half_precision_is_exported(write, tmp_path):
+    model = model_of(keras.layers.Conv2D(4, 3, dtype="mixed_float16"))
+    write(model, tmp_path / "it")
+    assert (tmp_path / "it").exists()
+
+
+def test_a_model_that_cannot_be_traced_is_refused(tmp_path):
+    class Peeking(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs * float(keras.ops.sum(inputs)) if tf.executing_eagerly() else fail()
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    def fail():
+        raise ZeroDivisionError("not in a graph")
+
+    with pytest.raises(ArgumentError, match="cannot be exported as SavedModel .Zero.*in a graph"):
+        export.export_saved_model(model_of(Peeking()), tmp_path / "it")
