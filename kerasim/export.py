@@ -164,7 +164,8 @@ def _refusing(kind: str):
             raise
         raise ArgumentError(
             f"model uses an operation that cannot be exported as {kind} "
-            f"({type(error).__name__}: {_one_line(error)}). Replace the layer, or export to another format."
+            f"({type(error).__name__}: {_one_line(error)}). Replace the layer, or "
+            "export to another format."
         ) from error
 
 
@@ -203,8 +204,8 @@ def _check_equal(model, shape, what: str, run) -> None:
         except Exception as error:  # of the runtime
             raise ArgumentError(
                 f"model was exported, but its {what} cannot be run ({type(error).__name__}: "
-                f"{_one_line(error)}). Nothing was written. Replace the layer that is converted wrongly, or "
-                "export to another format."
+                f"{_one_line(error)}). Nothing was written. Replace the layer that is converted "
+                "wrongly, or export to another format."
             ) from error
         wanted = expected[:count]
         is_shape_equal = found.shape == wanted.shape
