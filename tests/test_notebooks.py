@@ -63,6 +63,13 @@ CLAIMS = {
         and figures["distance to the nearest training image, samples"]
         > 0.7 * figures["distance to the nearest training image, test"]
     ),
+    "10-diffusion-denoising": lambda figures: (
+        figures["PSNR, diffusion, mean, estimated"] > 4 + figures["PSNR, non-local means"]
+        and figures["PSNR, diffusion, mean, known sigma"]
+        < 0.2 + figures["PSNR, diffusion, mean, estimated"]
+        and figures["error of sigma, estimator"]
+        < 0.65 * figures["error of sigma, differences alone"]
+    ),
     "12-gallery": lambda figures: (
         figures["planted copies found, of 3"] == 3
         and figures["embeddings: negative pairs accepted"] < 0.1
