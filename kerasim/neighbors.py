@@ -48,6 +48,7 @@ _KIND = "neighbor_index"
 _BUDGET = 64 * 2**20  # bytes of working memory in a query, beside the index and the answer
 _EPS = float(np.finfo("float32").eps)
 _MORE = 6  # candidates beyond k: most queries are proven at once
+_MOST_LEVELS = 64  # of a graph; each level has a fraction 1 / m of the nodes of the one below
 _REACH = 2.0**50  # half the width of the box: float32 holds the squares, and the sum of many
 _REFIT = 1000  # rows after which the center and the scale of a graph stay as they are
 _TOO_FAR = "a vector that is more than 1.8e308, the largest float64, away from its neighbors,"
@@ -128,8 +129,8 @@ class NeighborIndex:
         """
         return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
 
-    def _fit(self, embeddings, graph=None, first=None, representatives=None):
-        """Takes checked vectors and, of a graph that was read from a file, its parts."""
+    def _fit(self, embeddings, links=None, first=None, representatives=None):
+        """Takes checked vectors and, of a graph that was read from a file, its links."""
         first = first or len(embeddings)
         frame = _Frame(embeddings[:first], self.metric)
         reduced = _reduced(embeddings, frame, self.metric)
@@ -140,9 +141,11 @@ class NeighborIndex:
         if self.kind == "exact":
             engine = _Flat(distinct, self.metric)
         else:
-            engine = _Graph(graph or self._build(distinct), self.metric, self.ef_search)
+            graph = self._build(distinct) if links is None else self._rebuild(distinct, links)
+            engine = _Graph(graph, self.metric, self.ef_search)
         state = _State(embeddings, first, frame, groups, engine)
-        recall = 1.0 if self.kind == "exact" or graph else self._recall(state)
+        known = self.kind == "exact" or links is not None
+        recall = 1.0 if known else self._recall(state)
         self._state, self.recall_, self.fingerprint = state, recall, None
         return self
 
@@ -342,15 +345,19 @@ class NeighborIndex:
 
     def info(self) -> dict:
         """Returns what the manifest keeps beside the files of `fill`."""
-        return {"settings": self.settings(), "recall": self.recall_, "first": self._state.first}
+        info = {"settings": self.settings(), "recall": self.recall_, "first": self._state.first}
+        if self.kind == "hnsw":
+            info["entry_point"] = int(self._state.engine.graph.hnsw.entry_point)
+        return info
 
     def fill(self, folder) -> None:
         """Writes the files of the index into `folder`, an empty one, for `artifacts.write`."""
         _write_array(folder / "embeddings.npy", self.embeddings)
         if self.kind == "hnsw":
             _write_array(folder / "groups.npy", self._state.groups.representatives)
-            with open(folder / "index.faiss", "wb") as file:
-                faiss.write_index(self._state.engine.graph, faiss.PyCallbackIOWriter(file.write))
+            links = self._state.engine.graph.hnsw
+            _write_array(folder / "levels.npy", faiss.vector_to_array(links.levels))
+            _write_array(folder / "links.npy", faiss.vector_to_array(links.neighbors))
 
     @classmethod
     def load(cls, path, embedder=None) -> "NeighborIndex":
@@ -382,14 +389,20 @@ class NeighborIndex:
             ArgumentError: If the vectors are not finite.
         """
         index = cls(**info["settings"])
-        vectors = np.load(folder / "embeddings.npy", allow_pickle=False)
+        vectors = artifacts.read_array(folder / "embeddings.npy")
         checks.vectors("embeddings", vectors, None, 1, index.metric)
-        graph = representatives = None
+        checks.integer("first", info["first"], 1, len(vectors))
+        links = representatives = None
         if index.kind == "hnsw":
-            graph = _read_graph(folder / "index.faiss")
-            representatives = np.load(folder / "groups.npy", allow_pickle=False)
-            _check_groups(representatives, len(vectors), graph.ntotal)
-        index._fit(vectors, graph, info["first"], representatives)
+            links = _Links(
+                artifacts.read_array(folder / "levels.npy"),
+                artifacts.read_array(folder / "links.npy"),
+                info["entry_point"],
+            )
+            representatives = artifacts.read_array(folder / "groups.npy")
+            _check_groups(representatives, len(vectors), len(links.levels))
+            _check_links(links, index.m)
+        index._fit(vectors, links, info["first"], representatives)
         index.recall_, index.fingerprint = info["recall"], manifest.fingerprint
         return index
 
@@ -397,10 +410,27 @@ class NeighborIndex:
         return len(self._state.embeddings) if hasattr(self, "_state") else 0
 
     def _build(self, reduced):
-        kind = faiss.METRIC_L1 if self.metric == "manhattan" else faiss.METRIC_L2
-        graph = faiss.IndexHNSWFlat(reduced.shape[1], self.m, kind)
-        graph.hnsw.efConstruction = self.ef_construction
+        graph = self._empty_graph(reduced.shape[1])
         graph.add(reduced)
+        return graph
+
+    def _rebuild(self, reduced, links):
+        """Returns the graph of vectors whose links are known."""
+        graph = self._empty_graph(reduced.shape[1])
+        ends = np.cumsum(_link_counts(links.levels, self.m), dtype="uint64")
+        faiss.copy_array_to_vector(links.levels, graph.hnsw.levels)
+        faiss.copy_array_to_vector(links.neighbors, graph.hnsw.neighbors)
+        faiss.copy_array_to_vector(np.append(np.uint64(0), ends), graph.hnsw.offsets)
+        graph.hnsw.entry_point = links.entry_point
+        graph.hnsw.max_level = int(links.levels.max()) - 1
+        graph.storage.add(reduced)
+        graph.ntotal = len(reduced)
+        return graph
+
+    def _empty_graph(self, width):
+        kind = faiss.METRIC_L1 if self.metric == "manhattan" else faiss.METRIC_L2
+        graph = faiss.IndexHNSWFlat(width, self.m, kind)
+        graph.hnsw.efConstruction = self.ef_construction
         return graph
 
     def _recall(self, state):
@@ -637,11 +667,49 @@ def _check_groups(representatives, rows, nodes):
         raise ArtifactError(f"{what}: build the index again from its vectors.")
 
 
-def _read_graph(path):
-    """Reads a graph, no part of which may claim more bytes than its whole file has."""
-    limit = faiss.get_deserialization_vector_byte_limit()
-    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
-    try:
-        return faiss.read_index(str(path))
-    finally:
-        faiss.set_deserialization_vector_byte_limit(limit)
+@dataclasses.dataclass(frozen=True)
+class _Links:
+    """The links of a graph (HNSW), as faiss keeps them.
+
+    Attributes:
+        levels: `(n,)` int32, on how many levels each node is, 1 or more.
+        neighbors: int32, for each node `2 m` nodes on its lowest level and `m` on each other one;
+            -1 for none.
+        entry_point: Node of the highest level, at which a search starts.
+    """
+
+    levels: np.ndarray
+    neighbors: np.ndarray
+    entry_point: int
+
+
+def _link_counts(levels, m: int) -> np.ndarray:
+    """Returns how many places for links each node has."""
+    return m * (levels.astype("int64") + 1)
+
+
+def _check_links(links: _Links, m: int) -> None:
+    """Raises an `ArtifactError` unless a search along these links stays within the graph.
+
+    faiss does not check them: it would read memory of other objects.
+    """
+    levels, neighbors = links.levels, links.neighbors
+    size = len(levels)
+    advice = "Build the index again from its vectors."
+    if levels.dtype != "int32" or neighbors.dtype != "int32" or levels.ndim != 1:
+        raise ArtifactError(f"levels.npy and links.npy must hold int32 values. {advice}")
+    if size < 1 or levels.min() < 1 or levels.max() > _MOST_LEVELS:
+        raise ArtifactError(f"levels.npy must hold 1 to {_MOST_LEVELS} in each row. {advice}")
+    counts = _link_counts(levels, m)
+    if neighbors.shape != (counts.sum(),) or neighbors.min() < -1 or neighbors.max() >= size:
+        raise ArtifactError(f"links.npy does not fit a graph of {size} nodes and m={m}. {advice}")
+    starts = np.cumsum(counts) - counts
+    for level in range(1, levels.max()):
+        nodes = np.flatnonzero(levels > level)
+        places = starts[nodes][:, None] + np.arange((level + 1) * m, (level + 2) * m)
+        linked = neighbors[places]
+        if (levels[linked[linked >= 0]] <= level).any():
+            raise ArtifactError(f"links.npy links nodes on a level where they are not. {advice}")
+    checks.integer("entry_point", links.entry_point, 0, size - 1)
+    if levels[links.entry_point] != levels.max():
+        raise ArtifactError(f"entry_point={links.entry_point} is not on the top level. {advice}")

@@ -1,5 +1,4 @@
 import json
-import struct
 import subprocess
 import sys
 
@@ -404,18 +403,103 @@ def test_an_exact_index_that_grows_keeps_its_settings(vectors):
     assert (before["m"], before["ef_search"]) == (16, 99)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_loaded_graph_answers_as_the_saved_one_and_grows(metric, tmp_path):
+    rng = np.random.default_rng(0)
+    x, queries = rng.normal(size=(700, 6)), rng.normal(size=(30, 6))
+    index = NeighborIndex(metric, "hnsw", m=4, ef_search=8).fit(np.concatenate([x, x[:50]]))
+    index.save(tmp_path / "index")
+    loaded = NeighborIndex.load(tmp_path / "index")
+    assert loaded.recall_ == index.recall_
+    for found, wanted in zip(loaded.query(queries, 9), index.query(queries, 9), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    loaded.add(queries)
+    assert len(loaded) == 780 and loaded.recall_ > 0.8
+
+
+def forge(path, name, change, **info):
+    """Changes an array of a saved index, and its manifest so that it fits."""
+    array = np.load(path / name)
+    changed = change(array)
+    np.save(path / name, array if changed is None else changed)
+    manifest = json.loads((path / artifacts.MANIFEST).read_text())
+    files = {file: artifacts._describe(path / file) for file in manifest["files"]}
+    reseal(path, files=files, info={**manifest["info"], **info})
+
+
+def put(row, value):
+    def change(array):
+        array[row] = value
+
+    return change
+
+
+GRAPH = np.random.default_rng(0).normal(size=(300, 4))
+FORGED = {  # of a graph with m=4, so that the lowest level has 8 links
+    "a link past the last node": ("links.npy", put(0, 300)),
+    "a link before the first node": ("links.npy", put(0, -2)),
+    "too few links": ("links.npy", lambda x: x[:-1]),
+    "too many links": ("links.npy", lambda x: np.append(x, x[:1])),
+    "links of another type": ("links.npy", lambda x: x.astype("int64")),
+    "links in rows": ("links.npy", lambda x: x[None]),
+    "a node on no level": ("levels.npy", put(0, 0)),
+    "a node on a negative level": ("levels.npy", put(0, -5)),
+    "a node on too many levels": ("levels.npy", put(0, 2**31 - 1)),
+    "too few nodes": ("levels.npy", lambda x: x[:-1]),
+    "no nodes": ("levels.npy", lambda x: x[:0]),
+    "levels of another type": ("levels.npy", lambda x: x.astype("float32")),
+    "too few vectors": ("embeddings.npy", lambda x: x[:-1]),
+}
+
+
+@pytest.fixture
+def graph(tmp_path):
+    NeighborIndex(kind="hnsw", m=4).fit(GRAPH).save(tmp_path / "index")
+    return tmp_path / "index"
+
+
 @pytest.mark.fault(9)
-def test_a_graph_that_claims_more_than_its_file_holds_is_refused(vectors, tmp_path):
-    path = tmp_path / "index"
-    NeighborIndex(kind="hnsw").fit(vectors[:40]).save(path)
-    file, offsets = path / "index.faiss", struct.pack("<Q", 41)  # one more than there are vectors
-    whole = file.read_bytes()
-    assert whole.count(offsets) == 1
-    file.write_bytes(whole.replace(offsets, struct.pack("<Q", 10**8)))
-    names = json.loads((path / artifacts.MANIFEST).read_text())["files"]
-    reseal(path, files={name: artifacts._describe(path / name) for name in names})
-    with pytest.raises(ArtifactError, match="cannot be loaded as neighbor_index: .*limit"):
-        NeighborIndex.load(path)
+@pytest.mark.parametrize(("name", "change"), FORGED.values(), ids=FORGED)
+def test_a_graph_that_does_not_fit_its_vectors_is_refused(name, change, graph):
+    forge(graph, name, change)
+    with pytest.raises(ArtifactError):
+        NeighborIndex.load(graph)
+
+
+def test_a_graph_that_links_to_a_node_on_a_level_where_it_is_not_is_refused(graph):
+    levels = np.load(graph / "levels.npy")
+    high, low = np.flatnonzero(levels > 1)[0], np.flatnonzero(levels == 1)[0]
+    start = 4 * (levels[:high] + 1).sum()
+    forge(graph, "links.npy", put(start + 8, low))
+    with pytest.raises(ArtifactError, match="on a level where they are not"):
+        NeighborIndex.load(graph)
+
+
+@pytest.mark.parametrize("entry_point", [-1, 300, 2**40, "0", None, 1.5])
+def test_a_graph_that_is_entered_outside_is_refused(graph, entry_point):
+    forge(graph, "levels.npy", lambda x: x, entry_point=entry_point)
+    with pytest.raises(ArtifactError):
+        NeighborIndex.load(graph)
+
+
+def test_a_graph_that_is_entered_below_the_top_is_refused(graph):
+    low = int(np.flatnonzero(np.load(graph / "levels.npy") == 1)[0])
+    forge(graph, "levels.npy", lambda x: x, entry_point=low)
+    with pytest.raises(ArtifactError, match="is not on the top level"):
+        NeighborIndex.load(graph)
+
+
+@pytest.mark.parametrize("m", [2, 5, 2**20, 2**31, 2**62])
+def test_a_graph_of_another_number_of_links_is_refused(graph, m):
+    settings = {**NeighborIndex(kind="hnsw").settings(), "m": m}
+    forge(graph, "levels.npy", lambda x: x, settings=settings)
+    with pytest.raises(ArtifactError, match="does not fit a graph of 300 nodes"):
+        NeighborIndex.load(graph)
+
+
+def test_no_file_of_a_saved_index_is_read_by_faiss(graph, monkeypatch):
+    monkeypatch.setattr("faiss.read_index", None)
+    assert len(NeighborIndex.load(graph)) == 300
 
 
 @pytest.mark.fault(18)
