@@ -9,10 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 
 from kerasim import artifacts
+from notebooks import __main__ as notebooks
 from notebooks.__main__ import COMMITTED_OUTPUTS, headline, run
 
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
@@ -193,3 +195,41 @@ def test_a_notebook_that_was_stopped_trains_only_what_is_not_finished(folder):
     for name, (arrays, _) in after.items():
         for key in arrays:
             np.testing.assert_array_equal(arrays[key], before[name][0][key])
+
+
+def run_command(cells, folder, monkeypatch):
+    """Runs `python -m notebooks` on one notebook of these (tags, source) and returns its status."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+    for tags, source in cells:
+        cell = nbformat.v4.new_code_cell(source, metadata={"tags": tags})
+        notebook.cells.append(cell)
+    nbformat.write(notebook, folder / "01-small.ipynb")
+    monkeypatch.setattr(notebooks, "HERE", folder)
+    monkeypatch.setattr("sys.argv", ["notebooks", str(folder / "out")])
+    return notebooks.main()
+
+
+def test_command_prints_headlines_and_no_log_line(tmp_path, monkeypatch, capfd):
+    log = "I0000 00:00:1795853835.313425    8720 port.cc:153] oneDNN custom operations are on."
+    cells = [
+        (["parameters"], "runs = 'elsewhere'"),
+        ([], f"import os, sys\nos.write(2, b'{log}\\n')\nsys.stderr.write('{log}\\n')"),
+        (["headline"], "{'error, trained': 0.25, 'folder': float(runs == '.')}"),
+    ]
+    assert run_command(cells, tmp_path, monkeypatch) == 0
+    assert headline(tmp_path / "out" / "01-small.ipynb") == {"error, trained": 0.25, "folder": 1.0}
+    printed = capfd.readouterr()
+    assert "error, trained" in printed.out and "0.25" in printed.out
+    assert "oneDNN" not in printed.out + printed.err
+    assert "Kernel" not in printed.out + printed.err
+    outputs = [cell["outputs"] for cell in code_cells(tmp_path / "out" / "01-small.ipynb")]
+    assert "oneDNN" not in json.dumps(outputs)
+
+
+def test_command_exits_with_an_error_if_a_notebook_fails(tmp_path, monkeypatch, capfd):
+    cells = [(["parameters"], "seed = 0"), ([], "raise ValueError('this cell is wrong')")]
+    assert run_command(cells, tmp_path, monkeypatch) == 1
+    printed = capfd.readouterr()
+    assert "this cell is wrong" in printed.err
+    assert "failed" in printed.out
