@@ -44,11 +44,27 @@ class Configured:
         return {**config, **{name: getattr(self, name) for name in names if name != "kwargs"}}
 
 
+def full_precision(dtype) -> str:
+    """Returns the dtype in which a layer or loss computes that was given `dtype`.
+
+    That is "float64" if `dtype` computes in float64, else "float32": in half precision there are
+    too few digits to tell near vectors apart, and constants such as 1e-12 round to 0.
+
+    Args:
+        dtype: Dtype, dtype policy or config of one, as Keras takes it; None for float32.
+
+    Returns:
+        "float32" or "float64".
+    """
+    policy = keras.dtype_policies.get("float32" if dtype is None else dtype)
+    return "float64" if policy.compute_dtype == "float64" else "float32"
+
+
 class _Layer(Configured, layers.Layer):
-    """Computes in float32, under any dtype policy."""
+    """Computes in float32 under any dtype policy, or in float64 if its `dtype` says so."""
 
     def __init__(self, **kwargs):
-        super().__init__(**{"dtype": "float32", **kwargs})
+        super().__init__(**{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -154,7 +170,7 @@ class Sampling(_Layer):
         self.add_loss(self.weight * ops.mean(ops.sum(parts, axis=-1)) / 2)
         if not training:
             return mean
-        noise = keras.random.normal(ops.shape(mean), dtype="float32", seed=self.seeds)
+        noise = keras.random.normal(ops.shape(mean), dtype=self.compute_dtype, seed=self.seeds)
         return mean + ops.exp(log_variance / 2) * noise
 
 
@@ -188,7 +204,7 @@ class TimeEmbedding(_Layer):
 
     def call(self, inputs):
         rates = np.exp(-np.log(10_000) * np.arange(self.dim // 2) / (self.dim // 2))
-        angles = ops.cast(inputs, "float32")[:, None] * ops.cast(rates, "float32")
+        angles = ops.cast(inputs, self.compute_dtype)[:, None] * ops.cast(rates, self.compute_dtype)
         return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
 
 
@@ -319,4 +335,6 @@ class BackbonePreprocessing(_Layer):
 
     def call(self, inputs):
         build = self.find(self.backbone)
-        return sys.modules[build.__module__].preprocess_input(255 * inputs)
+        return sys.modules[build.__module__].preprocess_input(
+            255 * inputs, data_format="channels_last"
+        )

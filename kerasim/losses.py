@@ -21,7 +21,7 @@ from keras import ops
 
 from kerasim import checks
 from kerasim.errors import ArgumentError, ArgumentTypeError
-from kerasim.layers import DISTANCES, Configured, root, unit
+from kerasim.layers import DISTANCES, Configured, full_precision, root, unit
 
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
@@ -29,10 +29,11 @@ _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 class _Loss(Configured, keras.Loss):
     """Is called as its class is, where it gets no name: `SupConLoss` "sup_con_loss"."""
 
-    def __init__(self, name=None, **kwargs):
+    def __init__(self, name=None, dtype=None, **kwargs):
         # A name that Keras counted up would change from one process to the next.
         name = name or re.sub("(?!^)(?=[A-Z][a-z])", "_", type(self).__name__).lower()
-        super().__init__(name=name, **kwargs)
+        # The default of Keras, `floatx`, may be half precision.
+        super().__init__(name=name, dtype=full_precision(dtype), **kwargs)
 
 
 class _BatchLoss(_Loss):
@@ -40,7 +41,8 @@ class _BatchLoss(_Loss):
 
     def call(self, y_true, y_pred):
         costs, kept = self._costs(y_true, y_pred)
-        return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(_count(kept), 1.0)
+        count = ops.cast(_count(kept), costs.dtype)
+        return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(count, 1.0)
 
     def count_valid(self, y_true, y_pred):
         """Returns how many anchors, pairs or triplets of `y_true` and `y_pred` count, a tensor."""
@@ -394,7 +396,7 @@ class EmptyBatches(keras.metrics.Sum):
     """
 
     def __init__(self, loss, name="empty_batches", **kwargs):
-        super().__init__(name=name, **kwargs)
+        super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
         self.loss = keras.losses.get(loss)
         if not hasattr(self.loss, "count_valid"):
             came = f"Received {loss!r}: pass such as losses.TripletLoss()."

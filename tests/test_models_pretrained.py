@@ -14,10 +14,13 @@ IMAGES = np.random.default_rng(0).random((3, 64, 64, 3), dtype="float32")
 
 
 def tiny():
+    """Returns a backbone whose BatchNormalization has statistics, as a pretrained one has."""
     images = keras.Input((None, None, 3))
     x = keras.layers.Conv2D(4, 3, name="conv1")(images)
     x = keras.layers.BatchNormalization(name="norm1")(x)
-    return keras.Model(images, keras.layers.Conv2D(5, 3, name="conv2")(x))
+    model = keras.Model(images, keras.layers.Conv2D(5, 3, name="conv2")(x))
+    model.get_layer("norm1").moving_mean.assign([0.1, 0.2, 0.3, 0.4])
+    return model
 
 
 def test_squeezenet_has_as_many_weights_as_the_published_file():
@@ -150,6 +153,15 @@ def test_stages_are_unfrozen_by_name_and_batch_norm_never():
     assert learning(net) == ["conv2"]
     with pytest.raises(ArgumentError, match="trainable='conv9' is not known"):
         models.set_trainable(net, "conv9")
+
+
+def test_batch_norm_without_statistics_trains_with_its_backbone():
+    backbone = tiny()
+    backbone.get_layer("norm1").moving_mean.assign([0.0] * 4)
+    net = models.pretrained_embedder(backbone, trainable=True)
+    assert learning(net) == ["conv1", "norm1", "conv2"]
+    models.set_trainable(net, False)
+    assert learning(net) == []
 
 
 def test_batch_norm_holds_still_in_training():
@@ -300,23 +312,23 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
 @pytest.mark.parametrize(
     ("backbone", "settings", "said"),
     [
-        ("squeezenet", {"preprocess": "vgg16"}, "preprocess='vgg16': 'squeezenet' brings its own"),
+        ("squeezenet", {"preprocess": "vgg16"}, "preprocess='vgg16': the preprocessing of 'squeezenet' is"),
         ("squeezenet", {"weights": 3}, "weights is 3, of type int: pass a path"),
         (sized((32, 32, 3)), {"weights": "its.h5"}, "weights='its.h5': a backbone that is"),
         (
             sized((32, 32, 3)),
             {"image_shape": (64, 64, 3)},
-            r"takes images \(32, 32, 3\), and would",
+            r"takes images of shape \(32, 32, 3\), but",
         ),
-        (sized((None, None, 1)), {}, r"takes images \(None, None, 1\)"),
-        (keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), {}, "no feature maps"),
-        (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape=.* is no shape"),
-        (sized((32, 32, 3)), {"image_shape": 32}, "image_shape=.* is no shape"),
+        (sized((None, None, 1)), {}, r"takes images of shape \(None, None, 1\)"),
+        (keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), {}, "not feature maps"),
+        (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape=.* is not an image shape"),
+        (sized((32, 32, 3)), {"image_shape": 32}, "image_shape=.* is not an image shape"),
         (sized((32, 32, 3)), {"image_shape": (32, "a", 3)}, "width of image_shape"),
         ("vgg16", {"image_shape": (16, 16, 3)}, "backbone='vgg16' cannot be built for images"),
         (sized((32, 32, 3)), {"stages": "conv1"}, "stages must be a list.* Received str"),
-        (sized((32, 32, 3)), {"stages": ()}, r"stages=\(\) names no layers"),
-        (sized((32, 32, 3)), {"stages": []}, r"stages=\(\) names no layers"),
+        (sized((32, 32, 3)), {"stages": ()}, r"stages=\(\) is empty"),
+        (sized((32, 32, 3)), {"stages": []}, r"stages=\(\) is empty"),
         (
             sized((None, None, 3)),
             {"preprocess": 3},

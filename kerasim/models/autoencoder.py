@@ -1,4 +1,4 @@
-"""Autoencoders: images to a short code and back, and images to cleaner images."""
+"""Autoencoders, which reconstruct images from a few numbers, and a denoising autoencoder."""
 
 import math
 
@@ -17,62 +17,65 @@ def conv_autoencoder(
     activation: str = "relu",
     name: str = "conv_autoencoder",
 ) -> keras.Model:
-    """Builds a convolutional encoder and a dense decoder round a code of `latent_dim` numbers.
+    """Builds an autoencoder with a convolutional encoder and a dense decoder.
 
-    The encoder is a 3 x 3 convolution without padding for each entry of `widths`, with 2 x 2
-    max-pooling between them, then a linear layer; the decoder is dense, with a sigmoid.
+    The encoder applies a 3 x 3 convolution without padding for each entry of `widths`, with 2 x 2
+    max-pooling between them, then a linear dense layer. The decoder consists of dense layers; the
+    last one has a sigmoid.
+
+    Kernels start with the variance that preserves the size of signals through `activation` (for
+    ReLU that of He et al.). The output layer starts small, so that the first outputs are near 0.5.
 
     Args:
-        image_shape: `(height, width, channels)`; any size that survives the encoder.
-        latent_dim: Length of the code.
+        image_shape: `(height, width, channels)`, large enough for the encoder.
+        latent_dim: Number of latent dimensions.
         widths: Filters of each convolution, from the image inwards.
-        dense_widths: Units of each layer of the decoder, from the code outwards.
-        activation: Of every layer but the code (linear) and the image (sigmoid).
+        dense_widths: Units of each dense layer of the decoder, from the latent vector outwards.
+        activation: Activation of every layer except the latent vector (linear) and the image
+            (sigmoid).
         name: Name of the model.
 
     Returns:
         Model from images `(batch, *image_shape)` in [0, 1] to images of the same shape and
-        range; `get_layer("encoder")` maps images to codes `(batch, latent_dim)`,
-        `get_layer("decoder")` codes to images.
+        range. `get_layer("encoder")` maps images to latent vectors `(batch, latent_dim)`,
+        `get_layer("decoder")` latent vectors to images.
 
     Raises:
-        ArgumentError: If the image is too small for that many stages.
+        ArgumentError: If the image is too small for the number of convolutions.
 
     Reference:
-        Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647
+        Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647; initialization: He
+        et al., 2015. https://arxiv.org/abs/1502.01852
     """
     image_shape, widths = parts.check_sizes(image_shape, widths)
     latent_dim = checks.integer("latent_dim", latent_dim)
     dense_widths = parts.check_widths("dense_widths", dense_widths)
-    # The last convolution takes 3 pixels; n after pooling and a convolution were 2 n + 2 before.
+    # The last convolution needs 3 pixels; n pixels after pooling and a convolution need 2 n + 2.
     parts.check_least(image_shape, 5 * 2 ** (len(widths) - 1) - 2, widths)
 
-    images = keras.Input(image_shape, name="images")
+    images = parts.image_input(image_shape)
     x = images
     for n, filters in enumerate(widths, start=1):
         if n > 1:
-            x = layers.MaxPooling2D(name=f"pool{n - 1}")(x)
-        initializer = parts.kernel_initializer(activation)
-        convolution = layers.Conv2D(
-            filters, 3, activation=activation, kernel_initializer=initializer, name=f"conv{n}"
-        )
-        x = convolution(x)
-    x = layers.Flatten(name="flatten")(x)
-    codes = parts.dense(x, latent_dim, "codes", dtype="float32")
+            x = parts.max_pool(x, f"pool{n - 1}")
+        x = parts.conv(x, filters, f"conv{n}", activation=activation, padding="valid")
+    codes = parts.dense(parts.flatten(x), latent_dim, "codes", dtype="float32")
     encoder = keras.Model(images, codes, name="encoder")
 
-    codes = keras.Input((latent_dim,), name="codes")
+    codes = parts.vector_input(latent_dim, "codes")
     x = codes
     for n, units in enumerate(dense_widths, start=1):
         x = parts.dense(x, units, f"dense{n}", activation)
-    size = math.prod(image_shape)
-    initializer = keras.initializers.VarianceScaling(parts.OUTPUT_GAIN)
-    pixels = layers.Dense(
-        size, "sigmoid", kernel_initializer=initializer, dtype="float32", name="pixels"
+    pixels = parts.dense(
+        x,
+        math.prod(image_shape),
+        "pixels",
+        "sigmoid",
+        kernel_initializer=parts.output_initializer(),
+        dtype="float32",
     )
-    x = pixels(x)
-    x = layers.Reshape(image_shape, dtype="float32", name="image")(x)
-    return parts.joined(encoder, keras.Model(codes, x, name="decoder"), name)
+    image = layers.Reshape(image_shape, dtype="float32", name="image")(pixels)
+    return parts.joined(encoder, keras.Model(codes, image, name="decoder"), name)
 
 
 def residual_autoencoder(
@@ -84,45 +87,59 @@ def residual_autoencoder(
     activation: str = "silu",
     name: str = "residual_autoencoder",
 ) -> keras.Model:
-    """Builds a stronger autoencoder: strided convolutions in and out, residual blocks inside.
+    """Builds an autoencoder with a convolutional encoder and a convolutional decoder.
 
-    There is no batch norm: the noise of its batch means would be noise on the code.
+    The encoder applies a strided convolution for each entry of `widths`, residual blocks and dense
+    layers; the decoder mirrors it. There is no BatchNormalization: the noise of the batch
+    statistics would add noise to the latent vectors.
+
+    Without normalization, the initialization has to keep signals at their size. Kernels start with
+    the variance that preserves it through `activation` (for ReLU that of He et al.), and residual
+    blocks start as the identity (Zhang et al.). The output layer starts small, so that the first
+    outputs are near 0.5. With Glorot initialization the decoder's signal vanishes, and training
+    ends with the same constant image for every input.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
             `2 ** len(widths)`.
-        latent_dim: Length of the code.
+        latent_dim: Number of latent dimensions.
         widths: Filters of each stage, from the image inwards; each stage halves the image.
-        blocks: Residual blocks at the innermost stage, on the way in and on the way out.
-        dense_width: Units of the dense layer on either side of the code.
-        activation: Of every layer but the code (linear) and the image (sigmoid).
+        blocks: Residual blocks at the innermost stage of the encoder, and of the decoder.
+        dense_width: Units of the dense layer before the latent vector, and of that after it.
+        activation: Activation of every layer except the latent vector (linear) and the image
+            (sigmoid).
         name: Name of the model.
 
     Returns:
         Model as `conv_autoencoder` returns it, with "encoder" and "decoder".
 
     Raises:
-        ArgumentError: If the image cannot be halved that often; the message names the nearest
-            sizes.
+        ArgumentError: If the image cannot be halved `len(widths)` times; the message names the
+            nearest sizes.
 
     Reference:
-        He et al., 2016. https://arxiv.org/abs/1512.03385
+        He et al., 2016. https://arxiv.org/abs/1512.03385; initialization: He et al., 2015.
+        https://arxiv.org/abs/1502.01852, and Zhang et al., 2019. https://arxiv.org/abs/1901.09321
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 2)
     latent_dim = checks.integer("latent_dim", latent_dim)
     checks.integer("blocks", blocks, 0)
     dense_width = checks.integer("dense_width", dense_width)
 
-    images = keras.Input(image_shape, name="images")
+    images = parts.image_input(image_shape)
     x, shape = parts.encoded(images, widths, dense_width, activation, blocks)
     codes = parts.dense(x, latent_dim, "codes", dtype="float32")
     encoder = keras.Model(images, codes, name="encoder")
 
-    codes = keras.Input((latent_dim,), name="codes")
+    codes = parts.vector_input(latent_dim, "codes")
     x = parts.decoded(codes, shape, widths, dense_width, activation, blocks)
-    initializer = parts.doubling_initializer(parts.OUTPUT_GAIN)
     image = parts.double(
-        x, image_shape[2], "up1", "sigmoid", kernel_initializer=initializer, dtype="float32"
+        x,
+        image_shape[2],
+        "up1",
+        "sigmoid",
+        kernel_initializer=parts.doubling_initializer(parts.OUTPUT_GAIN),
+        dtype="float32",
     )
     return parts.joined(encoder, keras.Model(codes, image, name="decoder"), name)
 
@@ -133,50 +150,54 @@ def denoising_autoencoder(
     blocks: int = 1,
     name: str = "denoising_autoencoder",
 ) -> keras.Model:
-    """Builds a network that cleans images: skip connections at each stage, and no bottleneck.
+    """Builds a network that denoises images, with skip connections at each stage.
 
-    It predicts what to add to its input, and cuts the sum to [0, 1]. Under mixed precision that
-    sum is still made in float32.
+    It predicts the difference between the clean image and its input, and clips the sum to [0, 1].
+    The sum is computed in float32 under mixed precision as well.
+
+    The last convolution and the second one of each residual block start at zero: before training
+    the network returns its input, and signals keep their size through any number of blocks.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
             `2 ** (len(widths) - 1)`.
         widths: Filters of each stage, from the full image inwards; each stage but the first
             halves the image.
-        blocks: Residual blocks of each stage, on the way in and on the way out.
+        blocks: Residual blocks of each stage of the encoder, and of the decoder.
         name: Name of the model.
 
     Returns:
-        Model from noisy images `(batch, *image_shape)` in [0, 1] to clean ones.
+        Model from noisy images `(batch, *image_shape)`, whose values may lie outside [0, 1], to
+        clean images in [0, 1].
 
     Raises:
-        ArgumentError: If the image cannot be halved that often; the message names the nearest
-            sizes.
+        ArgumentError: If the image cannot be halved `len(widths) - 1` times; the message names the
+            nearest sizes.
 
     Reference:
-        Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; the residual: Zhang et al.,
-        2017. https://arxiv.org/abs/1608.03981
+        Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; prediction of the difference:
+        Zhang et al., 2017. https://arxiv.org/abs/1608.03981; initialization: Zhang et al., 2019.
+        https://arxiv.org/abs/1901.09321
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 1)
     checks.integer("blocks", blocks, 0)
 
     def stage(x, filters, name):
         for block in range(1, blocks + 1):
-            x = parts.residual_block(x, filters, f"{name}_block{block}", after=False)
+            x = parts.residual_block(x, filters, f"{name}_block{block}")
         return x
 
-    images = keras.Input(image_shape, name="images")
+    images = parts.image_input(image_shape)
     x = parts.conv(images, widths[0], "down1", activation=None)
     skips = [stage(x, widths[0], "in1")]
     for n, filters in enumerate(widths[1:], start=2):
-        x = layers.Conv2D(filters, 2, 2, name=f"down{n}")(skips[-1])
+        x = parts.downsample(skips[-1], filters, f"down{n}")
         skips.append(stage(x, filters, f"in{n}"))
     x = skips.pop()
     for n in range(len(skips), 0, -1):
-        x = layers.Conv2DTranspose(widths[n - 1], 2, 2, name=f"up{n}")(x)
+        x = parts.upsample(x, widths[n - 1], f"up{n}")
         x = layers.Add(name=f"skip{n}")([x, skips.pop()])
         x = stage(x, widths[n - 1], f"out{n}")
-    # Before training the network returns its input.
     change = parts.zero_conv(x, image_shape[-1], "change", "float32")
     total = layers.Add(dtype="float32", name="sum")([images, change])
     clean = layers.ReLU(max_value=1.0, dtype="float32", name="clean")(total)

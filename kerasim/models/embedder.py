@@ -1,10 +1,10 @@
-"""Convolutional embedders: images to vectors."""
+"""Convolutional embedders: models from images to embeddings."""
 
 import keras
 from keras import layers
 
 from kerasim import checks
-from kerasim.models.blocks import batch_norm, check_least, check_sizes, conv_norm
+from kerasim.models import blocks as parts
 
 
 def conv_embedder(
@@ -16,50 +16,57 @@ def conv_embedder(
     dense_width: int | None = None,
     name: str = "conv_embedder",
 ) -> keras.Model:
-    """Builds a plain convolutional embedder with batch norm.
+    """Builds a convolutional embedder with BatchNormalization.
 
-    Each stage is `convs` 3 x 3 convolutions, each with batch norm and `activation`. Between
-    stages 2 x 2 max-pooling halves the image; the last stage has no padding, and what it leaves
-    is averaged over its area.
+    Each stage applies `convs` 3 x 3 convolutions, each followed by BatchNormalization and
+    `activation`. 2 x 2 max-pooling between the stages halves the image. The last stage has no
+    padding; its output is averaged over all positions.
 
-    The net of the student report that kerasim began with, which has no activation at all:
+    BatchNormalization has a momentum of 0.9, so that its moving statistics, which inference uses,
+    are right after 60 training steps.
+
+    The network of the student report that kerasim began with, which has no activation:
     `conv_embedder((28, 28, 1), 2, convs=1, activation=None, dense_width=64)`.
 
     Args:
         image_shape: `(height, width, channels)`.
-        embedding_dim: Length of the embedding, which is linear: no activation, any length.
+        embedding_dim: Embedding size. The embedding is linear: its vectors have any length.
         widths: Filters of each stage, from the image inwards.
         convs: Convolutions of each stage.
-        activation: After each batch norm; None for none.
-        dense_width: Units of a dense layer with batch norm before the embedding; None for none.
+        activation: Activation after each BatchNormalization; None for none.
+        dense_width: Units of a dense layer with BatchNormalization before the embedding; None for
+            no such layer.
         name: Name of the model.
 
     Returns:
         Model from images `(batch, *image_shape)` in [0, 1] to `(batch, embedding_dim)`.
 
     Raises:
-        ArgumentError: If the image is too small for that many stages.
+        ArgumentError: If the image is too small for the number of stages.
+
+    Reference:
+        Ioffe & Szegedy, 2015. https://arxiv.org/abs/1502.03167
     """
-    image_shape, widths = check_sizes(image_shape, widths)
+    image_shape, widths = parts.check_sizes(image_shape, widths)
     embedding_dim = checks.integer("embedding_dim", embedding_dim)
     convs = checks.integer("convs", convs)
-    check_least(image_shape, (2 * convs + 1) * 2 ** (len(widths) - 1), widths)
+    parts.check_least(image_shape, (2 * convs + 1) * 2 ** (len(widths) - 1), widths)
 
-    images = keras.Input(image_shape, name="images")
+    images = parts.image_input(image_shape)
     x = images
     for n, filters in enumerate(widths, start=1):
         if n > 1:
-            x = layers.MaxPooling2D(name=f"pool{n - 1}")(x)
+            x = parts.max_pool(x, f"pool{n - 1}")
         padding = "same" if n < len(widths) else "valid"
         for m in range(1, convs + 1):
-            x = conv_norm(x, filters, f"conv{n}_{m}", padding, activation)
-    x = layers.GlobalAveragePooling2D(name="average")(x)
+            x = parts.conv_norm(x, filters, f"conv{n}_{m}", padding, activation)
+    x = layers.GlobalAveragePooling2D(data_format=parts.CHANNELS_LAST, name="average")(x)
     if dense_width is not None:
-        x = layers.Dense(checks.integer("dense_width", dense_width), name="dense")(x)
-        x = batch_norm("dense_norm")(x)
+        x = parts.dense(x, checks.integer("dense_width", dense_width), "dense")
+        x = parts.batch_norm("dense_norm")(x)
         if activation is not None:
             x = layers.Activation(activation, name="dense_activation")(x)
-    embeddings = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
+    embeddings = parts.dense(x, embedding_dim, "embeddings", dtype="float32")
     return keras.Model(images, embeddings, name=name)
 
 
@@ -69,16 +76,19 @@ def resnet_embedder(
     widths: tuple[int, ...] = (32, 64, 128, 256),
     name: str = "resnet_embedder",
 ) -> keras.Model:
-    """Builds a small residual embedder for small colour images.
+    """Builds a residual embedder for small color images.
 
-    A 3 x 3 convolution to `widths[0]`; then for each further width a convolution, 2 x 2
-    max-pooling and a residual block of two convolutions, all with batch norm and ReLU; the
-    largest value of each channel; a linear layer.
+    A 3 x 3 convolution with `widths[0]` filters; then for each further width a convolution, 2 x 2
+    max-pooling and a residual block of two convolutions, all with BatchNormalization and ReLU;
+    global max-pooling; a linear dense layer.
+
+    BatchNormalization has a momentum of 0.9, so that its moving statistics, which inference uses,
+    are right after 60 training steps.
 
     Args:
-        image_shape: `(height, width, channels)`; height and width survive `len(widths) - 1`
-            halvings.
-        embedding_dim: Length of the embedding.
+        image_shape: `(height, width, channels)`; height and width are `2 ** (len(widths) - 1)` or
+            more.
+        embedding_dim: Embedding size.
         widths: Filters of the first convolution and of each stage.
         name: Name of the model.
 
@@ -86,23 +96,24 @@ def resnet_embedder(
         Model from images `(batch, *image_shape)` in [0, 1] to `(batch, embedding_dim)`.
 
     Raises:
-        ArgumentError: If the image is too small for that many stages.
+        ArgumentError: If the image is too small for the number of stages.
 
     Reference:
-        He et al., 2016. https://arxiv.org/abs/1512.03385
+        He et al., 2016. https://arxiv.org/abs/1512.03385; BatchNormalization: Ioffe & Szegedy,
+        2015. https://arxiv.org/abs/1502.03167
     """
-    image_shape, widths = check_sizes(image_shape, widths)
+    image_shape, widths = parts.check_sizes(image_shape, widths)
     embedding_dim = checks.integer("embedding_dim", embedding_dim)
-    check_least(image_shape, 2 ** (len(widths) - 1), widths)
+    parts.check_least(image_shape, 2 ** (len(widths) - 1), widths)
 
-    images = keras.Input(image_shape, name="images")
-    x = conv_norm(images, widths[0], "conv0")
+    images = parts.image_input(image_shape)
+    x = parts.conv_norm(images, widths[0], "conv0")
     for n, filters in enumerate(widths[1:], start=1):
-        x = conv_norm(x, filters, f"conv{n}")
-        x = layers.MaxPooling2D(name=f"pool{n}")(x)
-        y = conv_norm(x, filters, f"block{n}_conv1")
-        y = conv_norm(y, filters, f"block{n}_conv2")
+        x = parts.conv_norm(x, filters, f"conv{n}")
+        x = parts.max_pool(x, f"pool{n}")
+        y = parts.conv_norm(x, filters, f"block{n}_conv1")
+        y = parts.conv_norm(y, filters, f"block{n}_conv2")
         x = layers.Add(name=f"block{n}_add")([x, y])
-    x = layers.GlobalMaxPooling2D(name="largest")(x)
-    embeddings = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
+    x = layers.GlobalMaxPooling2D(data_format=parts.CHANNELS_LAST, name="largest")(x)
+    embeddings = parts.dense(x, embedding_dim, "embeddings", dtype="float32")
     return keras.Model(images, embeddings, name=name)

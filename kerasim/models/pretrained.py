@@ -1,5 +1,6 @@
-"""Embedders on backbones that others have trained."""
+"""Embedders built on pretrained backbones."""
 
+import functools
 import hashlib
 import inspect
 import os
@@ -13,14 +14,14 @@ from kerasim import _keras_files, artifacts, checks
 from kerasim.data import SQUEEZENET_FILE, SQUEEZENET_SHA256, data_dir, shapes_of
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
-from kerasim.models.blocks import check_image_shape
+from kerasim.models import blocks as parts
 
 _POOLINGS = {
     "attention": AttentionPooling,
     "gem": GeneralizedMean,
-    "max": layers.GlobalMaxPooling2D,
-    "average": layers.GlobalAveragePooling2D,
-    "flatten": layers.Flatten,
+    "max": functools.partial(layers.GlobalMaxPooling2D, data_format=parts.CHANNELS_LAST),
+    "average": functools.partial(layers.GlobalAveragePooling2D, data_format=parts.CHANNELS_LAST),
+    "flatten": functools.partial(layers.Flatten, data_format=parts.CHANNELS_LAST),
 }
 
 
@@ -36,44 +37,48 @@ def pretrained_embedder(
     trainable: bool | str = False,
     name: str = "pretrained_embedder",
 ) -> keras.Model:
-    """Builds an embedder on a pretrained backbone: preprocessing, features, pooling, dense.
+    """Builds an embedder on a pretrained backbone: preprocessing, features, pooling, dense layer.
 
     The head of the student report that kerasim began with, on VGG16 or ResNet50: self-attention
-    among the positions of the features, max-pooling, flatten, dense:
+    among the positions of the features, max-pooling, flattening, a dense layer:
     `pretrained_embedder("vgg16", pooling="flatten", self_attention=True, image_shape=(224, 224,
-    3))`. Frozen features, for a baseline or for heads that train in seconds:
+    3))`. Frozen features, as a baseline or to train a head in seconds:
     `pretrained_embedder("vgg16", pooling="average", embedding_dim=None)`.
 
     Args:
-        backbone: A model of `keras.applications` by its name in lower case, "squeezenet" (v1.1,
-            the smallest), or a `keras.Model` from images to feature maps with weights of its own,
-            whose layers the embedder shares: what `trainable` freezes is frozen there, too.
-        weights: Of a backbone by name: "imagenet" (Keras downloads the file and checks its hash;
-            that of "squeezenet" lies in `data.data_dir()`), the path of a weights file, or None
-            for random numbers: figures of such an embedder say nothing of the backbone.
-        preprocess: What a `keras.Model` wants done with images in [0, 1]: a layer, or the name of
-            a backbone with the same preprocessing; None for nothing.
-        pooling: From feature maps to a vector: "attention", "gem", "max", "average", "flatten".
-        embedding_dim: Length of the embedding; None for the pooled features themselves.
-        image_shape: `(height, width, channels)`; None for any height or width that the backbone
-            takes, unless features are flattened. With one channel the backbone gets it three times.
-        stages: Names of layers of the backbone whose outputs are pooled and set side by side;
-            None for its output alone.
+        backbone: Name of a model of `keras.applications` in lower case, "squeezenet" (version 1.1,
+            the smallest), or a `keras.Model` from images to feature maps. The embedder shares the
+            layers and weights of such a model: `trainable` applies to it as well.
+        weights: For a backbone given by name: "imagenet" (Keras downloads the file and checks its
+            hash; that of "squeezenet" is read from `data.data_dir()`), the path of a weights file,
+            or None for random weights. With None pass `trainable=True`; BatchNormalization of the
+            backbone then trains with a momentum of 0.9, so that inference is right after 60 steps.
+        preprocess: Preprocessing of images in [0, 1] for a backbone that is a `keras.Model`: a
+            layer, or the name of a backbone with the same preprocessing; None for none.
+        pooling: How feature maps become a vector: "attention", "gem", "max", "average", "flatten".
+        embedding_dim: Embedding size; None to return the pooled features themselves.
+        image_shape: `(height, width, channels)`. None as height or width accepts any size that the
+            backbone accepts, unless features are flattened. With one channel, the channel is
+            repeated three times.
+        stages: Names of layers of the backbone whose outputs are pooled and concatenated; None for
+            the output of the backbone alone.
         self_attention: Whether dot-product attention among the positions and 2 x 2 max-pooling
-            come before `pooling`.
-        trainable: What learns of the backbone, as for `set_trainable`.
+            precede `pooling`.
+        trainable: Which layers of the backbone train, as for `set_trainable`.
         name: Name of the model.
 
     Returns:
         Model from images `(batch, *image_shape)` in [0, 1] to `(batch, embedding_dim)`.
-        `get_layer("backbone")` is the backbone; `get_layer("pooling").attend(features)` says
-        where attention pooling looked.
+        `get_layer("backbone")` is the backbone; `get_layer("pooling").attend(features)` returns the
+        weights of attention pooling.
 
     Raises:
-        ArgumentError: If the backbone is not known, or does not take such images.
-        ArgumentTypeError: If the backbone gives no feature maps, or `preprocess` is no layer.
-        ArtifactError: If there are no such weights, or they are damaged; the message says which
-            file goes where.
+        ArgumentError: If the backbone is not known, or does not take such images, or Keras would
+            build it channels-first.
+        ArgumentTypeError: If the backbone does not return feature maps, or `preprocess` is not a
+            layer.
+        ArtifactError: If the weights are missing or damaged; the message says which file belongs
+            where.
 
     Reference:
         VGG: Simonyan & Zisserman, 2015. https://arxiv.org/abs/1409.1556; ResNet: He et al., 2016.
@@ -83,27 +88,36 @@ def pretrained_embedder(
     checks.choice("pooling", pooling, tuple(_POOLINGS))
     checks.flag("self_attention", self_attention)
     artifacts.check_path("weights", "none" if weights is None else weights)
-    image_shape = check_image_shape(image_shape, open_size=True)
+    image_shape = parts.check_image_shape(image_shape, open_size=True)
     if image_shape[2] not in (1, 3):
-        raise ArgumentError(f"image_shape={image_shape}: pass 3 channels, or 1 for grey images.")
+        raise ArgumentError(f"image_shape={image_shape}: pass 3 channels, or 1 for gray images.")
     if stages is not None:
         stages = tuple(checks.listed("stages", stages))
         if not stages:
-            raise ArgumentError(f"stages={stages} names no layers: pass such as ('block4_pool',).")
+            raise ArgumentError(
+                f"stages={stages} is empty. Pass names of layers of the backbone, such as "
+                f"('block4_pool',), or None."
+            )
     rgb = (*image_shape[:2], 3)
     if isinstance(backbone, str):
         if preprocess is not None:
-            mend = "Leave it None, or pass the backbone as a keras.Model."
-            raise ArgumentError(f"preprocess={preprocess!r}: {backbone!r} brings its own. {mend}")
+            raise ArgumentError(
+                f"preprocess={preprocess!r}: the preprocessing of {backbone!r} is known. Leave it "
+                f"None, or pass the backbone as a keras.Model."
+            )
         preprocess, backbone = backbone, _named(backbone, weights, rgb)
     elif weights not in ("imagenet", None):
-        mend = "Leave it out, and call backbone.load_weights before."
-        raise ArgumentError(f"weights={weights!r}: a backbone that is a model has its own. {mend}")
+        raise ArgumentError(
+            f"weights={weights!r}: a backbone that is a keras.Model keeps its weights. Leave the "
+            f"argument out, and call backbone.load_weights before."
+        )
     height, width = _check_backbone(backbone, rgb)
     image_shape = height, width, image_shape[2]
     if (self_attention or pooling == "flatten") and None in image_shape:
-        what = f"image_shape={image_shape} leaves the size open, and these features are flattened"
-        raise ArgumentError(f"{what}: pass a height and a width, or another pooling.")
+        raise ArgumentError(
+            f"image_shape={image_shape} leaves the size open, but these features are flattened. "
+            f"Pass a height and a width, or another pooling."
+        )
     if isinstance(preprocess, str):
         BackbonePreprocessing.find(preprocess, "preprocess")
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
@@ -111,9 +125,10 @@ def pretrained_embedder(
         mend = "pass a name, or a layer such as keras.layers.Rescaling(255)"
         checks.kind("preprocess", preprocess, layers.Layer, mend)
 
-    images = keras.Input(image_shape, name="images")
-    grey = image_shape[2] == 1
-    x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3) if grey else images
+    images = parts.image_input(image_shape)
+    x = images
+    if image_shape[2] == 1:
+        x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3)
     x = x if preprocess is None else preprocess(x)
     maps = backbone.outputs if stages is None else [_output(backbone, name) for name in stages]
     several = len(maps) > 1
@@ -125,61 +140,84 @@ def pretrained_embedder(
             rows = layers.Reshape((-1, x.shape[-1]), name=f"rows{mark}")(x)
             y = layers.Attention(name=f"self_attention{mark}")([rows, rows])
             x = layers.Reshape(x.shape[1:], name=f"map{mark}")(y)
-            x = layers.MaxPooling2D(name=f"max{mark}")(x)
+            x = parts.max_pool(x, f"max{mark}")
         pooled.append(_POOLINGS[pooling](dtype="float32", name=f"pooling{mark}")(x))
     x = pooled[0] if not several else layers.Concatenate(dtype="float32", name="all")(pooled)
     if embedding_dim is not None:
         embedding_dim = checks.integer("embedding_dim", embedding_dim)
-        x = layers.Dense(embedding_dim, dtype="float32", name="embeddings")(x)
+        x = parts.dense(x, embedding_dim, "embeddings", dtype="float32")
     embedder = keras.Model(images, x, name=name)
     set_trainable(embedder, trainable)
     return embedder
 
 
 def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
-    """Says what learns of the backbone of a `pretrained_embedder`; compile the net again after.
+    """Sets which layers of the backbone of a `pretrained_embedder` train.
 
-    Batch norm is held still in any case: at small batches its averages would drift from those
-    that the backbone was trained with.
+    BatchNormalization layers that have statistics stay frozen in any case: at small batches their
+    averages would drift from those that the backbone was trained with. A layer whose statistics
+    are still the initial ones (mean 0, variance 1) has none to keep, and trains like any other.
+
+    Compile the model again after this call.
 
     Args:
-        embedder: As `pretrained_embedder` builds it.
-        trainable: False for nothing, True for everything, or the name of the layer of the
-            backbone from which on layers learn, in the order of its summary.
+        embedder: Model as `pretrained_embedder` builds it.
+        trainable: False for no layer, True for all, or the name of the first layer of the backbone
+            that trains, in the order of its summary.
 
     Raises:
         ArgumentError: If there is no such layer.
-        ArgumentTypeError: If `embedder` has no backbone.
+        ArgumentTypeError: If `embedder` has no layer named "backbone".
     """
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
-        came = f"Received {type(embedder).__name__}: pass what pretrained_embedder builds."
-        raise ArgumentTypeError(f"embedder must have a layer named backbone. {came}")
-    parts = embedder.get_layer("backbone").layers
-    names = [layer.name for layer in parts]
+        raise ArgumentTypeError(
+            f"embedder must have a layer named backbone. Received {type(embedder).__name__}: pass "
+            f"a model that pretrained_embedder built."
+        )
+    backbone_layers = embedder.get_layer("backbone").layers
+    names = [layer.name for layer in backbone_layers]
     if isinstance(trainable, str):
         checks.choice("trainable", trainable, names)
         first = names.index(trainable)
     else:
-        first = 0 if checks.flag("trainable", trainable) else len(parts)
-    for n, layer in enumerate(parts):
+        first = 0 if checks.flag("trainable", trainable) else len(backbone_layers)
+    for n, layer in enumerate(backbone_layers):
         layer.trainable = n >= first
-        for inner in layer._flatten_layers():  # a backbone may hold models
-            if isinstance(inner, layers.BatchNormalization):
-                inner.trainable = False
+        for norm in _batch_norms(layer):
+            if _has_statistics(norm):
+                norm.trainable = False
+
+
+def _batch_norms(layer):
+    """Returns the BatchNormalization layers in `layer`, which may be a model, itself included."""
+    inner = layer._flatten_layers()
+    return [one for one in inner if isinstance(one, layers.BatchNormalization)]
+
+
+def _has_statistics(norm: layers.BatchNormalization) -> bool:
+    """Returns whether the moving statistics differ from the initial ones."""
+    mean, variance = (
+        keras.ops.convert_to_numpy(x) for x in (norm.moving_mean, norm.moving_variance)
+    )
+    return bool(mean.any() or (variance != 1).any())
 
 
 def _check_backbone(backbone, image_shape):
-    """Returns height and width of images that a backbone takes, of that shape where it is given.
+    """Returns height and width of the images of a backbone; None where both leave them open.
 
-    Raises unless it maps such images to feature maps.
+    Raises unless it maps images of `image_shape` to feature maps.
     """
     taken, given = shapes_of("backbone", backbone)
     if len(given) != 3:
-        mend = "pass such as keras.Model(net.inputs, net.get_layer(...).output)"
-        raise ArgumentTypeError(f"backbone gives {given}, no feature maps: {mend}.")
+        raise ArgumentTypeError(
+            f"backbone returns outputs of shape {given}, not feature maps. Pass a model such as "
+            f"keras.Model(net.inputs, net.get_layer(...).output)."
+        )
     if any(a != b for a, b in zip(taken, image_shape, strict=True) if None not in (a, b)):
-        what = f"backbone takes images {taken}, and would get {image_shape}"
-        raise ArgumentError(f"{what}: pass that image_shape, or a backbone of three channels.")
+        raise ArgumentError(
+            f"backbone takes images of shape {taken}, but image_shape gives it {image_shape}. Pass "
+            f"that image_shape, or a backbone of three channels."
+        )
     return [a if b is None else b for a, b in zip(taken, image_shape, strict=True)][:2]
 
 
@@ -191,14 +229,24 @@ def _output(backbone, stage):
 def _named(name, weights, image_shape):
     """Returns the backbone of that name with its weights."""
     build = _squeezenet if name == "squeezenet" else BackbonePreprocessing.find(name)
+    if build is not _squeezenet and keras.config.image_data_format() != parts.CHANNELS_LAST:
+        # keras.applications has no argument for it.
+        raise ArgumentError(
+            f"backbone={name!r}: keras.applications would build it channels-first, as Keras is "
+            f'set. Call keras.config.set_image_data_format("channels_last") first.'
+        )
     try:
         backbone = build(include_top=False, weights=None, input_shape=image_shape)
     except ValueError as error:
-        what = f"backbone={name!r} cannot be built for images {image_shape}"
-        raise ArgumentError(f"{what}: {error} Pass another image_shape.") from error
+        raise ArgumentError(
+            f"backbone={name!r} cannot be built for images of shape {image_shape}: {error} Pass "
+            f"another image_shape."
+        ) from error
     if weights == "imagenet" and build is not _squeezenet:
         return _download(build, name, image_shape)  # now its size is known to fit
     if weights is None:
+        for norm in _batch_norms(backbone):
+            norm.momentum = parts.BATCH_NORM_MOMENTUM
         return backbone
     if weights == "imagenet":
         file = data_dir() / SQUEEZENET_FILE
@@ -250,15 +298,19 @@ def _download(build, name, image_shape):
 
 
 def _squeezenet(include_top, weights, input_shape):
-    """SqueezeNet v1.1, with the names of keras-squeezenet."""
-    images = keras.Input(input_shape)
-    x = layers.Conv2D(64, 3, 2, activation="relu", name="conv1")(images)
-    wide: dict = {"padding": "same", "activation": "relu"}
+    """SqueezeNet v1.1, with the layer names of keras-squeezenet."""
+
+    def conv(x, filters, size, name):
+        return parts.conv(x, filters, name, size=size)
+
+    images = parts.image_input(input_shape)
+    x = parts.conv(images, 64, "conv1", strides=2, size=3, padding="valid")
     for n in range(2, 10):
         if n in (2, 4, 6):
-            x = layers.MaxPooling2D(3, 2, name=f"pool{n - 1}")(x)
+            pool = layers.MaxPooling2D(3, 2, data_format=parts.CHANNELS_LAST, name=f"pool{n - 1}")
+            x = pool(x)
         narrow = 16 * (n // 2)
-        x = layers.Conv2D(narrow, 1, activation="relu", name=f"fire{n}_squeeze")(x)
-        sides = [layers.Conv2D(4 * narrow, k, name=f"fire{n}_{k}x{k}", **wide)(x) for k in (1, 3)]
+        x = conv(x, narrow, 1, f"fire{n}_squeeze")
+        sides = [conv(x, 4 * narrow, size, f"fire{n}_{size}x{size}") for size in (1, 3)]
         x = layers.Concatenate(name=f"fire{n}")(sides)
     return keras.Model(images, x, name="squeezenet")

@@ -1,4 +1,4 @@
-"""Embedders side by side: two inputs through one, or one input through several."""
+"""Two images through one embedder, or one image through several embedders."""
 
 import keras
 from keras import layers
@@ -7,22 +7,23 @@ from kerasim import checks
 from kerasim.data import check_embedder
 from kerasim.errors import ArgumentError
 from kerasim.layers import DISTANCES, Distance
+from kerasim.models import blocks as parts
 
 
 def siamese(
     embedder: keras.Model, distance: str | None = "euclidean", name: str = "siamese"
 ) -> keras.Model:
-    """Builds a net that passes two images through one embedder, whose weights they share.
+    """Builds a Siamese network: two images pass through one embedder with shared weights.
 
     Args:
-        embedder: `keras.Model` from images to vectors; training the net trains it.
-        distance: "euclidean", "squared_euclidean" or "cosine"; None for the embeddings of both,
-            which `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` take.
+        embedder: `keras.Model` from images to embeddings; training the network trains it.
+        distance: "euclidean", "squared_euclidean" or "cosine"; None to return both embeddings, as
+            `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` expect.
         name: Name of the model.
 
     Returns:
-        Model from `[left, right]`, each `(batch, *image_shape)`, to their distances
-        `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`.
+        Model from `[left, right]`, each `(batch, *image_shape)`, to the distances of their
+        embeddings `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`.
 
     Raises:
         ArgumentError: If the embedder does not map one image to one vector, or there is no such
@@ -35,7 +36,7 @@ def siamese(
     shape, dim = check_embedder("embedder", embedder)
     if distance is not None:
         checks.choice("distance", distance, DISTANCES)
-    left, right = keras.Input(shape, name="left"), keras.Input(shape, name="right")
+    left, right = parts.image_input(shape, "left"), parts.image_input(shape, "right")
     vectors = [embedder(left), embedder(right)]
     if distance is not None:
         output = Distance(distance, name="distance")(vectors)
@@ -46,10 +47,10 @@ def siamese(
 
 
 def ensemble(embedders, name: str = "ensemble") -> keras.Model:
-    """Builds one embedder of several: their embeddings, each of unit length, side by side.
+    """Builds an embedder that concatenates the embeddings of several, each scaled to unit length.
 
-    The cosine of two joint embeddings is the mean of the members' cosines. Train the members, not
-    the ensemble: the gradient of a unit vector at zero is not finite.
+    The cosine similarity of two such embeddings is the mean of the members' cosine similarities.
+    Train the members, not the ensemble: the gradient of a unit vector at zero is not finite.
 
     Args:
         embedders: Two models or more from images of one shape to vectors.
@@ -60,20 +61,23 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
         of its members.
 
     Raises:
-        ArgumentError: If there are fewer than two, or they take images of several shapes.
+        ArgumentError: If there are fewer than two models, or they take images of several shapes.
     """
     embedders = checks.listed("embedders", embedders)
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]
     if len(set(shapes)) > 1:
-        held = f"images of several shapes, {shapes}"
-        raise ArgumentError(f"embedders take {held}: pass models of one shape.")
-    images = keras.Input(shapes[0], name="images")
-    parts = []
+        raise ArgumentError(
+            f"embedders take images of several shapes, {shapes}. Pass models of one image shape."
+        )
+    images = parts.image_input(shapes[0])
+    unit_embeddings = []
     for n, embedder in enumerate(embedders, start=1):
-        # Under a name of its own, for two members may have the same.
+        # Two members may have the same name, hence a model with a new one.
         member = keras.Model(embedder.inputs[0], embedder.outputs[0], name=f"member{n}")
-        parts.append(layers.UnitNormalization(dtype="float32", name=f"unit{n}")(member(images)))
-    embeddings = layers.Concatenate(dtype="float32", name="embeddings")(parts)
+        unit_embeddings.append(
+            layers.UnitNormalization(dtype="float32", name=f"unit{n}")(member(images))
+        )
+    embeddings = layers.Concatenate(dtype="float32", name="embeddings")(unit_embeddings)
     return keras.Model(images, embeddings, name=name)

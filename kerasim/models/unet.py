@@ -1,4 +1,4 @@
-"""Networks for diffusion: which noise an image holds, and how much."""
+"""Networks for diffusion: prediction of the noise of an image, and of its standard deviation."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from kerasim import checks
 from kerasim.diffusion import NoiseSchedule
 from kerasim.errors import ArgumentError
 from kerasim.layers import LogEnergy, TimeEmbedding
-from kerasim.models.blocks import check_sizes, conv, zero_conv
+from kerasim.models import blocks as parts
 
 
 def unet(
@@ -26,35 +26,41 @@ def unet(
 ) -> keras.Model:
     """Builds a network that predicts the noise in an image at a step of a `NoiseSchedule`.
 
-    Residual blocks with group norm, told the step (and the class) by an embedding; each stage but
-    the first halves the image, and its way out gets what its way in kept. Train it on
-    `data.DiffusionBatches` with "mse"; compile it with an optimizer of `use_ema=True`.
+    Residual blocks with GroupNormalization, conditioned on an embedding of the step (and of the
+    class). Each stage but the first halves the image; skip connections join the encoder and the
+    decoder. Train it on `data.DiffusionBatches` with "mse", and compile it with an optimizer of
+    `use_ema=True`.
+
+    The second convolution of each residual block starts at zero, so that a block is the identity
+    before training, and so does the output layer, as in the paper's implementation. Other
+    convolutions start with the variance that preserves the size of signals.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
             `patch * 2 ** (len(widths) - 1)`.
         widths: Filters of each stage, from the full image inwards; multiples of `groups`.
-        attention: How many stages, the innermost ones, look at the whole image by self-attention
-            after each block.
+        attention: Number of stages, counted from the innermost one, with self-attention after each
+            block.
         num_classes: Number of classes, 1 or more; None for a network without labels.
-        blocks: Residual blocks of each stage, on the way in and on the way out.
-        groups: Of group norm.
-        patch: Side of the squares of pixels that the first layer takes together and the last one
-            draws; 2 spares the work on the full image, which is half of it or more.
-        schedule: None for layers that say the noise itself; small networks get it wrong where
-            there is little else, and draw badly. Given, they say the velocity v, of which the
-            noise is `sqrt(1 - abar) images + sqrt(abar) v`: train with `weighting="velocity"`.
+        blocks: Residual blocks of each stage of the encoder, and of the decoder.
+        groups: Groups of GroupNormalization.
+        patch: Stride of the first layer, and of the last. 2 halves the image at once, which saves
+            more than half of the computation.
+        schedule: None for a network that predicts the noise itself. Small networks predict it
+            badly where there is little else, and then generate bad images. With a schedule the
+            network predicts the velocity v, and its output is the noise
+            `sqrt(1 - abar) images + sqrt(abar) v`; train it with `weighting="velocity"`.
         name: Name of the model.
 
     Returns:
         Model from a dict of "images" `(batch, *image_shape)` in model space, "t" `(batch,)` int32
         and, with `num_classes`, "labels" `(batch,)` int32 (`num_classes` or -1: no label) to
-        the noise, float32 `(batch, *image_shape)`. `get_layer("bottleneck").output` is the
-        innermost stage.
+        the noise, float32 `(batch, *image_shape)`. `get_layer("bottleneck").output` is the output
+        of the innermost stage.
 
     Raises:
-        ArgumentError: If the image cannot be halved that often (the message names the nearest
-            sizes) or widths are no multiples of `groups`.
+        ArgumentError: If the image cannot be halved `len(widths) - 1` times (the message names the
+            nearest sizes) or widths are not multiples of `groups`.
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; classes: Ho & Salimans, 2022.
@@ -63,16 +69,18 @@ def unet(
         https://arxiv.org/abs/2202.00512
     """
     patch = checks.integer("patch", patch)
-    image_shape, widths = check_sizes(image_shape, widths, patch)
+    image_shape, widths = parts.check_sizes(image_shape, widths, patch)
     checks.integer("attention", attention, 0, len(widths))
     checks.integer("blocks", blocks)
     checks.integer("groups", groups)
     if schedule is not None:
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
     if any(width % groups for width in widths):
-        raise ArgumentError(f"widths={widths} must be multiples of groups={groups}: change either.")
+        raise ArgumentError(
+            f"widths={widths} must be multiples of groups={groups}. Change either of them."
+        )
 
-    images = keras.Input(image_shape, name="images")
+    images = parts.image_input(image_shape)
     inputs = {"images": images, "t": keras.Input((), dtype="int32", name="t")}
     told = TimeEmbedding(2 * widths[0], name="time")(inputs["t"])
     told = layers.Dense(4 * widths[0], "silu", name="time1")(told)
@@ -80,7 +88,7 @@ def unet(
     if num_classes is not None:
         num_classes = checks.integer("num_classes", num_classes)
         inputs["labels"] = keras.Input((), dtype="int32", name="labels")
-        # One more than there are classes: the last says that there is no label, as -1 does.
+        # One more row than there are classes: the last one stands for "no label", as -1 does.
         label = ops.where(inputs["labels"] < 0, num_classes, inputs["labels"])
         label = layers.Embedding(num_classes + 1, 4 * widths[0], name="classes")(label)
         told = layers.Add(name="told")([told, label])
@@ -91,15 +99,15 @@ def unet(
         return layers.Activation("silu", name=f"{name}_act")(x)
 
     def block(x, filters, name):
-        y = conv(norm_act(x, f"{name}_1"), filters, f"{name}_conv1", activation=None)
+        y = parts.conv(norm_act(x, f"{name}_1"), filters, f"{name}_conv1", activation=None)
         by_step = layers.Dense(filters, name=f"{name}_told")(told)
         by_step = layers.Reshape((1, 1, filters), name=f"{name}_told_map")(by_step)
         y = layers.Add(name=f"{name}_add_told")([y, by_step])
         y = norm_act(y, f"{name}_2")
-        # Before training a block passes on what it gets.
-        y = zero_conv(y, filters, f"{name}_conv2")
+        # Before training a block is the identity.
+        y = parts.zero_conv(y, filters, f"{name}_conv2")
         if x.shape[-1] != filters:
-            x = layers.Conv2D(filters, 1, name=f"{name}_shortcut")(x)
+            x = parts.conv(x, filters, f"{name}_shortcut", size=1, activation=None)
         return layers.Add(name=f"{name}_add")([x, y])
 
     def look(x, name):
@@ -117,23 +125,30 @@ def unet(
                 x = look(x, f"{way}{n + 1}_attention{m}")
         return x
 
-    x = conv(images, widths[0], "first", patch, activation=None)
+    x = parts.conv(images, widths[0], "first", patch, activation=None)
     kept = []
     for n in range(len(widths)):
         if n:
-            x = layers.Conv2D(widths[n], 2, 2, name=f"down{n + 1}")(x)
+            x = parts.downsample(x, widths[n], f"down{n + 1}")
         x = stage(x, n, "in")
         kept.append(x)
     x = layers.Activation("linear", name="bottleneck")(kept.pop())
     x = stage(x, len(widths) - 1, "out")
     for n in reversed(range(len(widths) - 1)):
-        x = layers.Conv2DTranspose(widths[n], 2, 2, name=f"up{n + 1}")(x)
+        x = parts.upsample(x, widths[n], f"up{n + 1}")
         x = layers.Concatenate(name=f"skip{n + 1}")([x, kept.pop()])
         x = stage(x, n, "out")
-    size, what = 3 if patch == 1 else 2 * patch, "noise" if schedule is None else "velocity"
-    first: Any = {"kernel_initializer": "zeros", "dtype": "float32"}
-    draw = layers.Conv2DTranspose(image_shape[-1], size, patch, "same", name=what, **first)
-    noise = draw(norm_act(x, "last"))
+    output_layer = layers.Conv2DTranspose(
+        image_shape[-1],
+        3 if patch == 1 else 2 * patch,
+        patch,
+        "same",
+        data_format=parts.CHANNELS_LAST,
+        kernel_initializer="zeros",
+        dtype="float32",
+        name="noise" if schedule is None else "velocity",
+    )
+    noise = output_layer(norm_act(x, "last"))
     if schedule is not None:
         abar = schedule.alphas_cumprod
         shares = layers.Embedding(len(abar), 2, trainable=False, dtype="float32", name="schedule")
@@ -149,43 +164,52 @@ def noise_estimator(
     dense_width: int = 64,
     name: str = "noise_estimator",
 ) -> keras.Model:
-    """Builds a network that says how much noise an image holds.
+    """Builds a network that estimates the standard deviation of the noise in an image.
 
-    Before training it says how much neighbouring pixels differ, across and down at once: noise, and
-    whatever edges the image has. What it learns is a factor on that: 3 x 3 convolutions without a
-    bias find what does not look like an image; the logarithms of their mean squares,
-    `layers.LogEnergy`, say how much of it there is. Train it on `data.NoiseBatches` with
+    Before training it returns the root mean square of the second difference of neighboring pixels,
+    scaled so that it is the standard deviation for pure noise; edges of the image add to it. The
+    network learns a factor on that estimate from 3 x 3 convolutions without bias: the logarithms of
+    their mean squares (`layers.LogEnergy`) tell noise from image. The last layer starts at zero,
+    that is, at a factor of 1. Train it on `data.NoiseBatches` with
     "mean_absolute_percentage_error".
 
     Args:
         image_shape: `(height, width, channels)`; height and width are 2 or more.
         widths: Filters of each convolution.
-        dense_width: Units of the dense layer after them.
+        dense_width: Units of the dense layer after the convolutions.
         name: Name of the model.
 
     Returns:
-        Model from noisy images `(batch, *image_shape)`, not cut to [0, 1], to the standard
+        Model from noisy images `(batch, *image_shape)`, not clipped to [0, 1], to the standard
         deviation of their noise in units of [0, 1], `(batch, 1)`.
 
     Raises:
-        ArgumentError: If the image is smaller than 2 x 2, or a width is none.
+        ArgumentError: If the image is smaller than 2 x 2, or a width is not positive.
 
     Reference:
-        The start, with a smaller mask: Immerkaer, 1996. https://doi.org/10.1006/cviu.1996.0060
+        The estimate before training, with a smaller mask: Immerkaer, 1996.
+        https://doi.org/10.1006/cviu.1996.0060
     """
-    image_shape, widths = check_sizes(image_shape, widths)
+    image_shape, widths = parts.check_sizes(image_shape, widths)
     for side in image_shape[:2]:
         checks.integer(f"each side of image_shape={image_shape}", side, 2)
-    images = keras.Input(image_shape, name="images")
+    images = parts.image_input(image_shape)
     x, energies = images, []
     for n, filters in enumerate(widths, start=1):
-        x = layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"conv{n}")(x)
+        x = parts.conv(
+            x,
+            filters,
+            f"conv{n}",
+            activation=None,
+            kernel_initializer=parts.kernel_initializer("relu"),
+            use_bias=False,
+        )
         energies.append(LogEnergy(name=f"energy{n}")(x))
         x = layers.ReLU(name=f"act{n}")(x)
     x = layers.Concatenate(name="energies")(energies)
-    x = layers.Dense(checks.integer("dense_width", dense_width), "relu", name="dense")(x)
+    x = parts.dense(x, checks.integer("dense_width", dense_width), "dense", "relu")
     factor = layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="factor")(x)
-    # Of noise alone this has the standard deviation of a pixel: four pixels, halved.
+    # The sum of four independent pixels has twice their standard deviation.
     rough = ops.diff(ops.diff(images, axis=1), axis=2)
     rough = ops.mean(LogEnergy(name="rough")(rough / 2), axis=1, keepdims=True) / 2
     sigma = layers.Activation("exponential", dtype="float32", name="sigma")(rough + factor)

@@ -3,11 +3,10 @@
 import math
 
 import keras
-from keras import layers
 
 from kerasim import checks
 from kerasim.layers import Sampling
-from kerasim.models.blocks import OUTPUT_GAIN, check_sizes, conv, decoded, double, encoded, joined
+from kerasim.models import blocks as parts
 
 
 def vae(
@@ -19,63 +18,68 @@ def vae(
     activation: str = "relu",
     name: str = "vae",
 ) -> keras.Model:
-    """Builds a variational autoencoder: each image is a Gaussian of codes, not one code.
+    """Builds a variational autoencoder, whose encoder predicts a Gaussian for each image.
 
-    Compile it with "binary_crossentropy": that is a mean over pixels, and the divergence, which
-    `layers.Sampling` adds by itself, is divided by the number of values of an image to fit. So
-    the training loss times `height * width * channels` is the negative evidence lower bound, in
-    nats, if `beta` is 1.
+    Compile it with "binary_crossentropy". That loss is a mean over pixels; `layers.Sampling` adds
+    the Kullback-Leibler divergence to it, divided by the number of values of an image. With
+    `beta=1` the training loss times `height * width * channels` is therefore the negative evidence
+    lower bound in nats.
 
-    In training the decoder gets a code drawn from that Gaussian; otherwise its mean, so that
-    `predict`, `data.embed` and what is exported draw nothing. `evaluate` and `val_loss` are of the
-    mean, too, and a little lower than the bound: for that call the model with `training=True`.
+    In training the decoder gets a latent vector sampled from the Gaussian. In inference it gets
+    the mean, so that `predict`, `data.embed` and exported models are deterministic. `evaluate` and
+    `val_loss` use the mean as well and are a little lower than the bound; to compute the bound,
+    call the model with `training=True`.
+
+    Kernels start with the variance that preserves the size of signals through `activation` (for
+    ReLU that of He et al.). The output layer starts small, so that the first outputs are near 0.5.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
             `2 ** len(widths)`.
-        latent_dim: Length of the code.
+        latent_dim: Number of latent dimensions.
         widths: Filters of each stage, from the image inwards; each stage halves the image.
-        dense_width: Units of the dense layer on either side of the code.
-        beta: Weight of the divergence, 0 or more; above 1 the codes say less and lie closer to a
-            standard Gaussian.
-        activation: Of every layer but the code (linear) and the image (sigmoid).
+        dense_width: Units of the dense layer before the latent vector, and of that after it.
+        beta: Weight of the divergence, 0 or more. Above 1, latent vectors carry less information
+            and lie closer to a standard Gaussian.
+        activation: Activation of every layer except the mean and log-variance (linear) and the
+            image (sigmoid).
         name: Name of the model.
 
     Returns:
-        Model from images `(batch, *image_shape)` in [0, 1] to images of the same shape and range;
-        `get_layer("encoder")` maps images to mean codes `(batch, latent_dim)`,
-        `get_layer("decoder")` codes to images.
+        Model from images `(batch, *image_shape)` in [0, 1] to images of the same shape and range.
+        `get_layer("encoder")` maps images to mean latent vectors `(batch, latent_dim)`,
+        `get_layer("decoder")` latent vectors to images.
 
     Raises:
-        ArgumentError: If the image cannot be halved that often; the message names the nearest
-            sizes.
+        ArgumentError: If the image cannot be halved `len(widths)` times; the message names the
+            nearest sizes.
 
     Reference:
         Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114; beta: Higgins et al., 2017.
-        https://openreview.net/forum?id=Sy2fzU9gl
+        https://openreview.net/forum?id=Sy2fzU9gl; initialization: He et al., 2015.
+        https://arxiv.org/abs/1502.01852
     """
-    image_shape, widths = check_sizes(image_shape, widths, 2)
+    image_shape, widths = parts.check_sizes(image_shape, widths, 2)
     latent_dim = checks.integer("latent_dim", latent_dim)
     dense_width = checks.integer("dense_width", dense_width)
     weight = checks.number("beta", beta, 0) / math.prod(image_shape)
 
-    images = keras.Input(image_shape, name="images")
-    x, shape = encoded(images, widths, dense_width, activation)
-    mean = layers.Dense(latent_dim, dtype="float32", name="mean")(x)
-    log_variance = layers.Dense(latent_dim, dtype="float32", name="log_variance")(x)
+    images = parts.image_input(image_shape)
+    x, shape = parts.encoded(images, widths, dense_width, activation)
+    mean = parts.dense(x, latent_dim, "mean", dtype="float32")
+    log_variance = parts.dense(x, latent_dim, "log_variance", dtype="float32")
     codes = Sampling(weight, name="codes")([mean, log_variance])
     encoder = keras.Model(images, codes, name="encoder")
 
-    codes = keras.Input((latent_dim,), name="codes")
-    x = decoded(codes, shape, widths, dense_width, activation)
-    x = double(x, widths[0], "up1", activation=activation)
-    initializer = keras.initializers.VarianceScaling(OUTPUT_GAIN)
-    image = conv(
+    codes = parts.vector_input(latent_dim, "codes")
+    x = parts.decoded(codes, shape, widths, dense_width, activation)
+    x = parts.double(x, widths[0], "up1", activation)
+    image = parts.conv(
         x,
         image_shape[-1],
         "image",
         activation="sigmoid",
-        kernel_initializer=initializer,
+        kernel_initializer=parts.output_initializer(),
         dtype="float32",
     )
-    return joined(encoder, keras.Model(codes, image, name="decoder"), name)
+    return parts.joined(encoder, keras.Model(codes, image, name="decoder"), name)
