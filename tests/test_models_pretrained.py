@@ -222,10 +222,10 @@ def test_a_file_of_weights_of_another_format_is_refused(tmp_path):
 @pytest.mark.fault(48)
 def test_squeezenet_says_which_file_goes_where_and_checks_its_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("KERASIM_DATA_DIR", str(tmp_path))
-    with pytest.raises(ArtifactError, match="squeezenet_notop.h5.*put the file of that name"):
+    with pytest.raises(ArtifactError, match="squeezenet_notop.h5.*Run `kerasim fetch squeezenet`"):
         models.pretrained_embedder("squeezenet")
     (tmp_path / "squeezenet_notop.h5").write_bytes(b"truncated")
-    with pytest.raises(ArtifactError, match="is damaged: fetch it again"):
+    with pytest.raises(ArtifactError, match="is damaged: its SHA-256 is not"):
         models.pretrained_embedder("squeezenet")
 
 
@@ -235,8 +235,8 @@ def test_squeezenet_takes_the_published_file_from_the_data_folder(tmp_path, monk
     file = tmp_path / "ours.weights.h5"
     built.save_weights(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr(pretrained, "_SQUEEZENET", file.name)
-    monkeypatch.setattr(pretrained, "_SQUEEZENET_SHA256", digest)
+    monkeypatch.setattr(pretrained, "SQUEEZENET_FILE", file.name)
+    monkeypatch.setattr(pretrained, "SQUEEZENET_SHA256", digest)
     loaded = models.pretrained_embedder("squeezenet").get_layer("backbone")
     for ours, wanted in zip(loaded.get_weights(), built.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, wanted)
@@ -312,7 +312,11 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
 @pytest.mark.parametrize(
     ("backbone", "settings", "said"),
     [
-        ("squeezenet", {"preprocess": "vgg16"}, "preprocess='vgg16': the preprocessing of 'squeezenet' is"),
+        (
+            "squeezenet",
+            {"preprocess": "vgg16"},
+            "preprocess='vgg16': the preprocessing of 'squeezenet' is",
+        ),
         ("squeezenet", {"weights": 3}, "weights is 3, of type int: pass a path"),
         (sized((32, 32, 3)), {"weights": "its.h5"}, "weights='its.h5': a backbone that is"),
         (
@@ -321,7 +325,11 @@ def test_an_open_size_is_that_of_a_backbone_of_one_size():
             r"takes images of shape \(32, 32, 3\), but",
         ),
         (sized((None, None, 1)), {}, r"takes images of shape \(None, None, 1\)"),
-        (keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), {}, "not feature maps"),
+        (
+            keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]),
+            {},
+            "not feature maps",
+        ),
         (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape=.* is not an image shape"),
         (sized((32, 32, 3)), {"image_shape": 32}, "image_shape=.* is not an image shape"),
         (sized((32, 32, 3)), {"image_shape": (32, "a", 3)}, "width of image_shape"),
