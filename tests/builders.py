@@ -13,8 +13,10 @@ def embedder(name="conv_embedder"):
 
 
 def backbone():
-    images = keras.Input(IMAGE_SHAPE)
-    return keras.Model(images, keras.layers.Conv2D(4, 3)(images))
+    """Returns a backbone of a user who sets what kerasim cannot set for them."""
+    images = keras.Input(IMAGE_SHAPE, dtype="float32")
+    features = keras.layers.Conv2D(4, 3, data_format="channels_last")(images)
+    return keras.Model(images, features)
 
 
 BUILDERS = {
