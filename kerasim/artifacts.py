@@ -256,11 +256,15 @@ def read_array(path) -> np.ndarray:
 def fingerprint(model) -> str:
     """Returns a digest of the layers, settings and weights of a `model`: 64 hexadecimal digits.
 
-    Two models with the same fingerprint give the same embeddings; preprocessing counts, for
-    it happens inside. It survives saving and loading.
+    Two models with the same fingerprint give the same embeddings; preprocessing counts, because it
+    is part of the model. Names of layers and settings of `compile` do not count. The fingerprint
+    survives saving and loading.
+
+    Args:
+        model: A `keras.Model`.
 
     Raises:
-        ArgumentTypeError: If it is no `keras.Model`.
+        ArgumentTypeError: If it is not a `keras.Model`.
     """
     checks.like("embedder", model, "to_json", "a keras.Model")
     digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())
@@ -271,26 +275,82 @@ def fingerprint(model) -> str:
 
 
 def architecture(model) -> dict:
-    """Returns the config of a `model` with its layers' names replaced by their order.
+    """Returns the configuration of a `model` without the names of its layers.
 
-    Keras counts unnamed layers up through a process: `dense_4` may be `dense` in the next.
+    Keras counts up the names of unnamed layers in a process: `dense_4` may be `dense` in the next
+    process. Names are left out where they only name a layer, and references to layers become their
+    position. A setting stays, even if it reads like the name of a layer. What follows from the
+    rest, or concerns training alone (`build_config`, `compile_config`), is left out as well.
+
+    Args:
+        model: A `keras.Model`.
     """
+    return _nameless(json.loads(model.to_json()), {}, is_layer=True)
 
-    def strings(node):
-        """Yields each string below `node`, with the dict or list that holds it and its key."""
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if isinstance(value, str):
-                yield node, key, value
-            elif isinstance(value, (dict, list)):
-                yield from strings(value)
 
-    config = json.loads(model.to_json())["config"]
-    found = list(strings(config))
-    names = dict.fromkeys(value for _, key, value in found if key == "name")
-    numbers = {name: f"#{n}" for n, name in enumerate(names)}
-    for holder, key, value in found:
-        holder[key] = numbers.get(value, value)
-    return config
+def _nameless(node, positions: dict, is_layer: bool = False) -> Any:
+    """Returns a part of a configuration without names of layers.
+
+    Args:
+        node: The part.
+        positions: What stands for the name of each layer of the innermost functional model.
+        is_layer: Whether this part describes a layer.
+    """
+    if isinstance(node, list):
+        return [_nameless(value, positions) for value in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("class_name") == "__keras_tensor__":
+        name, *which = node["config"].get("keras_history") or [None]
+        history = [positions.get(name, name), *which]
+        return {**node, "config": {**node["config"], "keras_history": history}}
+    config = node.get("config")
+    if "class_name" not in node or not isinstance(config, dict):
+        return {key: _nameless(value, positions) for key, value in node.items()}
+    kept = {key: value for key, value in node.items() if key not in _LEFT_OUT}
+    kept["config"] = _nameless_config(config, positions, is_layer or _describes_layer(node))
+    for key in kept.keys() - {"config"}:
+        kept[key] = _nameless(kept[key], positions)
+    return kept
+
+
+# Beside the configuration of an object: its name, and what follows from the rest.
+_LEFT_OUT = {"name", "build_config", "compile_config", "shared_object_id"}
+_ENDS = {"input_layers", "output_layers"}
+
+
+def _nameless_config(config: dict, positions: dict, is_layer: bool) -> dict:
+    config = {key: value for key, value in config.items() if key != "name" or not is_layer}
+    layers = config.get("layers") if is_layer else None
+    if not isinstance(layers, list):
+        return {key: _nameless(value, positions) for key, value in config.items()}
+    if _ENDS <= config.keys():  # a functional model, whose layers refer to one another by name
+        positions = {layer["name"]: f"#{number}" for number, layer in enumerate(layers)}
+    result = {key: _nameless(value, positions) for key, value in config.items() if key != "layers"}
+    result["layers"] = [_nameless(layer, positions, is_layer=True) for layer in layers]
+    for key in _ENDS & config.keys():
+        result[key] = _nameless_ends(config[key], positions)
+    return result
+
+
+def _nameless_ends(node, positions: dict):
+    """Returns the inputs or outputs of a functional model, each a list [name, node, tensor]."""
+    if isinstance(node, dict):
+        return {key: _nameless_ends(value, positions) for key, value in node.items()}
+    if isinstance(node, list) and len(node) == 3 and isinstance(node[0], str):
+        return [positions.get(node[0], node[0]), *node[1:]]
+    return [_nameless_ends(value, positions) for value in node] if isinstance(node, list) else node
+
+
+def _describes_layer(node: dict) -> bool:
+    """Returns whether the `name` in the configuration of an object is that of a layer.
+
+    The configuration of every layer tells whether it is trainable. Other objects, such as the data
+    type "float16", may have a name that is a setting.
+    """
+    module = node.get("module")
+    is_operation = isinstance(module, str) and module.startswith("keras.src.ops.")
+    return is_operation or "trainable" in node["config"]
 
 
 @contextlib.contextmanager

@@ -506,6 +506,133 @@ def test_a_fingerprint_changes_with_the_size_of_the_images_where_no_weight_does(
     assert artifacts.fingerprint(models[0]) != artifacts.fingerprint(models[1])
 
 
+# The parts of generated networks: a layer, its settings, and others that give other vectors.
+MENU = {
+    "Activation": [("relu",), ("sigmoid",), ("tanh",)],
+    "Conv2D": [(2, 3), (3, 3), (2, 1)],
+    "MaxPooling2D": [(2, 1, "same"), (2, 1, "valid"), (3, 1, "same")],
+    "AveragePooling2D": [(2, 1, "same"), (2, 1, "valid")],
+    "Rescaling": [(2.0,), (0.5,), (2.0, 1.0)],
+    "Resizing": [(6, 6, "bilinear"), (6, 6, "nearest"), (5, 6, "bilinear")],
+    "LeakyReLU": [(0.1,), (0.2,)],
+    "Dropout": [(0.1,), (0.2,)],
+}
+PARTS = [(kind, n) for kind, settings in MENU.items() for n in range(len(settings))]
+# Names that read like settings of the layers, and others.
+NAMES = ["relu", "sigmoid", "same", "valid", "bilinear", "nearest", "float32", "channels_last", "x"]
+
+
+def network(keras, parts, names, functional=True, skip=False, dtype=None):
+    """Builds a network of parts of `MENU`, whose layers are named in the order of `names`."""
+    keras.utils.set_random_seed(0)
+    names = [f"{names[n % len(names)]}{'_' * (n // len(names))}" for n in range(len(parts) + 1)]
+    built = []
+    for (kind, n), name in zip(parts, names, strict=False):
+        settings = {"kernel_initializer": "ones"} if kind == "Conv2D" else {}
+        layer = getattr(keras.layers, kind)
+        built.append(layer(*MENU[kind][n], name=name, dtype=dtype, **settings))
+    images = keras.Input((8, 8, 3), name=names[-1])
+    if not functional:
+        return keras.Sequential([images, *built, keras.layers.Flatten()])
+    x = images
+    for layer in built:
+        y = layer(x)
+        x = keras.layers.Concatenate()([y, y if skip else 2 * y])
+    return keras.Model(images, keras.layers.Flatten()(x))
+
+
+def generated(seed):
+    """Returns a random generator, parts of a network, and whether it is a functional model."""
+    rng = random.Random(seed)
+    return rng, rng.choices(PARTS, k=rng.randrange(1, 4)), rng.random() < 0.5
+
+
+def shuffled(rng):
+    return rng.sample(NAMES, len(NAMES))
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("seed", range(20))
+def test_an_architecture_that_is_built_twice_has_one_fingerprint_whatever_its_names(keras, seed):
+    rng, parts, functional = generated(seed)
+    one, other = (network(keras, parts, shuffled(rng), functional) for _ in range(2))
+    assert artifacts.fingerprint(one) == artifacts.fingerprint(other)
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_generated_network_with_another_setting_has_another_fingerprint(keras, seed):
+    rng, parts, functional = generated(seed)
+    changed, which, names = [*parts], rng.randrange(len(parts)), shuffled(rng)
+    kind, n = parts[which]
+    changed[which] = kind, (n + rng.randrange(1, len(MENU[kind]))) % len(MENU[kind])
+    one, other = (network(keras, each, names, functional) for each in (parts, changed))
+    assert artifacts.fingerprint(one) != artifacts.fingerprint(other)
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("seed", range(10))
+def test_generated_networks_of_other_topologies_have_other_fingerprints(keras, seed):
+    rng, parts, functional = generated(seed)
+    names = shuffled(rng)
+    variants = [
+        network(keras, parts, names, functional),
+        network(keras, [*parts, rng.choice(PARTS)], names, functional),
+        network(keras, parts, names, not functional),
+        network(keras, parts, names, skip=True),
+        network(keras, parts, names, functional, dtype="float16"),
+    ]
+    assert len(set(map(artifacts.fingerprint, variants))) == len(variants)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_fingerprint_survives_a_fresh_build_from_the_saved_configuration(keras, seed):
+    rng, parts, functional = generated(seed)
+    model = network(keras, parts, shuffled(rng), functional)
+    model.compile("adam", "mse")
+    again = keras.models.model_from_json(model.to_json())
+    again.set_weights(model.get_weights())
+    assert artifacts.fingerprint(again) == artifacts.fingerprint(model)
+
+
+@pytest.mark.fault(18)
+@pytest.mark.parametrize("seed", range(10))
+def test_a_generated_network_with_another_weight_has_another_fingerprint(keras, seed):
+    rng, parts, functional = generated(seed)
+    model = network(keras, [*parts, ("Conv2D", 0)], shuffled(rng), functional)
+    before = artifacts.fingerprint(model)
+    weights = model.get_weights()
+    which = rng.randrange(len(weights))
+    place = rng.randrange(weights[which].size)
+    weights[which].flat[place] = np.nextafter(weights[which].flat[place], np.float32(9))
+    model.set_weights(weights)
+    assert artifacts.fingerprint(model) != before
+
+
+@pytest.mark.fault(18)
+def test_layers_that_are_wired_otherwise_have_another_fingerprint(keras):
+    def wired(first):
+        images = keras.Input((4, 4, 1))
+        one, other = keras.layers.ReLU(), keras.layers.Activation("tanh")
+        left, right = one(images), other(images)
+        return keras.Model(images, left - right if first else right - left)
+
+    assert artifacts.fingerprint(wired(True)) != artifacts.fingerprint(wired(False))
+
+
+@pytest.mark.fault(18)
+def test_an_inner_model_is_known_by_what_it_does_and_not_by_its_name_or_its_training(keras):
+    def outer(kind, name, optimizer):
+        inner = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Activation(kind, name=kind)])
+        inner.compile(optimizer, "mse")
+        inner.name = name
+        return keras.Sequential([keras.Input((4, 4, 1)), inner, keras.layers.Flatten()])
+
+    one = artifacts.fingerprint(outer("relu", "a", "adam"))
+    assert artifacts.fingerprint(outer("relu", "b", "sgd")) == one
+    assert artifacts.fingerprint(outer("tanh", "a", "adam")) != one
+
+
 # Paths
 
 

@@ -155,3 +155,50 @@ def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert data.digest(folder) != before
+
+
+SAME_BYTES = {  # arrays of the same bytes
+    "float32": np.zeros((2, 4), "float32"),
+    "int32": np.zeros((2, 4), "int32"),
+    "big-endian": np.zeros((2, 4), ">i4"),
+    "turned": np.zeros((4, 2), "float32"),
+    "flat": np.zeros(8, "float32"),
+    "bytes": np.zeros((2, 16), "uint8"),
+    "double": np.zeros((2, 2), "float64"),
+    "structure": np.zeros((2, 4), [("a", "f4")]),
+    "masked": np.ma.masked_array(np.zeros((2, 4), "float32"), np.eye(2, 4)),
+    "unmasked": np.ma.masked_array(np.zeros((2, 4), "float32"), np.zeros((2, 4))),
+    "objects": np.zeros((2, 4), object),
+    "texts": np.zeros((2, 4), "U1"),
+}
+
+
+def test_arrays_of_the_same_bytes_have_digests_of_their_own():
+    digests = {name: data.digest(array) for name, array in SAME_BYTES.items()}
+    assert len(set(digests.values())) == len(SAME_BYTES)
+    assert digests == {name: data.digest(array.copy()) for name, array in SAME_BYTES.items()}
+
+
+OBJECTS = [1, 1.0, True, "1", b"1", None, "None", (1,), [1], np.zeros(2000), np.eye(2000)[0], "a,b"]
+
+
+def test_objects_of_a_list_have_digests_of_their_own():
+    def boxed(value):
+        array = np.empty(2, object)
+        array[0] = value
+        return data.digest(array)
+
+    assert len({boxed(value) for value in OBJECTS}) == len(OBJECTS)
+
+
+def test_the_layout_of_an_array_in_memory_does_not_change_its_digest():
+    array = np.arange(24.0).reshape(2, 3, 4)
+    for same in (np.asfortranarray(array), array[:, ::-1][:, ::-1], np.repeat(array, 2, 0)[::2]):
+        assert data.digest(same) == data.digest(array)
+
+
+def test_images_of_the_same_bytes_and_another_shape_are_no_copies():
+    one, other = np.zeros((1, 2, 8, 1), "uint8"), np.zeros((1, 4, 4, 1), "uint8")
+    assert len(data.find_copies(one, other)) == 0
+    assert len(data.find_copies(one, one.astype("float32")[:, :, :2])) == 0
+    assert len(data.find_copies(one, one)) == 1

@@ -198,18 +198,39 @@ def gaussian_noise(images, sigma, rng):
 
 
 def digest(images) -> str:
-    """Returns a digest of `images`: of the array, or of names, sizes and times of the files."""
+    """Returns a digest of an array, or of a folder of images, as hexadecimal digits.
+
+    Of an array it covers shape, data type and every value, and the mask of a masked one. Of a
+    folder it covers the shape and type of the decoded images, and path, size and time of change of
+    each file.
+
+    Args:
+        images: An array, or an `ImageFolder`.
+    """
+    digest = hashlib.sha256(repr((images.shape, str(images.dtype))).encode())
     if isinstance(images, ImageFolder):
-        stats = [(file, file.stat()) for file in images.files]
-        rows = [(os.fsencode(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
-        content = repr((images.shape, rows)).encode()
-    elif images.dtype.kind in "OT":  # memory holds the addresses of strings, other ones each time
-        content = repr(images.tolist()).encode()
+        for file in images.files:
+            status = file.stat()
+            row = os.fsencode(file), status.st_size, status.st_mtime_ns
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
+    if np.ma.isMaskedArray(images):
+        digest.update(np.ma.getmaskarray(images).tobytes())
+        images = images.filled()
+    if images.dtype.kind in "OT":  # memory holds the addresses of objects, others each time
+        digest.update(_describe_values(images.tolist()).encode())
     else:
-        content = np.ascontiguousarray(images).data
-    digest = hashlib.sha256(f"{images.shape}{images.dtype}".encode())
-    digest.update(content)
+        digest.update(np.ascontiguousarray(images).reshape(-1).view("uint8").data)
     return digest.hexdigest()
+
+
+def _describe_values(values) -> str:
+    """Returns all values of a list, and of lists and arrays in it, with their types."""
+    if isinstance(values, (list, tuple)):
+        return f"{type(values).__name__}({','.join(map(_describe_values, values))})"
+    if isinstance(values, np.ndarray):
+        return digest(values)
+    return f"{type(values).__name__}:{values!r}"
 
 
 def find_copies(images, others=None) -> np.ndarray:
@@ -233,13 +254,21 @@ def find_copies(images, others=None) -> np.ndarray:
 
 def _contents(name, images) -> list[bytes]:
     if isinstance(images, ImageFolder):
-        contents = (file.read_bytes() for file in images.files)
+        kind, contents = b"file", (file.read_bytes() for file in images.files)
     else:
         images = checks.real(name, images)
         if not images.ndim:
             raise ArgumentError(f"{name} is one number: pass an array (n, ...) of images.")
+        # Images of another shape or data type may have the same bytes.
+        kind = repr((images.shape[1:], images.dtype.str)).encode()
         contents = (np.ascontiguousarray(image).data for image in images)
-    return [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+    prefix = hashlib.blake2b(kind, digest_size=16)
+    digests = []
+    for content in contents:
+        each = prefix.copy()
+        each.update(content)
+        digests.append(each.digest())
+    return digests
 
 
 def find_near_copies(images, min_correlation: float = 0.975) -> np.ndarray:
