@@ -20,19 +20,44 @@ from kerasim.errors import ArgumentError
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
 
 
-def unit(x, axis: int = -1):
-    """Scales vectors `x`, along `axis`, to length 1.
+# Below it TensorFlow takes float32 numbers for 0.
+_LEAST = float(np.finfo("float32").tiny)
 
-    Those shorter than 1e-6 stay short, with a finite gradient.
+# Vectors shorter than this have the gradient of vectors of this length: it would grow without end.
+_SHORT = 1e-6
+
+
+def unit(x, axis: int = -1):
+    """Scales vectors `x`, along `axis`, to length 1. A vector of zeros stays as it is.
+
+    Vectors are divided by their largest number first, so that no square overflows or underflows.
+    The gradient is finite: that of a vector shorter than 1e-6 has the right direction, and the
+    size that it has at 1e-6.
     """
-    squares = ops.sum(ops.square(x), axis=axis, keepdims=True)
-    return x * ops.rsqrt(ops.maximum(squares, 1e-12))
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
+    bounded = x / ops.maximum(largest, _SHORT)
+    exact = x / ops.where(largest >= _LEAST, largest, 1.0)
+    scaled = bounded + ops.stop_gradient(exact - bounded)
+    # The sum is 1 or more, or 0 for a vector of zeros.
+    squares = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
+    return scaled * ops.rsqrt(ops.maximum(squares, 0.5))
 
 
 def root(squares):
     """The square root of `squares`, numbers from 0 up, with the gradient 0, not infinity, at 0."""
     some = squares > 0
     return ops.where(some, ops.sqrt(ops.where(some, squares, 1.0)), 0.0)
+
+
+def length(x):
+    """Returns the lengths of vectors `x` along the last axis, which stays, with `root`'s gradient.
+
+    Vectors are divided by their largest number first, so that no square overflows or underflows.
+    """
+    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
+    usual = (largest >= _LEAST) & (largest < float("inf"))
+    divisor = ops.where(usual, largest, 1.0)
+    return divisor * root(ops.sum(ops.square(x / divisor), axis=-1, keepdims=True))
 
 
 class Configured:
@@ -72,10 +97,13 @@ class Distance(_Layer):
     """The distance of two batches of vectors, row by row.
 
     Takes a list of two tensors `(batch, dim)` and gives `(batch, 1)`. The gradient is finite
-    where the two are equal, and where one is zero. Computes in float32, under any dtype policy.
+    where the two are equal, and where one is zero. Computes in float32, under any dtype policy:
+    "euclidean" and "squared_euclidean" are exact to about 1e-6 of their value, and infinite where
+    float32 cannot hold them; "cosine", of float32 unit vectors, to about 1e-7 times the angle.
 
     Args:
-        metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity, 0 to 2).
+        metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity, 0 to 2; 0.5
+            for a vector of zeros, which has no direction).
         **kwargs: As for `keras.layers.Layer`.
 
     Raises:
@@ -96,12 +124,11 @@ class Distance(_Layer):
     def call(self, inputs):
         left, right = inputs
         if self.metric == "cosine":
-            left, right = unit(left), unit(right)
-        squares = ops.sum(ops.square(left - right), axis=-1, keepdims=True)
-        if self.metric == "squared_euclidean":
-            return squares
-        # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
-        return root(squares) if self.metric == "euclidean" else squares / 2
+            # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
+            squares = ops.square(unit(left) - unit(right))
+            return ops.sum(squares, axis=-1, keepdims=True) / 2
+        distances = length(left - right)
+        return ops.square(distances) if self.metric == "squared_euclidean" else distances
 
 
 @keras.saving.register_keras_serializable("kerasim")

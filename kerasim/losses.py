@@ -12,8 +12,10 @@ nothing to it. A batch that holds no valid pair or triplet costs 0, with a gradi
 `EmptyBatches` counts them.
 """
 
+import inspect
 import math
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,19 +23,45 @@ from keras import ops
 
 from kerasim import checks
 from kerasim.errors import ArgumentError, ArgumentTypeError
-from kerasim.layers import DISTANCES, Configured, full_precision, root, unit
+from kerasim.layers import DISTANCES, Configured, full_precision, length, root, unit
 
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
 
 class _Loss(Configured, keras.Loss):
-    """Is called as its class is, where it gets no name: `SupConLoss` "sup_con_loss"."""
+    """Computes in float32, or in float64 if that is asked for, under any dtype policy.
+
+    The default name is the class name in snake_case, "sup_con_loss" for `SupConLoss`.
+    """
 
     def __init__(self, name=None, dtype=None, **kwargs):
         # A name that Keras counted up would change from one process to the next.
         name = name or re.sub("(?!^)(?=[A-Z][a-z])", "_", type(self).__name__).lower()
-        # The default of Keras, `floatx`, may be half precision.
+        # In float16 labels from 2049 on would merge, and a distance has few digits.
         super().__init__(name=name, dtype=full_precision(dtype), **kwargs)
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if _holds_text(y_true):
+            mend = "Pass class numbers, such as np.unique(labels, return_inverse=True)[1]"
+            raise ArgumentTypeError(f"y_true holds text, expected numbers. {mend}.")
+        self._check_shapes(_shape(y_true), _shape(y_pred))
+        return super().__call__(y_true, y_pred, sample_weight)
+
+    def _check_shapes(self, true, predicted):
+        """Raises an `ArgumentError` unless there is one label for each row of `y_pred`."""
+        if len(true) > 1 and true[1:] != (1,):
+            wanted = "expected one label for each image, (batch,) or (batch, 1)"
+            mend = "Pass class numbers: for one-hot rows, labels.argmax(axis=1)"
+            raise ArgumentError(f"y_true has shape {true}, {wanted}. {mend}.")
+        if len(predicted) != 2:
+            wanted = "expected the embeddings (or, for ArcFaceLoss, the cosines) of a batch"
+            mend = "Compile the loss on a model with one output of shape (batch, dim)"
+            raise ArgumentError(f"y_pred has shape {predicted}, {wanted}. {mend}.")
+
+    def __repr__(self):
+        names = [name for name in inspect.signature(self.__init__).parameters if name != "kwargs"]
+        settings = ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return f"{type(self).__name__}({settings})"
 
 
 class _BatchLoss(_Loss):
@@ -41,8 +69,9 @@ class _BatchLoss(_Loss):
 
     def call(self, y_true, y_pred):
         costs, kept = self._costs(y_true, y_pred)
-        count = ops.cast(_count(kept), costs.dtype)
-        return ops.sum(ops.where(kept, costs, 0.0)) / ops.maximum(count, 1.0)
+        count = ops.cast(ops.maximum(_count(kept), 1.0), costs.dtype)
+        # Divided before they are added up: the sum may be too large for float32.
+        return ops.sum(ops.where(kept, costs / count, 0.0))
 
     def count_valid(self, y_true, y_pred):
         """Returns how many anchors, pairs or triplets of `y_true` and `y_pred` count, a tensor."""
@@ -76,9 +105,16 @@ class ContrastiveLoss(_Loss):
         self.margin = checks.number("margin", margin, 0)
         self.squared_margin = checks.flag("squared_margin", squared_margin)
 
+    def _check_shapes(self, true, predicted):
+        if len(true) > 1 and true[1:] != (1,) or len(predicted) > 1 and predicted[1:] != (1,):
+            wanted = "expected 0 or 1 and a distance for each pair, (batch,) or (batch, 1)"
+            mend = "Use models.siamese(embedder) and data.PairBatches"
+            found = f"y_true has shape {true} and y_pred {predicted}"
+            raise ArgumentError(f"{found}, {wanted}. {mend}.")
+
     def call(self, y_true, y_pred):
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
-        # (batch, batch) and train on nonsense without a word.
+        # (batch, batch), and train on wrong pairs without an error.
         same = ops.reshape(y_true, ops.shape(y_pred))
         squares = ops.square(y_pred)
         if self.squared_margin:
@@ -113,7 +149,7 @@ class TripletLoss(_TripletLoss):
 
     Mean of `max(d_ap - d_an + margin, 0)` over triplets of an anchor, a positive of its label and
     a negative of another. Takes labels `(batch,)` and embeddings `(batch, dim)`. Memory grows with
-    the cube of the batch: 67 MB an array at 256 images.
+    the cube of the batch, 67 MB an array at 256 images, and with `batch**2 * dim`.
 
     Args:
         margin: In the units of the distance; 0 or more, above 0 for "semi_hard".
@@ -144,8 +180,20 @@ class TripletLoss(_TripletLoss):
         return self._mine(distances[:, :, None], distances[:, None, :], valid)
 
 
+class _TwoSides:
+    """Takes groups `(batch, 2)` and the embeddings of two sides, `(batch, 2, dim)`."""
+
+    def _check_shapes(self, true, predicted):
+        """Raises an `ArgumentError` unless there are two groups and two embeddings of each pair."""
+        if true[1:] != (2,) or len(predicted) != 3 or predicted[1] != 2:
+            wanted = "expected groups (batch, 2) and embeddings (batch, 2, dim)"
+            mend = "Use models.siamese(embedder, distance=None) and data.LabelledPairBatches"
+            found = f"y_true has shape {true} and y_pred {predicted}"
+            raise ArgumentError(f"{found}, {wanted}. {mend}.")
+
+
 @keras.saving.register_keras_serializable("kerasim")
-class CosineTripletLoss(_TripletLoss):
+class CosineTripletLoss(_TwoSides, _TripletLoss):
     """Wants each left image nearer to its right one than to the rights of other pairs.
 
     Mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with `d` = 1 - cosine, over
@@ -181,7 +229,7 @@ class _SoftmaxLoss(_BatchLoss):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class PairSoftmaxLoss(_SoftmaxLoss):
+class PairSoftmaxLoss(_TwoSides, _SoftmaxLoss):
     """Asks of each left image which right image of the batch is its own.
 
     Mean over i of `-log(e(i, i) / (e(i, i) + sum over j of e(i, j)))`, where `e(i, j) =
@@ -369,9 +417,9 @@ class ArcFaceLoss(_Loss):
     def call(self, y_true, y_pred):
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
         own = ops.cast(ops.one_hot(labels, ops.shape(y_pred)[-1]), y_pred.dtype)
-        # At a cosine of 1 the sine has an infinite slope.
-        cosine = ops.clip(y_pred, -1 + 1e-7, 1 - 1e-7)
-        sine = ops.sqrt(1 - ops.square(cosine))
+        cosine = ops.clip(y_pred, -1.0, 1.0)
+        # 1 - cosine**2 without its cancellation; `root` has a finite slope where the sine is 0.
+        sine = root((1 - cosine) * (1 + cosine))
         wider = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         past = cosine - self.margin * math.sin(self.margin)
         wider = ops.where(cosine >= -math.cos(self.margin), wider, past)
@@ -410,6 +458,17 @@ class EmptyBatches(keras.metrics.Sum):
         return {**super().get_config(), "loss": keras.losses.serialize(self.loss)}
 
 
+def _holds_text(labels) -> bool:
+    """Says whether these are strings: an array or a tensor of them, or a list."""
+    dtype: Any = getattr(labels, "dtype", None) or np.asarray(labels).dtype
+    return getattr(dtype, "kind", "") in tuple("USO") or getattr(dtype, "name", "") == "string"
+
+
+def _shape(x) -> tuple:
+    """Returns the shape of an array, a tensor or a list, None where it is not known."""
+    return tuple(x.shape if hasattr(x, "shape") else np.shape(x))
+
+
 def _masks(y_true):
     """Returns who has the label of whom, oneself left out, and who has another."""
     labels = ops.reshape(y_true, (-1,))
@@ -439,14 +498,15 @@ def _cosines(left, right=None):
 
 
 def _pairwise(embeddings, distance):
+    """Returns the distances of all embeddings, `(batch, batch)`.
+
+    They are computed from differences: `|x|**2 - 2 x y + |y|**2` loses the distance of two
+    embeddings that lie close together, compared with their length.
+    """
     if distance == "cosine":
         return 1 - _cosines(embeddings)
-    # Far from the origin |x|^2 - 2 xy + |y|^2 would lose the digits that count.
-    centred = embeddings - ops.mean(embeddings, axis=0, keepdims=True)
-    squares = ops.sum(ops.square(centred), axis=1)
-    products = ops.matmul(centred, ops.transpose(centred))
-    squares = ops.maximum(squares[:, None] - 2 * products + squares[None, :], 0.0)
-    return squares if distance == "squared_euclidean" else root(squares)
+    distances = length(embeddings[:, None, :] - embeddings[None, :, :])[..., 0]
+    return ops.square(distances) if distance == "squared_euclidean" else distances
 
 
 def _log_one_plus_sum(exponents):
