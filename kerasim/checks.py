@@ -41,6 +41,20 @@ def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     return operator.index(value)
 
 
+def clipped(name: str, value: int, most: int, what: str) -> int:
+    """Returns `value`, or `most` with a warning if it is larger.
+
+    Args:
+        name: Argument that the warning names.
+        value: How many were asked for.
+        most: How many there are.
+        what: What they are, such as "vectors in the index".
+    """
+    if value > most:
+        warn(f"{name}={value} is more than the {most} {what}: {most} are returned.")
+    return min(value, most)
+
+
 def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
     """Returns `value` as a finite `float` from `low` to `high`, else raises for `name`.
 

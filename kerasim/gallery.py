@@ -1,37 +1,58 @@
-"""Embedder, vectors, files, labels and threshold as one artefact.
+"""Embedder, vectors, files, labels and threshold as one artifact.
 
-All other parts, put together for daily use. Pictures go in through the embedder, once each: a file
-that is in already is left out, so that the same call takes in what is new. The index grows with
-them. A threshold for "the same" is fitted on known pairs, by `metrics.verification`. The whole is
-saved as one folder; a process that loads it refuses to add vectors of another embedder, and to
-write over what another process saved meanwhile.
+A `Gallery` puts the other parts together for daily use. Images are embedded once: a file that is in
+the gallery already, with the same content, is left out, so the same call takes in what is new. A
+file that changed is embedded again, a file that was moved is recognized by its content, and files
+that are gone are reported. The index grows with the images. A threshold is fitted on known pairs
+with `metrics.verification`. Everything is saved as one folder; a process that loads it refuses to
+add vectors of another embedder, and to overwrite what another process has saved since.
+
+Methods may be called from several threads. Calls that change a gallery wait for one another;
+`query` and `verify` do not wait, and answer from the last complete state. All that changes together
+lies in one value that is replaced in one assignment (`_items.Items`), so that an interrupt leaves
+the old state or the new one.
 """
 
-import csv
+import collections
+import dataclasses
 import hashlib
+import json
 import os
-import warnings
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
-from kerasim import _keras_files, artifacts, checks, data, metrics
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim import _items, _keras_files, artifacts, checks, data, metrics
+from kerasim._adding import PIECE, Files, Given, Taken, columns
+from kerasim._items import Items
+from kerasim._sources import are_integers, encoded, label_texts, sources
+from kerasim.data.folders import EMPTY_FOLDER, class_of, find_images, in_threads, no_image
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
+from kerasim.images import decode
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
 _KIND = "gallery"
-_PAIRS = 200_000  # so many fit into a manifest
+_PAIRS = 200_000  # as many fit into a manifest
+_FEW_PAIRS = 10  # a rate that is measured on fewer pairs says little
+_MAP_ITEMS = 5  # the least that UMAP can place
+_THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
 
 class Gallery:
-    """Pictures that can be searched: put some in, find the most similar, save the whole.
+    """Images that can be searched: add some, find the most similar, save the whole.
 
-    Pictures are given as a folder (see `data.image_folder`), a list of files, an `ImageFolder`,
-    or an array as for `data.embed`.
+    Images are given as a folder (see `data.image_folder`), a file or several, encoded images
+    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `data.embed`. Several are a
+    list, tuple, array, pandas Series or iterator.
 
     Args:
         embedder: `keras.Model` from images of one size to vectors.
@@ -43,12 +64,20 @@ class Gallery:
         embedder: As given; its weights must not change any more.
         image_shape: `(height, width, channels)` that it takes.
         settings: Metric, kind and those of a graph, by name.
-        threshold: Greatest distance of two pictures that `verify` calls the same, or None.
         skipped: `(file, reason)` of each file that the last `add` left out.
+        changed: Files that the last `add` embedded again, because their content had changed.
+        moved: `(old, new)` names of the files that the last `add` found at another place.
+        gone: Files of items that the last `add` of a folder, `prune` or `relocate` did not find.
 
     Raises:
-        ArgumentError: If the embedder takes images of any size, or gives no vectors.
-        ArgumentTypeError: If the embedder is no model of one input.
+        ArgumentError: If the embedder takes images of any size, or does not return vectors.
+        ArgumentTypeError: If the embedder is not a model of one input.
+
+    Example:
+        >>> gallery = Gallery(embedder)
+        >>> ids = gallery.add("my-images", on_error="skip", path="runs/gallery")
+        >>> found = gallery.query("new.jpg", k=5)
+        >>> gallery.query(ids=found["id"])
     """
 
     def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
@@ -56,20 +85,45 @@ class Gallery:
         if None in self.image_shape:
             what = f"embedder takes images of any size, {self.image_shape}"
             raise ArgumentError(f"{what}: build it with an image_shape.")
-        self.embedder, self.threshold, self.skipped = embedder, None, []
+        self.embedder = embedder
         self.settings = NeighborIndex(metric, kind, **settings).settings()
+        self.skipped: list[tuple[str, str]] = []
+        self.changed: list[str] = []
+        self.moved: list[tuple[str, str]] = []
+        self.gone: list[str] = []
         self._fingerprint = artifacts.fingerprint(embedder)
-        self._pairs = None  # distances of known pairs, and whether they are the same
-        self._rows = _table([], [], [])  # one for each vector; of a removed one the id is -1
-        self._vectors = np.empty((0, dim), "float32")
-        self._index: NeighborIndex | None = None  # of the first vectors, or of none
-        self._next = 0
-        self._stamps: dict = {}  # of each folder as this gallery last saw it
+        self._embedder_loads = False  # tried at the first save
+        self._calibration: _Calibration | None = None
+        self._items = Items.empty(dim)
+        # The index of the first vectors, or of none, and the version of the items it belongs to.
+        self._built: tuple[int, NeighborIndex | None] = (0, None)
+        self._changing = threading.RLock()  # held by each method that changes the gallery
+        self._growing = threading.RLock()  # held while the index grows; taken after `_changing`
+        self._assigning = threading.RLock()  # held for an assignment of `_items`
+        self._stamps: dict[Path, set[str | None]] = {}  # of each folder as this gallery last saw it
+        self._warned: set[str] = set()  # files that a warning has named
+        self._files = Files()
+
+    def __repr__(self) -> str:
+        items, calibration = self._items, self._calibration
+        classes = len(set(items.table["label"][items.live]) - {""})
+        parts = [
+            f"{len(items)} items" + (f" of {classes} classes" if classes else ""),
+            f"metric={self.settings['metric']!r}",
+            f"kind={self.settings['kind']!r}",
+            f"embedder {self.embedder.name!r} {self.image_shape} -> {items.vectors.shape[1]}",
+        ]
+        if calibration is not None:
+            parts.append(f"threshold={calibration.threshold:.4g}")
+        return f"<Gallery: {', '.join(parts)}>"
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     @property
     def items(self) -> pd.DataFrame:
-        """Columns id, file and label, a row for each picture; "" for no file, no label."""
-        return self._rows.loc[self._live].reset_index(drop=True)
+        """A row for each item: id, file ("" for an image without one) and label ("" for none)."""
+        return self._items.shown()
 
     @property
     def index(self) -> NeighborIndex:
@@ -78,18 +132,61 @@ class Gallery:
         Raises:
             ArgumentError: If the gallery is empty.
         """
-        held = 0 if self._index is None else len(self._index)
-        if held < len(self._vectors):
-            # Whatever breaks off here leaves no half-grown index behind.
-            index, self._index = self._index or NeighborIndex(**self.settings), None
-            self._index = index.add(self._vectors[held:])
-            self._vectors = self._index.embeddings  # no second copy
-        if self._index is None:
-            raise ArgumentError("The gallery is empty: call add(images) first.")
-        return self._index
+        return self._indexed()[1]
 
-    def __len__(self) -> int:
-        return int(self._live.sum())
+    @property
+    def threshold(self) -> float | None:
+        """Largest distance at which `verify` accepts a pair; None before `calibrate`."""
+        return None if self._calibration is None else self._calibration.threshold
+
+    @threshold.setter
+    def threshold(self, value: float) -> None:
+        if self._calibration is None:
+            raise ArgumentError("The gallery is not calibrated: call calibrate with known pairs.")
+        threshold = checks.number("threshold", value)
+        self._calibration = dataclasses.replace(self._calibration, threshold=threshold)
+
+    @property
+    def calibration(self) -> dict | None:
+        """What `threshold` does to the pairs of `calibrate`, as a dict; None before it.
+
+        "threshold"; "far", the share of negative pairs accepted, and "frr", the share of positive
+        pairs rejected, each with its 95 % interval by Wilson's score ("far_interval",
+        "frr_interval"); "negative_pairs" and "positive_pairs", how many there were.
+        """
+        return None if self._calibration is None else self._calibration.rates()
+
+    def info(self) -> dict:
+        """Returns what the gallery holds, as plain values that can be written as JSON.
+
+        The files are looked at: the content of those whose time stamps differ is read.
+
+        Returns:
+            A dict: "items", their number; "labels", the number of items by label, most first;
+            "without_label", "without_file", "gone" (the file is not there), "changed" (the file
+            holds another image than the one embedded); "metric", "kind", "embedder",
+            "image_shape", "embedding_dim", "fingerprint"; "threshold" and "calibration".
+        """
+        items = self._items
+        labels = collections.Counter(items.table["label"][items.live])
+        states = collections.Counter(self._file_states(items))
+        without_label = labels.pop("", 0)
+        return {
+            "items": len(items),
+            "labels": dict(labels.most_common()),
+            "without_label": without_label,
+            "without_file": states["no file"],
+            "gone": states["gone"],
+            "changed": states["changed"],
+            "metric": self.settings["metric"],
+            "kind": self.settings["kind"],
+            "embedder": self.embedder.name,
+            "image_shape": list(self.image_shape),
+            "embedding_dim": items.vectors.shape[1],
+            "fingerprint": self._fingerprint,
+            "threshold": self.threshold,
+            "calibration": self.calibration,
+        }
 
     def add(
         self,
@@ -100,116 +197,171 @@ class Gallery:
         chunk: int = 1024,
         embed=data.embed_folder,
     ):
-        """Embeds pictures and takes them in.
+        """Embeds images and adds them.
 
-        Files that are in already are left out: the same call takes in what is new in a folder,
-        and goes on, in a gallery that was loaded, where one with `path` was killed.
+        A file that is in the gallery is compared with what was embedded, by size and time stamps
+        and, if these differ, by content. If it is unchanged it is left out, so the same call takes
+        in what is new in a folder, and continues in a loaded gallery where one with `path` was
+        interrupted. If it holds another image it is embedded again, and its item keeps the id. A
+        new file with the content of an item whose file is gone is that file, moved: the item gets
+        the new name and label and keeps its vector. Items whose file is gone are kept, listed in
+        `gone` and named in a warning; see `prune` and `relocate`.
+
+        An interrupt (Ctrl-C) keeps the images that were embedded before it and, with `path`, saves
+        them.
 
         Args:
-            images: Pictures.
-            labels: `(n,)`, a name or number for each; None for the names of the subfolders, if any.
-            on_error: What to do with files that cannot be decoded, or that the embedder makes
-                zeros of, which have no direction for cosine: "raise" one error that lists them,
-                or "skip" them, with a warning, into `skipped`.
-            path: Where to `save`, at the end and every now and then before it; None for not at
-                all.
-            chunk: Pictures that are decoded at once, 1 or more, and the least between two saves,
-                which come when an eighth is new.
+            images: Images; see the class.
+            labels: `(n,)`, a name or number for each, which also replaces the label of an item
+                that is in the gallery. A missing one (None, NaN, `pandas.NA` or "") is no label.
+                None for the names of the subfolders of a folder; images beside the subfolders get
+                no label.
+            on_error: What to do with files that cannot be decoded, or whose embedding is all zeros,
+                which have no direction for cosine: "raise" one error that lists them, or "skip"
+                them, with a warning, into `skipped`. An item whose file cannot be decoded any more
+                is then removed.
+            path: Where to `save`, at the end and several times before it; None for not at all.
+            chunk: Images that one error lists, 1 or more, and the least between two saves, which
+                come when an eighth is new.
             embed: What embeds files: `distribute.embed_folder` does it on a cluster, whose workers
-                start anew for each chunk, so give it one of tens of thousands.
+                start anew for each chunk, so use it with a chunk of tens of thousands.
 
         Returns:
-            `(n,)` int64: ids of the pictures that were taken in.
+            `(n,)` int64: ids of the items that were added or embedded again.
 
         Raises:
-            ImageError: If `on_error="raise"` and there are such files in a chunk. Those before it
-                have been taken in.
+            ImageError: If `on_error="raise"` and there are such files. Images before them have
+                been added.
             ArgumentError: If images or labels do not fit, or the embedder has changed.
             ArtifactError: If `path` cannot be written, or holds what another process saved.
         """
         checks.integer("chunk", chunk)
         checks.choice("on_error", on_error, ("raise", "skip"))
-        self._check_embedder()
-        if path is not None:
-            self._check_stamp(path)
-        images = self._images(images)
-        files = [str(file) for file in getattr(images, "files", [""] * len(images))]
-        if labels is None and getattr(images, "labels", None) is not None:
-            labels = [images.class_names[label] for label in images.labels]
-        labels = [""] * len(images) if labels is None else labels
-        labels = checks.each("labels", labels, len(images), "images", 1)
-        known = {os.path.realpath(file) for file in self._rows["file"] if file}
-        new: dict = {}
-        for n, file in enumerate(files):  # a picture without a file is like no other
-            new.setdefault(os.path.realpath(file) if file else n, n)
-        rows = [n for real, n in new.items() if real not in known]
-        self.skipped, first, saved = [], self._next, len(self)
-        bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= chunk)
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            kept, vectors, bad = self._embed(images, files, part, embed)
-            data.check_usable(bad, len(part), on_error)
-            self.skipped += bad
-            ids = np.arange(self._next, self._next + len(kept))
-            table = _table(ids, [files[n] for n in kept], [str(labels[n]) for n in kept])
-            vectors = np.concatenate([self._vectors, vectors])
-            self._rows = pd.concat([self._rows, table], ignore_index=True)
-            self._vectors, self._next = vectors, self._next + len(kept)
-            bar.update(len(part))
-            if path is not None and len(self) - saved >= max(chunk, len(self) // 8):
+        with self._changing:
+            self._check_embedder()
+            if path is not None:
+                self._check_stamp(path)
+            given = self._given(images, labels)
+            comparison = self._files.compare(given, self._items)
+            self._assign(comparison.items)
+            metric, rows = self.settings["metric"], comparison.rows
+            taken = Taken(self.embedder, metric, given, comparison, on_error, embed)
+            saved = self._items.table
+            bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= PIECE)
+            try:
+                for start in range(0, len(rows), chunk):
+                    for piece in taken.pieces(rows[start : start + chunk]):
+                        taken.take(piece, rows[start : start + chunk])
+                        bar.update(len(piece))
+                    if taken.waiting >= max(chunk, len(self) // 8):
+                        self._commit(taken)
+                        if path is not None:
+                            self.save(path)
+                            saved = self._items.table
+                self._commit(taken)
+            except BaseException:
+                self._commit(taken)
+                if path is not None and self._items.table is not saved:
+                    self.save(path)
+                raise
+            finally:
+                bar.close()
+                self.skipped = given.skipped + taken.bad
+                self.changed = taken.changed
+                self.moved = taken.moved
+            self._report_gone(given)
+            self._warn_once("left out", [file for file, _ in self.skipped], _LEFT_OUT)
+            if path is not None:
                 self.save(path)
-                saved = len(self)
-        bar.close()
-        if self.skipped:
-            names = ", ".join(ascii(os.path.basename(file)) for file, _ in self.skipped[:5])
-            what = f"{len(self.skipped)} pictures are left out, see skipped"
-            warnings.warn(f"{what}: {names}.", stacklevel=2)
-        if path is not None:
-            self.save(path)
-        return np.arange(first, self._next)
+            return np.array(taken.ids, "int64")
 
-    def _embed(self, images, files, rows, embed):
-        """Returns the rows that can be taken in, their vectors, and (file, reason) of others."""
-        rows = np.array(rows, "int64")
-        if isinstance(images, data.ImageFolder):
-            vectors, reasons = embed(self.embedder, images.take(rows))
+    def _commit(self, taken: Taken) -> None:
+        self._assign(self._settled(taken.applied(self._items)))
+        taken.start_over()
+
+    def _given(self, images, labels) -> Given:
+        """Returns what `add` was given, nothing decoded."""
+        if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
+            root, files, left_out = _find_files(images)
+            found = self._folder(files)
+            names = [class_of(file, root) for file in files]
         else:
-            vectors, reasons = data.embed(self.embedder, images[rows]), [""] * len(rows)
-        if self.settings["metric"] == "cosine":
-            for n in np.flatnonzero(~vectors.any(axis=1)):
-                name = ascii(files[rows[n]]) if files[rows[n]] else f"Image {rows[n]}"
-                reasons[n] = f"{name} is embedded as zeros, which have no direction for cosine."
-        good = np.array([not reason for reason in reasons])
-        bad = [(files[n], reason) for n, reason in zip(rows, reasons, strict=True) if reason]
-        return rows[good], vectors[good], bad
+            root, left_out, found = None, [], self._images(images)
+            names = [""] * len(found)
+            if isinstance(found, data.ImageFolder) and found.labels is not None:
+                names = [found.class_names[label] for label in found.labels]
+        if labels is not None:
+            names = label_texts(labels, len(found))
+        files = [str(file) for file in getattr(found, "files", [""] * len(found))]
+        return Given(found, files, names, labels is not None, root, left_out)
 
-    def query(self, images, k: int = 10) -> pd.DataFrame:
-        """Finds the most similar pictures.
+    def _file_states(self, items: Items) -> list[str]:
+        """Returns "same", "changed", "gone", "unreadable" or "no file" for each item, by id."""
+        table = items.compacted().table
+        files, stamps = table["file"].tolist(), Items(table, np.empty((0, 0))).stamps()
+        pairs = [pair for pair in zip(files, stamps, strict=True) if pair[0]]
+        states = iter(self._files.states(pairs))
+        return [next(states)[0] if file else "no file" for file in files]
+
+    def _report_gone(self, given: Given) -> None:
+        """Lists the items whose file is gone, once a folder was added."""
+        if given.root is not None:
+            self.gone = _gone_files(self._items)
+            self._warn_once("gone", self.gone, _GONE)
+
+    def _warn_once(self, kind: str, files, text: str) -> None:
+        """Warns of those files of which this gallery has not warned yet."""
+        new = [file for file in files if f"{kind} {file}" not in self._warned]
+        self._warned.update(f"{kind} {file}" for file in new)
+        if new:
+            names = checks.shown_names(os.path.basename(file) for file in new)
+            checks.warn(text.format(count=len(new), names=names))
+
+    def query(self, images=None, k: int = 10, ids=None) -> pd.DataFrame:
+        """Finds the most similar images.
 
         Args:
-            images: Pictures.
-            k: How many of each, 1 or more; all there are if there are fewer.
+            images: Images; see the class. Integers in one dimension are taken as `ids`.
+            k: How many of each, 1 or more. If there are fewer items, all are returned, with a
+                warning.
+            ids: In place of images: ids of items, whose stored embeddings are the queries. Each
+                of them finds itself.
 
         Returns:
-            A row for each picture found, nearest first: query (position in `images`), rank (from
-            1), id, file, label and distance.
+            A row for each item found, nearest first: query (position in `images` or `ids`), rank
+            (from 1), id, file, label and distance.
 
         Raises:
-            ArgumentError: If the gallery is empty, or the images do not fit.
+            ArgumentError: If the gallery is empty, the images do not fit, both or neither of
+                images and ids are given, or an id is not in the gallery.
+            ArgumentTypeError: If the images are of a kind that cannot be used.
             ImageError: If a file cannot be decoded.
+
+        Example:
+            >>> found = gallery.query(["a.jpg", "b.jpg"], k=3)
+            >>> gallery.query(found["file"])
         """
         checks.integer("k", k)
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
-        vectors, most = data.embed(self.embedder, self._images(images)), min(k, len(self))
-        live, asked = self._live, most
-        while True:  # a graph holds removed ones, too
-            distances, found = self.index.query(vectors, asked)
+        if (images is None) == (ids is None):
+            raise ArgumentError("query needs one of images and ids: pass one of them.")
+        if ids is None and are_integers(images):
+            images, ids = None, images
+        vectors = None if ids is not None else data.embed(self.embedder, self._images(images))
+        items, index = self._indexed()
+        if vectors is None:
+            vectors = items.vectors[items.positions(self._known_ids(items, ids))]
+        live = items.live
+        most = checks.clipped("k", k, int(live.sum()), "items of the gallery")
+        asked = most
+        while True:  # a graph holds removed items, too
+            distances, found = index.query(vectors, asked)
             if live.all() or asked == len(live) or (live[found].sum(axis=1) >= most).all():
                 break
             asked = min(2 * asked, len(live))
-        shown = live[found] & (np.cumsum(live[found], axis=1) <= k)
-        table = self._rows.iloc[found[shown]].reset_index(drop=True)
+        shown = live[found] & (np.cumsum(live[found], axis=1) <= most)
+        table = items.table[["id", "file", "label"]].iloc[found[shown]].reset_index(drop=True)
         table.insert(0, "query", np.nonzero(shown)[0])
         table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
         return table.assign(distance=distances[shown])
@@ -217,10 +369,13 @@ class Gallery:
     def calibrate(self, left, right, same, far: float = 0.01) -> float:
         """Fits the threshold, and the score, of `verify` on known pairs.
 
+        `calibration` then tells both error rates on these pairs, with intervals. A warning says if
+        they rest on fewer than ten pairs.
+
         Args:
-            left, right: Pictures that nothing was trained on; `right[i]` is paired with `left[i]`.
-            same: `(n,)`: 1 or True for a like pair, else 0; n from 2 to 200,000.
-            far: Share of unlike pairs that may be accepted, 0 to 1.
+            left, right: Images that nothing was trained on; `right[i]` is paired with `left[i]`.
+            same: `(n,)`: 1 or True for a positive pair, else 0; n from 2 to 200,000.
+            far: Share of negative pairs that may be accepted, 0 to 1.
 
         Returns:
             The threshold, a distance.
@@ -230,54 +385,142 @@ class Gallery:
         """
         same = checks.array("same", same).reshape(-1)
         checks.integer("the number of pairs", len(same), 2, _PAIRS)
-        pairs = self._distances(left, right), same
-        threshold = metrics.verification(*pairs).threshold(far)
-        self._pairs, self.threshold = pairs, threshold
+        distances = self._distances(left, right)
+        threshold = metrics.verification(distances, same).threshold(far)
+        calibration = _Calibration(threshold, distances, same)
+        with self._changing:
+            self._calibration = calibration
+        calibration.warn_of_few_pairs(far)
         return threshold
 
     def verify(self, left, right) -> pd.DataFrame:
-        """Says of each pair of pictures whether both show the same.
+        """Says of each pair of images whether both show the same.
 
         Args:
-            left, right: Pictures, as many on each side.
+            left, right: Images, as many on each side.
 
         Returns:
-            A row for each pair: distance, same (at `threshold`) and score, the chance that they
-            do if half of all pairs did.
+            A row for each pair: distance, same (at `threshold`) and score, the probability that
+            they do if half of all pairs did.
 
         Raises:
             ArgumentError: If the gallery is not calibrated.
         """
-        if self.threshold is None or self._pairs is None:
+        calibration = self._calibration
+        if calibration is None:
             raise ArgumentError("The gallery has no threshold: call calibrate with known pairs.")
         distances = self._distances(left, right)
-        table = pd.DataFrame({"distance": distances, "same": distances <= self.threshold})
-        return table.assign(score=metrics.verification(*self._pairs).score(distances))
+        same = distances <= calibration.threshold
+        table = pd.DataFrame({"distance": distances, "same": same})
+        return table.assign(score=calibration.verification().score(distances))
 
-    def remove(self, ids) -> None:
-        """Takes pictures out; a graph holds their vectors, unseen, until `compact`.
+    def remove(self, ids) -> np.ndarray:
+        """Removes items. A graph keeps their vectors, which are never found, until `compact`.
 
         Args:
-            ids: Some of `items["id"]`.
+            ids: Some of `items["id"]`, or names of files, such as `items["file"]`; one or several.
+
+        Returns:
+            `(n,)` int64: ids of the items that were removed.
 
         Raises:
-            ArgumentError: If an id is not in the gallery.
-            ArgumentTypeError: If the ids are no whole numbers.
+            ArgumentError: If an id or a file is not in the gallery.
+            ArgumentTypeError: If they are neither whole numbers nor names of files.
+
+        Example:
+            >>> gallery.remove("my-images/blurred.jpg")
+            >>> gallery.remove(gallery.items.query("label == 'test'")["id"])
         """
-        ids = checks.array("ids", ids).ravel()
-        if ids.size and ids.dtype.kind not in "iu":
-            mend = "pass some of items['id']"
-            raise ArgumentTypeError(f"ids must be whole numbers, not {ids.dtype}: {mend}.")
-        unknown = sorted(set(ids.tolist()) - set(self.items["id"]))
-        if unknown:
-            raise ArgumentError(f"ids {unknown[:5]} are not in the gallery: pass some of items.")
-        self._rows.loc[self._rows["id"].isin(ids.tolist()), ["id", "file", "label"]] = [-1, "", ""]
-        if self.settings["kind"] == "exact":
-            self.compact()
+        with self._changing:
+            items = self._items
+            files = sources(ids)
+            if files:
+                found = self._ids_of_files(items, files)
+            else:
+                found = self._known_ids(items, ids)
+            found = np.unique(found)
+            self._assign(self._settled(items.without(found)))
+            return found
+
+    def prune(self) -> np.ndarray:
+        """Removes the items whose file is gone.
+
+        Files on a disk that is not mounted are gone, too: look at `info()["gone"]` before. If a
+        folder was moved or renamed, use `relocate`, which keeps the vectors.
+
+        Returns:
+            `(n,)` int64: ids of the items that were removed. Their files are in `gone`.
+        """
+        with self._changing:
+            items = self._items
+            table = items.compacted().table
+            files = table["file"].tolist()
+            gone = np.array([bool(file) and _items.is_gone(file) for file in files], bool)
+            removed = table["id"].to_numpy()[gone]
+            self._assign(self._settled(items.without(removed)))
+            self.gone = table["file"][gone].tolist()
+            return removed
+
+    def relocate(self, old_root, new_root) -> np.ndarray:
+        """Renames the files of items whose folder was moved, and keeps their vectors.
+
+        The content of each file is compared with what was embedded. An item keeps its old name if
+        its file is not below `new_root`, holds another image there, or belongs to another item; a
+        warning says how many do, and they are listed in `gone` if their old file is gone. Files of
+        galleries saved by the first version of kerasim cannot be compared, and are renamed as they
+        are; the next `add` looks at them.
+
+        Args:
+            old_root: The folder as it was; it need not exist any more.
+            new_root: The folder where its files are now.
+
+        Returns:
+            `(n,)` int64: ids of the items that were renamed.
+
+        Raises:
+            ArgumentError: If no item has a file below `old_root`.
+            ArtifactError: If `new_root` is not a folder.
+
+        Example:
+            >>> gallery.relocate("/home/ann/photos", "/mnt/photos")
+        """
+        old, new = (
+            str(artifacts.check_path(name, path)).rstrip(os.sep)
+            for name, path in (("old_root", old_root), ("new_root", new_root))
+        )
+        if not os.path.isdir(new + os.sep):
+            raise ArtifactError(f"new_root {checks.shown(new)} is not a folder: pass a folder.")
+        with self._changing:
+            items = self._items
+            files = items.table["file"].tolist()
+            rows = [row for row, file in enumerate(files) if file.startswith(old + os.sep)]
+            if not rows:
+                raise ArgumentError(_not_below(old, files))
+            targets = [new + files[row][len(old) :] for row in rows]
+            stamps = items.stamps()
+            pairs = [(file, stamps[row]) for row, file in zip(rows, targets, strict=True)]
+            taken, moved, left = set(files), [], []
+            for row, pair, state in zip(rows, pairs, self._files.states(pairs), strict=True):
+                same = state[0] == "same"
+                unknown = state[0] == "changed" and not pair[1].sha256
+                if pair[0] in taken or not (same or unknown):
+                    left.append(files[row])
+                else:
+                    moved.append((items.id_at(row), pair[0], state[1] if same else pair[1]))
+            ids, names, new_stamps = columns(moved, 3)
+            items = items.changed(ids, file=names, stamps=new_stamps)
+            self._assign(items)
+            self.gone = _gone_files(items)
+        if left:
+            what = f"{len(left)} of {len(rows)} items keep their old names, since the file below"
+            why = "new_root is missing, holds another image or belongs to another item"
+            checks.warn(f"{what} {why}: {checks.shown_names(left)}.")
+        return np.array(sorted(ids), "int64")
 
     def compact(self) -> None:
-        """Lets go of the vectors of pictures that were removed; the index is built again."""
-        self._vectors, self._rows, self._index = self._vectors[self._live], self.items, None
+        """Drops the vectors of items that were removed; the index is built again when needed."""
+        with self._changing:
+            self._assign(self._items.compacted())
 
     def near_copies(self, min_correlation: float = 0.975) -> pd.DataFrame:
         """Lists pairs of files that are near-duplicates, by `data.find_near_copies`.
@@ -290,30 +533,57 @@ class Gallery:
 
         Raises:
             ArgumentError: If images were added as arrays, which have no file.
+            ImageError: If a file cannot be decoded.
         """
-        found = data.find_near_copies(self._files(), min_correlation)
-        files = self.items["file"].to_numpy()
-        return pd.DataFrame(files[found], columns=["copy", "original"], dtype=object)
+        files = self.items["file"].tolist()
+        _check_have_files(files)
+        gone = [file for file in files if _items.is_gone(file)]
+        self._warn_once("gone", gone, _GONE)
+        files = [file for file in files if file not in set(gone)]
+        found = data.find_near_copies(self._folder(files), min_correlation)
+        names = np.array(files, dtype=object)
+        return pd.DataFrame(names[found], columns=["copy", "original"], dtype=object)
 
-    def write_map(self, path, images=None, title: str = "Gallery", k: int = 10, seed: int = 0):
+    def write_map(
+        self,
+        path,
+        images=None,
+        title: str = "Gallery",
+        k: int = 10,
+        seed: int = 0,
+        on_error: str = "skip",
+    ):
         """Writes the gallery as a page, by `projection.Projection` and `explorer.write_explorer`.
 
         Args:
             path: The HTML file.
-            images: Of all items, in their order; None for what their files hold.
+            images: Images of all items, in the order of `items`; None for what their files hold.
             title: Shown above the map.
-            k: Nearest pictures shown of each, 1 or more, by each of the three metrics.
+            k: Nearest images shown of each, 1 or more, by each of the three metrics. If there are
+                fewer, all are shown, with a warning.
             seed: The same seed draws the same map.
+            on_error: What to do with items whose file is gone or cannot be decoded: "skip" them,
+                with a warning, or "raise" an error.
 
         Returns:
             The absolute path.
 
         Raises:
-            ArgumentError: If there are fewer than 5 items, or no images to show.
-            ArtifactError: If the file cannot be written.
+            ArgumentError: If there are fewer than 5 items to show, or items have no images.
+            ImageError: If `on_error="raise"` and a file is gone or cannot be decoded.
+            ArtifactError: If the page cannot be written.
         """
-        vectors = self._vectors[self._live]
-        k = min(checks.integer("k", k), len(vectors) - 1)
+        checks.integer("k", k)
+        checks.choice("on_error", on_error, ("raise", "skip"))
+        items = self._items.compacted()
+        kept = np.arange(len(items.table))
+        if images is None:
+            images, kept = self._thumbnails(items, on_error)
+        if len(kept) < _MAP_ITEMS:
+            what = f"The map has {len(kept)} images to show"
+            raise ArgumentError(f"{what}, and needs {_MAP_ITEMS} or more: add more images.")
+        vectors = items.vectors[kept]
+        k = checks.clipped("k", k, len(vectors) - 1, "other items of the map")
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
         nearest = {}
         zeros = not vectors.any(axis=1).all()  # which have no direction
@@ -323,48 +593,87 @@ class Gallery:
             others = found != np.arange(len(found))[:, None]
             others &= np.cumsum(others, axis=1) <= k
             nearest[metric] = found[others].reshape(-1, k)
-        labels = self.items["label"].to_numpy(str)
+        labels = items.table["label"].to_numpy(str)[kept]
         labels = labels if (labels != "").any() else None
-        images = self._files() if images is None else images
         return write_explorer(path, images, places, labels, nearest, title)
+
+    def _thumbnails(self, items: Items, on_error: str):
+        """Returns small images of the items' files, and which items they belong to."""
+        files = items.table["file"].tolist()
+        _check_have_files(files)
+        height, width, channels = self.image_shape
+
+        def thumbnail(file):
+            try:
+                pixels = decode(file, (height, width), channels)[0]
+            except ImageError as error:
+                return str(error)
+            image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+            image.thumbnail((_THUMBNAIL, _THUMBNAIL), reducing_gap=None)
+            return np.asarray(image).reshape(image.height, image.width, channels)
+
+        found = list(zip(files, in_threads(thumbnail, files), strict=True))
+        bad = [(file, image) for file, image in found if isinstance(image, str)]
+        data.check_usable(bad, len(files), on_error)
+        self._warn_once("map", [file for file, _ in bad], _NOT_ON_MAP)
+        states = zip(files, self._file_states(items), strict=True)
+        changed = [file for file, state in states if state == "changed"]
+        self._warn_once("changed", changed, _CHANGED)
+        kept = [n for n, (_, image) in enumerate(found) if not isinstance(image, str)]
+        return _Thumbnails([found[n] for n in kept]), np.array(kept, "int64")
 
     def save(self, path, replace: bool = False) -> None:
         """Writes the gallery to a folder, whole or not at all.
 
         Args:
-            path: The folder.
-            replace: True to write over a gallery that this one was not loaded from, or that
-                another process has saved since.
+            path: The folder. A gallery there is replaced if this one was loaded from it or saved
+                to it, and nothing has saved there since.
+            replace: True to overwrite any other gallery, too.
 
         Raises:
             ArtifactError: If there is such a gallery, another process is saving there, or the
                 folder cannot be written.
             ArgumentError: If the embedder has changed, or could not be loaded again.
         """
-        self._check_embedder()
         checks.flag("replace", replace)
-        path = artifacts.place(path)
-        with artifacts.lock(path.parent / f".{path.name}.lock", path):
-            if not replace:
-                self._check_stamp(path)
-            info = {
-                "settings": self.settings,
-                "index": self.index.info() if len(self._rows) else None,
-                "next": self._next,
-                "threshold": self.threshold,
-                "pairs": self._pairs and [np.asarray(part).tolist() for part in self._pairs],
-            }
-            artifacts.write(path, _KIND, self._fill, info, self._fingerprint)
-            self._stamps[path] = _stamp(path)
+        with self._changing:
+            self._check_embedder()
+            path = artifacts.place(path)
+            with artifacts.lock(path.parent / f".{path.name}.lock", path):
+                if not replace:
+                    self._check_stamp(path)
+                self._write(path)
 
-    def _fill(self, folder):
-        if self._stamps:
-            self.embedder.save(folder / "embedder.keras")
-        else:
-            _keras_files.save_model(self.embedder, folder / "embedder.keras")
-        self._rows.to_csv(folder / "items.csv", index=False, **_CSV, errors="surrogateescape")
-        if len(self._rows):
-            self.index.fill(folder)
+    def _write(self, path: Path) -> None:
+        items, index = self._items, None
+        if len(items.table):
+            items, index = self._indexed()
+        calibration = self._calibration
+        token = secrets.token_hex(16)
+        info = {
+            "settings": self.settings,
+            "index": None if index is None else index.info(),
+            "next": items.next_id,
+            "threshold": None if calibration is None else calibration.threshold,
+            "pairs": None if calibration is None else calibration.pairs(),
+            "token": token,
+            "trusted_before": self._files.trusted_before,
+        }
+
+        def fill(folder):
+            if self._embedder_loads:
+                self.embedder.save(folder / "embedder.keras")
+            else:
+                _keras_files.save_model(self.embedder, folder / "embedder.keras")
+                self._embedder_loads = True
+            items.write(folder)
+            if index is not None:
+                index.fill(folder)
+
+        # Known before it is there: whatever interrupts this call, the folder is still ours.
+        self._stamps[path] = self._stamps.get(path, set()) | {token}
+        artifacts.write(path, _KIND, fill, info, self._fingerprint)
+        self._stamps[path] = {token}
 
     @classmethod
     def load(cls, path, embedder=None) -> "Gallery":
@@ -384,81 +693,255 @@ class Gallery:
         def load(folder, manifest):
             info, model = manifest.info, embedder or data.load_embedder(folder / "embedder.keras")
             gallery = cls(model, **info["settings"])
-            text = {"keep_default_na": False, "encoding_errors": "surrogateescape"}
-            gallery._rows = pd.read_csv(folder / "items.csv", dtype=_KINDS, **text, **_CSV)
-            gallery._next, gallery.threshold = info["next"], info["threshold"]
-            gallery._pairs = info["pairs"] and tuple(map(np.array, info["pairs"]))
+            table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
-                gallery._index = NeighborIndex.of(folder, info["index"], manifest)
-                gallery._vectors = gallery._index.embeddings
-            if len(gallery._vectors) != len(gallery._rows):
-                raise ValueError(f"{len(gallery._vectors)} vectors, {len(gallery._rows)} items")
-            if list(gallery._rows) != list(_table([], [], [])):
-                raise ValueError(f"items.csv has the columns {list(gallery._rows)}")
-            gallery._stamps[artifacts.place(path)] = _stamp(folder)
+                index = NeighborIndex.of(folder, info["index"], manifest)
+                gallery._built, vectors = (0, index), index.embeddings
+            if len(vectors) != len(table):
+                raise ValueError(f"{len(vectors)} vectors, {len(table)} items")
+            gallery._items = Items(table, vectors, info["next"])
+            gallery._items.check()
+            if info["pairs"] and info["threshold"] is not None:
+                distances, same = map(np.array, info["pairs"])
+                gallery._calibration = _Calibration(info["threshold"], distances, same)
+            gallery._embedder_loads = True
+            gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
+            gallery._stamps[artifacts.place(path)] = {_stamp(folder)}
             return gallery
 
         expected = None if embedder is None else artifacts.fingerprint(embedder)
         return artifacts.read(path, _KIND, load, expected)
 
-    @property
-    def _live(self):
-        """Which rows belong to pictures that were not removed."""
-        return self._rows["id"].to_numpy() >= 0
+    def _indexed(self) -> tuple[Items, NeighborIndex]:
+        """Returns the items, and an index of exactly their vectors.
+
+        A larger index is made beside the one in use, so that other threads can go on with that,
+        and an interrupt loses nothing.
+        """
+        with self._growing:
+            items = self._items
+            if not len(items.table):
+                raise ArgumentError("The gallery is empty: call add(images) first.")
+            version, index = self._built
+            if index is None or version != items.version:
+                index = NeighborIndex(**self.settings).fit(items.vectors)
+            elif len(index) < len(items.vectors):
+                index = index.grown(items.vectors[len(index) :])
+            self._built = items.version, index
+            with self._assigning:
+                if self._items is items:  # one copy of the vectors is enough
+                    shared = dataclasses.replace(items, vectors=index.embeddings)
+                    self._items = items = shared
+            return items, index
+
+    def _assign(self, items: Items) -> None:
+        with self._assigning:
+            self._items = items
+
+    def _settled(self, items: Items) -> Items:
+        """Drops the vectors of removed items, which a graph has to keep."""
+        return items.compacted() if self.settings["kind"] == "exact" else items
 
     def _check_embedder(self):
         now = artifacts.fingerprint(self.embedder)
-        if not len(self._rows):
+        if not len(self._items.table):
             self._fingerprint = now
         if now != self._fingerprint:
-            what = "embedder has changed since the gallery took in its first pictures"
+            what = "embedder has changed since the gallery took in its first images"
             raise ArgumentError(f"{what}: make a new gallery and add them again.")
 
     def _check_stamp(self, path):
         path = artifacts.place(path)
         stamp = _stamp(artifacts.find(path))
-        if stamp and stamp != self._stamps.get(path):
+        if stamp and stamp not in self._stamps.get(path, ()):
             what = f"{path} holds what this gallery did not load, or another process saved since"
-            mend = "load it and add to that, choose another path, or pass replace=True to save"
-            raise ArtifactError(f"{what}: {mend}.")
+            fix = "load it and add to that, choose another path, or pass replace=True to save"
+            raise ArtifactError(f"{what}: {fix}.")
 
-    def _files(self):
-        """Returns the pictures of all items, not yet decoded."""
-        files = self.items["file"].tolist()
-        if "" in files:
-            held = f"{files.count('')} of {len(files)} items were added as arrays, without a file"
-            mend = "pass images=, or for near copies call data.find_near_copies on them"
-            raise ArgumentError(f"{held}: {mend}.")
-        return self._images(files)
+    def _known_ids(self, items: Items, ids) -> np.ndarray:
+        """Returns `ids` as an array, each of which is in the gallery."""
+        ids = checks.array("ids", ids).ravel()
+        if not ids.size:
+            return np.empty(0, "int64")
+        if ids.dtype.kind not in "iu":
+            fix = "pass some of items['id'], or names of files"
+            raise ArgumentTypeError(f"ids must be whole numbers, not {ids.dtype}: {fix}.")
+        held = items.table["id"].to_numpy()
+        unknown = ids[~np.isin(ids, held[held >= 0])]
+        if len(unknown):
+            shown = sorted(set(unknown.tolist()))[:5]
+            raise ArgumentError(f"ids {shown} are not in the gallery: pass some of items['id'].")
+        return ids.astype("int64")
+
+    def _ids_of_files(self, items: Items, files) -> np.ndarray:
+        known, ids, found, unknown = self._files.rows(items), items.table["id"].tolist(), [], []
+        for file in files:
+            if not isinstance(file, (str, os.PathLike)):
+                raise ArgumentTypeError("ids must be whole numbers or names of files.")
+            name = os.path.abspath(file) if os.fspath(file) else ""
+            row = known.get(name, known.get(os.path.realpath(name))) if name else None
+            if row is None:
+                unknown.append(file)
+            else:
+                found.append(ids[row])
+        if unknown:
+            what = f"{len(unknown)} files are not in the gallery: {checks.shown_names(unknown)}"
+            raise ArgumentError(f"{what}. Pass some of items['file'] or items['id'].")
+        return np.array(found, "int64")
+
+    def _folder(self, files) -> data.ImageFolder:
+        """Returns files as images of the size of the embedder, not yet decoded."""
+        height, width, channels = self.image_shape
+        paths = [Path(file) for file in files]
+        return data.ImageFolder(paths, None, [], [], (height, width), channels)
 
     def _images(self, images):
-        height, width, channels = self.image_shape
+        """Returns what a method was given as an `ImageFolder`, not decoded, or an array."""
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
-            return data.image_folder(images, (height, width), channels, check=False)
-        if isinstance(images, (str, os.PathLike)):
-            images = [images]
-        if isinstance(images, list) and all(isinstance(f, (str, os.PathLike)) for f in images):
-            files = [artifacts.check_file(file) for file in images]
-            return data.ImageFolder(files, None, [], [], (height, width), channels)
-        return data.check_shape("images", images, self.image_shape)
+            _, files, skipped = _find_files(images)
+            self._warn_once("left out", [file for file, _ in skipped], _LEFT_OUT)
+            return self._folder(files)
+        if isinstance(images, Iterator):
+            images = list(images)
+        given = sources(images)
+        if given is None:
+            return data.check_shape("images", images, self.image_shape)
+        if all(isinstance(source, (str, os.PathLike)) for source in given):
+            return self._folder([artifacts.check_file(source) for source in given])
+        height, width, channels = self.image_shape
+
+        def pixels(position):
+            source = given[position]
+            try:
+                content = encoded(source) if isinstance(source, Image.Image) else source
+                return decode(content, (height, width), channels)[0]
+            except ImageError as error:
+                raise ImageError(f"Image {position} cannot be used: {error}") from error
+
+        return np.stack(in_threads(pixels, range(len(given))))
 
     def _distances(self, left, right):
-        sides = (data.embed(self.embedder, self._images(side)) for side in (left, right))
-        return metrics.pair_distances(next(sides), next(sides), self.settings["metric"])
+        left = data.embed(self.embedder, self._images(left))
+        right = data.embed(self.embedder, self._images(right))
+        return metrics.pair_distances(left, right, self.settings["metric"])
 
 
-# Quoted, so that a name may hold any character; and any byte.
-_CSV: Any = {"quoting": csv.QUOTE_NONNUMERIC, "encoding": "utf-8"}
+_LEFT_OUT = "{count} files are left out, see `skipped`: {names}."
+_GONE = (
+    "The files of {count} items are gone: {names}. Call prune() to remove these items, or"
+    " relocate(old_root, new_root) if their folder was moved."
+)
+_NOT_ON_MAP = "{count} files are gone or cannot be decoded, and are not on the map: {names}."
+_CHANGED = (
+    "{count} files hold another image than the one that was embedded: {names}. Add them again."
+)
 
 
-_KINDS: Any = {"id": "int64", "file": object, "label": object}
+@dataclasses.dataclass(frozen=True)
+class _Calibration:
+    """A threshold, and the distances of the pairs that it was fitted on."""
+
+    threshold: float
+    distances: np.ndarray
+    same: np.ndarray
+
+    def pairs(self) -> list[list]:
+        """Returns the pairs as values of JSON."""
+        return [self.distances.tolist(), self.same.tolist()]
+
+    def verification(self) -> metrics.Verification:
+        return metrics.verification(self.distances, self.same)
+
+    def rates(self) -> dict:
+        """Returns what `Gallery.calibration` tells."""
+        same = self.same.astype(bool)
+        accepted = self.distances <= self.threshold
+        found: dict[str, Any] = {"threshold": self.threshold}
+        for name, wrong in (("far", accepted[~same]), ("frr", ~accepted[same])):
+            low, high = _wilson(int(wrong.sum()), len(wrong))
+            found[name], found[f"{name}_interval"] = float(wrong.mean()), (low, high)
+        return {
+            **found,
+            "negative_pairs": int((~same).sum()),
+            "positive_pairs": int(same.sum()),
+        }
+
+    def warn_of_few_pairs(self, far: float) -> None:
+        """Warns if an error rate rests on a handful of pairs."""
+        rates = self.rates()
+        negative, positive = rates["negative_pairs"], rates["positive_pairs"]
+        expected = far * negative
+        if expected < _FEW_PAIRS:
+            what = f"far={far:g} of {negative} negative pairs is {expected:.3g} pairs"
+            fix = "Pass more negative pairs, or a larger far"
+            checks.warn(f"The threshold rests on few pairs: {what}. {fix}.")
+        if positive < _FEW_PAIRS:
+            what = f"The rate of rejected positive pairs rests on {positive} pairs"
+            checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
 
 
-def _table(ids, files, labels):
-    return pd.DataFrame({"id": ids, "file": files, "label": labels}, dtype=object).astype(_KINDS)
+class _Thumbnails(data.ImageFolder):
+    """Files and their small images, which are in memory."""
+
+    def __init__(self, found):
+        files, images = columns(found, 2)
+        self._images = np.stack(images) if images else np.empty((0, 1, 1, 3), "uint8")
+        _, height, width, channels = self._images.shape
+        super().__init__([Path(file) for file in files], None, [], [], (height, width), channels)
+
+    def __getitem__(self, rows) -> np.ndarray:
+        return data.as_float(self._images[rows])
 
 
-def _stamp(folder):
-    """Returns the digest of a folder's manifest, and so of all that is in it; None without one."""
+def _wilson(count: int, total: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a rate by Wilson's score."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(count, total).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def _find_files(folder) -> tuple[Path, list[Path], list[tuple[str, str]]]:
+    """Returns what `find_images` does, without empty folders, which are no loss for a search.
+
+    Raises:
+        ArtifactError: If there is no image.
+    """
+    root, files, skipped = find_images(folder)
+    if not files:
+        raise ArtifactError(no_image(root, skipped))
+    left_out = [(str(file), reason) for file, reason in skipped if reason != EMPTY_FOLDER]
+    return root, files, left_out
+
+
+def _gone_files(items: Items) -> list[str]:
+    return [file for file in items.table["file"].tolist() if file and _items.is_gone(file)]
+
+
+def _not_below(root: str, files) -> str:
+    """Returns the message that no file lies below `root`."""
+    what = f"No item has a file below old_root {checks.shown(root)}"
+    named = [file for file in files if file]
+    if not named:
+        return f"{what}: all items were added as arrays, without a file."
+    return f"{what}: pass {checks.shown(os.path.commonpath(named))} or a folder below it."
+
+
+def _check_have_files(files) -> None:
+    without = files.count("")
+    if without:
+        held = f"{without} of {len(files)} items were added as arrays, without a file"
+        fix = "pass images=, or for near copies call data.find_near_copies on them"
+        raise ArgumentError(f"{held}: {fix}.")
+
+
+def _stamp(folder) -> str | None:
+    """Returns what tells a saved gallery from another one; None if there is none."""
     manifest = folder / artifacts.MANIFEST
-    return hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    if not manifest.is_file():
+        return None
+    content = manifest.read_bytes()
+    try:
+        return json.loads(content)["info"]["token"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # of the first version, or damaged
+        return hashlib.sha256(content).hexdigest()

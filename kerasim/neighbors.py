@@ -30,6 +30,7 @@ Vectors that are equal in float32 are proposed as one: copies neither fill up th
 cut a graph into parts that cannot be reached from one another.
 """
 
+import copy
 import dataclasses
 import math
 import threading
@@ -197,6 +198,22 @@ class NeighborIndex:
         self._state = dataclasses.replace(state, embeddings=embeddings, groups=groups)
         self.recall_ = self._recall(self._state)
         return self
+
+    def grown(self, embeddings) -> "NeighborIndex":
+        """Returns an index with more vectors; this one stays as it is, for other threads.
+
+        Args:
+            embeddings: `(n, dim)`, as for `fit`.
+
+        Raises:
+            ArgumentError: As `add`.
+        """
+        grown = copy.copy(self)
+        if self.kind == "hnsw":
+            graph = faiss.clone_index(self._state.engine.graph)
+            engine = _Graph(graph, self.metric, self.ef_search)
+            grown._state = dataclasses.replace(self._state, engine=engine)
+        return grown.add(embeddings)
 
     def query(self, x, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds the `k` nearest vectors of each row.
@@ -393,6 +410,10 @@ class NeighborIndex:
         checks.vectors("embeddings", vectors, None, 1, index.metric)
         checks.integer("first", info["first"], 1, len(vectors))
         links = representatives = None
+        if index.kind == "hnsw" and not (folder / "levels.npy").exists():
+            index._fit(vectors)  # of the first version, whose file of faiss is not trusted
+            index.fingerprint = manifest.fingerprint
+            return index
         if index.kind == "hnsw":
             links = _Links(
                 artifacts.read_array(folder / "levels.npy"),

@@ -287,7 +287,7 @@ def galleries(cluster, sharded, embedder, root, tmp_path_factory):
         patch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
         for settings in ({"chunk": 4}, {"embed": embed}):
             gallery, path = Gallery(embedder), tmp_path_factory.mktemp("gallery") / "gallery"
-            with pytest.warns(UserWarning, match="1 pictures are left out"):
+            with pytest.warns(UserWarning, match="1 files are left out"):
                 gallery.add(root, on_error="skip", **settings)
             gallery.save(path)
             made.append((gallery, path))
@@ -295,7 +295,7 @@ def galleries(cluster, sharded, embedder, root, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("name", ["embeddings.npy", "items.csv"])
+@pytest.mark.parametrize("name", ["embeddings.npy", "items.json"])
 def test_a_cluster_that_loses_a_node_makes_the_local_gallery_to_the_bit(galleries, name):
     (_, one), (_, other) = galleries
     assert (one / name).read_bytes() == (other / name).read_bytes()

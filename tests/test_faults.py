@@ -67,7 +67,9 @@ def held(kind="exact", metric="cosine"):
 
 FITTED = neighbors.NeighborIndex("cosine").fit(VECTORS)
 GALLERY = held()
-GALLERY.calibrate(FLOATS, FLOATS[::-1], SAME)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of seven pairs
+    GALLERY.calibrate(FLOATS, FLOATS[::-1], SAME)
 
 
 FOLDER = tempfile.TemporaryDirectory()
@@ -413,6 +415,10 @@ def public(root):
         ),
         "Gallery.verify": (GALLERY.verify, {"left": FLOATS, "right": FLOATS[::-1]}),
         "Gallery.remove": (held().remove, {"ids": [0]}),
+        "Gallery.relocate": (
+            held().relocate,
+            {"old_root": root / "pairs", "new_root": root / "pairs"},
+        ),
         "Gallery.near_copies": (GALLERY.near_copies, {"min_correlation": 0.9}),
         "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
         "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),

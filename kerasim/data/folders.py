@@ -14,6 +14,8 @@ from kerasim.images import FORMATS, SUFFIXES, as_float, check_channels, check_si
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 
+EMPTY_FOLDER = "an empty folder, not a class"
+
 # Raw files of cameras begin as TIFF files do, but a decoder finds a small preview there at most.
 _RAW_SUFFIXES = set(
     ".3fr .arw .cr2 .dcr .dng .erf .iiq .k25 .kdc .mef .mos .nef .nrw .pef .sr2 .srf .srw".split()
@@ -175,7 +177,7 @@ def image_folder(
         files = [file for file, (reason, _) in found if not reason]
         skipped += bad
     if not files:
-        raise ArtifactError(_no_image(root, skipped))
+        raise ArtifactError(no_image(root, skipped))
     _warn([file for file, _ in skipped], f"files in {checks.shown(root)} are left out")
     classes = [class_of(file, root) for file in files]
     if labels is None or not any(classes):
@@ -210,7 +212,8 @@ def _check_stray(stray, count: int, root: Path) -> None:
     checks.warn(f"{what} and are left out, since they have no class: {names}. {choices}.")
 
 
-def _no_image(root: Path, skipped) -> str:
+def no_image(root: Path, skipped) -> str:
+    """Returns the message that the folder `root` holds nothing but the files `skipped`."""
     listed = "".join(f"\n{checks.shown(file)}: {reason}" for file, reason in skipped[:20])
     what = f"There is no usable image in {checks.shown(root)}"
     return f"{what}: put {', '.join(FORMATS)} files there. {len(skipped)} files left out:{listed}"
@@ -258,7 +261,7 @@ def find_images(path) -> tuple[Path, list[Path], list[tuple[Path, str]]]:
         folders[:] = sorted((name for name in folders if not _is_junk(name)), key=os.fsencode)
         names = sorted((name for name in names if not _is_junk(name)), key=os.fsencode)
         if not folders and not names and Path(folder).parent == root:
-            skipped.append((Path(folder), "an empty folder, not a class"))
+            skipped.append((Path(folder), EMPTY_FOLDER))
         for name in names:
             file = Path(folder, name)
             real = os.path.realpath(file)

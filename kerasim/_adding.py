@@ -1,0 +1,277 @@
+"""The steps of `Gallery.add`: compare files with items, embed what is new, make it part of them."""
+
+import collections
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerasim import _items, checks, data
+from kerasim._items import Items, Stamp
+from kerasim.data.folders import in_threads
+from kerasim.errors import ImageError
+from kerasim.images import decode
+
+PIECE = 32  # images between two updates of the progress bar, and the most that an interrupt loses
+
+
+@dataclasses.dataclass
+class Given:
+    """What `add` was given.
+
+    Attributes:
+        images: `ImageFolder` or array.
+        files: Name of the file of each; "" for none.
+        labels: Label of each; "" for none.
+        explicit: Whether the caller passed labels.
+        root: The folder that was passed, or None.
+        skipped: `(file, reason)` of its files that are not images.
+    """
+
+    images: Any
+    files: list[str]
+    labels: list[str]
+    explicit: bool
+    root: Path | None
+    skipped: list[tuple[str, str]]
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        rows: Positions of the images to embed, each real file once, in order.
+        replaced: Id of the item that an image replaces, by position.
+        items: The items, with new labels and stamps where the files are unchanged.
+    """
+
+    rows: list[int]
+    replaced: dict[int, int]
+    items: Items
+
+
+class Files:
+    """Looks up the items of files, and compares files with what was embedded.
+
+    Attributes:
+        trusted_before: See `_items.state_of`.
+    """
+
+    def __init__(self):
+        self.trusted_before = -1
+        self._real_paths: dict[str, str] = {}  # of the files of items
+
+    def rows(self, items: Items) -> dict[str, int]:
+        """Returns the row of each item that has a file, by its name and by its real path."""
+        files = items.table["file"].tolist()
+        for file in files:
+            if file and file not in self._real_paths:
+                self._real_paths[file] = os.path.realpath(file)
+        known = {self._real_paths[file]: row for row, file in enumerate(files) if file}
+        known.update({file: row for row, file in enumerate(files) if file})
+        return known
+
+    def states(self, pairs) -> list[tuple[str, Stamp]]:
+        """Returns `_items.state_of` of each pair of a file and its stamp."""
+        # Most files are unchanged by their time stamps; threads pay where content is read.
+        doubtful = [n for n, pair in enumerate(pairs) if not _items.is_same(*pair)]
+        found = [("same", stamp) for _, stamp in pairs]
+
+        def look(n):
+            file, stamp = pairs[n]
+            return _items.state_of(file, stamp, self.trusted_before)
+
+        for n, state in zip(doubtful, in_threads(look, doubtful), strict=True):
+            found[n] = state
+        return found
+
+    def compare(self, given: Given, items: Items) -> Comparison:
+        """Compares files with the items that name them."""
+        ids, labels = items.table["id"].tolist(), items.table["label"].tolist()
+        stamps, known = items.stamps(), self.rows(items)
+        new, seen, looked = [], set(), []
+        for n, file in enumerate(given.files):
+            if not file:  # like no other image
+                new.append(n)
+                continue
+            real = os.path.realpath(file)
+            if real in seen:
+                continue
+            seen.add(real)
+            row = known.get(file, known.get(real))
+            if row is None:
+                new.append(n)
+            else:
+                looked.append((n, row))
+        states = self.states([(given.files[n], stamps[row]) for n, row in looked])
+        replaced, relabeled, restamped = {}, {}, {}
+        for (n, row), (state, stamp) in zip(looked, states, strict=True):
+            if state != "same":
+                replaced[n] = ids[row]
+                continue
+            if stamp != stamps[row]:
+                restamped[ids[row]] = stamp
+            label, old = given.labels[n], labels[row]
+            if label and label != old and (given.explicit or not old):
+                relabeled[ids[row]] = label
+        items = items.changed(list(relabeled), label=list(relabeled.values()))
+        items = items.changed(list(restamped), stamps=list(restamped.values()))
+        return Comparison(sorted([*new, *replaced]), replaced, items)
+
+
+class Taken:
+    """What one `add` has embedded so far.
+
+    Ids are given out here and not at the commit, so that a commit that was interrupted can be
+    repeated: the second one replaces what the first one added.
+    """
+
+    def __init__(
+        self, embedder, metric: str, given: Given, comparison: Comparison, on_error, embed
+    ):
+        self.embedder, self.metric, self.given = embedder, metric, given
+        self.replaced, self.on_error, self.embed = comparison.replaced, on_error, embed
+        self._items = comparison.items
+        self.bad: list[tuple[str, str]] = []
+        self.ids: list[int] = []
+        self.changed: list[str] = []
+        self.moved: list[tuple[str, str]] = []
+        self._next_id = self._items.next_id
+        self._by_content: dict[str, list] | None = None
+        self._found: set[int] = set()  # ids of the items whose files were moved
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forgets what is part of the items now."""
+        self._embedded: list[tuple[int, str, str, Stamp, np.ndarray]] = []
+        self._renamed: dict[int, tuple[str, str, Stamp]] = {}
+        self._lost: list[int] = []
+
+    @property
+    def waiting(self) -> int:
+        """Number of images that are not part of the items yet."""
+        return len(self._embedded)
+
+    def pieces(self, rows):
+        """Splits rows: Ray's workers take a whole chunk, other functions a few images at once."""
+        step = PIECE if self.embed is data.embed_folder else max(1, len(rows))
+        return [rows[start : start + step] for start in range(0, len(rows), step)]
+
+    def applied(self, items: Items) -> Items:
+        """Returns `items` with all that was embedded, renamed and lost."""
+        files, labels, stamps = columns(self._renamed.values(), 3)
+        items = items.changed(list(self._renamed), file=files, label=labels, stamps=stamps)
+        items = items.without(self._lost)
+        ids, files, labels, stamps, vectors = columns(self._embedded, 5)
+        return items.with_more(ids, files, labels, stamps, vectors)
+
+    def take(self, piece, chunk) -> None:
+        """Embeds the images at the positions `piece`, or raises one error for all of `chunk`."""
+        files = self.given.files
+        stamps, reasons = self._look(piece)
+        rest = [n for n in piece if n not in reasons and not self._is_moved(n, stamps[n])]
+        vectors = self._embed(rest, reasons)
+        bad = [(files[n], reasons[n]) for n in piece if n in reasons]
+        if bad and self.on_error == "raise":
+            bad += self._undecodable([n for n in chunk if n > piece[-1]])
+            data.check_usable(bad, len(chunk), self.on_error)
+        good = [n for n in rest if n not in reasons]
+        rows = [(self._id(n), files[n], self._label(n), stamps[n], vectors[n]) for n in good]
+        self._lost += [self.replaced[n] for n in rest if n in reasons and n in self.replaced]
+        self._embedded += rows  # in one step: an interrupt finds all of it or nothing
+        self.bad += bad
+        self.ids += [row[0] for row in rows]
+        self.changed += [files[n] for n in good if n in self.replaced]
+
+    def _look(self, piece) -> tuple[dict[int, Stamp], dict[int, str]]:
+        """Returns the stamp of each file, or why it cannot be read, by position."""
+
+        def look(n):
+            try:
+                return _items.stamp_of(self.given.files[n]) if self.given.files[n] else Stamp()
+            except ImageError as error:
+                return str(error)
+
+        found = dict(zip(piece, in_threads(look, piece), strict=True))
+        stamps = {n: stamp for n, stamp in found.items() if isinstance(stamp, Stamp)}
+        return stamps, {n: reason for n, reason in found.items() if isinstance(reason, str)}
+
+    def _is_moved(self, n: int, stamp: Stamp) -> bool:
+        """Says whether a new file is that of an item, moved; the item is then renamed."""
+        if n in self.replaced or not stamp.sha256:
+            return False
+        if self._by_content is None:
+            self._by_content = collections.defaultdict(list)
+            table = self._items.table[["id", "file", "label", "sha256"]]
+            for number, old, label, sha256 in table.itertuples(index=False, name=None):
+                if sha256 and old:
+                    self._by_content[sha256].append((number, old, label))
+        new = self.given.files[n]
+        candidates = self._by_content.get(stamp.sha256, [])
+        # Of several items with the same content the one whose file had the same name is meant.
+        candidates = sorted(candidates, key=lambda item: _name(item[1]) != _name(new))
+        for number, old, label in candidates:
+            if number not in self._found and _items.is_gone(old):
+                self._found.add(number)
+                self._renamed[number] = (new, self.given.labels[n] or label, stamp)
+                self.moved.append((old, new))
+                return True
+        return False
+
+    def _embed(self, rows, reasons) -> dict[int, np.ndarray]:
+        """Returns vectors by position, and adds to `reasons` why an image has none."""
+        images = self.given.images
+        if not rows:
+            return {}
+        if isinstance(images, data.ImageFolder):
+            vectors, failed = self.embed(self.embedder, images.take(np.array(rows)))
+        else:
+            vectors = data.embed(self.embedder, images[np.array(rows)])
+            failed = [""] * len(rows)
+        for n, vector, reason in zip(rows, vectors, failed, strict=True):
+            if not reason and self.metric == "cosine" and not vector.any():
+                file = self.given.files[n]
+                name = checks.shown(file) if file else f"Image {n}"
+                reason = f"{name} is embedded as zeros, which have no direction for cosine."
+            if reason:
+                reasons[n] = reason
+        return dict(zip(rows, vectors, strict=True))
+
+    def _undecodable(self, rows) -> list[tuple[str, str]]:
+        """Returns `(file, reason)` of the files that cannot be decoded."""
+
+        def look(n):
+            try:
+                decode(self.given.files[n])
+                return ""
+            except ImageError as error:
+                return str(error)
+
+        rows = [n for n in rows if self.given.files[n]]
+        found = zip(rows, in_threads(look, rows), strict=True)
+        return [(self.given.files[n], reason) for n, reason in found if reason]
+
+    def _id(self, n: int) -> int:
+        if n in self.replaced:
+            return self.replaced[n]
+        self._next_id += 1
+        return self._next_id - 1
+
+    def _label(self, n: int) -> str:
+        if n in self.replaced and not self.given.labels[n]:
+            row = self._items.positions([self.replaced[n]])[0]
+            return self._items.table["label"].iloc[row]
+        return self.given.labels[n]
+
+
+def columns(rows, count: int) -> tuple[list, ...]:
+    """Returns the `count` columns of rows, as lists; empty ones if there is no row."""
+    rows = list(rows)
+    return tuple([row[n] for row in rows] for n in range(count))
+
+
+def _name(file: str) -> str:
+    return os.path.basename(file)

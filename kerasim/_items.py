@@ -1,0 +1,281 @@
+"""The items of a gallery: what it knows of each image and its file.
+
+An `Items` is never changed: each method returns another one. A gallery replaces the whole in one
+assignment, so that an interrupt, or a query of another thread, finds the old one or the new one.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kerasim import checks
+from kerasim.errors import ImageError
+
+# Objects, since strings of pandas on pyarrow have no place for names that are not UTF-8.
+COLUMNS = {
+    "id": "int64",
+    "file": object,
+    "label": object,
+    "size": "int64",
+    "modified": "int64",
+    "changed": "int64",
+    "sha256": object,
+}
+FILE = "items.json"
+_ENCODING: Any = {"encoding": "utf-8", "errors": "surrogatepass"}  # names may be of any bytes
+_REMOVED = {"id": -1, "file": "", "label": "", "sha256": ""}
+
+# A file that was written so recently may be written again without another time stamp: file systems
+# count in steps of up to two seconds.
+_SETTLED_NS = 2 * 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Stamp:
+    """What tells whether a file has changed.
+
+    Attributes:
+        size: Bytes; -1 if not known.
+        modified: Time of the last change of the content, in nanoseconds; -1 if not to be trusted.
+        changed: Time of the last change of content, name or permissions, in nanoseconds.
+        sha256: Digest of the content; "" if not known.
+    """
+
+    size: int = -1
+    modified: int = -1
+    changed: int = -1
+    sha256: str = ""
+
+
+def stamp_of(file) -> Stamp:
+    """Reads `file` and returns its stamp.
+
+    Raises:
+        ImageError: If it is missing, not a regular file, or cannot be read.
+    """
+    checks.regular_file(file, ImageError)
+    now = time.time_ns()
+    try:
+        status = os.stat(file)  # before reading: what changes later is noticed the next time
+        with open(file, "rb") as opened:
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise ImageError(f"Cannot read {checks.shown(file)}: {error.strerror}.") from error
+    settled = now - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS
+    modified = status.st_mtime_ns if settled else -1
+    return Stamp(status.st_size, modified, status.st_ctime_ns, sha256)
+
+
+def is_same(file, known: Stamp) -> bool:
+    """Says whether `file` is unchanged by its size and time stamps alone."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return False
+    now = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return bool(known.sha256) and now == (known.size, known.modified, known.changed)
+
+
+def written_at(folder: Path) -> int:
+    """Returns when the table in `folder` was written, in nanoseconds."""
+    name = FILE if (folder / FILE).exists() else "items.csv"
+    return (folder / name).stat().st_mtime_ns
+
+
+def is_gone(file) -> bool:
+    """Says whether there is no `file`; one that only cannot be reached is not gone."""
+    try:
+        os.stat(file)
+        return False
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+
+
+def state_of(file, known: Stamp, trusted_before: int = -1) -> tuple[str, Stamp]:
+    """Compares a file with its stamp. The content is read only if the time stamps differ.
+
+    Args:
+        file: The file.
+        known: Its stamp when its image was embedded.
+        trusted_before: If `known` has no digest, the file counts as unchanged if its time stamps
+            are before this one, in nanoseconds.
+
+    Returns:
+        `(state, stamp)`: "same", "gone" or "changed", or "unreadable" with `known`; and the stamp
+        of now.
+    """
+    try:
+        status = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return "gone", known
+    except OSError:
+        return "unreadable", known
+    if not stat.S_ISREG(status.st_mode):
+        return "changed", known
+    if is_same(file, known):
+        return "same", known
+    try:
+        stamp = stamp_of(file)
+    except ImageError:
+        return ("gone" if is_gone(file) else "unreadable"), known
+    if not known.sha256:
+        unchanged = max(status.st_mtime_ns, status.st_ctime_ns) < trusted_before
+    else:
+        unchanged = stamp.sha256 == known.sha256
+    return ("same" if unchanged else "changed"), stamp
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """A row for each vector. The id of a removed item is -1; its vector may still be there.
+
+    Attributes:
+        table: The columns of `COLUMNS`.
+        vectors: `(n, dim)`, one for each row.
+        next_id: Id of the next item. Ids are never used again.
+        version: Rows keep their positions, and are only appended, within one version.
+    """
+
+    table: pd.DataFrame
+    vectors: np.ndarray
+    next_id: int = 0
+    version: int = 0
+
+    @classmethod
+    def empty(cls, dim: int) -> "Items":
+        return cls(_table([], [], [], []), np.empty((0, dim), "float32"))
+
+    def check(self) -> None:
+        """Raises a `ValueError` if ids are not those that a gallery gives out."""
+        ids = self.table["id"].to_numpy()
+        live = ids[self.live]
+        if len(set(live.tolist())) < len(live) or (ids < -1).any():
+            raise ValueError("ids of items are negative, or given twice")
+        if type(self.next_id) is not int or (ids >= self.next_id).any():
+            raise ValueError(f"the next id is {self.next_id}, and items have larger ones")
+
+    @property
+    def live(self) -> np.ndarray:
+        """Which rows belong to items that were not removed."""
+        return self.table["id"].to_numpy() >= 0
+
+    def __len__(self) -> int:
+        return int(self.live.sum())
+
+    def shown(self) -> pd.DataFrame:
+        """Returns id, file and label of each item, in the order of ids."""
+        table = self.table.loc[self.live, ["id", "file", "label"]]
+        return table.sort_values("id", kind="stable", ignore_index=True)
+
+    def positions(self, ids) -> np.ndarray:
+        """Returns the rows of `ids`, each of which must be there."""
+        held = self.table["id"].to_numpy()
+        order = np.argsort(held, kind="stable")
+        return order[np.searchsorted(held, np.asarray(ids, "int64"), sorter=order)]
+
+    def id_at(self, row: int) -> int:
+        return int(self.table["id"].to_numpy()[row])
+
+    def stamps(self) -> list[Stamp]:
+        columns = (self.table[name].tolist() for name in ("size", "modified", "changed", "sha256"))
+        return [Stamp(*values) for values in zip(*columns, strict=True)]
+
+    def with_more(self, ids, files, labels, stamps, vectors) -> "Items":
+        """Appends items. An id that is given again replaces the item that has it."""
+        ids = np.asarray(ids, "int64")
+        if not len(ids):
+            return self
+        kept = self.without(ids)
+        table = pd.concat([kept.table, _table(ids, files, labels, stamps)], ignore_index=True)
+        vectors = np.concatenate([kept.vectors, vectors])
+        next_id = max(self.next_id, int(ids.max()) + 1)
+        return dataclasses.replace(kept, table=table, vectors=vectors, next_id=next_id)
+
+    def without(self, ids) -> "Items":
+        """Removes the items that have one of `ids`; their vectors stay until `compacted`."""
+        removed = np.isin(self.table["id"].to_numpy(), np.asarray(ids, "int64")) & self.live
+        if not removed.any():
+            return self
+        table = self.table.copy()
+        table.loc[removed, list(_REMOVED)] = list(_REMOVED.values())
+        return dataclasses.replace(self, table=table)
+
+    def changed(self, ids, **columns) -> "Items":
+        """Sets columns of the items `ids`: `file`, `label`, or the stamps as `stamps`."""
+        if not len(ids):
+            return self
+        if "stamps" in columns:
+            fields = [dataclasses.asdict(stamp) for stamp in columns.pop("stamps")]
+            columns.update({name: [entry[name] for entry in fields] for name in fields[0]})
+        table, rows = self.table.copy(), self.positions(ids)
+        for name, values in columns.items():
+            column = table[name].to_numpy(copy=True)
+            column[rows] = values
+            table[name] = pd.Series(column, dtype=COLUMNS[name])
+        return dataclasses.replace(self, table=table)
+
+    def compacted(self) -> "Items":
+        """Drops the vectors of removed items, and puts the others in the order of ids."""
+        held = self.table["id"].to_numpy()
+        live = np.flatnonzero(self.live)
+        rows = live[np.argsort(held[live], kind="stable")]
+        if len(rows) == len(held) and (np.diff(held) > 0).all():
+            return self
+        table, vectors = self.table.iloc[rows].reset_index(drop=True), self.vectors[rows]
+        return dataclasses.replace(self, table=table, vectors=vectors, version=self.version + 1)
+
+    def write(self, folder: Path) -> None:
+        """Writes the table into `folder`, as JSON: a spreadsheet would run names such as "=A1"."""
+        columns = {name: self.table[name].tolist() for name in COLUMNS}
+        with open(folder / FILE, "w", **_ENCODING) as file:
+            json.dump(columns, file, ensure_ascii=False)
+
+
+def read_table(folder: Path) -> pd.DataFrame:
+    """Reads the table that `Items.write`, or kerasim before it knew of stamps, wrote.
+
+    Raises:
+        ValueError: If it is not such a table.
+    """
+    if not (folder / FILE).exists():
+        return _read_csv(folder / "items.csv")
+    with open(folder / FILE, **_ENCODING) as file:
+        columns = json.load(file)
+    if not isinstance(columns, dict) or list(columns) != list(COLUMNS):
+        raise ValueError(f"{FILE} has the columns {list(columns)}")
+    for name, values in columns.items():
+        kind = str if COLUMNS[name] is object else int
+        if not isinstance(values, list) or any(type(value) is not kind for value in values):
+            raise ValueError(f"{FILE} has a column {name} that is not a list of {kind.__name__}")
+    return pd.DataFrame(columns, dtype=object).astype(COLUMNS)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    kinds: Any = {name: COLUMNS[name] for name in ("id", "file", "label")}
+    text: Any = {
+        "keep_default_na": False,
+        "encoding": "utf-8",
+        "encoding_errors": "surrogateescape",
+    }
+    table = pd.read_csv(path, dtype=kinds, **text)
+    if list(table) != list(kinds):
+        raise ValueError(f"items.csv has the columns {list(table)}")
+    unknown = [Stamp()] * len(table)
+    return _table(table["id"], table["file"], table["label"], unknown)
+
+
+def _table(ids, files, labels, stamps) -> pd.DataFrame:
+    columns = {"id": list(ids), "file": list(files), "label": list(labels)}
+    for name in ("size", "modified", "changed", "sha256"):
+        columns[name] = [getattr(stamp, name) for stamp in stamps]
+    return pd.DataFrame(columns, dtype=object).astype(COLUMNS)
