@@ -80,7 +80,8 @@ def write_explorer(
     told = {"data": json.dumps(page).replace("<", "\\u003c")}
     plot = _plot(coordinates, classes)
     html = file_html(plot, INLINE, title=title, template=template, template_variables=told)
-    return artifacts.write_file(path, html.encode())
+    # Names of files may hold bytes that are no text.
+    return artifacts.write_file(path, html.encode(errors="backslashreplace"))
 
 
 def _classes(labels, count: int) -> tuple[list[str], np.ndarray]:

@@ -564,10 +564,13 @@ def verification(distances, same) -> Verification:
     distances = checks.as_float64_or_narrower("distances", distances).astype("float64")
     same = checks.array("same", same).reshape(-1)
     checks.each("same", same, len(distances), "distances")
-    if not np.isin(same, (0, 1)).all() or len(np.unique(same)) < 2:
-        held = np.unique(same)[:5]
-        mend = "pass 1 for positive pairs, 0 for negative ones"
-        raise ArgumentError(f"same holds the values {held}: {mend}.")
+    is_known = np.isin(same, (0, 1)).all()
+    if not is_known or len(np.unique(same.astype(bool))) < 2:
+        held = ", ".join(list(dict.fromkeys(map(repr, same.tolist())))[:5])
+        raise ArgumentError(
+            f"same holds the values {held}, expected both 1 (positive pairs) and 0 (negative "
+            "pairs). Pass pairs of both kinds, without missing values."
+        )
     checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
     like, unlike = np.sort(distances[same]), np.sort(distances[~same])

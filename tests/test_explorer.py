@@ -265,3 +265,10 @@ def test_hostile_names_of_classes_and_files_make_no_elements_and_the_page_has_it
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert policy["content"].startswith("default-src 'none'")
     assert tags.index("meta") < tags.index("script") and "http" not in policy["content"]
+
+
+def test_a_title_and_labels_of_bytes_that_are_no_text_are_written(tmp_path):
+    images, places = np.zeros((3, 4, 4, 1), "float32"), np.eye(3, 2)
+    labels = ["\udc80", "\ud800", "a"]
+    path = explorer.write_explorer(tmp_path / "page.html", images, places, labels, title="\udc80")
+    assert "\\udc80" in path.read_text("utf-8")

@@ -402,6 +402,8 @@ def test_the_share_of_like_pairs_changes_no_rate():
         ([0.1, 0.2], [1], "same has shape .1,., expected .2,."),
         ([0.1, 0.2], [1, 1], "same holds the values .*1"),
         ([0.1, 0.2], [0.5, 1], "same holds the values"),
+        ([0.1, 0.2], [None, 1], "same holds the values None, 1, .* missing"),
+        ([0.1, 0.2], ["yes", "no"], "same holds the values 'yes', 'no'"),
         ([0.1, np.nan], [0, 1], "distances holds NaN or infinity in 1 of 2 rows: 1"),
         ([], [], "same holds the values"),
     ],
