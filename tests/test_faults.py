@@ -2,7 +2,9 @@
 
 import ast
 import contextlib
+import errno
 import inspect
+import os
 import re
 import tempfile
 import types
@@ -15,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROWS, summary
-from helpers import EMBEDDER, FLOATS, LEVELS, picture
+from helpers import EMBEDDER, FLOATS, LEVELS, picture, unprivileged
 
 from kerasim import (
     data,
@@ -537,6 +539,70 @@ def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(na
             assert isinstance(error, (TypeError, ValueError, OSError))
             assert not NOISE.search(str(error)), f"{argument}={value!r}: {error}"
     assert refused
+
+
+# Places
+
+
+def too_long(folder):
+    return folder / ("n" * 300)
+
+
+def below_a_file(folder):
+    (folder / "file").write_bytes(b"x")
+    return folder / "file" / "it"
+
+
+def loop(folder):
+    (folder / "in").mkdir()
+    (folder / "in" / "loop").symlink_to("loop")
+    return folder / "in" / "loop" / "it"
+
+
+def closed(folder):
+    (folder / "closed").mkdir(mode=0o700)
+    return folder / "closed" / "it"
+
+
+def not_text(folder):
+    return folder / "\0"
+
+
+PLACES = ("path", "run_dir", "cache", "source")
+PLACED = {name: key for name, (_, good) in PUBLIC.items() for key in PLACES if good.get(key)}
+
+
+@pytest.mark.fault(19)
+@pytest.mark.parametrize("bad", [too_long, below_a_file, loop, closed, not_text])
+@pytest.mark.parametrize("name", PLACED)
+def test_a_place_that_cannot_be_used_is_refused_in_our_words(name, bad, visible):
+    if name == "export.export_onnx" and bad is not below_a_file:
+        pytest.skip("it takes seconds, and writes as the others do")
+    call, good = PUBLIC[name]
+    place = bad(visible)
+    with unprivileged() if bad is closed else contextlib.nullcontext():
+        with quiet(), pytest.raises(errors.KerasimError) as caught:
+            call(**{**good, PLACED[name]: place})
+    assert isinstance(caught.value, (OSError, ValueError))
+    assert not NOISE.search(str(caught.value))
+
+
+WRITERS = [
+    name for name in PLACED if name.endswith((".save", "write_scores", "write_explorer", "embed"))
+]
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path, monkeypatch):
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    call, good = PUBLIC[name]
+    monkeypatch.setattr(os, "fsync", fsync)
+    with quiet(), pytest.raises(errors.ArtifactError, match="No space left on device"):
+        call(**{**good, PLACED[name]: tmp_path / "it"})
+    assert list(tmp_path.rglob("*")) == []
 
 
 # Numbers

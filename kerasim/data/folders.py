@@ -245,8 +245,11 @@ def find_images(path) -> tuple[Path, list[Path], list[tuple[Path, str]]]:
         ArtifactError: If it is not a folder.
     """
     root = artifacts.check_path("path", path)
-    if not root.is_dir():
-        raise ArtifactError(f"{checks.shown(root)} is not a folder: pass a folder of images.")
+    if not os.path.isdir(root):
+        raise ArtifactError(
+            f"{checks.shown(root)} is not a folder, or may not be opened. Pass a folder of images, "
+            "and check its permissions."
+        )
     files, skipped, seen = [], [], set()
 
     def list_unreadable(error):
