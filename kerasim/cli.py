@@ -1,9 +1,13 @@
-"""The command line: the library's calls, its errors on one line.
+"""The command line: the library's calls, with errors on one line.
 
-`kerasim embed` takes a folder into a gallery, `query` finds similar pictures in it, `calibrate` and
-`verify` say whether two show the same, `map` writes the page, `export` a SavedModel or ONNX file.
-`kerasim COMMAND --help` tells the rest. Each command is one call of `gallery.Gallery` or `export`,
-and imports what it needs when it runs. Exit codes: 0 done, 1 verified as different, 2 an error.
+`kerasim embed` adds the images of a folder to a gallery, `query` finds similar images in it,
+`calibrate` and `verify` decide whether two images show the same, `map` writes an HTML page and
+`export` a SavedModel or an ONNX file. `info`, `remove`, `prune` and `relocate` maintain a gallery;
+`fetch` downloads data sets. `kerasim COMMAND --help` describes each command.
+
+Each command is one call of `gallery.Gallery`, `data` or `export`. What can be checked without
+Keras, which takes seconds to import, is checked first. Exit codes: 0 success, 1 verified as
+different, 2 an error, 130 interrupted.
 """
 
 import json
@@ -16,16 +20,45 @@ from typing import Annotated, Literal
 import typer
 
 import kerasim
+from kerasim.errors import ArgumentError, ArtifactError, KerasimError
+
+# Images between two updates of the progress bar of `embed`.
+_CHUNK = 32
+# How the command line spells what messages of the library recommend.
+_OPTIONS = {
+    'on_error="skip"': "--on-error skip",
+    "pass its path as weights": "pass its path as --weights",
+}
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Find similar pictures. Exit codes: 0 done, 1 verified as different, 2 an error.",
+    help="Find similar images. Exit codes: 0 success, 1 verified as different, 2 an error, "
+    "130 interrupted.",
 )
-Folder = Annotated[Path, typer.Argument(help="Folder of pictures, or of one subfolder per class.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of images, or of one subfolder per class.")]
 GalleryPath = Annotated[Path, typer.Argument(help="Folder of the gallery.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OnError = Annotated[
+    Literal["raise", "skip"],
+    typer.Option(help="Stop at images that cannot be decoded, or skip them."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kerasim {kerasim.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print version."),
+    ] = False,
+):
+    pass
 
 
 @app.command()
@@ -33,80 +66,132 @@ def embed(
     folder: Folder,
     gallery: GalleryPath,
     embedder: Annotated[
-        str, typer.Option(help="A .keras file, or a backbone such as vgg16; for a new gallery.")
+        str,
+        typer.Option(
+            help="For a new gallery: a .keras file, or a backbone such as vgg16 or squeezenet."
+        ),
     ] = "",
-    size: Annotated[int, typer.Option(help="Height and width for a backbone.")] = 224,
+    weights: Annotated[
+        str, typer.Option(help="Weights of a backbone: imagenet, or the path of a weights file.")
+    ] = "imagenet",
+    size: Annotated[
+        int, typer.Option(min=1, help="Height and width in pixels of a backbone's input.")
+    ] = 224,
     metric: Annotated[
-        Literal["cosine", "euclidean", "manhattan"] | None, typer.Option(help="Default: cosine.")
+        Literal["cosine", "euclidean", "manhattan"] | None,
+        typer.Option(help="Distance of a new gallery; default: cosine."),
     ] = None,
-    kind: Annotated[Literal["exact", "hnsw"] | None, typer.Option(help="Default: exact.")] = None,
-    on_error: Annotated[
-        Literal["raise", "skip"], typer.Option(help="What to do with damaged pictures.")
-    ] = "raise",
+    kind: Annotated[
+        Literal["exact", "hnsw"] | None,
+        typer.Option(help="Index of a new gallery; default: exact. hnsw is for a million images."),
+    ] = None,
+    on_error: OnError = "raise",
     as_json: Json = False,
 ):
-    """Takes the pictures of a folder into a gallery; again, it takes what is new."""
-    from kerasim.gallery import Gallery
-
-    stands = kerasim.artifacts.find(kerasim.artifacts.place(gallery))
-    if stands.exists() and any(stands.iterdir()):
-        opened = Gallery.load(gallery, _embedder(embedder, size) if embedder else None)
-        for name, value in (("metric", metric), ("kind", kind)):
-            if value not in (None, opened.settings[name]):
-                stands = f"that of {gallery}, {opened.settings[name]}"
-                mend = "leave it out, or name another gallery"
-                raise kerasim.errors.ArgumentError(f"--{name}={value} is not {stands}: {mend}.")
-    elif embedder:
-        opened = Gallery(_embedder(embedder, size), metric or "cosine", kind or "exact")
+    """Adds the images of a folder to a gallery. Run it again to add what is new."""
+    _check_folder(folder)
+    exists = _gallery_exists(gallery)
+    if not exists and not embedder:
+        raise ArgumentError(
+            f"There is no gallery at {gallery}. Pass --embedder with a .keras file or a backbone "
+            "such as vgg16 to create one."
+        )
+    if _is_file_name(embedder):
+        _check_file(embedder)
+    _import_keras()
+    if exists:
+        opened = kerasim.gallery.Gallery.load(
+            gallery, _load_embedder(embedder, weights, size) if embedder else None
+        )
+        _check_setting("metric", metric, opened, gallery)
+        _check_setting("kind", kind, opened, gallery)
     else:
-        mend = "pass --embedder, a .keras file or such as vgg16"
-        raise kerasim.errors.ArgumentError(f"{gallery} is not there yet: {mend}.")
-    taken = opened.add(folder, on_error=on_error, path=gallery)
-    left_out = [str(file) for file, _ in opened.skipped]
-    done = {"taken": len(taken), "pictures": len(opened), "gallery": str(gallery)}
-    _say({**done, "skipped": left_out}, as_json)
+        opened = kerasim.gallery.Gallery(
+            _load_embedder(embedder, weights, size), metric or "cosine", kind or "exact"
+        )
+    before = len(opened)
+    try:
+        added = opened.add(folder, on_error=on_error, path=gallery, chunk=_CHUNK)
+    except KeyboardInterrupt:
+        if len(opened) > before:
+            opened.save(gallery)
+        _complain(
+            "interrupted",
+            f"{len(opened) - before} images were added to {gallery} before the interrupt. "
+            "The same command adds the rest.",
+        )
+        raise
+    skipped = [str(file) for file, _ in opened.skipped]
+    result = {"added": len(added), "images": len(opened), "gallery": str(gallery)}
+    if as_json:
+        _print_json({**result, "skipped": skipped})
+    else:
+        _print_dict({**result, "skipped": len(skipped)})
 
 
 @app.command()
 def query(
     gallery: GalleryPath,
-    images: Annotated[list[Path], typer.Argument(help="Pictures to look for.")],
-    k: Annotated[int, typer.Option("-k", help="How many of each.")] = 10,
+    images: Annotated[list[Path], typer.Argument(help="Images to search for.")],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Neighbors of each image.")] = 10,
     as_json: Json = False,
 ):
-    """Finds the most similar pictures."""
-    import pandas as pd
-
+    """Finds the most similar images."""
+    for image in images:
+        _check_file(image)
     found = _open(gallery).query([*images], k)
-    # As objects: strings of pandas have no place for a name that is no UTF-8.
-    found["query"] = pd.Series([str(images[n]) for n in found["query"]], dtype=object)
-    _say(found, as_json)
+    queries = [str(images[position]) for position in found["query"]]
+    if as_json:
+        _print_json(found.assign(query=queries).to_dict("records"))
+        return
+    _print_neighbors(queries, found)
 
 
 @app.command()
 def calibrate(
     gallery: GalleryPath,
-    folder: Folder,
-    far: Annotated[float, typer.Option(help="Share of unlike pairs to accept.")] = 0.01,
-    seed: int = 0,
+    folder: Annotated[Path, typer.Argument(help="Folder of one subfolder of images per class.")],
+    far: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of negative pairs that may be accepted.")
+    ] = 0.01,
+    pairs: Annotated[
+        int, typer.Option(min=2, max=200_000, help="Pairs to draw, half of them positive.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the pairs.")] = 0,
+    on_error: OnError = "raise",
     as_json: Json = False,
 ):
-    """Fits the threshold of verify on pairs of pictures, by class, that nothing was trained on."""
+    """Fits the threshold of verify on pairs of images that nothing was trained on."""
+    _check_folder(folder)
     opened = _open(gallery)
-    pictures = kerasim.data.image_folder(folder, opened.image_shape[:2], opened.image_shape[2])
-    if pictures.labels is None:
-        raise kerasim.errors.ArgumentError(f"{folder} has no subfolders: pass one of each class.")
-    left, right, same = kerasim.data.draw_pairs(pictures.labels, seed=seed)
-    opened.calibrate(pictures.take(left), pictures.take(right), same, far)
+    images = kerasim.data.image_folder(
+        folder, opened.image_shape[:2], opened.image_shape[2], on_error=on_error
+    )
+    if images.labels is None:
+        raise ArgumentError(
+            f"{folder} has no subfolders. Pass a folder of one subfolder of images per class."
+        )
+    left, right, same = kerasim.data.draw_pairs(images.labels, pairs, seed=seed)
+    opened.calibrate(images.take(left), images.take(right), same, far)
     opened.save(gallery)
     _say({"threshold": opened.threshold, "pairs": len(same)}, as_json)
 
 
 @app.command()
-def verify(gallery: GalleryPath, left: Path, right: Path, as_json: Json = False):
-    """Says whether two pictures show the same: exit code 0 if they do, 1 if not."""
+def verify(
+    gallery: GalleryPath,
+    left: Annotated[Path, typer.Argument(help="An image.")],
+    right: Annotated[Path, typer.Argument(help="The image to compare it with.")],
+    as_json: Json = False,
+):
+    """Says whether two images show the same: exit code 0 if they do, 1 if they do not.
+
+    The score is the estimated probability that they do if half of all pairs did.
+    """
+    _check_file(left)
+    _check_file(right)
     found = _open(gallery).verify([left], [right])
-    _say(found, as_json)
+    _say(found.to_dict("records")[0], as_json)
     raise typer.Exit(0 if found.loc[0, "same"] else 1)
 
 
@@ -114,7 +199,7 @@ def verify(gallery: GalleryPath, left: Path, right: Path, as_json: Json = False)
 def write_map(
     gallery: GalleryPath,
     page: Annotated[Path, typer.Argument(help="HTML file to write.")],
-    title: str = "Gallery",
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Gallery",
     as_json: Json = False,
 ):
     """Writes the map of a gallery as one HTML page."""
@@ -124,53 +209,211 @@ def write_map(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A gallery, or a .keras file.")],
-    path: Annotated[Path, typer.Argument(help="What to write.")],
-    target: Annotated[Literal["savedmodel", "onnx"], typer.Option("--format")] = "savedmodel",
+    path: Annotated[Path, typer.Argument(help="What to write: a folder, or a file x.onnx.")],
+    target: Annotated[
+        Literal["savedmodel", "onnx"] | None,
+        typer.Option("--format", help="Default: onnx for a path that ends in .onnx."),
+    ] = None,
     as_json: Json = False,
 ):
     """Writes an embedder as a SavedModel or an ONNX file."""
-    embedder = _open(model).embedder if model.is_dir() else _embedder(str(model))
-    module = kerasim.export
-    write = module.export_onnx if target == "onnx" else module.export_saved_model
-    write(embedder, path)
+    named_onnx = path.suffix.lower() == ".onnx"
+    if target is not None and (target == "onnx") != named_onnx:
+        raise ArgumentError(
+            f"--format {target} does not fit the path {path}. The path of an ONNX file ends in "
+            ".onnx, the folder of a SavedModel does not."
+        )
+    if model.is_dir():
+        embedder = _open(model).embedder
+    else:
+        _check_file(model)
+        _import_keras()
+        embedder = kerasim.data.load_embedder(model)
+    if named_onnx:
+        kerasim.export.export_onnx(embedder, path)
+    else:
+        kerasim.export.export_saved_model(embedder, path)
     _say({"written": str(path)}, as_json)
 
 
-def _open(path):
+@app.command()
+def info(gallery: GalleryPath, as_json: Json = False):
+    """Describes a gallery: images, classes, metric, embedder, threshold, missing files."""
+    _say(_open(gallery).info(), as_json)
+
+
+@app.command()
+def remove(
+    gallery: GalleryPath,
+    files: Annotated[list[str], typer.Argument(help="Files to remove from the gallery.")],
+    as_json: Json = False,
+):
+    """Removes images from a gallery. The files themselves stay where they are."""
+    opened = _open(gallery)
+    before = len(opened)
+    opened.remove(files=files)
+    opened.save(gallery)
+    _say({"removed": before - len(opened), "images": len(opened)}, as_json)
+
+
+@app.command()
+def prune(gallery: GalleryPath, as_json: Json = False):
+    """Removes the images whose files no longer exist from a gallery."""
+    opened = _open(gallery)
+    removed = opened.prune()
+    if len(removed):
+        opened.save(gallery)
+    _say({"removed": len(removed), "images": len(opened)}, as_json)
+
+
+@app.command()
+def relocate(
+    gallery: GalleryPath,
+    old: Annotated[Path, typer.Argument(help="Folder in which the files were.")],
+    new: Annotated[Path, typer.Argument(help="Folder in which they are now.")],
+    as_json: Json = False,
+):
+    """Tells a gallery that its files were moved to another folder."""
+    _check_folder(new)
+    opened = _open(gallery)
+    moved = opened.relocate(old, new)
+    opened.save(gallery)
+    _say({"relocated": len(moved), "images": len(opened)}, as_json)
+
+
+@app.command()
+def fetch(
+    name: Annotated[Literal["mnist", "cifar10", "squeezenet"], typer.Argument()],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write to; default: KERASIM_DATA_DIR, else a data folder."),
+    ] = None,
+):
+    """Downloads a data set, or the weights of SqueezeNet, and checks the hash."""
+    _import_keras()
+    kerasim.data.fetch(name, folder)
+
+
+def _import_keras() -> None:
+    from kerasim import _quiet
+
+    _quiet.import_keras()
+
+
+def _check_folder(path: Path) -> None:
+    if not path.exists():
+        raise ArtifactError(f"There is no folder {path}. Check the path.")
+    if not path.is_dir():
+        raise ArtifactError(f"{path} is not a folder. Pass a folder of images.")
+
+
+def _check_file(path) -> None:
+    from kerasim import artifacts
+
+    artifacts.check_file(path)
+
+
+def _gallery_exists(path: Path) -> bool:
+    """Says whether there is a gallery at `path`; an empty folder is none."""
+    from kerasim import artifacts
+
+    saved = artifacts.find(artifacts.place(path))
+    return saved.exists() and (not saved.is_dir() or any(saved.iterdir()))
+
+
+def _open(path: Path):
+    if not _gallery_exists(path):
+        raise ArtifactError(
+            f"There is no gallery at {path}. Create one with: kerasim embed FOLDER {path} "
+            "--embedder vgg16"
+        )
+    _import_keras()
     return kerasim.gallery.Gallery.load(path)
 
 
-def _embedder(name, size=224):
-    if name.endswith((".keras", ".h5", ".hdf5")):
-        from kerasim import layers  # noqa: F401 (so that Keras knows them)
+def _check_setting(name: str, value, gallery, path: Path) -> None:
+    if value not in (None, gallery.settings[name]):
+        raise ArgumentError(
+            f"--{name} {value} differs from that of the gallery {path}, which is "
+            f"{gallery.settings[name]}. Leave it out, or pass the path of a new gallery."
+        )
 
+
+def _is_file_name(embedder: str) -> bool:
+    return embedder.lower().endswith((".keras", ".h5", ".hdf5"))
+
+
+def _load_embedder(name: str, weights: str, size: int):
+    if _is_file_name(name):
         return kerasim.data.load_embedder(name)
     return kerasim.models.pretrained_embedder(
-        name, pooling="average", embedding_dim=None, image_shape=(size, size, 3)
+        name.lower(),
+        weights=weights,
+        pooling="average",
+        embedding_dim=None,
+        image_shape=(size, size, 3),
     )
 
 
-def _say(result, as_json):
-    if isinstance(result, dict):
-        print(json.dumps(result) if as_json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+def _say(result: dict, as_json: bool) -> None:
+    if as_json:
+        _print_json(result)
     else:
-        records = result.to_dict("records")
-        print(json.dumps(records) if as_json else result.to_string(index=False))
+        _print_dict(result)
+
+
+def _print_json(result) -> None:
+    # A name that is not UTF-8 is printed as the escape \udc.., which JSON has, too; other
+    # encodings of the terminal would get escapes that JSON has not.
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(result, ensure_ascii=not is_utf8))
+
+
+def _print_dict(result: dict) -> None:
+    for name, value in result.items():
+        print(f"{name}: {_readable(value)}")
+
+
+def _print_neighbors(queries: list[str], found) -> None:
+    """Prints a table for each query, with files relative to their common folder."""
+    table = found[["rank", "file", "label", "distance"]].assign(query=queries)
+    if not (table["label"] != "").any():
+        table = table.drop(columns="label")
+    files = [file for file in table["file"] if file]
+    folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    if folder:
+        print(f"Files are in {_readable(folder)}")
+    table["file"] = [
+        _readable(os.path.relpath(file, folder)) if file else "" for file in table["file"]
+    ]
+    for name in dict.fromkeys(queries):
+        rows = table.loc[table["query"] == name].drop(columns="query")
+        print(f"\n{_readable(name)}")
+        print(rows.to_string(index=False))
+
+
+def _readable(value) -> str:
+    """Returns text in any script as it is, and escapes what would control the terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
 def main() -> None:
     """Runs the command line."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     warnings.showwarning = lambda message, *_: _complain("warning", message)
     for stream in (sys.stdout, sys.stderr):  # a file name may hold any byte
         stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except Exception as error:  # 1 would say that two pictures are different
-        ours = isinstance(error, kerasim.errors.KerasimError)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # 1 would say that two images are different
+        ours = isinstance(error, KerasimError)
         _complain("error", error if ours else f"{type(error).__name__}: {error}")
         sys.exit(2)
 
 
-def _complain(kind, message):
-    print(f"kerasim: {kind}: {' '.join(str(message).split())}", file=sys.stderr)
+def _complain(kind: str, message) -> None:
+    text = " ".join(str(message).split())
+    for library, option in _OPTIONS.items():
+        text = text.replace(library, option)
+    print(f"kerasim: {kind}: {_readable(text)}", file=sys.stderr)

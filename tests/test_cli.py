@@ -49,8 +49,8 @@ def run(monkeypatch, capsys):
 
 def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
     code, said, _ = run("embed", "pictures", "gallery", "--embedder", "model.keras")
-    assert (code, said["taken"], said["pictures"]) == (0, 12, 12)
-    assert run("embed", "pictures", "gallery")[1]["taken"] == 0
+    assert (code, said["added"], said["images"]) == (0, 12, 12)
+    assert run("embed", "pictures", "gallery")[1]["added"] == 0
 
     code, found, _ = run("query", "gallery", "pictures/dark/2.png", "pictures/light/3.png", "-k", 3)
     assert code == 0 and [row["rank"] for row in found] == [1, 2, 3] * 2
@@ -63,9 +63,9 @@ def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
     code, said, _ = run("calibrate", "gallery", "pictures", "--far", 0.3)
     assert code == 0 and said["threshold"] == kerasim.gallery.Gallery.load("gallery").threshold
     code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/dark/0.png")
-    assert code == 0 and found[0]["same"] is True
+    assert code == 0 and found["same"] is True
     code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/light/1.png")
-    assert code == 1 and found[0]["same"] is False
+    assert code == 1 and found["same"] is False
 
     assert run("map", "gallery", "page.html", "--title", "My pictures")[0] == 0
     assert "My pictures" in (place / "page.html").read_text()
@@ -75,7 +75,7 @@ def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
     assert run("export", "gallery", "saved")[0] == 0
     saved = kerasim.export.load_saved_model("saved")
     np.testing.assert_allclose(saved(images), model.predict(images, verbose=0), atol=1e-5)
-    assert run("export", "model.keras", "model.onnx", "--format", "onnx")[0] == 0
+    assert run("export", "model.keras", "model.onnx")[0] == 0
     assert (place / "model.onnx").stat().st_size > 100
 
 
@@ -85,7 +85,7 @@ def test_damaged_pictures_are_refused_or_left_out_with_a_warning(place, run):
     assert code == 2 and "torn.png" in errors and not (place / "gallery").exists()
     command = ("embed", "pictures", "gallery", "--embedder", "model.keras", "--on-error", "skip")
     code, said, errors = run(*command)
-    assert code == 0 and said["pictures"] == 12
+    assert code == 0 and said["images"] == 12
     assert [file.rsplit("/")[-1] for file in said["skipped"]] == ["torn.png"]
     assert errors.startswith("kerasim: warning: ") and "torn.png" in errors
 
@@ -99,12 +99,17 @@ def lambda_model(path):
     ("arguments", "message"),
     [
         (("query", "nowhere", "pictures/dark/0.png"), "There is no gallery at"),
-        (("embed", "pictures", "gallery"), "pass --embedder"),
-        (("embed", "nowhere", "gallery", "--embedder", "model.keras"), "There is no file"),
+        (("embed", "pictures", "gallery"), "Pass --embedder"),
+        (
+            ("embed", "nowhere", "gallery", "--embedder", "model.keras"),
+            "There is no folder nowhere",
+        ),
         (("embed", "pictures", "gallery", "--embedder", "gone.keras"), "There is no file"),
         (("embed", "pictures", "gallery", "--embedder", "lambda.keras"), "not run for safety"),
         (("embed", "pictures", "gallery", "--embedder", "vgg15"), "vgg15"),
         (("export", "model.keras", "model.keras/x"), "model.keras/x"),
+        (("export", "model.keras", "saved", "--format", "onnx"), "ends in .onnx"),
+        (("export", "model.keras", "a.onnx", "--format", "savedmodel"), "ends in .onnx"),
         (("calibrate", "made", "pictures/dark"), "pictures/dark has no subfolders"),
     ],
 )
@@ -130,9 +135,9 @@ def test_a_gallery_is_made_in_an_empty_folder_and_keeps_its_metric(place, run):
     (place / "gallery").mkdir()
     command = ("embed", "pictures", "gallery", "--embedder", "model.keras", "--metric")
     assert run(*command, "manhattan")[0] == 0
-    assert run(*command, "manhattan")[1]["taken"] == 0
+    assert run(*command, "manhattan")[1]["added"] == 0
     code, _, errors = run(*command, "cosine")
-    assert code == 2 and "--metric=cosine is not that of gallery, manhattan" in errors
+    assert code == 2 and "--metric cosine differs from that of the gallery" in errors
 
 
 def test_a_file_name_of_any_bytes_is_printed(place, run):
