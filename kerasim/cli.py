@@ -22,8 +22,6 @@ import typer
 import kerasim
 from kerasim.errors import ArgumentError, ArtifactError, KerasimError
 
-# Images between two updates of the progress bar of `embed`.
-_CHUNK = 32
 # How the command line spells what messages of the library recommend.
 _OPTIONS = {
     'on_error="skip"': "--on-error skip",
@@ -111,14 +109,11 @@ def embed(
         )
     before = len(opened)
     try:
-        added = opened.add(folder, on_error=on_error, path=gallery, chunk=_CHUNK)
-    except KeyboardInterrupt:
-        if len(opened) > before:
-            opened.save(gallery)
+        added = opened.add(folder, on_error=on_error, path=gallery)
+    except KeyboardInterrupt:  # `add` has saved what it embedded
         _complain(
             "interrupted",
-            f"{len(opened) - before} images were added to {gallery} before the interrupt. "
-            "The same command adds the rest.",
+            f"{len(opened) - before} images were added to {gallery}. The same command adds the rest.",
         )
         raise
     skipped = [str(file) for file, _ in opened.skipped]
@@ -174,7 +169,10 @@ def calibrate(
     left, right, same = kerasim.data.draw_pairs(images.labels, pairs, seed=seed)
     opened.calibrate(images.take(left), images.take(right), same, far)
     opened.save(gallery)
-    _say({"threshold": opened.threshold, "pairs": len(same)}, as_json)
+    if as_json:
+        _print_json(opened.calibration)
+    else:
+        _print_calibration(opened.calibration)
 
 
 @app.command()
@@ -200,10 +198,15 @@ def write_map(
     gallery: GalleryPath,
     page: Annotated[Path, typer.Argument(help="HTML file to write.")],
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Gallery",
+    on_error: Annotated[
+        Literal["raise", "skip"],
+        typer.Option(help="Skip images whose files are missing or damaged, or stop at them."),
+    ] = "skip",
     as_json: Json = False,
 ):
     """Writes the map of a gallery as one HTML page."""
-    _say({"page": str(_open(gallery).write_map(page, title=title))}, as_json)
+    written = _open(gallery).write_map(page, title=title, on_error=on_error)
+    _say({"page": str(written)}, as_json)
 
 
 @app.command()
@@ -238,8 +241,19 @@ def export(
 
 @app.command()
 def info(gallery: GalleryPath, as_json: Json = False):
-    """Describes a gallery: images, classes, metric, embedder, threshold, missing files."""
-    _say(_open(gallery).info(), as_json)
+    """Describes a gallery: images, labels, metric, embedder, threshold, missing files."""
+    found = _open(gallery).info()
+    if as_json:
+        _print_json(found)
+        return
+    calibration = found.pop("calibration")
+    labels = [f"{label} ({count})" for label, count in found["labels"].items()]
+    found["labels"] = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "") or "none"
+    if calibration is not None:
+        del found["threshold"]
+    _print_dict(found)
+    if calibration is not None:
+        _print_calibration(calibration)
 
 
 @app.command()
@@ -250,10 +264,9 @@ def remove(
 ):
     """Removes images from a gallery. The files themselves stay where they are."""
     opened = _open(gallery)
-    before = len(opened)
-    opened.remove(files=files)
+    removed = opened.remove(files)
     opened.save(gallery)
-    _say({"removed": before - len(opened), "images": len(opened)}, as_json)
+    _say({"removed": len(removed), "images": len(opened)}, as_json)
 
 
 @app.command()
@@ -372,6 +385,16 @@ def _print_json(result) -> None:
 def _print_dict(result: dict) -> None:
     for name, value in result.items():
         print(f"{name}: {_readable(value)}")
+
+
+def _print_calibration(rates: dict) -> None:
+    def percent(name):
+        low, high = rates[f"{name}_interval"]
+        return f"{100 * rates[name]:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+
+    print(f"threshold: {rates['threshold']:.6g}")
+    print(f"accepts {percent('far')} of {rates['negative_pairs']} negative pairs")
+    print(f"rejects {percent('frr')} of {rates['positive_pairs']} positive pairs")
 
 
 def _print_neighbors(queries: list[str], found) -> None:

@@ -62,6 +62,7 @@ def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
 
     code, said, _ = run("calibrate", "gallery", "pictures", "--far", 0.3)
     assert code == 0 and said["threshold"] == kerasim.gallery.Gallery.load("gallery").threshold
+    assert said["far"] <= 0.3 and said["far_interval"][0] <= said["far"] <= said["far_interval"][1]
     code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/dark/0.png")
     assert code == 0 and found["same"] is True
     code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/light/1.png")
@@ -146,6 +147,119 @@ def test_a_file_name_of_any_bytes_is_printed(place, run):
     assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
     code, found, _ = run("query", "gallery", strange, "-k", 1)
     assert code == 0 and found[0]["query"] == strange
+
+
+@pytest.fixture
+def gallery(place, run):
+    """A gallery of the pictures."""
+    assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
+    return place / "gallery"
+
+
+def test_a_gallery_is_described(gallery, run):
+    code, said, _ = run("info", "gallery")
+    assert code == 0 and said["items"] == 12 and said["labels"] == {"dark": 6, "light": 6}
+    assert said["metric"] == "cosine" and said["threshold"] is None
+
+
+def test_files_are_removed_pruned_and_relocated(gallery, place, run):
+    removed = run("remove", "gallery", "pictures/dark/0.png", "pictures/dark/2.png")[1]
+    assert removed == {"removed": 2, "images": 10}
+    (place / "pictures" / "light" / "1.png").unlink()
+    assert run("prune", "gallery")[1] == {"removed": 1, "images": 9}
+    (place / "pictures").rename(place / "moved")
+    assert run("relocate", "gallery", "pictures", "moved")[1] == {"relocated": 9, "images": 9}
+    found = run("query", "gallery", "moved/dark/4.png", "-k", 1)[1]
+    assert found[0]["file"] == str(place / "moved" / "dark" / "4.png")
+
+
+def test_a_folder_with_a_damaged_image_can_be_calibrated(gallery, place, run):
+    (place / "pictures" / "dark" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
+    code, _, errors = run("calibrate", "gallery", "pictures")
+    assert code == 2 and "--on-error skip" in errors and "on_error=" not in errors
+    code, said, errors = run("calibrate", "gallery", "pictures", "--on-error", "skip")
+    assert code == 0 and said["positive_pairs"] + said["negative_pairs"] == 10_000
+
+
+def test_few_pairs_are_warned_of(gallery, run):
+    code, said, errors = run("calibrate", "gallery", "pictures", "--pairs", 50)
+    assert code == 0 and said["positive_pairs"] + said["negative_pairs"] == 50
+    assert "warning" in errors and "few pairs" in errors
+
+
+def test_tables_show_files_relative_to_their_folder_and_names_in_their_script(
+    place, run, monkeypatch, capsys
+):
+    os.rename("pictures/light/3.png", "pictures/light/船\u202e.png")
+    run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    monkeypatch.setattr(sys, "argv", ["kerasim", "query", "gallery", "pictures/dark/0.png"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr().out
+    assert f"Files are in {place / 'pictures'}\n" in printed
+    assert "light/船\\u202e.png" in printed and "\u202e" not in printed
+    assert max(map(len, printed.splitlines()[1:])) < 60
+
+
+def test_a_name_in_any_script_is_printed_as_json(place, run):
+    os.rename("pictures/light/3.png", "pictures/light/船 😀.png")
+    run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    found = run("query", "gallery", "pictures/light/船 😀.png", "-k", 1)[1]
+    assert found[0]["file"].endswith("light/船 😀.png")
+
+
+def test_an_interrupt_keeps_what_was_embedded_and_says_so(place, run, monkeypatch):
+    def interrupted(self, images, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kerasim.gallery.Gallery, "add", interrupted)
+    code, said, errors = run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    assert code == 130 and said == ""
+    assert "0 images were added to gallery. The same command adds the rest." in errors
+
+
+def test_a_data_set_is_fetched(place, run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(kerasim.data, "fetch", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["kerasim", "fetch", "mnist"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0 and asked == [("mnist", None)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("query", "nowhere", "model.keras"),
+        ("query", "model.keras", "nothing.png"),
+        ("embed", "nowhere", "gallery", "--embedder", "vgg16"),
+        ("embed", ".", "gallery"),
+        ("embed", ".", "gallery", "--embedder", "gone.keras"),
+        ("export", "model.keras", "saved", "--format", "onnx"),
+        ("export", "gone.keras", "saved"),
+        ("relocate", "gallery", "old", "nowhere"),
+        ("--version",),
+    ],
+    ids=" ".join,
+)
+def test_what_needs_no_keras_is_said_without_importing_it(place, arguments):
+    code = (
+        "import sys; sys.argv[1:] = " + repr([*arguments]) + "\n"
+        "from kerasim import cli\n"
+        "try:\n    cli.main()\n"
+        "finally:\n    print('heavy:', sorted({'keras', 'tensorflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "heavy: []" in done.stdout
+    assert done.returncode == (0 if arguments == ("--version",) else 2), done.stderr
+
+
+def test_the_version_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["kerasim", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"kerasim {kerasim.__version__}\n"
 
 
 def test_what_nobody_thought_of_is_exit_code_2_too(place, run, monkeypatch):
