@@ -113,7 +113,8 @@ def embed(
     except KeyboardInterrupt:  # `add` has saved what it embedded
         _complain(
             "interrupted",
-            f"{len(opened) - before} images were added to {gallery}. The same command adds the rest.",
+            f"{len(opened) - before} images were added to {gallery}. "
+            "The same command adds the rest.",
         )
         raise
     skipped = [str(file) for file, _ in opened.skipped]
@@ -137,9 +138,10 @@ def query(
     found = _open(gallery).query([*images], k)
     queries = [str(images[position]) for position in found["query"]]
     if as_json:
-        _print_json(found.assign(query=queries).to_dict("records"))
-        return
-    _print_neighbors(queries, found)
+        records = found.to_dict("records")
+        _print_json([{**row, "query": name} for row, name in zip(records, queries, strict=True)])
+    else:
+        _print_neighbors(queries, found)
 
 
 @app.command()
@@ -399,6 +401,7 @@ def _print_calibration(rates: dict) -> None:
 
 def _print_neighbors(queries: list[str], found) -> None:
     """Prints a table for each query, with files relative to their common folder."""
+    queries = [_readable(name) for name in queries]
     table = found[["rank", "file", "label", "distance"]].assign(query=queries)
     if not (table["label"] != "").any():
         table = table.drop(columns="label")
@@ -411,7 +414,7 @@ def _print_neighbors(queries: list[str], found) -> None:
     ]
     for name in dict.fromkeys(queries):
         rows = table.loc[table["query"] == name].drop(columns="query")
-        print(f"\n{_readable(name)}")
+        print(f"\n{name}")
         print(rows.to_string(index=False))
 
 

@@ -821,8 +821,16 @@ class Gallery:
         return np.stack(in_threads(pixels, range(len(given))))
 
     def _distances(self, left, right):
-        left = data.embed(self.embedder, self._images(left))
-        right = data.embed(self.embedder, self._images(right))
+        left, right = self._images(left), self._images(right)
+        if isinstance(left, data.ImageFolder) and isinstance(right, data.ImageFolder):
+            # Pairs share images: each file is decoded and embedded once.
+            files, rows = np.unique(
+                [*map(str, left.files), *map(str, right.files)], return_inverse=True
+            )
+            vectors = data.embed(self.embedder, self._folder(files.tolist()))[rows]
+            left, right = vectors[: len(left)], vectors[len(left) :]
+        else:
+            left, right = data.embed(self.embedder, left), data.embed(self.embedder, right)
         return metrics.pair_distances(left, right, self.settings["metric"])
 
 

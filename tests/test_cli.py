@@ -145,8 +145,9 @@ def test_a_file_name_of_any_bytes_is_printed(place, run):
     strange = os.fsdecode(b"pictures/light/\xff.png")
     os.rename("pictures/light/3.png", strange)
     assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
-    code, found, _ = run("query", "gallery", strange, "-k", 1)
-    assert code == 0 and found[0]["query"] == strange
+    code, found, errors = run("query", "gallery", strange, "-k", 1)
+    assert code == 0, errors
+    assert found[0]["query"] == strange
 
 
 @pytest.fixture
@@ -267,7 +268,7 @@ def test_what_nobody_thought_of_is_exit_code_2_too(place, run, monkeypatch):
         raise MemoryError("no room")
 
     monkeypatch.setattr(cli, "_open", breaks)
-    code, _, errors = run("verify", "gallery", "a.png", "b.png")
+    code, _, errors = run("verify", "gallery", "pictures/dark/0.png", "pictures/dark/2.png")
     assert code == 2 and errors == "kerasim: error: MemoryError: no room\n"
 
 
