@@ -177,6 +177,29 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
     )
 
 
+def remove(path, kind: str) -> None:
+    """Removes an artifact, and what a writer that died set aside.
+
+    Args:
+        path: Folder of the artifact; nothing happens if there is none.
+        kind: What it must hold.
+
+    Raises:
+        ArtifactError: If the folder holds something else, or cannot be removed.
+    """
+    path = place(path)
+    for folder in (path, _aside(path)):
+        check_replaceable(folder, kind)
+        if folder.exists():
+            doomed = _temporary_name(path)
+            try:
+                os.rename(folder, doomed)  # in one step, so that no half of it is left
+            except OSError as error:
+                mend = "Check the permissions of its folder, or choose another one"
+                raise ArtifactError(f"Cannot remove {folder}: {error.strerror}. {mend}.") from error
+            _remove(doomed)
+
+
 def exists(path) -> bool:
     """Returns whether something is saved at `path`, or was set aside by a writer that died there.
 

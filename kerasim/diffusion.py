@@ -226,14 +226,28 @@ def _check_model(model, schedule) -> tuple[int, int, int]:
         what = "model must be a keras.Model with inputs named images and t"
         came = f"{type(model).__name__} with {sorted(inputs)}"
         raise ArgumentTypeError(f"{what}. Received {came}: pass such as models.unet gives.")
+    check_schedule("schedule", model, schedule)
+    return inputs["images"].shape[1:]
+
+
+def check_schedule(name: str, model, schedule) -> None:
+    """Refuses a schedule that is not the one that a network was built with, if it has one.
+
+    Args:
+        name: Argument that a message names.
+        model: Network such as `models.unet` builds.
+        schedule: `NoiseSchedule`.
+
+    Raises:
+        ArgumentError: If the network was built with another schedule.
+    """
     if "schedule" in [layer.name for layer in model.layers]:
         known = model.get_layer("schedule").get_weights()[0][:, 1] ** 2
         abar = schedule.alphas_cumprod
         if len(known) != len(abar) or not np.allclose(known, abar, rtol=1e-3, atol=1e-9):
-            what = f"schedule={schedule} is not the one that the network was built with"
+            what = f"{name}={schedule} is not the one that the network was built with"
             ends = f"{len(known)} steps and ends at abar {known[-1]:.2g}"
             raise ArgumentError(f"{what}, which has {ends}: pass that one.")
-    return inputs["images"].shape[1:]
 
 
 def _check_labels(model, labels, guidance, n):

@@ -1,53 +1,77 @@
-"""Fits what it is handed: progress, history, and a resume that is exact.
+"""Trains a compiled model: progress, history, and a resume that is exact.
 
-`fit` is Keras' own `model.fit` with one more callback, which saves after each epoch all that the
-next one depends on: weights, optimizer, generators of random numbers, the numbers of the other
-callbacks. What batches draw depends on the epoch alone, which `fit` sets. So a run that was killed
-and started again goes through the same numbers as one that was not. Before it goes on, it compares
-data, network, loss and settings with those of the saved run, and refuses to mix two.
+`fit` is Keras' own `model.fit` with one more callback, which saves after each epoch everything that
+the next one depends on: weights, optimizer, random generators and the state of the other callbacks.
+What batches draw depends on the epoch alone, which `fit` sets. So a run that was killed and started
+again goes through the same numbers as one that was not. Before it goes on, it compares data,
+network, loss and settings with those of the saved run, and refuses to mix two.
 """
 
 import contextlib
-import json
-import re
+import math
+import secrets
 import time
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 
-from kerasim import artifacts, checks, data, metrics
+from kerasim import _fitting, _resume, artifacts, checks, data, metrics
+from kerasim.data.batches import Batches
 from kerasim.devices import Devices
 from kerasim.errors import ArgumentError, ArtifactError, TrainingError
 
 _KIND = "training_state"
 
+# A network is called dead if its loss keeps within this share of itself for so many steps, while
+# its outputs are equal for all images within the second share of the largest one.
+_STUCK_STEPS = 100
+_STUCK_LOSS = 1e-3
+_EQUAL_OUTPUTS = 1e-6
+
+# The first figures of a finished run that are printed: loss, and those of validation.
+_SUMMARY_FIGURES = 6
+
 
 def fit(
-    model, batches, epochs: int, run_dir, validation=None, callbacks=(), resume=True, verbose="auto"
+    model,
+    batches,
+    epochs: int,
+    run_dir=None,
+    validation=None,
+    callbacks=(),
+    resume=True,
+    verbose="auto",
 ) -> pd.DataFrame:
     """Fits a compiled model with plain `model.fit`, and goes on where an earlier call stopped.
 
     After each epoch the whole state (weights, optimizer, generators of Dropout and of sampling
-    layers, callbacks, history) is saved in `run_dir`. A run that was killed, however hard, and
-    started again ends on a CPU with the weights, to the bit, of a run never killed.
+    layers, callbacks, history) is saved in `run_dir`. A run that was killed and started again ends
+    on a CPU with the weights, to the bit, of a run that was never killed. An interrupt or an error
+    puts back the state of the last whole epoch.
 
     A model built under `distribute.strategy` trains on all its devices; see there.
 
-    An optimizer of `use_ema=True` averages the weights as it goes: validation, callbacks at the
-    end of an epoch, `best`, `restore` and the model at the end have the averages.
+    An optimizer with `use_ema=True` averages the weights: validation, callbacks at the end of an
+    epoch, `best`, `restore` and the model at the end have the averages.
 
     Args:
-        model: Compiled `keras.Model`. It ends with the weights of the last epoch.
+        model: Compiled `keras.Model`. It ends with the weights of the last epoch, or with those
+            that a callback chose, such as `EarlyStopping(restore_best_weights=True)`.
         batches: `keras.utils.PyDataset`. Its `epoch` is set before each epoch, so that what it
             draws can depend on it.
-        epochs: Epochs in all, 1 or more, those of earlier calls included.
-        run_dir: Folder of the run: `state` (an artefact), `best` (with `validation`: the
-            weights of the epoch of least `val_loss`) and `history.csv`.
+        epochs: Number of epochs in all, 1 or more, including those of earlier calls.
+        run_dir: Folder of the run: `state` (an artifact), `best` (with `validation`: the
+            weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing:
+            the run cannot be resumed.
         validation: `keras.utils.PyDataset`, or None.
-        callbacks: Keras callbacks; their numbers (patience, best value) are saved and restored.
-        resume: False starts afresh and overwrites what `run_dir` holds.
-        verbose: As for `keras.Model.fit`: 1 a live bar, 2 a line an epoch, 0 silence.
+        callbacks: Keras callbacks. Their settings must be those of earlier calls. Their state
+            (patience, best value, arrays, lists) is saved and restored; a callback that holds
+            something else needs `get_state()` and `set_state(state)`. Those that neither schedule
+            the learning rate nor have `settings()` may be added or left out later.
+        resume: False removes what `run_dir` holds of an earlier run and starts again.
+        verbose: As for `keras.Model.fit`: 1 a progress bar, 2 a line per epoch, 0 nothing.
 
     Returns:
         The history, as in `history.csv`: a row for each epoch with `epoch` (from 1), what Keras
@@ -68,69 +92,36 @@ def fit(
     checks.kind("model", model, keras.Model, "build a keras.Model first")
     if not model.compiled:
         raise ArgumentError(f"model {model.name!r} is not compiled: call model.compile first.")
-    callbacks = checks.listed("callbacks", callbacks)
-    for callback in callbacks:
-        checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
-        if getattr(callback, "restore_best_weights", False):
-            what = f"callbacks holds {type(callback).__name__}(restore_best_weights=True)"
-            mend = "leave it False and call training.restore(best=True)"
-            raise ArgumentError(f"{what}, whose weights a restart would lose: {mend}.")
-        if isinstance(callback, keras.callbacks.SwapEMAWeights):
-            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, fit adds its own.")
-    run_dir = artifacts.check_path("run_dir", run_dir)
+    callbacks = _check_callbacks(callbacks)
+    run_dir = None if run_dir is None else artifacts.check_path("run_dir", run_dir)
     devices = Devices(model)
-    lock = artifacts.lock(run_dir / ".lock") if devices.writes else contextlib.nullcontext()
+    lock = contextlib.nullcontext()
+    if devices.writes and run_dir is not None:
+        lock = artifacts.lock(run_dir / ".lock")
     with lock, devices.scope():
         devices.check(model.loss, batches=batches, validation=validation)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        settings = _settings(model, batches, validation, callbacks)
-        run = _Run(model, batches, run_dir, callbacks, settings, devices.writes)
-        if resume and artifacts.exists(run_dir / "state"):
+        run = _Run(model, batches, validation, run_dir, callbacks, devices)
+        if resume:
             run.restore()
-        done = len(run.history)
-        devices.agree([done, *run.variables.values()])
-        if done >= epochs or run.stopped:
-            # As `model.fit` does at its end: with averages, those are what a run ends with.
-            model.optimizer.finalize_variable_values(model.trainable_variables)
-            early = ", stopped early" if run.stopped else ""
-            print(f"{run_dir.name}: already at epoch {done}{early}.")
+        devices.agree([len(run.history), *run.variables.values()])
+        if len(run.history) >= epochs or run.stopped:
+            run.finish()
         else:
-            artifacts.check_replaceable(run_dir / "state", _KIND)
-            artifacts.check_replaceable(run_dir / "best", "weights")
-            run.check_first_batch()
-            if done:
-                print(f"{run_dir.name}: going on after epoch {done} of {epochs}.")
-            try:
-                with data.clear_errors(batches, validation, kept=run.kept):
-                    model.fit(
-                        devices.part(batches),
-                        epochs=epochs,
-                        initial_epoch=done,
-                        validation_data=devices.part(validation),
-                        callbacks=run.around(),
-                        shuffle=False,  # True draws the order from a generator that no state holds
-                        verbose=verbose,
-                    )
-            except KeyboardInterrupt:
-                epoch = len(run.history)
-                print(f"{run_dir.name}: stopped after epoch {epoch}; the same call goes on.")
-                raise
-        if run.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
-            for weight in model.trainable_variables:
-                weight.assign(keras.ops.copy(weight))
+            run.train(epochs, verbose)
         devices.agree([len(run.history)])  # a later call reads what the first process wrote
         run.write_table()
         return pd.DataFrame(run.history)
 
 
 def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
-    """Gives `model` the weights of a run.
+    """Assigns the weights of a run to `model`.
 
     Args:
         model: Built as it was for the run; it need not be compiled.
         run_dir: Folder that `fit` was given.
-        best: Take the epoch of least `val_loss`, not the last.
+        best: True for the epoch with the lowest `val_loss`, False for what the run ended with.
 
     Returns:
         The history of the run, as `fit` returns it.
@@ -142,39 +133,45 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     checks.kind("model", model, keras.Model, "build a keras.Model first")
     run_dir = artifacts.check_path("run_dir", run_dir)
     arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
-    path = run_dir / ("best" if best else "state")
-    averaged = _weights(arrays, info.get("averages", {}))
-    weights = artifacts.read(path, "weights", _load)[0] if best else averaged
+    path = run_dir / "state"
+    weights = _final_weights(arrays, info.get("averages", {}))
+    if best:
+        path = run_dir / "best"
+        weights, best_info = artifacts.read(path, "weights", _load)
+        if best_info.get("run") != info.get("run"):
+            what = f"{path} holds the weights of another run than {run_dir / 'state'}"
+            raise ArtifactError(f"{what}: pass best=False, or train with validation again.")
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
 
 
 class RetrievalCallback(keras.callbacks.Callback):
-    """Puts retrieval figures into the log and history of `fit`, beside those without training.
+    """Adds retrieval figures to the log and the history of `fit`, beside two baselines.
 
-    After each epoch the log gets `val_recall@1` and `val_precision@k` (see `metrics.retrieval`),
-    each beside that of the embedder before training (`val_recall@1_untrained`) and of the raw
-    pixels by Euclidean distance (`val_recall@1_pixels`; left out for folders and for more than
-    1 GiB of pixels); and `val_pair_cosine`, the mean cosine of two different images, near 1 when
-    all images are embedded at one place.
+    After each epoch the log has `val_recall@1` and `val_precision@k` (see `metrics.retrieval`), and
+    `val_pair_cosine`, the mean cosine of two different images, which is near 1 if the embeddings
+    have collapsed. The history of `training.fit` also has the same figures of the embedder before
+    training (`val_recall@1_untrained`) and of the raw pixels by Euclidean distance
+    (`val_recall@1_pixels`; left out for folders and for more than 1 GiB of pixels). They do not
+    change, so they are printed once, before the first epoch.
 
-    It warns, once each, of such a collapse (a mean cosine above 0.98, or an embedding of zeros)
-    and, from the second epoch on, of a precision below that of the pixels or of the untrained
-    embedder.
+    It warns, once each, of collapsed embeddings (a mean cosine above 0.98, or an embedding of
+    zeros) and, from the second epoch on, of a precision below that of the pixels or of the
+    untrained embedder.
 
     Args:
         embedder: Model from images to vectors, part of the one that is trained.
-        images: Held-out images `(n, height, width, channels)`, two or more, each a query.
+        images: Validation images `(n, height, width, channels)`, two or more, each a query.
         labels: `(n,)` integers or strings.
-        gallery: Images to search, such as training ones; None for the other held-out ones.
+        gallery: Images to search, such as training images; None for the other validation images.
         gallery_labels: Their labels.
         metric: "euclidean", "manhattan" or "cosine".
-        k: Of the precision, 1 or more.
-        prefix: Of the names in the log, for several callbacks in one run.
+        k: Number of neighbors for the precision, 1 or more.
+        prefix: Beginning of the names in the log, for several callbacks in one run.
 
     Raises:
         ArgumentError: If there are fewer than two images, or the embedder gives no vectors.
-        ArgumentTypeError: If the embedder is no model of one input.
+        ArgumentTypeError: If the embedder is not a model with one input.
     """
 
     def __init__(
@@ -190,7 +187,7 @@ class RetrievalCallback(keras.callbacks.Callback):
     ):
         super().__init__()
         data.check_embedder("embedder", embedder)
-        # Held-out images and their labels, then those of the gallery if there is one.
+        # Queries and their labels, then those of the gallery if there is one.
         self.embedder, self.parts = embedder, [data.check_images("images", images)]
         n = len(self.parts[0])
         if n < 2:
@@ -206,6 +203,15 @@ class RetrievalCallback(keras.callbacks.Callback):
         checks.choice("metric", metric, metrics.METRICS)
         self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
+        self.baselines: dict = {}  # name in the history: figure
+        self.warned: list = []  # what it has warned of
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.parts[0])} queries"]
+        if len(self.parts) > 1:
+            parts.append(f"gallery of {len(self.parts[1])}")
+        settings = f"metric={self.metric!r}, k={self.k}, prefix={self.prefix!r}"
+        return f"RetrievalCallback({', '.join(parts)}, {settings})"
 
     def settings(self) -> dict:
         """Returns what decides the figures, for `fit` to compare on resume."""
@@ -213,39 +219,60 @@ class RetrievalCallback(keras.callbacks.Callback):
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
 
+    def get_state(self) -> dict:
+        """Returns what `fit` saves with a run: the baselines, and what has been warned of."""
+        return {"baselines": self.baselines, "warned": self.warned}
+
+    def set_state(self, state) -> None:
+        """Puts back what `get_state` returned.
+
+        Args:
+            state: Dict of `baselines` and `warned`.
+        """
+        self.baselines, self.warned = dict(state["baselines"]), list(state["warned"])
+
     def on_train_begin(self, logs=None):
-        self._keep("untrained", self._score())
-        small = sum(np.prod(part.shape) for part in self.parts) * 4 <= 2**30
-        if small and not any(isinstance(part, data.ImageFolder) for part in self.parts):
-            flat = [data.as_float(part[:]).reshape(len(part), -1) for part in self.parts]
-            self._keep("pixels", self._retrieve(flat, "euclidean"))  # a black image has no cosine
+        self.baselines, self.warned, self.printed = {}, [], False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if not self.baselines:  # else they come from the state of a run that goes on
+            self._measure_baselines()
+        if not self.printed and (self.params or {}).get("verbose"):
+            figures = [f"{key} {value:.3f}" for key, value in self.baselines.items()]
+            print(f"Baselines: {', '.join(figures)}.")
+        self.printed = True
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
         figures = self._score()
-        start = f"{self.prefix}_"
-        logs.update({start + key: value for key, value in figures.items()})
-        logs.update({key: value for key, value in vars(self).items() if key.startswith(start)})
+        logs.update({f"{self.prefix}_{key}": value for key, value in figures.items()})
+        logs.update(self.baselines)
         if not figures["pair_cosine"] <= 0.98:
             what = f"The mean cosine of two different images is {figures['pair_cosine']:.3f}"
-            why = "(nan: some are embedded as zeros): the embedder puts images at one place"
+            why = "(nan: some embeddings are zeros): the embeddings have collapsed"
             mend = 'Lower the learning rate, or mine "all" triplets instead of "hard" ones'
             self._warn("collapse", f"{what} {why}. {mend}.")
         key = self.keys[1]
         for baseline, name in (("untrained", "untrained embedder"), ("pixels", "pixels")):
-            before = getattr(self, f"{start}{key}_{baseline}", 0)
+            before = self.baselines.get(f"{self.prefix}_{key}_{baseline}", 0)
             if epoch and figures[key] < before:
-                came = f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f}"
+                what = f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f}"
                 mend = "check labels, learning rate and preprocessing"
-                self._warn(baseline, f"{came} of the {name}: {mend}.")
+                self._warn(baseline, f"{what} of the {name}: {mend}.")
+
+    def _measure_baselines(self):
+        self._keep("untrained", self._score())
+        pixels = sum(np.prod(part.shape) for part in self.parts)
+        if pixels * 4 <= 2**30 and not any(isinstance(x, data.ImageFolder) for x in self.parts):
+            flat = [data.as_float(part[:]).reshape(len(part), -1) for part in self.parts]
+            self._keep("pixels", self._retrieve(flat, "euclidean"))  # a black image has no cosine
 
     def _keep(self, baseline, figures):
-        # Plain numbers by name: `fit` saves them, and a resumed run goes on with the first ones.
         for key in self.keys:
-            setattr(self, f"{self.prefix}_{key}_{baseline}", figures[key])
+            self.baselines[f"{self.prefix}_{key}_{baseline}"] = float(figures[key])
 
     def _score(self) -> dict:
-        """Returns the figures of the embedder as it is; NaN if it gives a row of zeros."""
+        """Returns the figures of the embedder as it is; NaN if an embedding is zero."""
         parts = [data.embed(self.embedder, part) for part in self.parts]
         if not all(part.any(axis=1).all() for part in parts):
             return dict.fromkeys((*self.keys, "pair_cosine"), np.nan)
@@ -261,81 +288,219 @@ class RetrievalCallback(keras.callbacks.Callback):
         return {key: scores[key] for key in self.keys}
 
     def _warn(self, what, text):
-        if not getattr(self, f"warned_of_{what}", False):
-            setattr(self, f"warned_of_{what}", True)
+        if what not in self.warned:
+            self.warned.append(what)
             checks.warn(text)
 
 
 class _Run(keras.callbacks.Callback):
-    """The state of a run: saved after each epoch, restored before the first."""
+    """The state of a run: saved after each epoch, restored before the first.
 
-    def __init__(self, model, batches, run_dir, callbacks, settings, writes=True):
+    An epoch counts once its state is saved:
+
+        fresh -> epoch 1 -> saved -> epoch 2 -> saved -> ... -> finished
+          ^         |         ^         |
+          +- error -+         +- error -+
+
+    An error or an interrupt puts back what was saved last, in memory before the first epoch. So the
+    next call begins with the same numbers, in the same process or in another.
+    """
+
+    def __init__(self, network, batches, validation, run_dir, callbacks, devices):
         super().__init__()
-        self.writes = writes  # of several processes one
-        self.of, self.batches, self.run_dir = model, batches, run_dir
-        self.callbacks, self.settings = callbacks, settings
-        self.history, self.saved_callbacks, self.stopped = [], [], False
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling
+        self.network, self.batches, self.validation = network, batches, validation
+        self.run_dir, self.devices = run_dir, devices
+        self.name = network.name if run_dir is None else run_dir.name
+        self.id = secrets.token_hex(8)
+        self.history, self.stopped, self.stoppers, self.warned = [], False, [], False
+        self.probe = None  # inputs of a few images, to see whether the network tells them apart
+        # Arrays and states after the last whole epoch; None once `run_dir` has them.
+        self.saved: Any = ({}, {})
+        self.callbacks = _resume.Callbacks(callbacks, [*self.variables.values()])
+        self.data_set = None  # the state of batches that change from one epoch to the next
+        if _has_hooks(batches):
+            skip = [*vars(keras.utils.PyDataset()), "epoch"]  # what Keras, and `fit`, set
+            self.data_set = _resume.State("batches", batches, "batches/", skip, strict=False)
+        self.settings = _settings(network, batches, validation)
+        optimizer = _inner(network.optimizer)
         self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
-        self.name_of = {id(variable): key for key, variable in self.variables.items()}
+        name_of = {id(variable): key for key, variable in self.variables.items()}
         averages = getattr(optimizer, "_model_variables_moving_average", [])  # of use_ema alone
         pairs = zip(optimizer._trainable_variables, averages, strict=False)
-        self.averages = {self.name_of[id(one)]: self.name_of[id(other)] for one, other in pairs}
-
-    def around(self):
-        """Returns all callbacks in order; those of the caller see averages, if there are some."""
-        if self.swap is None:
-            return [*self.callbacks, self]
-        swap = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: self.swap._swap_variables())
-        return [self.swap, swap, *self.callbacks, swap, self]
+        self.averages = {name_of[id(one)]: name_of[id(other)] for one, other in pairs}
 
     @property
     def variables(self):
-        optimizer = self.of.optimizer
-        return _named("model", self.of.variables) | _named("optimizer", optimizer.variables)
+        optimizer = self.network.optimizer
+        return _named("model", self.network.variables) | _named("optimizer", optimizer.variables)
 
-    def check_first_batch(self):
-        """Refuses data that is not finite before the first step."""
-        self.batches.epoch = len(self.history)
-        for n, leaf in enumerate(keras.tree.flatten(self.batches[0])):
-            array = np.array(keras.ops.convert_to_numpy(leaf), ndmin=1)
-            checks.finite(f"array {n} of batches[0]", array)
+    @property
+    def writes(self) -> bool:
+        """Whether this process saves the run: one of several does, unless there is no folder."""
+        return self.devices.writes and self.run_dir is not None
+
+    # Before training
 
     def restore(self):
+        """Takes up what `run_dir` holds, if it holds a run, and refuses another run."""
+        if self.run_dir is None or not artifacts.exists(self.run_dir / "state"):
+            return
         path = self.run_dir / "state"
         arrays, info = artifacts.read(path, _KIND, _load)
-        self.keep_learning_rate(info["settings"], arrays)
-        differences = list(_differences(info["settings"], self.settings))
-        if differences:
+        self._accept_changed_rate(info["settings"], arrays)
+        lines = list(_resume.differences(info["settings"], self.settings))
+        lines += self.callbacks.match(info["states"]["callbacks"])
+        if lines:
             what = f"run_dir={str(self.run_dir)!r} holds a run with other settings:"
             mend = "Choose another run_dir, or pass resume=False to start afresh and overwrite it."
-            raise ArgumentError("\n  ".join([what, *differences]) + f"\n{mend}")
-        _assign(path, self.variables, arrays)
-        self.history, self.stopped = info["history"], info["stopped"]
-        self.saved_callbacks = info["callbacks"]
+            raise ArgumentError("\n  ".join([what, *lines]) + f"\n{mend}")
+        _assign(path, self.variables, _of_groups(arrays, "model", "optimizer"))
+        self.id, self.history = info.get("run", self.id), info["history"]
+        self.stoppers = info.get("stopped_by", [])
+        self.stopped = info["stopped"] and self.callbacks.has_stopper(self.stoppers)
+        self.saved = arrays, info["states"]
 
-    def keep_learning_rate(self, saved, arrays):
-        """Takes a rate that callbacks lowered in an earlier call for the one it began with."""
-        now, before = self.settings["optimizer"]["config"], saved["optimizer"]["config"]
-        variable = getattr(self.of.optimizer, "_learning_rate", None)
-        rate = arrays.get(self.name_of.get(id(variable)))
+    def _accept_changed_rate(self, saved, arrays):
+        """Treats a learning rate that callbacks changed in an earlier call as the original one."""
+        optimizer = _inner(self.network.optimizer)
+        now, before = (_inner_config(values["optimizer"]) for values in (self.settings, saved))
+        variable = getattr(optimizer, "_learning_rate", None)
+        key = next((k for k, x in self.variables.items() if x is variable), None)
+        rate = arrays.get(key)
         if rate is not None and rate.size == 1 and now["learning_rate"] == float(rate):
             now["learning_rate"] = before.get("learning_rate", now["learning_rate"])
 
+    def finish(self):
+        """Gives the model what a finished run ended with, and says so."""
+        arrays = self.saved[0]
+        weights = _final_weights(arrays, self.averages)
+        _assign(self.run_dir, _named("model", self.network.variables), weights)
+        print(self._summary())
+
+    def _summary(self) -> str:
+        """Returns sentences on a run that has ended: its figures, and how to train longer."""
+        last, seconds = self.history[-1], sum(row["seconds"] for row in self.history)
+        figures = {key: value for key, value in last.items() if key not in ("epoch", "seconds")}
+        shown = [f"{key} {value:.4g}" for key, value in [*figures.items()][:_SUMMARY_FIGURES]]
+        done = f"after {len(self.history)} epochs in {seconds:.0f} s, {', '.join(shown)}"
+        how, longer = "finished earlier", "pass a larger epochs"
+        if self.stopped:
+            names = self.callbacks.stopper_names(self.stoppers)
+            how, longer = (
+                "stopped early",
+                f"leave out {names}" if names else "choose another run_dir",
+            )
+        advice = f"To train longer, {longer}; to train again, pass resume=False"
+        return f"{self.name}: {how} {done}. {advice}."
+
+    def check_first_batches(self):
+        """Refuses data that does not fit the network, or is not finite, before the first step."""
+        self.batches.epoch = len(self.history)
+        batch = self.batches[0]
+        for n, leaf in enumerate(keras.tree.flatten(batch)):
+            array = np.array(keras.ops.convert_to_numpy(leaf), ndmin=1)
+            checks.finite(f"array {n} of batches[0]", array)
+        _fitting.check("batches", self.network, self.batches, batch)
+        if not isinstance(batch, dict):
+            inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
+            self.probe = keras.tree.map_structure(lambda rows: rows[:32], inputs)
+        if self.validation is not None:
+            _fitting.check("validation", self.network, self.validation, self.validation[0])
+
+    # Training
+
+    def train(self, epochs, verbose):
+        """Trains up to epoch `epochs`."""
+        if self.run_dir is not None:
+            artifacts.check_replaceable(self.run_dir / "state", _KIND)
+            artifacts.check_replaceable(self.run_dir / "best", "weights")
+        self.check_first_batches()
+        done = len(self.history)
+        if done:
+            print(f"{self.name}: going on after epoch {done} of {epochs}.")
+        else:
+            self._remove_earlier()
+            self.saved = _arrays(self.variables), {}
+        try:
+            with data.clear_errors(self.batches, self.validation, kept=self.kept):
+                self.network.fit(
+                    self.devices.part(_in_order(self.batches)),
+                    epochs=epochs,
+                    initial_epoch=done,
+                    validation_data=self.devices.part(self.validation),
+                    callbacks=self.around(),
+                    shuffle=False,  # True draws the order from a generator that no state holds
+                    verbose=verbose,
+                )
+        except BaseException as error:
+            self._put_back()
+            if isinstance(error, KeyboardInterrupt):
+                print(f"{self.name}: stopped after epoch {len(self.history)}{self._how_to_go_on()}")
+            raise
+        if self.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
+            for weight in self.network.trainable_variables:
+                weight.assign(keras.ops.copy(weight))
+        if self.writes:
+            self._save_final()
+
+    def _how_to_go_on(self) -> str:
+        return "." if self.run_dir is None else "; the same call goes on."
+
+    def _remove_earlier(self):
+        """Removes what an earlier run, or a run whose state was removed, left in `run_dir`."""
+        if self.writes:
+            for name, kind in (("state", _KIND), ("best", "weights")):
+                artifacts.remove(self.run_dir / name, kind)
+            (self.run_dir / "history.csv").unlink(missing_ok=True)
+
+    def _put_back(self):
+        """Gives model, optimizer and callbacks what they had after the last whole epoch."""
+        if self.run_dir is None:
+            return
+        with contextlib.suppress(ArtifactError):  # the error that came first is the one to raise
+            if self.saved is None:
+                arrays, info = artifacts.read(self.run_dir / "state", _KIND, _load)
+                self.saved, self.history = (arrays, info["states"]), info["history"]
+            arrays, states = self.saved
+            _assign(self.run_dir, self.variables, _of_groups(arrays, "model", "optimizer"))
+            self._restore_states(arrays, states)
+
+    def around(self):
+        """Returns all callbacks in order; those of the caller see averages, if there are some."""
+        callbacks = self.callbacks.callbacks
+        if self.swap is None:
+            return [*callbacks, self]
+        swap = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: self.swap._swap_variables())
+        return [self.swap, swap, *callbacks, swap, self]
+
     def on_train_begin(self, logs=None):
-        saved = list(self.saved_callbacks)
-        for callback in self.callbacks:
-            kind = type(callback).__name__
-            values = next((of for of in saved if of.get("__class__", kind) == kind), {})
-            saved = [of for of in saved if of is not values]
-            for key, value in values.items():
-                # A path may have moved meanwhile, and Keras turns the sign of min_delta when it
-                # sets a callback up, once for each run of the process.
-                if not isinstance(value, str) and key != "min_delta":
-                    vars(callback)[key] = value
+        if self.run_dir is None:
+            return
+        self.callbacks.start()
+        if self.data_set is not None:
+            self.data_set.start()
+        self._restore_states(*self.saved)
+        arrays = _of_groups(self.saved[0], "model", "optimizer")
+        self.saved = arrays, self._save_states(arrays)
+        self.callbacks.matched = {n: n for n in range(len(self.callbacks.callbacks))}
+
+    def _save_states(self, arrays) -> dict:
+        """Returns the states of callbacks and batches as JSON values; adds to `arrays`."""
+        states: dict = {"callbacks": self.callbacks.save(arrays)}
+        if self.data_set is not None:
+            states["data_set"] = self.data_set.save(arrays)
+        return states
+
+    def _restore_states(self, arrays, states):
+        """Puts back what `_save_states` returned, if it is given."""
+        self.callbacks.restore(states.get("callbacks", []), arrays)
+        if self.data_set is not None and "data_set" in states:
+            self.data_set.restore(states["data_set"], arrays)
 
     def on_epoch_begin(self, epoch, logs=None):
         self.batches.epoch = epoch
+        if self.data_set is not None:
+            self.batches.on_epoch_begin()
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -345,28 +510,85 @@ class _Run(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.started
-        arrays = {k: np.asarray(keras.ops.convert_to_numpy(v)) for k, v in self.variables.items()}
+        if self.data_set is not None:
+            self.batches.on_epoch_end()
+        arrays = _arrays(self.variables)
         bad = sum(not np.isfinite(array).all() for array in arrays.values())
         if bad:
             self._fail(f"{bad} weights became NaN or infinite in epoch {epoch + 1}")
-        row = {"epoch": epoch + 1, **{key: float(value) for key, value in (logs or {}).items()}}
+        logs = {} if logs is None else logs
+        row = {"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()}}
+        for callback in self.callbacks.callbacks:
+            if isinstance(callback, RetrievalCallback):
+                for key in callback.baselines:  # they would fill each line of the progress bar
+                    logs.pop(key, None)
         history = [*self.history, {**row, "seconds": round(seconds, 2)}]
         if self.writes:
             self.save(arrays, history)
-        self.history = history
+        self.history, self.saved = history, None
         self.write_table()
+        self.warn_if_dead()
 
     def save(self, arrays, history):
         """Saves the state, and the weights if they are the best."""
+        states = self._save_states(arrays)
         *before, loss = [row.get("val_loss", np.nan) for row in history]
         # NaN is never less nor more: it is never the best, and never hides a later best.
         if np.isfinite(loss) and not any(loss >= earlier for earlier in before):
-            best = _save(_weights(arrays, self.averages))
-            artifacts.write(self.run_dir / "best", "weights", best)
-        numbers = [_numbers(callback) for callback in self.callbacks]
-        info = {"settings": self.settings, "history": history, "averages": self.averages}
-        info |= {"stopped": bool(self.of.stop_training), "callbacks": numbers}
+            best = _save(_final_weights(arrays, self.averages))
+            info = {"run": self.id, "epoch": len(history)}
+            artifacts.write(self.run_dir / "best", "weights", best, info)
+        stopped = bool(self.network.stop_training)
+        info = {
+            "run": self.id,
+            "settings": self.settings,
+            "history": history,
+            "averages": self.averages,
+            "stopped": stopped,
+            "stopped_by": self.callbacks.stoppers(len(history) - 1) if stopped else [],
+            "states": states,
+        }
         artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
+
+    def warn_if_dead(self):
+        """Warns, once, if the loss has not moved for many steps and the outputs are all equal.
+
+        The loss of a network that has converged stays, too, but its outputs differ.
+        """
+        epochs = 1 + math.ceil(_STUCK_STEPS / self.batches.num_batches)
+        recent = [row.get("loss", np.nan) for row in self.history[-epochs:]]
+        low, high = min(recent), max(recent)
+        moves = len(recent) < epochs or not high or not high - low <= _STUCK_LOSS * abs(high)
+        if self.warned or moves or not self._outputs_are_equal():
+            return
+        self.warned = True
+        steps = (len(recent) - 1) * self.batches.num_batches
+        what = f"The loss has stayed at {high:.4g} for {steps} steps, and the network returns the"
+        mend = "Train it again with a lower learning rate, or with another initialization"
+        checks.warn(f"{what} same output for every image: it has stopped learning. {mend}.")
+
+    def _outputs_are_equal(self) -> bool:
+        """Says whether the network returns the same for different inputs of the first batch."""
+        if self.devices.replicas > 1 or self.probe is None:
+            return False
+        with contextlib.suppress(Exception):  # of a network of the user's own
+            with keras.StatelessScope():  # random generators of the network stay where they are
+                outputs = self.network(self.probe, training=False)
+            return _rows_are_equal(outputs, _EQUAL_OUTPUTS) and not _rows_are_equal(self.probe, 0)
+        return False
+
+    def _save_final(self):
+        """Saves the weights that callbacks chose at the end of training, if they chose others."""
+        default = keras.callbacks.Callback.on_train_end
+        ends = [callback.on_train_end for callback in self.callbacks.callbacks]
+        if all(getattr(end, "__func__", end) is default for end in ends):
+            return
+        arrays, info = artifacts.read(self.run_dir / "state", _KIND, _load)
+        last = _final_weights(arrays, self.averages)
+        chosen = _arrays(_named("model", self.network.variables))
+        if any(last[key].tobytes() != array.tobytes() for key, array in chosen.items()):
+            arrays |= {f"final/{key}": array for key, array in chosen.items()}
+            artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
 
     def write_table(self):
         if self.writes:
@@ -377,6 +599,8 @@ class _Run(keras.callbacks.Callback):
         """Says what the run keeps, as the end of a sentence on what stopped it."""
         if not self.history:
             return ". No epoch was finished"
+        if self.run_dir is None:
+            return f". {len(self.history)} epochs were finished"
         return f". {self.run_dir / 'state'} keeps epoch {len(self.history)}"
 
     def _fail(self, what):
@@ -384,17 +608,94 @@ class _Run(keras.callbacks.Callback):
         raise TrainingError(f"{what}{self.kept()}: {mend}.")
 
 
+def _has_hooks(batches) -> bool:
+    """Says whether batches have their own method for the beginning or the end of an epoch."""
+    base = keras.utils.PyDataset
+    names = ("on_epoch_begin", "on_epoch_end")
+    return any(getattr(type(batches), name) is not getattr(base, name) for name in names)
+
+
+def _in_order(batches):
+    """Returns what Keras is handed for `batches`, so that each epoch has the order of its own.
+
+    Keras starts the workers of a data set before its `on_epoch_begin`, so their first batches would
+    be those of the epoch before: here `fit` calls it, earlier. With workers Keras 3.15 also begins
+    the first epoch on JAX with the second batch: there one thread draws all of them.
+    """
+    threads = batches.workers > 1 or batches.use_multiprocessing
+    if _has_hooks(batches) or threads and not isinstance(batches, Batches):
+        return _InOrder(batches)
+    return batches
+
+
+class _InOrder(keras.utils.PyDataset):
+    """Batches whose epochs begin and end when `fit` says so."""
+
+    def __init__(self, batches):
+        many = keras.backend.backend() == "tensorflow"
+        super().__init__(
+            workers=batches.workers if many else 1,
+            use_multiprocessing=batches.use_multiprocessing and many,
+            max_queue_size=batches.max_queue_size,
+        )
+        self.batches = batches
+
+    @property
+    def num_batches(self):
+        return self.batches.num_batches
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+def _rows_are_equal(arrays, tolerance) -> bool:
+    """Says whether all rows of each array are equal, within a share of its largest value."""
+    leaves = [np.asarray(keras.ops.convert_to_numpy(x)) for x in keras.tree.flatten(arrays)]
+    spreads = [np.ptp(leaf.astype("float64"), axis=0).max(initial=0) for leaf in leaves]
+    sizes = [np.abs(leaf.astype("float64")).max(initial=0) for leaf in leaves]
+    return all(s <= tolerance * size for s, size in zip(spreads, sizes, strict=True))
+
+
+def _check_callbacks(callbacks) -> list:
+    callbacks = checks.listed("callbacks", callbacks)
+    for callback in callbacks:
+        checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, fit adds its own.")
+    return callbacks
+
+
 def _load(folder, manifest):
-    return artifacts.read_arrays(folder / "arrays.npz"), manifest.info
+    return _resume.unpack(artifacts.read_arrays(folder / "arrays.npz")), manifest.info
+
+
+def _save(arrays):
+    packed: Any = _resume.pack(arrays)
+    return lambda folder: np.savez(folder / "arrays.npz", **packed)
 
 
 def _named(group, variables) -> dict:
     return {f"{group}/{n}": variable for n, variable in enumerate(variables)}
 
 
-def _weights(arrays, averages) -> dict[str, np.ndarray]:
-    """Returns the weights of a model, averages in their place where there are some."""
-    return {key: arrays[averages.get(key, key)] for key in arrays if key.startswith("model/")}
+def _arrays(variables) -> dict[str, np.ndarray]:
+    """Returns copies of the values of variables by name."""
+    return {key: np.array(keras.ops.convert_to_numpy(x)) for key, x in variables.items()}
+
+
+def _of_groups(arrays, *groups) -> dict[str, np.ndarray]:
+    return {key: array for key, array in arrays.items() if key.partition("/")[0] in groups}
+
+
+def _final_weights(arrays, averages) -> dict[str, np.ndarray]:
+    """Returns the weights that a run ends with: those that callbacks chose, averages, or its last.
+
+    Args:
+        arrays: All arrays of a state.
+        averages: Name of a weight to the name of its average, {} if there are none.
+    """
+    weights = _of_groups(arrays, "model")
+    return {key: arrays.get(f"final/{key}", arrays[averages.get(key, key)]) for key in weights}
 
 
 def _assign(path, variables, arrays):
@@ -412,48 +713,43 @@ def _assign(path, variables, arrays):
         variable.assign(arrays[key])
 
 
-def _save(arrays):
-    return lambda folder: np.savez(folder / "arrays.npz", **arrays)
+def _inner(optimizer):
+    """Returns the optimizer inside of one that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _numbers(callback) -> dict:
-    plain = {k: v for k, v in vars(callback).items() if isinstance(v, (bool, int, float, str))}
-    return {**plain, "__class__": type(callback).__name__}
+def _inner_config(optimizer) -> dict:
+    """Returns the config of the optimizer inside of one that scales the loss."""
+    config = optimizer["config"]
+    return config["inner_optimizer"]["config"] if "inner_optimizer" in config else config
 
 
-def _settings(model, batches, validation, callbacks) -> dict:
+def _settings(model, batches, validation) -> dict:
+    """Returns what decides the numbers of a run, but for callbacks, as JSON values."""
     optimizer: dict = keras.optimizers.serialize(model.optimizer)  # type: ignore[assignment]
-    del optimizer["config"]["name"]  # Keras counts these up through a process
+    compiled = _compiled_arguments(model)
     described = {
         "backend": keras.backend.backend(),
         "model": artifacts.architecture(model),
+        "dtype_policy": model.dtype_policy.name,
+        "floatx": keras.config.floatx(),
         "optimizer": optimizer,
-        "loss": keras.losses.serialize(model.loss),
+        **{name: _resume.describe(value) for name, value in compiled.items()},
         "batches": _describe(batches),
         "validation": None if validation is None else _describe(validation),
-        # None, as where an earlier version left it out.
-        "callbacks": [c.settings() for c in callbacks if hasattr(c, "settings")] or None,
     }
-    return json.loads(json.dumps(described, default=str))
+    return _resume.json_values(described)
+
+
+def _compiled_arguments(model) -> dict:
+    """Returns loss, weights of losses and metrics, as they were passed to `model.compile`."""
+    names = ("loss", "loss_weights", "metrics", "weighted_metrics")
+    config = model._compile_config.config
+    return {name: config[name] for name in names}
 
 
 def _describe(batches) -> dict:
     if hasattr(batches, "settings"):
         return batches.settings()
-    return {"class": type(batches).__name__, "batches": len(batches)}
-
-
-def _differences(saved, now, at=""):
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for key in sorted({*saved, *now}):
-            yield from _differences(saved.get(key), now.get(key), f"{at}.{key}" if at else key)
-    elif isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
-        for n, (one, other) in enumerate(zip(saved, now, strict=True)):
-            yield from _differences(one, other, f"{at}[{n}]")
-    elif saved != now and not (at.endswith(".name") and _uncounted(saved) == _uncounted(now)):
-        yield f"{at}: saved {str(saved)[:80]}, now {str(now)[:80]}"
-
-
-def _uncounted(name) -> str:
-    # Keras counts unnamed losses and optimizers up through a process: `adam_1` is `adam`.
-    return re.sub(r"_\d+$", "", str(name))
+    name, given = type(batches).__name__, _resume.arguments(batches)
+    return {"class": name, "batches": batches.num_batches, "arguments": given}

@@ -22,8 +22,8 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 # A module imports only those before it.
 ORDER = """
     errors _quiet checks _distances images artifacts _keras_compat layers losses _keras_files data
-    diffusion models neighbors metrics devices training projection plots explorer _serving export
-    distribute _sources _items _adding gallery cli __main__
+    diffusion models neighbors metrics devices _fitting _resume training projection plots explorer
+    _serving export distribute _sources _items _adding gallery cli __main__
 """.split()
 
 # Within a folder likewise; the families of models know their shared blocks alone.

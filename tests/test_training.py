@@ -209,7 +209,9 @@ def test_a_finished_run_says_so_and_gives_its_weights_without_training(
     model = build()
     monkeypatch.delattr(ImageBatches, "__getitem__")  # nothing may ask for a batch
     history = fit(finished, model=model)
-    assert "already at epoch 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert re.search(r"run: finished earlier after 2 epochs in \d+ s, loss 0\.\d+", said)
+    assert "To train longer, pass a larger epochs; to train again, pass resume=False." in said
     assert snapshot(finished / "state") == before
     arrays = read_state(finished)[0]
     assert_equal(weights(model), [arrays[f"model/{n}"] for n in range(len(weights(model)))])
@@ -226,7 +228,8 @@ def test_the_same_model_goes_on_in_the_same_process_after_its_rate_was_lowered(t
     history = fit(tmp_path / "run", 5, model, callbacks=[falling()])
     straight = fit(tmp_path / "straight", 5, callbacks=[falling()])
     pd.testing.assert_frame_equal(*(h.drop(columns="seconds") for h in (history, straight)))
-    fit(tmp_path / "run", 5)  # and a new process begins with the rate that the run began with
+    # And a new process begins with the rate that the run began with.
+    fit(tmp_path / "run", 5, callbacks=[falling()])
 
 
 # What differs is refused
@@ -303,7 +306,7 @@ def test_a_damaged_state_is_refused_with_its_path_and_left(finished):
 def test_a_state_that_a_dead_writer_set_aside_is_not_forgotten(finished, capsys):
     os.rename(finished / "state", finished / ".state.old")
     fit(finished)
-    assert "already at epoch 2" in capsys.readouterr().out
+    assert "finished earlier after 2 epochs" in capsys.readouterr().out
 
 
 # Numbers that are not finite
@@ -382,6 +385,44 @@ def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_p
     with pytest.raises(TrainingError, match="batch 0 of epoch 1. No epoch was finished"):
         fit(tmp_path, model=build(loss=loss))
     assert os.listdir(tmp_path) == []
+
+
+# A network that has stopped learning
+
+
+def saturated(bias=-200.0, rate=0.01, loss="mse"):
+    """Returns a network whose sigmoid gives the same for all images, and whose gradient is zero."""
+    keras.utils.set_random_seed(0)
+    dense = keras.layers.Dense(16, "sigmoid", bias_initializer=keras.initializers.Constant(bias))
+    stack = [keras.Input((4, 4, 1)), keras.layers.Flatten(), dense]
+    model = keras.Sequential([*stack, keras.layers.Reshape((4, 4, 1))])
+    model.compile(keras.optimizers.Adam(rate), loss)
+    return model
+
+
+def test_a_network_that_has_stopped_learning_is_warned_of_once():
+    batches = ImageBatches(IMAGES, batch_size=2)
+    wanted = "loss has stayed at 0.3.* for 102 steps.* same output for every image"
+    with pytest.warns(UserWarning, match=wanted) as caught:
+        training.fit(saturated(), batches, 20, verbose=0)
+    assert sum("stopped learning" in str(entry.message) for entry in caught) == 1
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e-6])
+def test_a_network_that_has_converged_or_learns_slowly_is_not_warned_of(rate):
+    model = saturated(0.0, rate)
+    if rate == 0.5:  # to its best: a constant loss, as all batches are the same
+        images = IMAGES[:1]
+        batches = ImageBatches(np.concatenate([images, 1 - images]), batch_size=2)
+    else:
+        batches = ImageBatches(IMAGES, batch_size=4)
+    history = training.fit(model, batches, 120, verbose=0)
+    assert np.ptp(history.loss[-20:]) < 1e-3 * history.loss.iloc[-1] or rate == 0.5
+
+
+def test_equal_images_are_no_sign_of_a_network_that_has_stopped_learning():
+    batches = ImageBatches(np.zeros((12, 4, 4, 1), "float32"), batch_size=2)
+    training.fit(saturated(200.0), batches, 20, verbose=0)
 
 
 # What stops a run from outside
@@ -484,11 +525,11 @@ def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     real = artifacts._sync
 
     def full(path):
-        if f".{name}." in str(path) and len(pd.read_csv(tmp_path / "history.csv")) == 2:
+        table = tmp_path / "history.csv"
+        if f".{name}." in str(path) and table.exists() and len(pd.read_csv(table)) == 2:
             raise OSError(28, "No space left on device")
         return real(path)
 
-    (tmp_path / "history.csv").write_text("epoch\n")
     validation = ImageBatches(IMAGES, shuffle=False)
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "_sync", full)
@@ -647,7 +688,19 @@ def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_pat
     history = fit(tmp_path, 10, callbacks=[patient()])
     assert list(history.epoch) == [1, 2, 3, 4]  # the first is the best, then three in vain
     fit(tmp_path, 10, callbacks=[patient()])
-    assert "already at epoch 4, stopped early" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stopped early after 4 epochs" in said and "leave out EarlyStopping" in said
+
+
+@pytest.mark.fault(29)
+def test_a_run_that_was_stopped_early_goes_on_without_the_callback_that_stopped_it(tmp_path):
+    fit(tmp_path / "stopped", 10, callbacks=[patient()])
+    assert len(fit(tmp_path / "stopped", 12, callbacks=[patient()])) == 4
+    assert len(fit(tmp_path / "stopped", 6)) == 6
+    fit(tmp_path / "straight", 6)
+    states = [read_state(tmp_path / name)[0] for name in ("stopped", "straight")]
+    for key in states[1]:
+        np.testing.assert_array_equal(states[0][key], states[1][key])
 
 
 @pytest.mark.fault(29)
@@ -661,13 +714,6 @@ def test_a_falling_rate_goes_on_over_a_restart(tmp_path):
     np.testing.assert_allclose(history.learning_rate, [0.01] * 3 + [0.005] * 2 + [0.0025])
 
 
-def test_numbers_go_to_the_callback_of_their_class_when_others_come_before_it(tmp_path):
-    other = keras.callbacks.ReduceLROnPlateau("loss", patience=50)
-    fit(tmp_path, 2, callbacks=[patient()])
-    history = fit(tmp_path, 10, callbacks=[other, patient()])
-    assert len(history) == 4 and other.patience == 50
-
-
 def test_a_path_in_a_callback_is_not_put_back(tmp_path):
     log = keras.callbacks.CSVLogger(tmp_path / "old.csv")
     fit(tmp_path / "run", 1, callbacks=[log])
@@ -675,21 +721,6 @@ def test_a_path_in_a_callback_is_not_put_back(tmp_path):
     log.note = "new"
     fit(tmp_path / "run", 2, callbacks=[log])
     assert log.note == "new" and (tmp_path / "new.csv").exists()
-
-
-def test_a_state_saved_before_callbacks_were_named_still_resumes(tmp_path):
-    fit(tmp_path, 2, callbacks=[patient()])
-    arrays, info = read_state(tmp_path)
-    for values in info["callbacks"]:
-        del values["__class__"]
-    artifacts.write(tmp_path / "state", "training_state", training._save(arrays), info)
-    assert len(fit(tmp_path, 10, callbacks=[patient()])) == 4
-
-
-def test_weights_that_a_callback_would_lose_in_a_restart_are_refused(tmp_path):
-    callback = keras.callbacks.EarlyStopping("loss", restore_best_weights=True)
-    with pytest.raises(ArgumentError, match=r"callbacks holds EarlyStopping.*restore_best"):
-        fit(tmp_path, callbacks=[callback])
 
 
 # History
@@ -808,7 +839,7 @@ def test_a_model_that_is_none_or_not_compiled_is_refused(tmp_path):
         fit(tmp_path, model=keras.Sequential([keras.layers.Dense(1)], name="plain"))
 
 
-@pytest.mark.parametrize("run_dir", [None, "", 3])
+@pytest.mark.parametrize("run_dir", ["", 3])
 def test_a_run_dir_that_is_no_path_is_refused_by_name(run_dir):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="^run_dir"):
         fit(run_dir)
@@ -945,7 +976,7 @@ def test_an_embedder_of_zeros_is_reported_and_the_run_goes_on(tmp_path):
     callback.metric = "cosine"
     callback.embedder.layers[-1].set_weights([np.zeros((36, 3)), np.zeros(3)])
     net.optimizer.learning_rate = 0.0
-    with pytest.warns(UserWarning, match="nan: some are embedded as zeros"):
+    with pytest.warns(UserWarning, match="nan: some embeddings are zeros"):
         history = training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
     assert history["val_recall@1"].isna().all()
 
@@ -1011,6 +1042,42 @@ def test_of_a_folder_there_are_no_figures_of_pixels(tmp_path):
     score = training.RetrievalCallback(callback.embedder, folder, folder.labels, k=1)
     history = training.fit(net, batches, 1, tmp_path / "run", callbacks=[score], verbose=0)
     assert "val_recall@1_untrained" in history and "val_recall@1_pixels" not in history
+
+
+class Shuffled(keras.utils.PyDataset):
+    """Batches of another's making, whose order is drawn at the beginning of each epoch."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.rng = np.random.default_rng(0)
+        self.order, self.seen = np.arange(len(IMAGES)), {}
+
+    def on_epoch_begin(self):
+        time.sleep(0.05)  # workers that had begun already would draw in the old order
+        self.order = self.rng.permutation(len(IMAGES))
+
+    def __len__(self):
+        return len(IMAGES)
+
+    def __getitem__(self, index):
+        rows = self.order[index : index + 1]
+        self.seen.setdefault(getattr(self, "epoch", -1), {})[index] = int(rows[0])
+        return IMAGES[rows], IMAGES[rows]
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_that_begin_their_own_epochs_are_drawn_in_that_order_and_go_on_with_it(
+    workers, tmp_path
+):
+    whole, first, second = (Shuffled(workers=workers) for _ in range(3))
+    fit(tmp_path / "one", 3, batches=whole)
+    fit(tmp_path / "two", 1, batches=first)
+    fit(tmp_path / "two", 3, batches=second)
+    rng = np.random.default_rng(0)
+    orders = [rng.permutation(len(IMAGES)).tolist() for _ in range(3)]
+    assert [[whole.seen[n][i] for i in range(12)] for n in range(3)] == orders
+    assert_equal(read_state(tmp_path / "one")[0], read_state(tmp_path / "two")[0])
 
 
 class Foreign(keras.utils.PyDataset):

@@ -1,0 +1,273 @@
+"""Batches and the network that `training.fit` trains on them, compared before the first step.
+
+Keras broadcasts targets of other shapes, passes over inputs that a network does not take, and hands
+class numbers to losses as float32. So batches that do not fit a network may train it on nonsense
+without a word. `check` refuses what can be seen from the network, its loss and the first batch, and
+from all targets where the batches are those of kerasim.
+"""
+
+import keras
+import ml_dtypes
+import numpy as np
+
+from kerasim import checks, diffusion, losses
+from kerasim.data.batches import Batches
+from kerasim.errors import ArgumentError, ArgumentTypeError
+
+# Losses that compare a target and an output value by value; Keras broadcasts their shapes.
+_ELEMENTWISE = {
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_hinge",
+    "cosine_similarity",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "poisson",
+    "squared_hinge",
+}
+
+# Their targets are probabilities.
+_PROBABILITIES = {"binary_crossentropy", "categorical_crossentropy"}
+
+# A scale below this one in a first layer `Rescaling` expects images in 0..255.
+_BYTE_SCALE = 1 / 50
+
+
+def check(name: str, model, batches, batch) -> None:
+    """Refuses batches that do not fit a compiled network.
+
+    Args:
+        name: Argument that messages name.
+        model: Compiled `keras.Model`.
+        batches: `keras.utils.PyDataset`.
+        batch: The first of `batches`.
+
+    Raises:
+        ArgumentError: If inputs, schedule, classes, targets or weights do not fit.
+        ArgumentTypeError: If inputs or targets are strings.
+    """
+    if isinstance(batch, dict):
+        return  # of a network with its own `train_step`
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+    _refuse_strings(name, x, y)
+    if getattr(model, "inputs", None):
+        _check_inputs(name, model, x)
+        _check_rescaling(name, model, batches)
+    if {"schedule", "labels"} & set(vars(batches)):
+        _check_diffusion(name, model, batches)
+    own_step = type(model).train_step is not keras.Model.train_step
+    own_loss = type(model).compute_loss is not keras.Model.compute_loss
+    outputs = getattr(model, "outputs", None) or ()
+    if own_step or own_loss or y is None or len(outputs) != 1 or isinstance(y, (dict, list, tuple)):
+        return
+    loss = model.loss
+    if isinstance(loss, (dict, list, tuple)):
+        if len(loss) != 1:
+            return
+        loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
+    _check_targets(name, loss, model, batches, np.asarray(keras.ops.convert_to_numpy(y)), weights)
+
+
+def _refuse_strings(name, x, y) -> None:
+    for part, what in ((x, "inputs"), (y, "targets")):
+        for leaf in keras.tree.flatten(part):
+            kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+            if kind in "USO" and kind:
+                mend = "Number the classes, as np.unique(labels, return_inverse=True)[1] does"
+                raise ArgumentTypeError(f"{name} hold strings or objects as {what}. {mend}.")
+
+
+def _check_inputs(name, model, x) -> None:
+    """Refuses inputs of other names, number or shape than those of a functional network."""
+    wanted = {tensor.name: tuple(tensor.shape) for tensor in model.inputs}
+    if isinstance(x, dict):
+        _check_names(name, set(x), set(wanted))
+        given = {key: np.shape(x[key]) for key in wanted}
+    else:
+        leaves = keras.tree.flatten(x)
+        if len(leaves) != len(wanted):
+            what = f"{name} give {len(leaves)} inputs, and the network takes {len(wanted)}"
+            shown = ", ".join(wanted)
+            raise ArgumentError(
+                f"{what} ({shown}). Pass batches of the kind that it was built for."
+            )
+        given = dict(zip(wanted, map(np.shape, leaves), strict=True))
+    for key, shape in wanted.items():
+        if not _fits(given[key][1:], shape[1:]):
+            what = f"{name} give {key} of shape {given[key][1:]}"
+            takes = f"the network takes {_shown(shape[1:])}"
+            raise ArgumentError(f"{what}, and {takes}. Resize the images, or build it for them.")
+
+
+def _check_names(name, given, wanted) -> None:
+    if wanted - given:
+        what = f"{name} lack the inputs {sorted(wanted - given)} of the network"
+        mend = "Pass them, such as labels to a network with classes, or build it without"
+        raise ArgumentError(f"{what}. {mend}.")
+    if given - wanted:
+        what = f"{name} give the inputs {sorted(given - wanted)}, which the network does not take"
+        mend = "Build it with them, such as num_classes for labels, or leave them out"
+        raise ArgumentError(f"{what}. {mend}.")
+
+
+def _fits(given, wanted) -> bool:
+    """Says whether a shape is that of an input; Keras adds or drops a last axis of 1."""
+    if len(given) == len(wanted) + 1 and given[-1] == 1:
+        given = given[:-1]
+    if len(given) == len(wanted) - 1 and wanted[-1] == 1:
+        wanted = wanted[:-1]
+    pairs = zip(given, wanted, strict=False)
+    return len(given) == len(wanted) and all(want in (None, got) for got, want in pairs)
+
+
+def _shown(shape) -> str:
+    return str(tuple(shape)).replace("None", "any")
+
+
+def _check_rescaling(name, model, batches) -> None:
+    """Warns of a network that divides images by 255, which kerasim's batches have done."""
+    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    while layers and isinstance(layers[0], keras.Model):
+        layers = [x for x in layers[0].layers if not isinstance(x, keras.layers.InputLayer)]
+    if layers and isinstance(layers[0], keras.layers.Rescaling) and isinstance(batches, Batches):
+        scale = np.max(np.abs(layers[0].scale))
+        if scale <= _BYTE_SCALE:
+            what = f"{name} hold images in [0, 1], and the network's first layer multiplies them"
+            mend = "Leave that Rescaling layer out"
+            checks.warn(f"{what} by {scale:.4g}, as if they were in 0..255. {mend}.")
+
+
+def _check_diffusion(name, model, batches) -> None:
+    """Refuses a schedule or classes that are not those that the network was built with."""
+    schedule = getattr(batches, "schedule", None)
+    if schedule is not None and hasattr(schedule, "alphas_cumprod"):
+        diffusion.check_schedule(f"{name}.schedule", model, schedule)
+    layers = {layer.name: layer for layer in model.layers}
+    labels = getattr(batches, "labels", None)
+    if labels is not None and isinstance(layers.get("classes"), keras.layers.Embedding):
+        classes = layers["classes"].input_dim - 1  # the last is for "no label"
+        _check_classes(f"labels of {name}", labels, classes, "Pass num_classes")
+
+
+def _check_classes(name, labels, classes: int, mend: str) -> None:
+    """Refuses class numbers that a network with `classes` outputs does not have."""
+    labels = np.asarray(labels)
+    if labels.dtype.kind == "f" and (labels != np.round(labels)).any():
+        raise ArgumentError(f"{name} must be whole numbers: number the classes from 0.")
+    low, high = labels.min(), labels.max()
+    if low < 0 or high >= classes:
+        what = f"{name} go from {low:g} to {high:g}, and the network has classes 0 to {classes - 1}"
+        raise ArgumentError(f"{what}. Number the classes from 0. {mend}={int(high) + 1} or more.")
+
+
+def _loss_name(loss) -> str:
+    """Returns the name of a loss of Keras in snake_case, however it was passed."""
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    name = getattr(loss, "__name__", None) or type(loss).__name__
+    flat = name.replace("_", "").lower()
+    known = {
+        key.replace("_", ""): key for key in (*_ELEMENTWISE, "sparse_categorical_crossentropy")
+    }
+    return known.get(flat, name)
+
+
+def _check_targets(name, loss, model, batches, y, weights) -> None:
+    shape = tuple(model.outputs[0].shape)[1:]
+    if hasattr(loss, "count_valid"):
+        _check_batch_loss(name, loss, batches, y, weights)
+        return
+    known = _loss_name(loss)
+    if known == "sparse_categorical_crossentropy" or isinstance(loss, losses.ArcFaceLoss):
+        _check_labels(name, y, shape, batches)
+    elif isinstance(loss, losses.ContrastiveLoss):
+        _check_pairs(name, y, shape)
+    elif known in _ELEMENTWISE:
+        if not _fits(y.shape[1:], shape):
+            what = f"{name} give targets of shape {y.shape[1:]}, and the network {_shown(shape)}"
+            mend = "pass targets of the shape of the output"
+            if known == "categorical_crossentropy" and y.dtype.kind in "iu":
+                mend = "pass one-hot rows, or compile with sparse_categorical_crossentropy"
+            raise ArgumentError(f"{what}. The loss {known} compares them value by value: {mend}.")
+        _check_range(name, known, model, y)
+
+
+def _check_batch_loss(name, loss, batches, y, weights) -> None:
+    """Refuses labels or weights that a loss on whole batches would misread."""
+    shown = type(loss).__name__
+    if weights is not None:
+        what = f"{name} give sample weights, and {shown}, one number for a batch, cannot use them"
+        raise ArgumentError(f"{what}. Leave them out, or draw what counts more often.")
+    pairs = isinstance(loss, (losses.CosineTripletLoss, losses.PairSoftmaxLoss))
+    wanted = [(2,)] if pairs else [(), (1,)]
+    if y.shape[1:] not in wanted:
+        takes = "groups (batch, 2)" if pairs else "labels (batch,)"
+        mend = "Pass LabelledPairBatches" if pairs else "Pass one class number for each image"
+        mend += ", such as np.argmax(targets, axis=1) of one-hot rows" * (y.ndim == 2 and not pairs)
+        raise ArgumentError(f"{name} give targets {y.shape}, and {shown} takes {takes}. {mend}.")
+    dtype = getattr(loss, "dtype", "float32")
+    limit = 2 ** (ml_dtypes.finfo(dtype).nmant + 1)
+    targets = getattr(batches, "targets", None)
+    largest = np.abs(y if targets is None else targets).max(initial=0)
+    if largest >= limit:
+        what = f"{name} give labels up to {largest}, and {dtype}, in which {shown} compares them"
+        mend = "Number the classes from 0, as np.unique(labels, return_inverse=True)[1] does"
+        raise ArgumentError(f"{what}, does not tell integers from {limit} on apart. {mend}.")
+
+
+def _check_labels(name, y, shape, batches) -> None:
+    if y.shape[1:] not in ((), (1,)) and y.shape[1:] != shape[:-1]:
+        what = f"{name} give targets {y.shape}, and the loss takes class numbers (batch,)"
+        raise ArgumentError(f"{what}. Pass such as np.argmax(targets, axis=1) of one-hot rows.")
+    if shape[-1] is not None:
+        targets = getattr(batches, "targets", None)
+        known = y if targets is None else targets
+        _check_classes(f"targets of {name}", known, shape[-1], "Build it with num_classes")
+
+
+def _check_pairs(name, y, shape) -> None:
+    if shape[-1:] != (1,) or y.shape[1:] not in ((), (1,)):
+        what = f"{name} give targets {y.shape}, and the network gives {_shown(shape)}"
+        mend = "Pass PairBatches to models.siamese(embedder, distance=...)"
+        raise ArgumentError(
+            f"{what}. ContrastiveLoss compares pairs with distances (batch, 1). {mend}."
+        )
+    if not np.isin(y, (0, 1)).all():
+        mend = "Pass 1 for a positive pair and 0 for a negative one, as PairBatches does"
+        raise ArgumentError(f"{name} give targets other than 0 and 1 to ContrastiveLoss. {mend}.")
+
+
+def _check_range(name, loss, model, y) -> None:
+    """Refuses targets outside of what the loss, or the activation of the output, can reach."""
+    low, high = float(y.min(initial=0)), float(y.max(initial=0))
+    if not (low < -1e-3 or high > 1 + 1e-3):  # NaN is not for this check to refuse
+        return
+    bounded = loss in _PROBABILITIES
+    why = f"the loss {loss} takes targets in [0, 1]"
+    if not bounded and _last_activation(model) in ("sigmoid", "softmax"):
+        bounded = True
+        why = f"the output of the network is a {_last_activation(model)}, which stays in [0, 1]"
+    if bounded:
+        mend = "Scale the targets to [0, 1], such as images in 0..255 by 1/255"
+        raise ArgumentError(f"{name} give targets from {low:g} to {high:g}, and {why}. {mend}.")
+
+
+def _last_activation(model) -> str:
+    """Returns the name of the activation that the output of a network comes from, or ""."""
+    tensor = model.outputs[0]
+    while True:
+        layer = tensor._keras_history.operation
+        if isinstance(layer, keras.Model):
+            tensor = layer.outputs[0]
+        elif isinstance(layer, (keras.layers.Reshape, keras.layers.Flatten)):
+            tensor = layer.input
+        else:
+            return getattr(getattr(layer, "activation", None), "__name__", "")
