@@ -46,8 +46,10 @@ def encoded(image: Image.Image) -> bytes:
     """Returns a `PIL.Image` as a file, so that it is decoded as any other."""
     if image.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK", "F"):
         image = image.convert("RGBA" if image.mode in ("La", "RGBa", "PA") else "RGB")
+    if image.mode == "I" and 0 <= image.getextrema()[0] and image.getextrema()[1] < 2**16:
+        image = image.convert("I;16")  # as 16-bit files are opened
     content = io.BytesIO()
-    if image.mode in ("CMYK", "F"):
+    if image.mode in ("CMYK", "F", "I"):
         image.save(content, "TIFF")
     else:
         image.save(content, "PNG", compress_level=1, exif=image.getexif())
