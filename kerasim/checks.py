@@ -6,6 +6,7 @@ wrong kind: so each function refuses the same things in the same words, and earl
 message can still name the argument.
 """
 
+import contextlib
 import math
 import numbers
 import operator
@@ -13,10 +14,13 @@ import os
 import reprlib
 import stat
 import sys
+import threading
 import unicodedata
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -166,6 +170,39 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     registry, module = frame.f_globals.setdefault("__warningregistry__", {}), _module_of(frame)
     file, line = frame.f_code.co_filename, frame.f_lineno
     warnings.warn_explicit(message, category, file, line, module, registry)
+
+
+@contextlib.contextmanager
+def no_warnings(modules: str = "", category: type[Warning] = Warning) -> Iterator[None]:
+    """Ignores warnings that this thread raises in the block; those of other threads are shown.
+
+    `warnings.catch_warnings` would set the filters of the whole process, and at its end take back
+    those that another thread has set meanwhile. This adds one filter that knows its thread, and
+    removes that one.
+
+    Args:
+        modules: Only warnings of modules whose name starts with this.
+        category: Only warnings of this class.
+    """
+    item: Any = ("ignore", None, category, _ThreadModules(modules), 0)
+    filters: Any = warnings.filters
+    filters.insert(0, item)
+    try:
+        yield
+    finally:
+        for held in (filters, warnings.filters):  # another list, if the block set one
+            with contextlib.suppress(ValueError):
+                held.remove(item)
+
+
+class _ThreadModules:
+    """Matches, in place of a pattern for modules, the modules of the thread that made it."""
+
+    def __init__(self, start: str):
+        self._start, self._thread = start, threading.get_ident()
+
+    def match(self, module: str) -> bool:
+        return threading.get_ident() == self._thread and module.startswith(self._start)
 
 
 def _module_of(frame) -> str:

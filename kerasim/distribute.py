@@ -259,7 +259,7 @@ class ShardedIndex:
 
         Args:
             x: `(n, dim)`.
-            k: From 1 to the number of vectors.
+            k: How many to find, 1 or more, as for `NeighborIndex.query`.
             timeout: Seconds to wait for all shards.
 
         Returns:
@@ -272,7 +272,7 @@ class ShardedIndex:
         if not hasattr(self, "shape"):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         ray = _ray()
-        k = checks.integer("k", k, 1, self.shape[0])
+        k = checks.clipped("k", checks.integer("k", k), self.shape[0], "vectors in the index")
         x = ray.put(checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
         starts, sizes = self._starts[:-1], np.diff(self._starts).tolist()
         shards = zip(self._actors, sizes, strict=True)

@@ -12,7 +12,8 @@ import io
 import logging
 import re
 import tempfile
-import warnings
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
@@ -85,17 +86,13 @@ def export_saved_model(model, path) -> None:
         return archive
 
     def fill(folder):
-        logger = tf.get_logger()
-        level = logger.level
-        logger.setLevel("WARNING")  # it would tell of the temporary folder
         try:
-            with _refusing("SavedModel"):
+            # TensorFlow would name the temporary folder in its log.
+            with _refusing("SavedModel"), _log_level(tf.get_logger(), "WARNING"):
                 make_archive().write_out(str(folder), verbose=False)
         except tf.errors.OpError as error:  # pragma: no cover - a full disk: tests/torture.py, G10
             said = error.message.partition(" [Op:")[0].rpartition("; ")[2]
             raise OSError(f"TensorFlow says {said!r}") from error
-        finally:
-            logger.setLevel(level)
         exported = SavedModel(tf.saved_model.load(str(folder)))
         _check_equal(model, shape, "SavedModel", exported)
         _check_equal(
@@ -138,8 +135,7 @@ def export_onnx(model, path) -> None:
         ) from error
     images = keras.Input(shape, name="images")
     signature = [keras.InputSpec("float32", (None, *shape), name="images")]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet_tf2onnx():
-        warnings.simplefilter("ignore", FutureWarning)  # tf2onnx asks NumPy for names of old
+    with tempfile.TemporaryDirectory() as folder, _quiet_tf2onnx():
         file = Path(folder, "model.onnx")
         with _refusing("ONNX file"):
             network = keras.Model(images, model(images))
@@ -172,13 +168,25 @@ def _refusing(kind: str):
 @contextlib.contextmanager
 def _quiet_tf2onnx():
     """Keeps tf2onnx from logging what is raised or found by running its file."""
-    logger = logging.getLogger("tf2onnx")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
+    # tf2onnx asks NumPy for names that will go.
+    with checks.no_warnings(category=FutureWarning):
+        with _log_level(logging.getLogger("tf2onnx"), logging.CRITICAL):
+            yield
+
+
+@contextlib.contextmanager
+def _log_level(logger, level) -> Iterator[None]:
+    """Sets the level of a logger, in one thread at a time: each puts back what it found."""
+    with _log_lock:
+        before = logger.level
         logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
+
+
+_log_lock = threading.RLock()
 
 
 def _one_line(error: Exception) -> str:

@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import threading
-import warnings
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -35,9 +34,6 @@ _BAND_PIXELS = 1_000_000
 # What makes an image of EXIF orientation 2, 3 ... 8 upright.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
 _UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), start=2)}
-
-_filter_lock = threading.Lock()
-_filter_users = 0
 
 
 def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32") -> np.ndarray:
@@ -95,7 +91,7 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     try:
         if file is source:
             checks.regular_file(source, ImageError)
-        with _no_pillow_warnings(), Image.open(file, formats=FORMATS) as image:
+        with checks.no_warnings("PIL."), Image.open(file, formats=FORMATS) as image:
             _check_extent(image, name)
             large = image.width * image.height > _LARGE_PIXELS
             with _large_images if large else contextlib.nullcontext():
@@ -134,36 +130,6 @@ def check_size(image_size) -> tuple[int, int] | None:
         mend = f"pass a positive whole number or (height, width), {MAX_PIXELS} pixels at most"
         raise ArgumentError(f"image_size={image_size!r} is no size: {mend}.")
     return int(size[0]), int(size[1])
-
-
-@contextlib.contextmanager
-def _no_pillow_warnings():
-    """Ignores warnings of Pillow, which are about metadata that is not used here.
-
-    The filters of `warnings` belong to the whole process: one filter is added by the first thread
-    that decodes and removed by the last one, and those of other threads stay as they are.
-    """
-    global _filter_users
-    with _filter_lock:
-        if _filter_users == 0:
-            warnings.filterwarnings("ignore", module=_PILLOW_MODULES)
-        _filter_users += 1
-    try:
-        yield
-    finally:
-        with _filter_lock:
-            _filter_users -= 1
-            if _filter_users == 0:
-                for item in [item for item in warnings.filters if _is_ours(item)]:
-                    warnings.filters.remove(item)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-# No other code writes the pattern in this way, so that the filter is recognized by it.
-_PILLOW_MODULES = r"(?:PIL)\."
-
-
-def _is_ours(item) -> bool:
-    return getattr(item[3], "pattern", item[3]) == _PILLOW_MODULES
 
 
 def _name(source) -> str:

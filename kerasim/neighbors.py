@@ -220,7 +220,8 @@ class NeighborIndex:
 
         Args:
             x: `(n, dim)` vectors of the same model; `n` may be 0.
-            k: From 1 to the number of vectors in the index.
+            k: How many to find, 1 or more. If there are fewer vectors, all are returned, with a
+                warning.
 
         Returns:
             `(distances, indices)`, each `(n, k)`, float64 and int64, ordered by distance, then
@@ -235,7 +236,7 @@ class NeighborIndex:
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         state = self._state
         size, width = state.embeddings.shape
-        k = checks.integer("k", k, 1, size)
+        k = checks.clipped("k", checks.integer("k", k), size, "vectors in the index")
         x = checks.vectors("x", x, width, 0, self.metric)
         distances, indices = self._answer(state, state.engine, x, k)
         checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)

@@ -5,8 +5,6 @@ placed by way of an index of the fitted vectors, so that what is kept is two arr
 of UMAP's own. `trustworthiness_` says how far the map is to be believed.
 """
 
-import warnings
-
 import numpy as np
 
 from kerasim import artifacts, checks
@@ -68,8 +66,7 @@ class Projection:
             what = f"All {len(x)} rows of x are equal: there is no structure to draw"
             checks.warn(f"{what}, and the map shows none.")
         # UMAP takes seconds to import; it is compiled as it runs.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with checks.no_warnings():
             from umap import UMAP
 
             # One job is what a seed asks for.

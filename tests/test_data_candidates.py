@@ -233,6 +233,15 @@ def test_scores_are_written_under_the_header_of_the_candidates(tmp_path):
     np.testing.assert_allclose(written.iloc[:, 1:], scores)
 
 
+@pytest.mark.parametrize("name", ["=cmd()|x", "+1", "-1", "@a", "\ta", "＝1"])
+def test_names_that_a_spreadsheet_would_run_are_written_exactly_with_a_warning(name, tmp_path):
+    candidates = pd.DataFrame([["a", "b"], [name, "c"]], columns=["left", "c0"])
+    with pytest.warns(UserWarning, match="1 names begin as formulas of spreadsheets do") as caught:
+        data.write_scores(tmp_path / "out.csv", candidates, [[0.5], [-0.5]])
+    assert caught[0].filename == __file__
+    assert data.read_candidates(tmp_path / "out.csv")["left"].tolist() == ["a", name]
+
+
 def test_scores_and_candidates_that_do_not_fit_are_refused(tmp_path):
     (tmp_path / "bad.csv").write_text("left,c0,c2\na,b,c\n")
     with pytest.raises(ArtifactError, match="columns 'left', 'c0', 'c2'; expected left, c0, c1"):

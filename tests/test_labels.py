@@ -1,6 +1,7 @@
 """One rule for missing labels, in every function of the package that takes labels."""
 
 import decimal
+import threading
 import warnings
 
 import keras
@@ -167,6 +168,40 @@ def test_a_warning_points_at_the_line_that_called_kerasim():
     with pytest.warns(UserWarning, match="copies of another one with another label") as caught:
         data.BalancedBatches(images, [*NAMES, "c"], 2, 2)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_warnings_are_ignored_in_one_thread_alone():
+    before, heard, inside, done = list(warnings.filters), [], threading.Event(), threading.Event()
+
+    def quiet():
+        with checks.no_warnings():
+            inside.set()
+            assert done.wait(60)
+            warnings.warn("from the quiet thread", stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        thread = threading.Thread(target=quiet)
+        thread.start()
+        assert inside.wait(60)
+        warnings.warn("from this thread", stacklevel=1)
+        warnings.filterwarnings("ignore", "set meanwhile")
+        done.set()
+        thread.join()
+        warnings.warn("set meanwhile", stacklevel=1)  # a filter that must not be taken back
+        heard = [str(warning.message) for warning in caught]
+    assert heard == ["from this thread"] and list(warnings.filters) == before
+
+
+def test_warnings_of_some_modules_or_one_class_are_ignored():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with checks.no_warnings("other."), checks.no_warnings(category=FutureWarning):
+            warnings.warn("heard", stacklevel=1)
+            warnings.warn("not heard", FutureWarning, stacklevel=1)
+        with checks.no_warnings(__name__):
+            warnings.warn("not heard", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["heard"]
 
 
 def test_a_warning_of_one_line_is_shown_once():

@@ -254,10 +254,18 @@ def test_k_may_be_the_size_of_the_index(vectors):
 
 
 @pytest.mark.fault(57)
-@pytest.mark.parametrize("k", [41, 0, -1])
-def test_k_out_of_range_is_refused_with_the_size(k, vectors):
-    with pytest.raises(ArgumentError, match=f"k={k} .* from 1 to 40"):
+@pytest.mark.parametrize("k", [0, -1])
+def test_a_k_below_one_is_refused_with_the_range(k, vectors):
+    with pytest.raises(ArgumentError, match=f"k={k} .* 1 or more"):
         NeighborIndex().fit(vectors).query(vectors, k)
+
+
+@pytest.mark.fault(57)
+def test_a_k_above_the_size_gives_all_vectors_with_a_warning(vectors):
+    index = NeighborIndex().fit(vectors)
+    with pytest.warns(UserWarning, match="k=41 is more than the 40 vectors in the index") as caught:
+        distances, indices = index.query(vectors[:3], 41)
+    assert distances.shape == indices.shape == (3, 40) and caught[0].filename == __file__
 
 
 @pytest.mark.fault(57)

@@ -133,7 +133,8 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
     """Writes the score of each candidate under the header that `candidates` was read with.
 
     Args:
-        path: CSV to write: left, then a score in each of the columns c0, c1 and so on.
+        path: CSV to write: left, then a score in each of the columns c0, c1 and so on. Names are
+            written exactly as they are; a warning says if a spreadsheet would run one as a formula.
         candidates: From `read_candidates`.
         scores: `(n, k)` finite numbers, greater for a more likely candidate.
 
@@ -148,5 +149,20 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
     scores = checks.real("scores", scores).astype("float64")
     checks.shape("scores", scores, candidates.iloc[:, 1:].shape, "pass one for each candidate")
     checks.finite("scores", scores)
+    _warn_of_formulas(candidates["left"])
     table = pd.DataFrame(scores, pd.Index(candidates["left"]), candidates.columns[1:])
     artifacts.write_file(path, table.to_csv().encode())
+
+
+# What a cell begins with that a spreadsheet runs; the wide ones do so in East Asian versions.
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
+
+
+def _warn_of_formulas(names) -> None:
+    """Warns of names that a spreadsheet would run: a program that reads them needs them as is."""
+    found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
+    if found:
+        what = (
+            f"{len(found)} names begin as formulas of spreadsheets do: {checks.shown_names(found)}"
+        )
+        checks.warn(f"{what}. Do not open the file in a spreadsheet, or rename these images.")
