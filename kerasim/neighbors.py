@@ -536,7 +536,7 @@ class _Groups:
             rows = others[part]
             one = _distances.prepare(embeddings[rows], metric)
             other = _distances.prepare(embeddings[representatives[rows]], metric)
-            unequal = np.any(one != other, axis=1)
+            unequal = np.flatnonzero((one != other).any(axis=1))
             self.differ[group[rows[unequal]]] = True
 
     def __len__(self):
