@@ -527,7 +527,7 @@ class _Groups:
         self.differ = np.zeros(len(self.first), bool)  # whose vectors differ in float64
         if self.trivial:
             return
-        group = np.searchsorted(self.first, representatives)
+        group = np.asarray(np.searchsorted(self.first, representatives))
         self._rows = np.argsort(group, kind="stable")
         self._sizes = np.bincount(group)
         self._starts = np.cumsum(self._sizes) - self._sizes
@@ -536,8 +536,8 @@ class _Groups:
             rows = others[part]
             one = _distances.prepare(embeddings[rows], metric)
             other = _distances.prepare(embeddings[representatives[rows]], metric)
-            unequal = np.flatnonzero((one != other).any(axis=1))
-            self.differ[group[rows[unequal]]] = True
+            unequal = rows[np.any(one != other, axis=1)]
+            self.differ[group[unequal]] = True
 
     def __len__(self):
         return len(self.first)
