@@ -21,7 +21,7 @@ else
 INSTALL := $(BIN)/python .ci/install.py
 endif
 
-.PHONY: demo notebooks-demo test torture coverage cluster browser lint docs notebooks bench lock clean
+.PHONY: demo notebooks-demo test test-learn torture coverage cluster browser lint docs notebooks bench lock clean
 
 # Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
 # its baseline. It fails if a trained network is not better than its baseline.
@@ -36,6 +36,10 @@ notebooks-demo: $(VENV)/.ok
 test: lint browser
 	$(BIN)/python -m pytest tests -n auto --dist loadfile
 	$(MAKE) cluster
+
+# Trains every builder on the digits with three seeds, and runs every notebook on them.
+test-learn: $(VENV)/.ok
+	KERASIM_TEST_LEARN=1 $(BIN)/python -m pytest tests/test_learning.py tests/test_notebooks.py -n auto --dist loadfile
 
 # Kills, mutants, bombs, NaN: prints each goal beside what was reached. GOALS="G2 G4" runs some.
 torture: $(VENV)/.ok
