@@ -665,7 +665,15 @@ def _check_callbacks(callbacks) -> list:
     return callbacks
 
 
+# What the manifest of a state holds, by name.
+_STATE_INFO = {"settings": dict, "history": list, "stopped": bool, "states": dict}
+
+
 def _load(folder, manifest):
+    if manifest.kind == _KIND:
+        for name, kind in _STATE_INFO.items():
+            if not isinstance(manifest.info.get(name), kind):
+                raise ValueError(f"its manifest has no {name!r} of type {kind.__name__}")
     return _resume.unpack(artifacts.read_arrays(folder / "arrays.npz")), manifest.info
 
 

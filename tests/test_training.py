@@ -1112,3 +1112,19 @@ def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
     said = [str(w.message) for w in caught if "precision@10 is" in str(w.message)]
     named = [text.split("of the ")[1].split(":")[0] for text in said]
     assert set(named) == {"pixels", "untrained embedder"} and len(named) == 2
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize("name", ["settings", "history", "stopped", "states"])
+def test_a_state_whose_manifest_lacks_a_part_is_refused(name, tmp_path):
+    model = build()
+    fit(tmp_path, 1, model=model)
+    file = tmp_path / "state" / artifacts.MANIFEST
+    body = json.loads(file.read_text())
+    del body["manifest_sha256"], body["info"][name]
+    file.write_text(json.dumps({**body, "manifest_sha256": artifacts._digest(body)}))
+    wanted = f"its manifest has no '{name}'"
+    with pytest.raises(ArtifactError, match=wanted):
+        training.restore(model, tmp_path)
+    with pytest.raises(ArtifactError, match=wanted):
+        fit(tmp_path, 2)
