@@ -56,7 +56,7 @@ def options(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print version."),
     ] = False,
 ):
-    pass
+    """Takes the options that come before a command."""
 
 
 @app.command()

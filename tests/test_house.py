@@ -336,7 +336,7 @@ def last_error_without_jax(statement):
         "import kerasim; kerasim.models",
         "from kerasim.gallery import Gallery",
         "from kerasim.losses import SupConLoss",
-        "from kerasim import cli; sys.argv = ['kerasim', 'query', 'gallery', 'x.png']; cli.main()",
+        "from kerasim import cli; sys.argv = ['kerasim', 'fetch', 'mnist']; cli.main()",
     ],
 )
 def test_without_a_backend_the_error_names_the_extras_and_the_variable(statement):
