@@ -1,18 +1,23 @@
-"""Seeded UMAP maps that can be kept, and that place a new point the same way every time.
+"""Seeded UMAP maps that can be saved, and that place a new point the same way every time.
 
-A map shows which vectors lie together, not how far apart they are. UMAP draws it; a new point is
-placed by way of an index of the fitted vectors, so that what is kept is two arrays, and no pickle
-of UMAP's own. `trustworthiness_` says how far the map is to be believed.
+A map shows which vectors lie together, not how far apart they are. UMAP lays it out from the exact
+nearest neighbors (`neighbors.NeighborIndex`), so that neither the size of the vectors nor their
+offset matters, and equal vectors share one place. A new point is placed by its nearest fitted
+vectors, so that what is saved is two arrays, and no pickle of UMAP's own. `trustworthiness_` says
+how far the map is to be believed.
 """
 
 import numpy as np
 
-from kerasim import artifacts, checks
+from kerasim import _distances, artifacts, checks
 from kerasim.errors import ArgumentError
 from kerasim.neighbors import NeighborIndex
 
 _KIND = "projection"
 _TRUST_ROWS = 2000
+_TRUST_NUMBERS = 1e9  # coordinates compared for trustworthiness, about two seconds
+_FEWEST = 5  # vectors that UMAP can lay out
+_FAR = 1e6  # median sizes to which vectors are cut where float32 takes their place
 
 
 class Projection:
@@ -23,15 +28,16 @@ class Projection:
     the batch it comes in, as UMAP's own `transform` does, and a fitted vector keeps its place.
 
     Args:
-        n_neighbors: Neighbours that UMAP looks at; larger shows more of the whole. 2 or more.
+        n_neighbors: Neighbors that UMAP looks at, the vector itself included; larger shows more of
+            the whole. 2 or more; fewer are taken if fewer vectors differ.
         min_dist: How close points may lie on the map, 0 to 1.
         seed: The same seed draws the same map.
 
     Attributes:
         coordinates_: `(n, 2)` float32, the fitted map.
-        trustworthiness_: How far neighbours on the map are neighbours in truth, 0 to 1
-            (Venna & Kaski, 2001), over 5 neighbours among at most 2,000 rows drawn with the
-            seed; NaN for fewer than 12 rows.
+        trustworthiness_: How far neighbors on the map are neighbors in truth, 0 to 1
+            (Venna & Kaski, 2001), over 5 neighbors among at most 2,000 rows drawn with the
+            seed (of more than 250 numbers fewer); NaN for fewer than 12 rows.
 
     Raises:
         ArgumentError: If a setting is out of range.
@@ -45,38 +51,65 @@ class Projection:
         self.min_dist = checks.number("min_dist", min_dist, 0, 1)
         self.seed = checks.integer("seed", seed, 0)
 
+    def __repr__(self) -> str:
+        settings = f"n_neighbors={self.n_neighbors}, min_dist={self.min_dist}, seed={self.seed}"
+        if not hasattr(self, "_index"):
+            return f"<Projection {settings}: not fitted>"
+        count, width = self._index.embeddings.shape
+        held = f"{count} vectors of {width} numbers, trustworthiness_={self.trustworthiness_:.3f}"
+        return f"<Projection {settings}: {held}>"
+
     def fit_transform(self, x) -> np.ndarray:
-        """Draws the map.
+        """Lays out the map.
 
         Args:
             x: `(n, dim)` finite vectors, `n` above `n_neighbors` and 5 or more.
 
         Returns:
-            `(n, 2)` float32: a place for each row, duplicates included.
+            `(n, 2)` float32: a place for each row; equal rows share one.
 
         Raises:
-            ArgumentError: On too few rows, NaN or infinity.
+            ArgumentError: On too few rows, NaN or infinity, or if a vector is more than 1.8e308,
+                the largest float64, away from its neighbors.
         """
         x = checks.vectors("x", x)
-        least = max(self.n_neighbors + 1, 5)
+        least = max(self.n_neighbors + 1, _FEWEST)
         if len(x) < least:
             what = f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more"
             raise ArgumentError(f"{what}: pass more or, from 5 on, a smaller n_neighbors.")
-        if (x == x[0]).all():
-            what = f"All {len(x)} rows of x are equal: there is no structure to draw"
+        index = NeighborIndex().fit(x)
+        first, group = _distinct(x)
+        if len(first) == 1:
+            what = f"All {len(x)} rows of x are equal: there is no structure to lay out"
             checks.warn(f"{what}, and the map shows none.")
+        if len(first) < _FEWEST:
+            places = _principal(_in_float32(x[first]))
+        else:
+            places = self._umap(x[first], index if len(first) == len(x) else None)
+        self.coordinates_ = np.asarray(places, dtype="float32")[group]
+        self._index = index
+        self.trustworthiness_ = self._trustworthiness(x)
+        return self.coordinates_.copy()
+
+    def _umap(self, x, index=None):
+        """Returns places of vectors that all differ, by their exact nearest neighbors."""
+        k = min(self.n_neighbors, len(x) - 1)
+        distances, indices = (index or NeighborIndex().fit(x)).query(x, k)
+        # UMAP compares the distances of each vector with each other alone: their unit is free.
+        distances = (distances / distances[:, -1:]).astype("float32")
         # UMAP takes seconds to import; it is compiled as it runs.
         with checks.no_warnings():
             from umap import UMAP
 
-            # One job is what a seed asks for.
-            umap = UMAP(self.n_neighbors, min_dist=self.min_dist, random_state=self.seed, n_jobs=1)
-            # Centred first, for UMAP computes in float32.
-            coordinates = umap.fit_transform((x - x.mean(axis=0)).astype("float32"))
-        self.coordinates_ = np.asarray(coordinates, dtype="float32")
-        self._index = NeighborIndex().fit(x)
-        self.trustworthiness_ = self._trustworthiness(x)
-        return self.coordinates_.copy()
+            umap = UMAP(
+                k,
+                min_dist=self.min_dist,
+                random_state=self.seed,
+                n_jobs=1,  # one job is what a seed asks for
+                precomputed_knn=(indices, distances, None),
+            )
+            # The vectors themselves tell UMAP only where to start with parts that are not linked.
+            return umap.fit_transform(_in_float32(x))
 
     def transform(self, x) -> np.ndarray:
         """Places vectors on the fitted map.
@@ -148,6 +181,35 @@ class Projection:
 
         if len(x) < 12:
             return float("nan")
-        count = min(len(x), _TRUST_ROWS)
+        most = max(12, min(_TRUST_ROWS, int(np.sqrt(_TRUST_NUMBERS / x.shape[1]))))
+        count = min(len(x), most)
         rows = np.sort(np.random.default_rng(self.seed).choice(len(x), count, replace=False))
-        return float(trustworthiness(x[rows], self.coordinates_[rows], n_neighbors=5))
+        (some,) = _distances.without_overflow(x[rows])
+        distances = _distances.pairwise(some, some, "euclidean")
+        places = self.coordinates_[rows]
+        return float(trustworthiness(distances, places, n_neighbors=5, metric="precomputed"))
+
+
+def _distinct(x) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the position of the first of each set of equal rows, and the set of each row."""
+    _, first, group = np.unique(x, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # in the order of the rows
+    return first[order], np.argsort(order)[group.reshape(-1)]
+
+
+def _in_float32(x):
+    """Returns vectors around 0, of size about 1, in float32; those far away are brought nearer."""
+    x = x.astype("float64") * _distances.lift(x)
+    x = x - _distances.middle(_distances.spread(x))
+    sizes = np.abs(x).max(axis=1)
+    typical = np.median(sizes[sizes > 0]) if sizes.any() else 1.0
+    with np.errstate(over="ignore"):
+        return (x / typical).clip(-_FAR, _FAR).astype("float32")
+
+
+def _principal(x):
+    """Returns the first two principal components of a few vectors, of size 10, as UMAP's maps."""
+    left, sizes, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    places = np.zeros((len(x), 2))
+    places[:, : len(sizes)] = (left * sizes)[:, :2]
+    return 10 * places / (np.abs(places).max() or 1.0)
