@@ -14,16 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kerasim import artifacts, checks
+from kerasim import _distances, artifacts, checks
+from kerasim._distances import METRICS
 from kerasim.data import as_float, check_images
 from kerasim.images import check_channels
-from kerasim.neighbors import METRICS
 
 # Told apart by colour-blind readers with the markers; 3 to 1 or more on white and on dark pages.
 COLOURS = "#0077BB #C06000 #009988 #CC3311 #AA4499 #6A5ACD #808000 #888888 #2E8B57 #D6336C".split()
 # Bokeh's name of each marker that is more than lines, and the letter that looks like it.
 _NAMES = "circle square triangle diamond inverted_triangle plus hex star square_pin".split()
 _MARKERS = dict(zip(_NAMES, "●■▲◆▼✚⬢★✦", strict=True))
+_LARGEST = 1e38  # browsers draw in float32
 _COLUMNS = 64  # pictures across and down a sheet
 
 
@@ -39,7 +40,8 @@ def write_explorer(
     Args:
         path: The file.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        coordinates: `(n, 2)` places on the map, such as `Projection` gives.
+        coordinates: `(n, 2)` places on the map, such as `Projection` gives, up to 1e38. The page
+            holds their distances from the middle, in float64.
         labels: `(n,)` names or numbers, for color, marker and search. Images whose label is missing
             (None, NaN, `pandas.NA` or "") are shown as "no label".
         neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
@@ -57,7 +59,10 @@ def write_explorer(
     from bokeh.resources import INLINE
     from jinja2 import Template
 
-    coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
+    coordinates = checks.vectors("coordinates", coordinates, 2, rows=1).astype("float64")
+    too_far = np.abs(coordinates).max(axis=1) > _LARGEST
+    checks.bad_rows("coordinates", too_far, f"numbers above {_LARGEST:g}, too large to draw,")
+    coordinates = coordinates - _distances.middle(coordinates)
     count = len(coordinates)
     images = check_images("images", images)
     check_channels(images.shape[-1])
@@ -103,7 +108,7 @@ def _plot(coordinates, classes):
     plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     plot.axis.visible = plot.grid.visible = False
     markers = (classes + classes // len(COLOURS)) % len(_MARKERS)
-    x, y = coordinates.T.astype("float32", order="C")
+    x, y = np.ascontiguousarray(coordinates.T)
     colours, shapes = np.array(COLOURS)[classes % len(COLOURS)], np.array(_NAMES)[markers]
     points = ColumnDataSource({"x": x, "y": y, "colour": colours, "marker": shapes})
     rings = ColumnDataSource({"x": [], "y": [], "size": []})

@@ -1,6 +1,9 @@
+import base64
+import gzip
 import html.parser
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -205,6 +208,42 @@ def test_what_does_not_fit_is_refused_and_nothing_written(change, message, tmp_p
     given = {"images": IMAGES, "coordinates": PLACES, **change}
     with pytest.raises(ArgumentError, match=message):
         explorer.write_explorer(tmp_path / "map.html", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def places_in(page):
+    """Returns the places of the points, as the page holds them."""
+    data = r'"type":"ndarray","array":\{"type":"bytes","data":"([^"]+)"\}'
+    pattern = data + r',"shape":\[30\],"dtype":"float64"'
+    columns = [gzip.decompress(base64.b64decode(data)) for data in re.findall(pattern, page)]
+    return np.stack([np.frombuffer(column, "<f8") for column in columns[:2]], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset"),
+    [(1, 0), (1, 1.7e9), (1e-9, 1.0), (1e-30, 0), (1e30, 0), (1e-300, 0), (3e36, 1e37)],
+)
+def test_the_page_holds_the_distances_of_places_of_any_size_and_offset(factor, offset, tmp_path):
+    places = PLACES * factor + offset
+    file = explorer.write_explorer(tmp_path / "map.html", IMAGES, places)
+    held = places_in(file.read_text("utf-8"))
+    np.testing.assert_allclose(held - held[0], places - places[0], rtol=1e-12)
+    assert len(np.unique(held, axis=0)) == 30
+
+
+def test_one_place_far_away_leaves_the_others_apart(tmp_path):
+    places = PLACES.copy()
+    places[7] = 1e30
+    file = explorer.write_explorer(tmp_path / "map.html", IMAGES, places)
+    assert len(np.unique(places_in(file.read_text("utf-8")), axis=0)) == 30
+
+
+@pytest.mark.parametrize("largest", [1e39, -1e300])
+def test_places_too_large_to_draw_are_refused_with_their_rows(largest, tmp_path):
+    places = PLACES.copy()
+    places[[4, 9], 1] = largest
+    with pytest.raises(ArgumentError, match=r"coordinates holds numbers above 1e\+38.*: 4, 9"):
+        explorer.write_explorer(tmp_path / "map.html", IMAGES, places)
     assert list(tmp_path.iterdir()) == []
 
 

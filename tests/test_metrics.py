@@ -296,7 +296,28 @@ def test_pairs_of_unequal_shape_or_without_direction_are_refused():
     assert metrics.pair_distances(QUERIES, 0 * QUERIES, "euclidean").min() > 0
 
 
+def test_distances_of_pairs_are_those_of_search_to_the_bit():
+    from kerasim.neighbors import NeighborIndex
+
+    for metric in METRICS:
+        distances, indices = NeighborIndex(metric).fit(GALLERY).query(QUERIES, 30)
+        for place in (0, 7, 29):
+            found = metrics.pair_distances(QUERIES, GALLERY[indices[:, place]], metric)
+            np.testing.assert_array_equal(found, distances[:, place])
+
+
 # verification
+
+
+def test_results_are_shown_in_one_line():
+    found = metrics.verification([0.1, 0.2, 0.3, 0.4, 0.5], [1, 1, 0, 1, 0])
+    pairs = "3 positive and 2 negative pairs"
+    assert repr(found) == (
+        f"<Verification of {pairs}: auc=0.8333, eer=0.3333 at threshold {found.eer_threshold:.4g}>"
+    )
+    x = np.eye(3)
+    shown = repr(metrics.candidate_accuracy(x, x, [[0, 1], [1, 2], [2, 0]], k=1))
+    assert shown == "<Candidates of 3 queries: accuracy=1, 95 % interval 0.4385 to 1>"
 
 
 def pairs_of(n=500, apart=1.0):
@@ -452,6 +473,25 @@ def test_all_pairs_agrees_with_verification_over_all_pairs(metric, monkeypatch):
     assert (found["like"], found["unlike"]) == (len(exact.like), len(exact.unlike))
     monkeypatch.setattr(metrics, "_BLOCK", 1e-9)  # one image at a time
     assert metrics.all_pairs(x, labels, metric, resamples=50) == found
+
+
+@pytest.mark.parametrize("far", [10, 1e3, 1e5, 1e30, 1e300])
+@pytest.mark.parametrize("bins", [16, 2**14])
+def test_one_far_image_does_not_change_the_figures_of_all_pairs(far, bins, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 4)) * 0.2 + np.repeat(rng.normal(size=(5, 4)), 10, axis=0)
+    x, labels = np.append(x, [[far] * 4], axis=0), np.append(np.repeat(range(5), 10), 99)
+    own, other = np.triu_indices(51, 1)
+    distances = metrics.pair_distances(x[own], x[other], "euclidean")
+    exact = metrics.verification(distances, labels[own] == labels[other])
+    found = metrics.all_pairs(x, labels, resamples=20)
+    assert (found["auc"], found["eer"]) == (exact.auc, exact.eer)
+    assert found["auc_interval"][0] < found["auc"] < found["auc_interval"][1] + 1e-9
+    monkeypatch.setattr(metrics, "_EXACT_PAIRS", 600)  # of 1,275: the others by bins
+    monkeypatch.setattr(metrics, "_BINS", bins)
+    by_bins = metrics.all_pairs(x, labels, resamples=1)
+    assert by_bins["auc"] == pytest.approx(exact.auc, abs=2 / bins + 0.005)
+    assert by_bins["eer"] == pytest.approx(exact.eer, abs=2 / bins + 0.02)
 
 
 def test_intervals_over_images_hold_the_truth_about_as_often_as_they_say():

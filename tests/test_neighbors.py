@@ -634,3 +634,150 @@ def test_a_graph_is_saved_and_not_built_again(metric, vectors, tmp_path, monkeyp
 def test_the_recall_of_a_graph_counts_equal_distances_as_equal(vectors):
     copies = np.repeat(vectors, 40, axis=0)
     assert NeighborIndex(kind="hnsw").fit(copies).recall_ > 0.95
+
+
+def spread_copies(distinct, copies, dim, seed=0):
+    """Returns vectors and many copies of the first of them, in random order."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(distinct, dim)).astype("float32")
+    x = np.concatenate([rows, np.repeat(rows[:1], copies, axis=0)])
+    return rows, x[rng.permutation(len(x))]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("noise", [0, 1e-12, 1e-7])
+def test_copies_do_not_hide_other_vectors_from_a_graph(metric, noise):
+    rows, x = spread_copies(600, 3000, 16)
+    x = x + noise * np.random.default_rng(1).normal(size=x.shape)
+    index = NeighborIndex(metric, "hnsw").fit(x)
+    queries = np.random.default_rng(2).normal(size=(100, 16))
+    exact = NeighborIndex(metric).fit(x).query(queries)[0]
+    true = (index.query(queries)[0] <= exact[:, -1:]).mean()
+    assert true > index.recall_ - 0.1 and index.recall_ > 0.9
+    assert (index.query(rows[1:101], 1)[0] <= 1e-5).mean() > 0.98
+
+
+def test_a_graph_that_grows_by_copies_answers_as_one_that_is_built_at_once(tmp_path):
+    rows, x = spread_copies(60, 300, 8)
+    grown = NeighborIndex(kind="hnsw").fit(x[:100])
+    for start in range(100, 360, 26):
+        grown.add(x[start : start + 26])
+    exact = NeighborIndex().fit(x)
+    for found, wanted in zip(grown.query(rows, 9), exact.query(rows, 9), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    grown.save(tmp_path / "index")
+    loaded = NeighborIndex.load(tmp_path / "index").add(x[:5])
+    assert len(loaded) == 365 and loaded.query(rows, 1)[0].max() == 0
+
+
+def test_a_graph_whose_growth_was_interrupted_is_built_again(vectors, monkeypatch):
+    index = NeighborIndex(kind="hnsw").fit(vectors[:20])
+    real = NeighborIndex._recall
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NeighborIndex, "_recall", dies)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(vectors[20:25])
+    monkeypatch.setattr(NeighborIndex, "_recall", real)
+    index.add(vectors[len(index) :])
+    assert index.query(vectors, 1)[1][:, 0].tolist() == list(range(40))
+
+
+def counted(monkeypatch):
+    """Returns a list that grows by the number of rows each time all distances are computed."""
+    scanned, scan = [], NeighborIndex._scan
+
+    def counting(self, state, x, k):
+        scanned.append(len(x))
+        return scan(self, state, x, k)
+
+    monkeypatch.setattr(NeighborIndex, "_scan", counting)
+    return scanned
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factor", [1e6, 1e20, 1e100, 1e300])
+def test_one_far_vector_does_not_turn_search_into_a_scan(metric, factor, monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 16))
+    x[7] *= factor
+    scanned = counted(monkeypatch)
+    distances, indices = NeighborIndex(metric).fit(x).query(x[100:300], 10)
+    assert not scanned and indices[:, 0].tolist() == list(range(100, 300))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_copies_do_not_turn_search_into_a_scan(metric, monkeypatch):
+    rows, x = spread_copies(600, 3000, 16)
+    scanned = counted(monkeypatch)
+    distances, indices = NeighborIndex(metric).fit(x).query(x[:200], 10)
+    assert not scanned and not distances[:, 0].any()
+    copies = np.flatnonzero((x == rows[0]).all(axis=1))
+    assert indices[x[:200].tolist().index(rows[0].tolist())].tolist() == copies[:10].tolist()
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize(
+    ("metric", "value"), [("euclidean", 1e200), ("manhattan", 1e300), ("cosine", 1e308)]
+)
+def test_a_query_of_any_size_is_answered(metric, value, kind, vectors):
+    distances, indices = NeighborIndex(metric, kind).fit(vectors).query(np.full((1, 6), value), 3)
+    assert np.isfinite(distances).all() and len(set(indices[0])) == 3
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+def test_a_distance_beyond_float64_is_refused_by_row(metric, vectors):
+    queries = np.array([np.zeros(6), np.full(6, 1.7e308)])
+    with pytest.raises(ArgumentError, match="x holds a vector that is more than 1.8e308.* rows: 1"):
+        NeighborIndex(metric).fit(vectors).query(queries, 3)
+
+
+def test_whole_numbers_that_float64_does_not_hold_are_refused():
+    with pytest.raises(ArgumentError, match="embeddings holds integers up to 9007199254740993"):
+        NeighborIndex().fit(np.array([[2**53 + 1, 0], [0, 1]]))
+    assert NeighborIndex().fit(np.array([[2**53, 0], [0, 1]])).query([[2**53, 3]], 1)[0] == 3
+
+
+@pytest.mark.skipif(np.finfo("longdouble").max == np.finfo("float64").max, reason="no wider type")
+def test_numbers_wider_than_float64_are_rounded_or_refused(vectors):
+    wide = vectors.astype("longdouble")
+    found = NeighborIndex().fit(wide).query(wide, 5)
+    for one, other in zip(found, NeighborIndex().fit(vectors).query(vectors, 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ArgumentError, match="too large for float64"):
+        NeighborIndex().fit(wide * np.longdouble(10) ** 400)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int64", "float16", "bool"])
+def test_vectors_of_small_types_have_the_distances_of_float64(dtype):
+    x = np.random.default_rng(0).integers(0, 2, (50, 9)).astype(dtype)
+    if dtype == "bool":
+        with pytest.raises(ArgumentTypeError):
+            NeighborIndex().fit(x)
+        return
+    assert disagreement(x, x[:5], 7, "euclidean") is None
+    assert disagreement(x, x[:5], 7, "manhattan") is None
+
+
+@pytest.mark.parametrize("dim", [1, 2, 4096])
+@pytest.mark.parametrize("metric", METRICS)
+def test_vectors_of_any_width_are_searched(metric, dim):
+    x = np.random.default_rng(0).normal(size=(60, dim)).astype("float32")
+    assert disagreement(x, x[:4], 60, metric) is None
+    assert disagreement(x, x[:4], 1, metric) is None
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_index_of_one_vector_is_searched(metric):
+    for kind in ("exact", "hnsw"):
+        distances, indices = NeighborIndex(metric, kind).fit([[3.0, 4.0]]).query([[3.0, 4.0]], 1)
+        assert (distances[0, 0], indices[0, 0]) == (0, 0)
+
+
+def test_an_index_shows_its_settings_and_its_size(vectors):
+    assert repr(NeighborIndex()) == "<NeighborIndex metric='euclidean', kind='exact': empty>"
+    shown = repr(NeighborIndex("cosine", "hnsw").fit(vectors))
+    held = "40 vectors of 6 numbers, recall_=1.000"
+    assert shown == f"<NeighborIndex metric='cosine', kind='hnsw': {held}>"

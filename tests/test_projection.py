@@ -108,13 +108,71 @@ def test_clusters_stay_apart_on_the_map(fitted):
 
 
 def test_a_fitted_vector_keeps_its_place(fitted, vectors):
-    # All but the duplicates, which share one place between their two.
-    np.testing.assert_array_equal(fitted.transform(vectors)[1:-1], fitted.coordinates_[1:-1])
+    np.testing.assert_array_equal(fitted.transform(vectors), fitted.coordinates_)
 
 
-def test_duplicates_are_placed_in_the_middle_of_their_places(fitted, vectors):
-    middle = fitted.coordinates_[[0, -1]].mean(axis=0)
-    np.testing.assert_allclose(fitted.transform(vectors[[0, -1]]), [middle] * 2, rtol=1e-6)
+def test_copies_share_one_place(fitted, vectors):
+    np.testing.assert_array_equal(fitted.coordinates_[0], fitted.coordinates_[-1])
+    assert len(np.unique(fitted.coordinates_, axis=0)) == len(vectors) - 1
+
+
+def test_copies_do_not_move_the_other_vectors(vectors):
+    x = vectors[:40]
+    alone = Projection(n_neighbors=6).fit_transform(x)
+    many = Projection(n_neighbors=6).fit_transform(np.concatenate([x, np.repeat(x[:1], 60, 0)]))
+    np.testing.assert_array_equal(many[:40], alone)
+    np.testing.assert_array_equal(many[40:], np.repeat(alone[:1], 60, axis=0))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_few_vectors_with_many_copies_have_a_place_each(count, vectors):
+    x = vectors[:count][np.arange(30) % count]
+    places = Projection(n_neighbors=10).fit_transform(x)
+    assert np.isfinite(places).all() and len(np.unique(places, axis=0)) == count
+    np.testing.assert_array_equal(places[:count], places[count : 2 * count])
+
+
+def purity(places, x):
+    """Returns how often neighbors on the map are of the same cluster of 16 vectors."""
+    gaps = np.square(places[:, None].astype("float64") - places[None]).sum(axis=-1)
+    np.fill_diagonal(gaps, np.inf)
+    near = np.argsort(gaps, axis=1)[:, :5]
+    return (near // 16 == np.arange(len(x))[:, None] // 16).mean()
+
+
+MOVED = {
+    "tiny": lambda x: x * 1e-30,
+    "huge": lambda x: x * 1e30,
+    "least": lambda x: x * 1e-305,
+    "largest": lambda x: x * 1e305,
+    "far from the origin": lambda x: x + 1e8,
+    "narrow": lambda x: 1 + 1e-9 * x,
+    "with one far vector": lambda x: np.where(np.arange(64)[:, None] == 20, 1e20, x),
+    "with a vector near the largest": lambda x: np.where(np.arange(64)[:, None] == 20, 1e300, x),
+    "with one coordinate of another size": lambda x: x * np.r_[1e-20, np.ones(7)],
+}
+
+
+@pytest.mark.parametrize("kind", MOVED)
+def test_size_and_offset_of_the_vectors_do_not_change_what_lies_together(kind, vectors):
+    x = MOVED[kind](vectors[:64].astype("float64"))
+    projection = Projection(n_neighbors=6, seed=3)
+    places = projection.fit_transform(x)
+    assert np.isfinite(places).all()
+    assert purity(places, x) > 0.9 and projection.trustworthiness_ > 0.8
+    np.testing.assert_array_equal(projection.transform(x), places)
+
+
+def test_vectors_too_far_apart_for_a_distance_are_refused():
+    x = np.eye(6) * 1.7e308 * np.where(np.arange(6) % 2, 1, -1)
+    with pytest.raises(ArgumentError, match="x holds a vector that is more than 1.8e308"):
+        Projection(n_neighbors=2).fit_transform(x)
+
+
+def test_a_projection_shows_its_settings_and_what_it_was_fitted_on(fitted):
+    assert repr(Projection()) == "<Projection n_neighbors=15, min_dist=0.1, seed=0: not fitted>"
+    held = f"80 vectors of 8 numbers, trustworthiness_={fitted.trustworthiness_:.3f}"
+    assert repr(fitted) == f"<Projection n_neighbors=6, min_dist=0.3, seed=3: {held}>"
 
 
 @pytest.mark.fault(68)
