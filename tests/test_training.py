@@ -248,7 +248,7 @@ CHANGES = {
     "seed": ({"batches": {"seed": 4}}, "batches.seed: saved 3, now 4"),
     "noise": ({"batches": {"sigma": 0.2}}, "batches.sigma: saved 0.1, now 0.2"),
     "order": ({"batches": {"shuffle": False}}, "batches.shuffle: saved True, now False"),
-    "model": ({"model": {"units": 6}}, r"model.layers\[2\].config.units: saved 5, now 6"),
+    "model": ({"model": {"units": 6}}, r"model.config.layers\[2\].config.units: saved 5, now 6"),
     "optimizer": ({"model": {"optimizer": "sgd"}}, "optimizer.class_name: saved Adam, now SGD"),
     "rate": ({"model": {"rate": 0.02}}, "optimizer.config.learning_rate: saved 0.0"),
     "loss": ({"model": {"loss": "mae"}}, "loss: saved mse, now mae"),
