@@ -141,6 +141,11 @@ class Gallery:
 
     @threshold.setter
     def threshold(self, value: float) -> None:
+        """Replaces the threshold that `calibrate` fitted.
+
+        Raises:
+            ArgumentError: If the gallery is not calibrated, or `value` is not finite.
+        """
         if self._calibration is None:
             raise ArgumentError("The gallery is not calibrated: call calibrate with known pairs.")
         threshold = checks.number("threshold", value)

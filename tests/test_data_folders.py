@@ -453,10 +453,8 @@ def test_odd_names_are_shown_on_one_line_each_with_the_letters_of_their_script(o
 
 
 LIST = """
-import os, sys, types
+import os, sys
 
-# Keras takes seconds to import, and plays no part in this.
-sys.modules["keras"] = types.SimpleNamespace(utils=types.SimpleNamespace(PyDataset=object))
 from kerasim import data
 
 found = data.image_folder(sys.argv[1], 4)

@@ -497,7 +497,7 @@ def test_every_public_function_is_tested():
         ),
         *("check_classes", "check_embedder", "check_images", "check_shape", "ImageFolder"),
         *("PairFolder", "embed_folder", "decode", "check_channels", "check_size", "Candidates"),
-        *("Verification", "SavedModel", "check_usable", "shapes_of", "predict"),
+        *("Verification", "SavedModel", "check_usable", "shapes_of", "predict", "check_schedule"),
     }
     modules = (images, data, diffusion, models, neighbors, metrics, training, projection, plots)
     for module in (*modules, explorer, export, gallery, distribute):
