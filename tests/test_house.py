@@ -215,7 +215,12 @@ def methods(node):
     """Returns the methods and properties of a class, by name, without private ones."""
     inner = [each for each in node.body if isinstance(each, ast.FunctionDef)]
     inner = inner if isinstance(node, ast.ClassDef) else []
+    inner = [each for each in inner if not is_setter(each)]  # the property is documented
     return {each.name: each for each in inner if not re.match("_[^_]", each.name)}
+
+
+def is_setter(function):
+    return any(getattr(each, "attr", "") == "setter" for each in function.decorator_list)
 
 
 PUBLIC = dict(public())
