@@ -72,6 +72,10 @@ CLAIMS = {
         and figures["error of sigma, estimator"]
         < 0.65 * figures["error of sigma, differences alone"]
     ),
+    "11-totally-looks-like": lambda figures: (
+        figures["top-2, fine-tuned"] > 0.15 + figures["top-2, nothing trained"]
+        and figures["top-2, head"] > 0.04 + figures["top-2, nothing trained"]
+    ),
     "12-gallery": lambda figures: (
         figures["planted copies found, of 3"] == 3
         and figures["embeddings: negative pairs accepted"] < 0.1
