@@ -479,7 +479,7 @@ def test_all_pairs_agrees_with_verification_over_all_pairs(metric, monkeypatch):
 @pytest.mark.parametrize("bins", [16, 2**14])
 def test_one_far_image_does_not_change_the_figures_of_all_pairs(far, bins, monkeypatch):
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(50, 4)) * 0.2 + np.repeat(rng.normal(size=(5, 4)), 10, axis=0)
+    x = rng.normal(size=(50, 4)) * 0.8 + np.repeat(rng.normal(size=(5, 4)), 10, axis=0)
     x, labels = np.append(x, [[far] * 4], axis=0), np.append(np.repeat(range(5), 10), 99)
     own, other = np.triu_indices(51, 1)
     distances = metrics.pair_distances(x[own], x[other], "euclidean")

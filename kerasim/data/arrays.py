@@ -335,4 +335,4 @@ def _thumbnails(images) -> np.ndarray:
         scale = 255 if image.dtype.kind == "f" else 1
         gray = Image.fromarray((scale * image.mean(axis=-1)).astype("float32"))
         thumbnails[row] = gray.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    return thumbnails.reshape(len(images), -1).astype("float64")
+    return thumbnails.reshape(len(images), _THUMBNAIL**2).astype("float64")
