@@ -2,7 +2,7 @@
 
 Keras broadcasts targets of other shapes, passes over inputs that a network does not take, and hands
 class numbers to losses as float32. So batches that do not fit a network may train it on nonsense
-without a word. `check` refuses what can be seen from the network, its loss and the first batch, and
+with no error. `check` refuses what can be seen from the network, its loss and the first batch, and
 from all targets where the batches are those of kerasim.
 """
 

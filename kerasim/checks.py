@@ -484,7 +484,7 @@ def finite(name: str, x: np.ndarray) -> None:
 def bad_rows(name: str, bad, what: str) -> None:
     """Raises an `ArgumentError` for `name` if a row is marked `bad`, for holding `what`."""
     if np.any(bad):
-        raise ArgumentError(f"{name} holds {what} in {_count_of(bad)}. Remove or mend them.")
+        raise ArgumentError(f"{name} holds {what} in {_count_of(bad)}. Remove or correct them.")
 
 
 def _count_of(bad) -> str:

@@ -5,7 +5,7 @@ spreads a model over devices, and `training.fit` stays as it is. Embedding: `emb
 chunks of a folder to workers of a Ray cluster, each with its own copy of the network. Searching:
 `ShardedIndex` gives each worker a part of the vectors and merges the answers. All give what one
 process gives, in training but for rounding. Before Ray's workers start, each node is asked for its
-versions and whether it sees the files: others would give other numbers without a word.
+versions and whether it sees the files: others would silently give other numbers.
 """
 
 import functools

@@ -428,7 +428,7 @@ def test_bad_input_is_refused_by_name(grey, settings, message):
         ({"schedule": diffusion.NoiseSchedule(50)}, "still holds 78 % of the image"),
         ({"labels": [0, 3]}, "labels holds a class above 2 in 1 of 2 rows: 1"),
         ({"labels": [0]}, r"labels has shape \(1,\), expected \(2,\)"),
-        ({"labels": [0.0, 1.0]}, "labels must be integers from 0"),
+        ({"labels": [0.5, 1.0]}, "labels must be integers or strings, not float"),
         ({"labels": [0, 1], "guidance": -1}, "guidance=-1 is out of range"),
     ],
 )

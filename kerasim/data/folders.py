@@ -225,7 +225,7 @@ def check_usable(bad, count: int, on_error: str) -> None:
     Unless `on_error` is "skip".
     """
     if bad and on_error == "raise":
-        mend = 'mend or remove them, or pass on_error="skip"'
+        mend = 'repair or remove them, or pass on_error="skip"'
         listed = "\n".join(reason for _, reason in bad[:20])
         raise ImageError(f"{len(bad)} of {count} images cannot be used; {mend}:\n{listed}")
 
