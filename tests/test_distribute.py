@@ -78,9 +78,9 @@ def folder(root):
 
 def test_without_ray_the_extra_is_named(monkeypatch, embedder, folder):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[ray\]'"):
+    with pytest.raises(DependencyError, match=r"pip install -e '\.\[ray\]'"):
         distribute.embed_folder(embedder, folder)
-    with pytest.raises(DependencyError, match=r"pip install 'kerasim\[ray\]'"):
+    with pytest.raises(DependencyError, match=r"pip install -e '\.\[ray\]'"):
         distribute.ShardedIndex().fit(np.eye(3))
 
 
