@@ -90,7 +90,7 @@ def test_settings_tell_schedules_steps_and_labels_apart():
             "labels has shape \\(3,\\), expected \\(500,\\).* of the 500 images",
         ),
         ({"labels": LABELS - 1}, "labels holds a negative class in 100 of 500"),
-        ({"labels": LABELS + 0.5}, "labels must be integers from 0, not float64"),
+        ({"labels": LABELS + 0.5}, "labels must be integers or strings, not float"),
         ({"labels": [[1], [2, 3]]}, "labels cannot be made one array"),
         ({"labels": LABELS, "drop_label": 2}, "drop_label=2 is out of range"),
         ({"steps": (0, 50)}, "steps\\[1\\]=50 is out of range"),

@@ -16,7 +16,7 @@ CHILD = Path(__file__).with_name("distributed_child.py")
 
 
 def start(folder, what, **env):
-    shared = {"PYTHONPATH": str(CHILD.parents[1]), "JAX_PLATFORMS": "cpu"}
+    shared = {"PYTHONPATH": str(CHILD.parents[1]), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     return subprocess.Popen(
         [sys.executable, str(CHILD), str(folder), what],
         env={**os.environ, **shared, **env},
