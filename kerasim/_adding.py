@@ -229,7 +229,7 @@ class Taken:
         if isinstance(images, data.ImageFolder):
             vectors, failed = self.embed(self.embedder, images.take(np.array(rows)))
         else:
-            vectors = data.embed(self.embedder, images[np.array(rows)])
+            vectors = data.embed(self.embedder, images[np.array(rows)], progress=False)
             failed = [""] * len(rows)
         for n, vector, reason in zip(rows, vectors, failed, strict=True):
             if not reason and self.metric == "cosine" and not vector.any():

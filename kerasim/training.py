@@ -8,6 +8,8 @@ network, loss and settings with those of the saved run, and refuses to mix two.
 """
 
 import contextlib
+import functools
+import inspect
 import math
 import secrets
 import time
@@ -20,7 +22,7 @@ import pandas as pd
 from kerasim import _fitting, _resume, artifacts, checks, data, metrics
 from kerasim.data.batches import Batches
 from kerasim.devices import Devices
-from kerasim.errors import ArgumentError, ArtifactError, TrainingError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
 _KIND = "training_state"
 
@@ -34,6 +36,44 @@ _EQUAL_OUTPUTS = 1e-6
 _SUMMARY_FIGURES = 6
 
 
+# What to pass in the place of arguments of `keras.Model.fit` that `fit` does not have.
+_INSTEAD = {
+    "x": "Pass batches, such as kerasim.data.ImageBatches(x, y, batch_size=32)",
+    "y": "Pass batches, such as kerasim.data.ImageBatches(x, y, batch_size=32)",
+    "batch_size": "Pass it to the batches, such as kerasim.data.ImageBatches(x, y, batch_size=32)",
+    "shuffle": "Pass it to the batches, such as kerasim.data.ImageBatches(x, y, shuffle=False)",
+    "validation_data": "Pass validation=, such as kerasim.data.ImageBatches(x, y, shuffle=False)",
+    "validation_split": "Split the arrays, and pass batches of the second part as validation=",
+    "class_weight": "Draw rare classes more often instead, as kerasim.data.BalancedBatches does",
+    "sample_weight": "Pass a keras.utils.PyDataset whose batches are (inputs, targets, weights)",
+    "initial_epoch": "Leave it out: the same run_dir goes on after its last epoch",
+    "steps_per_epoch": "Leave it out: an epoch is as long as its batches",
+    "validation_steps": "Leave it out: validation is as long as its batches",
+    "validation_batch_size": "Pass batch_size to the batches given as validation=",
+    "validation_freq": "Leave it out: validation follows each epoch",
+}
+
+
+def _explain_arguments(function):
+    """Makes a KerasimError, which says what to pass, of Python's TypeError about arguments."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def explained(*args, **kwargs):
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            unknown = [name for name in kwargs if name in _INSTEAD]
+            if len(args) > 2 and "epochs" in kwargs:
+                unknown = ["y"]  # of `fit(model, x, y, epochs=...)`
+            mend = _INSTEAD[unknown[0]] if unknown else f"Pass fit{signature}"
+            raise ArgumentTypeError(f"training.fit {error}. {mend}.") from None
+        return function(*args, **kwargs)
+
+    return explained
+
+
+@_explain_arguments
 def fit(
     model,
     batches,
@@ -84,10 +124,10 @@ def fit(
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
+    _check_batches("batches", batches)
+    if validation is not None:
+        _check_batches("validation", validation)
     epochs = checks.integer("epochs", epochs)
-    mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches"
-    checks.kind("batches", batches, keras.utils.PyDataset, mend)
-    checks.kind("validation", validation, (keras.utils.PyDataset, type(None)), mend)
     checks.flag("resume", resume)
     checks.kind("model", model, keras.Model, "build a keras.Model first")
     if not model.compiled:
@@ -113,6 +153,16 @@ def fit(
         devices.agree([len(run.history)])  # a later call reads what the first process wrote
         run.write_table()
         return pd.DataFrame(run.history)
+
+
+def _check_batches(name, batches) -> None:
+    """Refuses anything but batches that have an end, with what to pass instead."""
+    mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
+    if hasattr(batches, "element_spec"):
+        mend += "; the order of a tf.data pipeline cannot be resumed, but model.fit takes it"
+    checks.kind(name, batches, keras.utils.PyDataset, mend)
+    if batches.num_batches is None:
+        raise ArgumentError(f"{name} has no end: give its class a __len__, the batches per epoch.")
 
 
 def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
@@ -273,7 +323,7 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def _score(self) -> dict:
         """Returns the figures of the embedder as it is; NaN if an embedding is zero."""
-        parts = [data.embed(self.embedder, part) for part in self.parts]
+        parts = [data.embed(self.embedder, part, progress=False) for part in self.parts]
         if not all(part.any(axis=1).all() for part in parts):
             return dict.fromkeys((*self.keys, "pair_cosine"), np.nan)
         lengths = np.linalg.norm(parts[0], axis=1, keepdims=True)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -348,9 +350,8 @@ def test_kept_embeddings_are_given_back_while_network_weights_and_images_are_the
     other = keras.models.clone_model(EMBEDDER)
     other.set_weights(EMBEDDER.get_weights())
     with monkeypatch.context() as patch:
-        patch.setattr(
-            keras.Model, "predict_on_batch", lambda *_, **__: pytest.fail("embedded again")
-        )
+        again = "kerasim.data.batches._embed_batches"
+        patch.setattr(again, lambda *_, **__: pytest.fail("embedded again"))
         np.testing.assert_array_equal(data.embed(EMBEDDER, LEVELS, cache=tmp_path), vectors)
         np.testing.assert_array_equal(data.embed(other, LEVELS, cache=tmp_path), vectors)
     other.set_weights([weight + 0.1 for weight in EMBEDDER.get_weights()])
@@ -398,7 +399,7 @@ def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(m
     def run_out(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr(EMBEDDER, "predict_on_batch", run_out)
+    monkeypatch.setattr("kerasim.data.batches._embed_batches", run_out)
     with pytest.raises(ArgumentError, match="batch_size=8 needs more memory .* such as 4"):
         data.embed(EMBEDDER, FLOATS, batch_size=8)
 
@@ -407,7 +408,7 @@ def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
     def breaks(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(EMBEDDER, "predict_on_batch", breaks)
+    monkeypatch.setattr("kerasim.data.batches._embed_batches", breaks)
     with pytest.raises(ZeroDivisionError):
         data.embed(EMBEDDER, FLOATS)
 
@@ -418,3 +419,102 @@ def test_of_damaged_files_alone_nothing_is_embedded(tmp_path):
     folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
     vectors, reasons = data.embed_folder(EMBEDDER, folder)
     assert vectors.shape == (2, 5) and np.isnan(vectors).all() and all(reasons)
+
+
+# What embed takes, and how
+
+
+def generator():
+    yield FLOATS
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted"),
+    [
+        ("photos", "images is a str, .*image_folder"),
+        (Path("photos"), "images is a .*Path, .*image_folder"),
+        (generator(), "images is a generator, .*np.concatenate"),
+        (data.ImageBatches(FLOATS), "images is a ImageBatches, .*ImageFolder that it draws from"),
+    ],
+)
+def test_other_sources_of_images_are_refused_with_what_to_pass(images, wanted):
+    with pytest.raises(ArgumentTypeError, match=wanted):
+        data.embed(EMBEDDER, images)
+
+
+def test_a_pipeline_of_tensorflow_is_refused_with_what_to_pass():
+    tf = pytest.importorskip("tensorflow")
+    with pytest.raises(ArgumentTypeError, match="np.concatenate.*for images, labels in dataset"):
+        data.embed(EMBEDDER, tf.data.Dataset.from_tensor_slices(FLOATS).batch(2))
+
+
+def test_one_image_is_refused_with_how_to_pass_it():
+    with pytest.raises(ArgumentError, match=r"is one image \(4, 4, 1\): pass images\[None\]"):
+        data.embed(EMBEDDER, FLOATS[0])
+
+
+def test_arguments_in_the_wrong_order_and_names_of_models_are_refused():
+    with pytest.raises(ArgumentTypeError, match="wrong order: pass embed.embedder, images"):
+        data.embed(FLOATS, EMBEDDER)
+    with pytest.raises(ArgumentTypeError, match="embedder is 'squeezenet', .*pretrained_embedder"):
+        data.embed("squeezenet", FLOATS)
+
+
+def test_targets_that_are_strings_are_refused():
+    with pytest.raises(ArgumentTypeError, match="targets must be numbers, not <U.*np.unique"):
+        data.ImageBatches(FLOATS, list("abcabca"))
+
+
+def net():
+    stack = [keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3, activation="relu")]
+    return keras.Sequential([*stack, keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+def test_a_few_batches_are_embedded_without_tracing_and_to_the_same_bits(monkeypatch):
+    model = net()
+    expected = np.asarray(model.predict_on_batch(FLOATS))
+    if keras.backend.backend() == "tensorflow":
+        monkeypatch.setattr(model, "predict_on_batch", lambda _: pytest.fail("traced"))
+    np.testing.assert_array_equal(data.embed(model, FLOATS), expected)
+
+
+def test_many_batches_are_traced_in_one_size(monkeypatch):
+    model, images = net(), np.concatenate([FLOATS] * 3)
+    expected = data.embed(model, images, 21)
+    sizes, predict = [], model.predict_on_batch
+    monkeypatch.setattr(model, "predict_on_batch", lambda x: sizes.append(len(x)) or predict(x))
+    np.testing.assert_allclose(data.embed(model, images, 2), expected, atol=1e-6)
+    assert sizes == [2] * 10 + [1] * (keras.backend.backend() != "tensorflow")
+
+
+def test_embedding_with_many_models_gives_no_warning_of_retracing(caplog):
+    for n in range(1, 8):
+        data.embed(net(), FLOATS[:n], 3)
+    assert "retracing" not in caplog.text
+
+
+@pytest.mark.parametrize("progress", [True, False, None])
+def test_a_progress_bar_is_shown_where_it_is_wanted(progress, monkeypatch, capsys):
+    monkeypatch.setattr("kerasim.data.batches._BAR_DELAY", 0)
+    data.embed(EMBEDDER, FLOATS, progress=progress)
+    out, error = capsys.readouterr()
+    assert ("7/7" in error) == (progress is True) and not out
+
+
+NAMED = {
+    "ImageBatches(7 images of 4 x 4 x 1 float32, 3 batches of 3 per epoch, seed=1, flip=True, "
+    "shuffle=True)": lambda: data.ImageBatches(FLOATS, batch_size=3, seed=1, flip=True),
+    "PairBatches(6 images of 4 x 4 x 1 uint8, 1 batches of 128 per epoch, seed=0, positive=0.25)": (
+        lambda: data.PairBatches(LEVELS[:6], [0, 0, 0, 1, 1, 1], 0.25)
+    ),
+    "BalancedBatches(6 images of 4 x 4 x 1 uint8, 1 batches of 4 per epoch, seed=0, m=2, k=2)": (
+        lambda: data.BalancedBatches(LEVELS[:6], [0, 0, 0, 1, 1, 1], 2, 2)
+    ),
+    "NoiseBatches(7 images of 4 x 4 x 1 uint8, 1 batches of 128 per epoch, seed=0, low=0.05, "
+    "high=0.8, target='sigma')": lambda: data.NoiseBatches(LEVELS),
+}
+
+
+@pytest.mark.parametrize("wanted", NAMED)
+def test_the_repr_of_batches_is_one_line_that_says_what_they_hold(wanted):
+    assert repr(NAMED[wanted]()) == wanted

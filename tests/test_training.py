@@ -823,13 +823,47 @@ def test_epochs_that_are_no_positive_integer_are_refused(tmp_path, epochs):
 
 def test_arrays_in_the_place_of_batches_are_refused_by_name(tmp_path):
     with pytest.raises(
-        ArgumentTypeError, match="batches is .* ndarray: pass a keras.utils.PyDataset"
+        ArgumentTypeError,
+        match=r"batches is .* ndarray: pass .*ImageBatches\(x, y, batch_size=32\)",
     ):
         fit(tmp_path, batches=IMAGES)
     with pytest.raises(
         ArgumentTypeError, match="validation is .* tuple: pass a keras.utils.PyDataset"
     ):
         fit(tmp_path, validation=(IMAGES, IMAGES))
+
+
+KERAS = {
+    "x": {"x": IMAGES},
+    "validation_data": {"validation_data": (IMAGES, IMAGES)},
+    "validation_split": {"validation_split": 0.1},
+    "batch_size": {"batch_size": 4},
+    "class_weight": {"class_weight": {0: 1.0}},
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_an_argument_that_only_keras_has_is_refused_with_what_to_pass(name, tmp_path):
+    with pytest.raises(ArgumentTypeError, match=f"training.fit .*{name}.*Pass|Draw|Split"):
+        training.fit(build(), draw_batches(), epochs=1, run_dir=tmp_path, **KERAS[name])
+
+
+def test_arrays_as_keras_takes_them_are_refused_with_what_to_pass(tmp_path):
+    wanted = r"ImageBatches\(x, y, batch_size=32\)"
+    with pytest.raises(ArgumentTypeError, match=wanted):
+        training.fit(build(), IMAGES, IMAGES, epochs=1)
+    with pytest.raises(ArgumentTypeError, match=wanted):
+        training.fit(build(), IMAGES, IMAGES)
+    with pytest.raises(ArgumentTypeError, match="missing a required argument: 'epochs'. Pass fit"):
+        training.fit(build(), draw_batches())
+
+
+def test_batches_without_an_end_are_refused(tmp_path):
+    class Endless(keras.utils.PyDataset):
+        num_batches = None
+
+    with pytest.raises(ArgumentError, match="batches has no end: give its class a __len__"):
+        fit(tmp_path, batches=Endless())
 
 
 def test_a_model_that_is_none_or_not_compiled_is_refused(tmp_path):
@@ -1006,6 +1040,20 @@ def test_a_run_goes_on_with_the_callback_it_began_with(change, tmp_path):
     callbacks = [] if change is None else [callback]
     with pytest.raises(ArgumentError, match="a run with other settings:\n  callbacks"):
         training.fit(net, batches, 2, tmp_path / "run", callbacks=callbacks, verbose=0)
+
+
+def test_the_repr_of_a_callback_says_what_it_measures():
+    wanted = "RetrievalCallback(60 queries, metric='euclidean', k=5, prefix='val')"
+    assert repr(net_and_callback(k=5)[1]) == wanted
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_the_baselines_are_printed_once_and_not_in_each_line_of_progress(capsys):
+    net, callback, batches = net_and_callback(k=5)
+    training.fit(net, batches, 2, callbacks=[callback], verbose=2)
+    said = capsys.readouterr().out
+    assert said.count("Baselines: val_recall@1_untrained") == 1
+    assert said.count("untrained") == 2 and said.count("val_recall@1: ") == 2
 
 
 def test_a_callback_needs_an_embedder_and_two_images():

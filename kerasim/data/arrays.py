@@ -32,11 +32,33 @@ def check_shape(name: str, images, shape=(None, None, None)):
     """
     mend = "pass (n, height, width, channels)"
     if not isinstance(images, ImageFolder):
+        _refuse_other_sources(name, images)
         images = checks.array(name, images, "resize the images to one size")
+        if (
+            images.ndim == 3
+            and len(shape) == 3
+            and all(want in (None, got) for want, got in zip(shape, images.shape, strict=True))
+        ):
+            raise ArgumentError(f"{name} is one image {images.shape}: pass {name}[None].")
     checks.shape(name, images, (None, *shape), f"{mend} of that size")
     if not all(images.shape[1:]):
         raise ArgumentError(f"{name} has shape {images.shape}: {mend} of one pixel or more.")
     return images
+
+
+def _refuse_other_sources(name: str, images) -> None:
+    """Refuses what holds or names images but is no array of them, with what to pass instead."""
+    mend = None
+    if isinstance(images, (str, bytes, os.PathLike)):
+        mend = "pass kerasim.data.image_folder(path, image_size=(height, width))"
+    elif isinstance(images, keras.utils.PyDataset):
+        mend = "pass the array or the ImageFolder that it draws from"
+    elif not hasattr(images, "shape") and not hasattr(images, "__len__") and np.iterable(images):
+        mend = "pass an array, such as np.concatenate(list(batches)) of batches of images"
+    elif hasattr(images, "element_spec"):  # a tf.data.Dataset
+        mend = "pass an array, such as np.concatenate([images for images, labels in dataset])"
+    if mend is not None:
+        raise ArgumentTypeError(f"{name} is a {type(images).__name__}, not an array: {mend}.")
 
 
 def check_images(name: str, images):
@@ -112,6 +134,9 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
     """
     taken: Any = getattr(model, "input_shape", None)
     given: Any = getattr(model, "output_shape", None)
+    if isinstance(model, str):
+        mend = "pass a model, such as kerasim.models.pretrained_embedder(backbone) or load_embedder"
+        raise ArgumentTypeError(f"{name} is {model!r}, of type str, not a keras.Model: {mend}.")
     if not _is_shape(taken) or len(taken) != 4:
         came = f"Received {type(model).__name__}, which takes {taken}"
         mend = "pass one of one keras.Input (n, height, width, channels), such as one tower of two"

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from kerasim import artifacts, checks
 from kerasim.data.arrays import check_embedder, check_images, check_shape, digest, gaussian_noise
 from kerasim.data.folders import in_threads
-from kerasim.errors import ArgumentError, ImageError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import as_float, read_image
 
 
@@ -62,11 +63,14 @@ class Batches(keras.utils.PyDataset):
 
     def _batch(self, index: int):
         """Returns the columns of a batch, and its generator."""
-        if self._drawn[0] != self.epoch:  # once an epoch, not once a batch
-            self._drawn = (self.epoch, self._draw(np.random.default_rng([self.seed, self.epoch])))
+        # Threads of an interrupted epoch may still draw: each keeps to the epoch it began with.
+        epoch, drawn = self.epoch, self._drawn
+        if drawn[0] != epoch:  # once an epoch, not once a batch
+            drawn = (epoch, self._draw(np.random.default_rng([self.seed, epoch])))
+            self._drawn = drawn
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        return [column[part] for column in self._drawn[1]], rng
+        rng = np.random.default_rng([self.seed, epoch, index])
+        return [column[part] for column in drawn[1]], rng
 
     def _move(self, images, rng):
         """Flips and shifts float images as the settings say."""
@@ -90,6 +94,26 @@ class Batches(keras.utils.PyDataset):
 
     def _take(self, rows, rng, images=None):
         return self._noise(self._move(self._read(rows, images), rng), rng)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.images.shape[1:]))
+        dtype = getattr(self.images, "dtype", "")
+        parts = [f"{len(self.images)} images of {shape} {dtype}".rstrip()]
+        parts.append(f"{len(self)} batches of {self.batch_size} per epoch, seed={self.seed}")
+        changed = {"sigma": self.sigma, "flip": self.flip, "shift": self.shift}
+        parts += [f"{name}={value}" for name, value in changed.items() if value]
+        parts += [f"{name}={value!r}" for name, value in self._shown().items()]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _shown(self) -> dict:
+        """Returns the own settings of a kind of batches that are short enough for its `repr`."""
+        short = (bool, int, float, str, tuple)
+        values = {name: getattr(self, name) for name in self._own if name != "rows"}
+        return {
+            name: value
+            for name, value in values.items()
+            if isinstance(value, short) or hasattr(value, "alphas_cumprod")
+        }
 
     def settings(self) -> dict:
         """Returns what decides the batches, for `training.fit` to compare on resume."""
@@ -151,6 +175,7 @@ class ImageBatches(Batches):
     Raises:
         ArgumentError: If there are no images, images hold NaN or lie outside [0, 1],
             targets have another length, or a number is out of range.
+        ArgumentTypeError: If targets are strings or objects.
     """
 
     _own = ("targets", "shuffle")
@@ -161,6 +186,9 @@ class ImageBatches(Batches):
         super().__init__(images, batch_size, seed, **of)
         if targets is not None:
             targets = checks.each("targets", targets, len(self.images), "images")
+            if targets.dtype.kind not in "fiub":
+                mend = "Number the classes, as np.unique(labels, return_inverse=True)[1] does"
+                raise ArgumentTypeError(f"targets must be numbers, not {targets.dtype}. {mend}.")
             checks.finite("targets", targets)
         self.targets = targets
         self.shuffle = checks.flag("shuffle", shuffle)
@@ -175,7 +203,17 @@ class ImageBatches(Batches):
         return self._noise(images, rng), targets
 
 
-def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
+# From so many whole batches on, TensorFlow's graph of a network saves more than tracing it costs.
+# Each trace also counts towards TensorFlow's warning of too many of them.
+_GRAPH_BATCHES = 8
+
+# Work shorter than this, in seconds, shows no progress bar.
+_BAR_DELAY = 2.0
+
+
+def embed(
+    embedder, images, batch_size: int = 256, cache=None, progress: bool | None = None
+) -> np.ndarray:
     """Embeds images with a model, batch by batch.
 
     Args:
@@ -184,6 +222,8 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
         batch_size: Images per call.
         cache: Folder that keeps the embeddings, and gives them back as long as the network, its
             weights and the images (of a folder: names, sizes and times of its files) are the same.
+        progress: True for a progress bar on stderr if the work takes more than two seconds, False
+            for none; None for one in a terminal.
 
     Returns:
         `(n, dim)` float32, in the order of `images`.
@@ -194,16 +234,21 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
         ArgumentTypeError: If `embedder` is no model of one input.
         ArtifactError: If the cache is damaged or cannot be written.
     """
+    if isinstance(images, keras.Model) and not isinstance(embedder, keras.Model):
+        what = "embedder and images are in the wrong order"
+        raise ArgumentTypeError(f"{what}: pass embed(embedder, images), the model first.")
     shape, dim = check_embedder("embedder", embedder)
     images = check_shape("images", images, shape)
     checks.integer("batch_size", batch_size)
+    if progress is not None:
+        progress = checks.flag("progress", progress)
     if len(images) == 0:
         return np.empty((0, dim), dtype="float32")
     if cache is not None:
         key = hashlib.sha256(f"{artifacts.fingerprint(embedder)}{digest(images)}".encode())
         kept = artifacts.check_path("cache", cache) / key.hexdigest()[:32]
         if not artifacts.exists(kept):
-            embeddings = embed(embedder, images, batch_size)
+            embeddings = embed(embedder, images, batch_size, progress=progress)
             artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
         return artifacts.read(kept, "embeddings", _load)
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
@@ -212,11 +257,47 @@ def embed(embedder, images, batch_size: int = 256, cache=None) -> np.ndarray:
     keras.distribution.set_distribution(None)
     try:
         with clear_errors(batches):
-            embeddings = predict(embedder, _ahead(batches)).astype("float32", copy=False)
+            embeddings = _embed_batches(embedder, batches, progress)
     finally:
         keras.distribution.set_distribution(shared)
     checks.finite("the embedder's output", embeddings)
     return embeddings
+
+
+def _embed_batches(embedder, batches, progress) -> np.ndarray:
+    """Returns the embeddings of all images of `batches`, float32."""
+    hidden = None if progress is None else not progress  # tqdm takes None for "in a terminal only"
+    traced = _traces(embedder, batches.rows // batches.batch_size)
+    found = []
+    with tqdm(total=batches.rows, unit="image", disable=hidden, delay=_BAR_DELAY) as bar:
+        for images in _ahead(batches):
+            whole = len(images) == batches.batch_size
+            if traced == "always" or traced == "whole batches" and whole:
+                vectors = np.asarray(embedder.predict_on_batch(images))[: len(images)]
+            else:
+                vectors = _call(embedder, images)
+            found.append(vectors.astype("float32", copy=False))
+            bar.update(len(images))
+    return np.concatenate(found)
+
+
+def _traces(embedder, whole_batches: int) -> str:
+    """Returns which batches run through a compiled function: "always", "whole batches" or "never".
+
+    A last, smaller batch would be traced anew. JAX is slow without a compiled function, several
+    devices share batches by it, and a network with its own `predict_step` needs it.
+    """
+    strategy = getattr(embedder, "distribute_strategy", None)
+    shared = strategy is not None and strategy.num_replicas_in_sync > 1
+    own_step = type(embedder).predict_step is not keras.Model.predict_step
+    if keras.backend.backend() != "tensorflow" or shared or own_step:
+        return "always"
+    return "whole batches" if whole_batches >= _GRAPH_BATCHES else "never"
+
+
+def _call(embedder, images) -> np.ndarray:
+    """Returns the embeddings of one batch, without tracing a function."""
+    return np.asarray(keras.ops.convert_to_numpy(embedder(images, training=False)))
 
 
 def predict(model, batches) -> np.ndarray:
@@ -273,7 +354,9 @@ def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, l
     good = [n for n, reason in enumerate(reasons) if not reason]
     vectors = np.full((len(decoded), dim), np.nan, "float32")
     if good:
-        vectors[good] = embed(embedder, np.stack([decoded[n] for n in good]), batch_size)
+        vectors[good] = embed(
+            embedder, np.stack([decoded[n] for n in good]), batch_size, None, False
+        )
     return vectors, reasons
 
 
