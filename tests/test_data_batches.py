@@ -449,7 +449,7 @@ def test_a_pipeline_of_tensorflow_is_refused_with_what_to_pass():
 
 
 def test_one_image_is_refused_with_how_to_pass_it():
-    with pytest.raises(ArgumentError, match=r"is one image \(4, 4, 1\): pass images\[None\]"):
+    with pytest.raises(ArgumentError, match=r"shape \(4, 4, 1\), that of one image"):
         data.embed(EMBEDDER, FLOATS[0])
 
 

@@ -39,7 +39,10 @@ def check_shape(name: str, images, shape=(None, None, None)):
             and len(shape) == 3
             and all(want in (None, got) for want, got in zip(shape, images.shape, strict=True))
         ):
-            raise ArgumentError(f"{name} is one image {images.shape}: pass {name}[None].")
+            raise ArgumentError(
+                f"{name} has shape {images.shape}, that of one image; expected "
+                f"(n, height, width, channels). Pass {name}[None]."
+            )
     checks.shape(name, images, (None, *shape), f"{mend} of that size")
     if not all(images.shape[1:]):
         raise ArgumentError(f"{name} has shape {images.shape}: {mend} of one pixel or more.")
