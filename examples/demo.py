@@ -278,7 +278,7 @@ def export_and_read_back(embedder, images: np.ndarray, folder: Path, clock: Cloc
         return
     clock.announce("Exporting the embedder, and reading it in a process without kerasim ...")
     exported = folder / "embedder-savedmodel"
-    export.export_saved_model(embedder, exported)
+    export.export_saved_model(embedder, exported, replace=True)
     inputs, outputs = folder / "images.npy", folder / "embeddings.npy"
     np.save(inputs, images)
     command = [sys.executable, str(READER), str(exported), str(inputs), str(outputs)]

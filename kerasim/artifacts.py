@@ -109,6 +109,65 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
     return path
 
 
+class Known:
+    """The saved versions that one object has read or written: it may overwrite these alone."""
+
+    def __init__(self):
+        self._versions: dict[Path, set[str | None]] = {}
+
+    def check(self, path, kind: str, replace: bool) -> None:
+        """Refuses to overwrite an artifact at `path` that the object does not know.
+
+        Args:
+            path: The folder that is about to be written.
+            kind: What is about to be written there.
+            replace: True to overwrite any artifact of that kind.
+
+        Raises:
+            ArtifactError: If there is an artifact that is not known, or of another kind.
+            ArgumentTypeError: If `replace` is not a flag.
+        """
+        path = place(path)
+        if checks.flag("replace", replace):
+            return
+        version = version_of(find(path))
+        if version and version not in self._versions.get(path, ()):
+            check_replaceable(find(path), kind)
+            raise ArtifactError(
+                f"{path} holds what this object did not load, or what another process saved since: "
+                "load it and add to that, choose another path, or pass replace=True to overwrite "
+                "it."
+            )
+
+    def note(self, path, folder=None) -> None:
+        """Notes the version at `path`, read from `folder` if a reader found it elsewhere."""
+        path = place(path)
+        self._versions[path] = {version_of(path if folder is None else folder)}
+
+    def expect(self, path, token: str) -> None:
+        """Notes a version, by the token in its `info`, that is about to be written.
+
+        Whatever interrupts the writer, the artifact that is there afterwards is known.
+        """
+        path = place(path)
+        self._versions[path] = self._versions.get(path, set()) | {token}
+
+
+def version_of(folder: Path) -> str | None:
+    """Returns what tells the artifact in `folder` from another one; None if there is none.
+
+    This is the token in its `info`, if it has one, else the digest of its manifest.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return None
+    content = manifest.read_bytes()
+    try:
+        return json.loads(content)["info"]["token"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # no token, or damaged
+        return hashlib.sha256(content).hexdigest()
+
+
 def write_file(path, content: bytes) -> Path:
     """Writes a single file, such as a table or a page, whole or not at all.
 

@@ -25,6 +25,7 @@ from kerasim.errors import ArgumentError, ArtifactError, KerasimError
 # How the command line spells what messages of the library recommend.
 _OPTIONS = {
     'on_error="skip"': "--on-error skip",
+    "replace=True": "--replace",
     "pass its path as weights": "pass its path as --weights",
 }
 
@@ -219,6 +220,9 @@ def export(
         Literal["savedmodel", "onnx"] | None,
         typer.Option("--format", help="Default: onnx for a path that ends in .onnx."),
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Overwrite an earlier export.")
+    ] = False,
     as_json: Json = False,
 ):
     """Writes an embedder as a SavedModel or an ONNX file."""
@@ -235,9 +239,9 @@ def export(
         _import_keras()
         embedder = kerasim.data.load_embedder(model)
     if named_onnx:
-        kerasim.export.export_onnx(embedder, path)
+        kerasim.export.export_onnx(embedder, path, replace)
     else:
-        kerasim.export.export_saved_model(embedder, path)
+        kerasim.export.export_saved_model(embedder, path, replace)
     _say({"written": str(path)}, as_json)
 
 

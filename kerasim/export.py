@@ -40,7 +40,7 @@ _TOLERANCE = 5e-4
 _HALF_TOLERANCE = 3e-2
 
 
-def export_saved_model(model, path) -> None:
+def export_saved_model(model, path, replace: bool = False) -> None:
     """Writes a model as a SavedModel with two endpoints, any batch size each.
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
@@ -55,17 +55,23 @@ def export_saved_model(model, path) -> None:
     Args:
         model: `keras.Model` from one image input to one output, such as
             `autoencoder.get_layer("encoder")`.
-        path: Folder; an earlier export there is replaced, whole.
+        path: The folder.
+        replace: True to overwrite an earlier export there.
 
     Raises:
         DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
         ArgumentTypeError: If the model does not take one batch of images.
         ArgumentError: If these are not of a fixed size, it has several outputs, it cannot be
             exported, or what was exported gives other numbers. Nothing is written then.
-        ArtifactError: If the folder holds something else, or cannot be written.
+        ArtifactError: If there is an earlier export, the folder holds something else, or it
+            cannot be written.
     """
     tf = _tensorflow()
     shape = _check_model(model)
+    saved = artifacts.find(artifacts.place(path))
+    if not checks.flag("replace", replace) and artifacts.version_of(saved):
+        artifacts.check_replaceable(saved, _KIND)
+        raise ArtifactError(_exists("an export", path))
     height, width, channels = shape
     decode = make_decoder(tf, height, width, channels)
 
@@ -106,7 +112,7 @@ def export_saved_model(model, path) -> None:
     artifacts.write(path, _KIND, fill, info, artifacts.fingerprint(model))
 
 
-def export_onnx(model, path) -> None:
+def export_onnx(model, path, replace: bool = False) -> None:
     """Writes a model as one ONNX file, for runtimes without Keras; any batch size.
 
     Its input is "images", float32 `(batch, height, width, channels)` in [0, 1]. The file is run by
@@ -114,7 +120,8 @@ def export_onnx(model, path) -> None:
 
     Args:
         model: As for `export_saved_model`.
-        path: The file; an earlier one is replaced.
+        path: The file.
+        replace: True to overwrite a file that is there.
 
     Raises:
         DependencyError: If TensorFlow, tf2onnx, onnx or onnxruntime is not installed, or Keras
@@ -122,9 +129,11 @@ def export_onnx(model, path) -> None:
         ArgumentTypeError: If the model does not take one batch of images.
         ArgumentError: If these are not of a fixed size, it has several outputs, an operation that
             ONNX lacks, or one that is converted wrongly. Nothing is written then.
-        ArtifactError: If the file cannot be written.
+        ArtifactError: If there is a file, or it cannot be written.
     """
     shape = _check_model(model)
+    if not checks.flag("replace", replace) and artifacts.place(path).is_file():
+        raise ArtifactError(_exists("a file", path))
     try:
         import onnx
         import onnxruntime
@@ -187,6 +196,11 @@ def _log_level(logger, level) -> Iterator[None]:
 
 
 _log_lock = threading.RLock()
+
+
+def _exists(what: str, path) -> str:
+    advice = "choose another path, or pass replace=True to overwrite it"
+    return f"There is {what} at {checks.shown(path)} already: {advice}."
 
 
 def _one_line(error: Exception) -> str:

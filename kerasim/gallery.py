@@ -15,8 +15,6 @@ the old state or the new one.
 
 import collections
 import dataclasses
-import hashlib
-import json
 import os
 import secrets
 import threading
@@ -100,7 +98,7 @@ class Gallery:
         self._changing = threading.RLock()  # held by each method that changes the gallery
         self._growing = threading.RLock()  # held while the index grows; taken after `_changing`
         self._assigning = threading.RLock()  # held for an assignment of `_items`
-        self._stamps: dict[Path, set[str | None]] = {}  # of each folder as this gallery last saw it
+        self._saved = artifacts.Known()
         self._warned: set[str] = set()  # files that a warning has named
         self._files = Files()
 
@@ -245,7 +243,7 @@ class Gallery:
         with self._changing:
             self._check_embedder()
             if path is not None:
-                self._check_stamp(path)
+                self._saved.check(path, _KIND, replace=False)
             given = self._given(images, labels)
             comparison = self._files.compare(given, self._items)
             self._assign(comparison.items)
@@ -645,8 +643,7 @@ class Gallery:
             self._check_embedder()
             path = artifacts.place(path)
             with artifacts.lock(path.parent / f".{path.name}.lock", path):
-                if not replace:
-                    self._check_stamp(path)
+                self._saved.check(path, _KIND, replace)
                 self._write(path)
 
     def _write(self, path: Path) -> None:
@@ -675,10 +672,9 @@ class Gallery:
             if index is not None:
                 index.fill(folder)
 
-        # Known before it is there: whatever interrupts this call, the folder is still ours.
-        self._stamps[path] = self._stamps.get(path, set()) | {token}
+        self._saved.expect(path, token)
         artifacts.write(path, _KIND, fill, info, self._fingerprint)
-        self._stamps[path] = {token}
+        self._saved.note(path)
 
     @classmethod
     def load(cls, path, embedder=None) -> "Gallery":
@@ -711,7 +707,7 @@ class Gallery:
                 gallery._calibration = _Calibration(info["threshold"], distances, same)
             gallery._embedder_loads = True
             gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
-            gallery._stamps[artifacts.place(path)] = {_stamp(folder)}
+            gallery._saved.note(path, folder)
             return gallery
 
         expected = None if embedder is None else artifacts.fingerprint(embedder)
@@ -754,14 +750,6 @@ class Gallery:
         if now != self._fingerprint:
             what = "embedder has changed since the gallery took in its first images"
             raise ArgumentError(f"{what}: make a new gallery and add them again.")
-
-    def _check_stamp(self, path):
-        path = artifacts.place(path)
-        stamp = _stamp(artifacts.find(path))
-        if stamp and stamp not in self._stamps.get(path, ()):
-            what = f"{path} holds what this gallery did not load, or another process saved since"
-            fix = "load it and add to that, choose another path, or pass replace=True to save"
-            raise ArtifactError(f"{what}: {fix}.")
 
     def _known_ids(self, items: Items, ids) -> np.ndarray:
         """Returns `ids` as an array, each of which is in the gallery."""
@@ -946,15 +934,3 @@ def _check_have_files(files) -> None:
         held = f"{without} of {len(files)} items were added as arrays, without a file"
         fix = "pass images=, or for near copies call data.find_near_copies on them"
         raise ArgumentError(f"{held}: {fix}.")
-
-
-def _stamp(folder) -> str | None:
-    """Returns what tells a saved gallery from another one; None if there is none."""
-    manifest = folder / artifacts.MANIFEST
-    if not manifest.is_file():
-        return None
-    content = manifest.read_bytes()
-    try:
-        return json.loads(content)["info"]["token"]
-    except (ValueError, KeyError, TypeError, RecursionError):  # of the first version, or damaged
-        return hashlib.sha256(content).hexdigest()

@@ -106,6 +106,7 @@ class NeighborIndex:
         self.ef_construction = checks.integer("ef_construction", ef_construction)
         self.ef_search = checks.integer("ef_search", ef_search)
         self.recall_, self.fingerprint = 1.0, None
+        self._saved = artifacts.Known()
 
     def __repr__(self) -> str:
         held = "empty"
@@ -340,21 +341,25 @@ class NeighborIndex:
         distances, indices = self.query(x, k=1)
         return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], unknown)
 
-    def save(self, path, embedder=None) -> None:
+    def save(self, path, embedder=None, replace: bool = False) -> None:
         """Writes the index to a folder, whole or not at all.
 
         Args:
             path: Folder.
             embedder: The model that made the vectors: `load` can then refuse any other.
+            replace: True to overwrite an index that this one was not loaded from or saved to.
 
         Raises:
             ArgumentError: If the index is empty.
-            ArtifactError: If the folder holds something else, or cannot be written.
+            ArtifactError: If there is such an index, the folder holds something else, or it cannot
+                be written.
         """
         if not len(self):
             raise ArgumentError("The index is empty: call fit(embeddings) before save.")
         fingerprint = self.fingerprint if embedder is None else artifacts.fingerprint(embedder)
+        self._saved.check(path, _KIND, replace)
         artifacts.write(path, _KIND, self.fill, self.info(), fingerprint)
+        self._saved.note(path)
 
     def settings(self) -> dict:
         """Returns the arguments that the index was made with."""
@@ -392,7 +397,13 @@ class NeighborIndex:
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
         """
         expected = None if embedder is None else artifacts.fingerprint(embedder)
-        return artifacts.read(path, _KIND, lambda at, held: cls.of(at, held.info, held), expected)
+
+        def load(folder, manifest):
+            index = cls.of(folder, manifest.info, manifest)
+            index._saved.note(path, folder)
+            return index
+
+        return artifacts.read(path, _KIND, load, expected)
 
     @classmethod
     def of(cls, folder, info, manifest) -> "NeighborIndex":

@@ -50,6 +50,7 @@ class Projection:
         self.n_neighbors = checks.integer("n_neighbors", n_neighbors, 2)
         self.min_dist = checks.number("min_dist", min_dist, 0, 1)
         self.seed = checks.integer("seed", seed, 0)
+        self._saved = artifacts.Known()
 
     def __repr__(self) -> str:
         settings = f"n_neighbors={self.n_neighbors}, min_dist={self.min_dist}, seed={self.seed}"
@@ -132,15 +133,17 @@ class Projection:
         weights /= weights.sum(axis=1, keepdims=True)
         return np.einsum("nk,nkd->nd", weights, self.coordinates_[indices]).astype("float32")
 
-    def save(self, path) -> None:
+    def save(self, path, replace: bool = False) -> None:
         """Writes the fitted projection to a folder, whole or not at all, without pickle.
 
         Args:
-            path: The folder; an earlier projection there is replaced.
+            path: The folder.
+            replace: True to overwrite a projection that this one was not loaded from or saved to.
 
         Raises:
             ArgumentError: If nothing was fitted.
-            ArtifactError: If the folder holds something else, or cannot be written.
+            ArtifactError: If there is such a projection, the folder holds something else, or it
+                cannot be written.
         """
         if not hasattr(self, "_index"):
             raise ArgumentError("The projection is not fitted: call fit_transform(x) before save.")
@@ -150,7 +153,9 @@ class Projection:
         def fill(folder):
             np.savez(folder / "arrays.npz", x=self._index.embeddings, coordinates=self.coordinates_)
 
+        self._saved.check(path, _KIND, replace)
         artifacts.write(path, _KIND, fill, info)
+        self._saved.note(path)
 
     @classmethod
     def load(cls, path) -> "Projection":
@@ -172,6 +177,7 @@ class Projection:
             projection.coordinates_ = arrays["coordinates"]
             projection._index = NeighborIndex().fit(arrays["x"])
             projection.trustworthiness_ = manifest.info["trustworthiness"]
+            projection._saved.note(path, folder)
             return projection
 
         return artifacts.read(path, _KIND, load)

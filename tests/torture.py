@@ -141,7 +141,7 @@ def embedder(value=0.0):
 def _save_index(path, value, kind="exact"):
     from kerasim.neighbors import NeighborIndex
 
-    NeighborIndex(kind=kind, m=4).fit(VECTORS + value).save(path)
+    NeighborIndex(kind=kind, m=4).fit(VECTORS + value).save(path, replace=True)
 
 
 def _load_index(path):
@@ -160,7 +160,7 @@ def _save_projection(path, value):
     projection = Projection(n_neighbors=4)  # without UMAP, which takes seconds to be compiled
     projection._index, projection.trustworthiness_ = NeighborIndex().fit(VECTORS), value
     projection.coordinates_ = VECTORS[:, :2] + np.float32(value)
-    projection.save(path)
+    projection.save(path, replace=True)
 
 
 def _load_projection(path):
@@ -200,7 +200,7 @@ def _load_gallery(path):
 def _save_export(path, value):
     from kerasim.export import export_saved_model
 
-    export_saved_model(embedder(value), path)
+    export_saved_model(embedder(value), path, replace=True)
 
 
 def _load_export(path):
@@ -1117,8 +1117,8 @@ lock of a gallery | gallery.py | G11
 with artifacts.lock(path.parent / f".{path.name}.lock", path):
 if True:
 
-stamp | gallery.py | G11
-if stamp and stamp not in self._stamps.get(path, ()):
+version | artifacts.py | G11
+if version and version not in self._versions.get(path, ()):
 if False:
 
 read again | artifacts.py | test_artifacts.py -k read_again
