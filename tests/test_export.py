@@ -377,7 +377,7 @@ def test_the_manifest_names_exactly_the_files_and_the_shape(exported):
 def test_an_export_over_an_older_one_leaves_none_of_its_files(colour):
     _, path = colour
     wide = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="codes")])
-    export.export_saved_model(wide, path)
+    export.export_saved_model(wide, path, replace=True)
     manifest = json.loads((path / "kerasim.json").read_text())
     assert contents(path) == {*manifest["files"], "kerasim.json"}
     assert export.load_saved_model(path)(np.zeros((2, 8, 8, 1), "float32")).shape == (2, 64)
@@ -576,7 +576,7 @@ def test_an_onnx_file_gives_what_the_model_gives_or_is_refused(name, tmp_path):
     model, path = model_of(LAYERS[name]()), tmp_path / "model.onnx"
     path.write_bytes(b"before")
     try:
-        export.export_onnx(model, path)
+        export.export_onnx(model, path, replace=True)
     except ArgumentError as error:
         assert "model " in str(error) and "Replace the layer" in str(error)
         assert path.read_bytes() == b"before"

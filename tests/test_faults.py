@@ -265,7 +265,10 @@ def public(root):
             FITTED.identify,
             {"x": VECTORS, "labels": LABELS, "threshold": 0.5, "unknown": -1},
         ),
-        "NeighborIndex.save": (FITTED.save, {"path": root / "index", "embedder": EMBEDDER}),
+        "NeighborIndex.save": (
+            FITTED.save,
+            {"path": root / "index", "embedder": EMBEDDER, "replace": True},
+        ),
         "NeighborIndex.load": (
             neighbors.NeighborIndex.load,
             {"path": root / "index", "embedder": None},
@@ -395,9 +398,12 @@ def public(root):
         ),
         "export.export_saved_model": (
             export.export_saved_model,
-            {"model": EMBEDDER, "path": root / "exported"},
+            {"model": EMBEDDER, "path": root / "exported", "replace": True},
         ),
-        "export.export_onnx": (export.export_onnx, {"model": EMBEDDER, "path": root / "net.onnx"}),
+        "export.export_onnx": (
+            export.export_onnx,
+            {"model": EMBEDDER, "path": root / "net.onnx", "replace": True},
+        ),
         "export.load_saved_model": (
             export.load_saved_model,
             {"path": root / "exported", "trust": False},
