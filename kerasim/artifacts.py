@@ -130,7 +130,7 @@ class Known:
         path = place(path)
         if checks.flag("replace", replace):
             return
-        version = version_of(find(path))
+        version = version_of(path)
         if version and version not in self._versions.get(path, ()):
             check_replaceable(find(path), kind)
             raise ArtifactError(
@@ -140,28 +140,42 @@ class Known:
             )
 
     def note(self, path, folder=None) -> None:
-        """Notes the version at `path`, read from `folder` if a reader found it elsewhere."""
+        """Notes the version that was read or written.
+
+        Args:
+            path: The folder that the caller named.
+            folder: Where a reader found it, if it is not `path`.
+        """
         path = place(path)
         self._versions[path] = {version_of(path if folder is None else folder)}
 
     def expect(self, path, token: str) -> None:
-        """Notes a version, by the token in its `info`, that is about to be written.
+        """Notes a version that is about to be written.
 
         Whatever interrupts the writer, the artifact that is there afterwards is known.
+
+        Args:
+            path: The folder.
+            token: `info["token"]` of that version.
         """
         path = place(path)
         self._versions[path] = self._versions.get(path, set()) | {token}
 
 
-def version_of(folder: Path) -> str | None:
-    """Returns what tells the artifact in `folder` from another one; None if there is none.
+def version_of(path: Path) -> str | None:
+    """Returns what tells the artifact at `path` from another one; None if there is none.
 
     This is the token in its `info`, if it has one, else the digest of its manifest.
+
+    Raises:
+        ArtifactError: If the folder cannot be read.
     """
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
+    try:
+        content = (find(path) / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    content = manifest.read_bytes()
+    except OSError as error:
+        raise _read_error(path, error) from error
     try:
         return json.loads(content)["info"]["token"]
     except (ValueError, KeyError, TypeError, RecursionError):  # no token, or damaged

@@ -68,9 +68,9 @@ def export_saved_model(model, path, replace: bool = False) -> None:
     """
     tf = _tensorflow()
     shape = _check_model(model)
-    saved = artifacts.find(artifacts.place(path))
-    if not checks.flag("replace", replace) and artifacts.version_of(saved):
-        artifacts.check_replaceable(saved, _KIND)
+    place = artifacts.place(path)
+    if not checks.flag("replace", replace) and artifacts.version_of(place):
+        artifacts.check_replaceable(artifacts.find(place), _KIND)
         raise ArtifactError(_exists("an export", path))
     height, width, channels = shape
     decode = make_decoder(tf, height, width, channels)
@@ -132,7 +132,7 @@ def export_onnx(model, path, replace: bool = False) -> None:
         ArtifactError: If there is a file, or it cannot be written.
     """
     shape = _check_model(model)
-    if not checks.flag("replace", replace) and artifacts.place(path).is_file():
+    if not checks.flag("replace", replace) and artifacts.exists(path):
         raise ArtifactError(_exists("a file", path))
     try:
         import onnx

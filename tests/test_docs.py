@@ -37,7 +37,7 @@ def test_the_api_page_has_every_public_name_with_its_signature(name, pages):
     assert node.name in shown
     if function is not None:
         arguments = ast.parse(f"def {shown}: ...").body[0].args
-        assert ast.unparse(arguments) == ast.unparse(function.args).removeprefix("self, ")
+        assert ast.unparse(arguments) == re.sub(r"^self(, )?", "", ast.unparse(function.args))
     for method, inner in methods(node).items():
         if method[:2] != "__":
             assert bool(ast.get_docstring(inner)) == (f'id="{name}.{method}"' in pages["api.md"])

@@ -352,11 +352,16 @@ def test_a_damaged_file_is_refused_in_our_words(cut, exported):
         exported[2].serve_bytes([whole, whole[:cut]])
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, SIZE, SIZE, 2), (SIZE, SIZE, 3)])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (2, SIZE, SIZE, 2)])
 def test_images_of_another_shape_are_refused_with_both_shapes(shape, exported):
     with pytest.raises(ArgumentError, match=f"\\(any, {SIZE}, {SIZE}, ") as caught:
         exported[2](np.zeros(shape, "float32"))
     assert str(shape) in str(caught.value)
+
+
+def test_one_image_without_a_batch_axis_is_refused_with_advice(exported):
+    with pytest.raises(ArgumentError, match="that of one image.*Pass images\\[None\\]"):
+        exported[2](np.zeros(exported[0].input_shape[1:], "float32"))
 
 
 @pytest.mark.parametrize("value", [np.nan, -0.1, 255.0])
@@ -490,7 +495,7 @@ def test_a_model_of_two_outputs_is_refused(tmp_path):
 
 @pytest.mark.parametrize("model", [None, "model.keras", 3])
 def test_what_is_no_model_is_refused(model, tmp_path):
-    with pytest.raises(ArgumentTypeError, match="model must be a keras.Model of images"):
+    with pytest.raises(ArgumentTypeError, match="^model .*a keras.Model"):
         export.export_saved_model(model, tmp_path / "m")
 
 
@@ -612,7 +617,7 @@ def test_an_export_that_is_refused_leaves_the_earlier_one(colour):
     model, path = colour
     before = contents(path)
     with pytest.raises(ArgumentError, match="gives other outputs than the model"):
-        export.export_saved_model(model_of(Eager()), path)
+        export.export_saved_model(model_of(Eager()), path, replace=True)
     assert contents(path) == before
     images = draw_images(2, 3)
     np.testing.assert_allclose(export.load_saved_model(path)(images), model(images), atol=1e-5)
