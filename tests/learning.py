@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from kerasim import data, diffusion, losses, metrics, models, training
+from kerasim.neighbors import NeighborIndex
 
 DIGITS = data.load("digits")
 IMAGE_SHAPE = DIGITS.x_train.shape[1:]
@@ -212,24 +213,21 @@ def vae(seed):
     }
 
 
-def classifier():
-    """Returns a function from images to labels, and its accuracy on test images."""
-    from sklearn.svm import SVC
+def classifier(embedder):
+    """Returns a function from images to labels, and its accuracy on test images.
 
-    def features(images):
-        small = images.reshape(-1, 8, 4, 8, 4).mean(axis=(2, 4))
-        return small.reshape(len(images), -1)
-
-    model = SVC().fit(features(DIGITS.x_train), DIGITS.y_train)
+    An image has the label of the training image that is nearest to it by cosine distance.
+    """
+    index = NeighborIndex(metric="cosine").fit(data.embed(embedder, DIGITS.x_train))
 
     def classify(images):
-        return model.predict(features(images))
+        return DIGITS.y_train[index.query(data.embed(embedder, images), k=1)[1][:, 0]]
 
     return classify, float(np.mean(classify(DIGITS.x_test) == DIGITS.y_test))
 
 
-def unet(seed):
-    """Share of samples that a classifier gives the requested class."""
+def unet(seed, embedder, epochs=24, guidance=1.0, learning_rate=3e-3):
+    """Share of samples whose requested class a classifier by `embedder` confirms."""
     keras.utils.set_random_seed(seed)
     schedule = diffusion.NoiseSchedule(1000, "cosine")
     model = models.unet(IMAGE_SHAPE, widths=(16, 32), patch=2, num_classes=10, schedule=schedule)
@@ -241,7 +239,7 @@ def unet(seed):
         seed=seed,
         weighting="velocity",
     )
-    fit(model, "mse", batches, 40, 3e-3, use_ema=True, ema_momentum=0.99)
+    fit(model, "mse", batches, epochs, learning_rate, use_ema=True, ema_momentum=0.99)
     labels = np.repeat(np.arange(10), 20)
     images = diffusion.sample(
         model,
@@ -249,10 +247,10 @@ def unet(seed):
         (len(labels), *IMAGE_SHAPE),
         steps=20,
         labels=labels,
-        guidance=1.0,
+        guidance=guidance,
         seed=seed,
     )
-    classify, accuracy = classifier()
+    classify, accuracy = classifier(embedder)
     return {
         "confirmed": float(np.mean(classify(images) == labels)),
         "accuracy of the classifier": accuracy,
@@ -283,16 +281,22 @@ POOLINGS = ("attention", "gem", "max", "average", "flatten")
 
 
 def pretrained(pooling, seed, steps=50):
-    """Figures of a SqueezeNet with random weights after a short training of all its layers."""
+    """Figures of a SqueezeNet with random weights after a short training of all its layers.
+
+    Its last features have a sixteenth of the size of the images: these are enlarged to 64 x 64.
+    """
     keras.utils.set_random_seed(seed)
-    embedder = models.pretrained_embedder(
+    height, width, channels = IMAGE_SHAPE
+    squeezenet = models.pretrained_embedder(
         "squeezenet",
         weights=None,
         pooling=pooling,
         embedding_dim=32,
-        image_shape=IMAGE_SHAPE,
+        image_shape=(2 * height, 2 * width, channels),
         trainable=True,
     )
+    enlarge = keras.layers.UpSampling2D(2, interpolation="bilinear")
+    embedder = keras.Sequential([keras.Input(IMAGE_SHAPE), enlarge, squeezenet])
     untrained = data.embed(embedder, DIGITS.x_test)
     batches = data.BalancedBatches(
         DIGITS.x_train[FITTED], DIGITS.y_train[FITTED], m=10, k=4, batches=steps // 5, seed=seed
@@ -310,7 +314,7 @@ RECIPES = {
     "ensemble": lambda seed: ensemble([train_embedder(name, seed)[0] for name in EMBEDDERS]),
     "siamese": siamese,
     "vae": vae,
-    "unet": unet,
+    "unet": lambda seed: unet(seed, train_embedder("conv_embedder", seed)[0]),
     "noise_estimator": noise_estimator,
     **{f"pretrained_{p}": lambda seed, p=p: pretrained(p, seed) for p in POOLINGS},
 }
