@@ -32,7 +32,8 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# The oldest without known holes, as in pyproject.toml: not every installer keeps to that.
+# The oldest versions without known vulnerabilities, as in pyproject.toml, which some installers
+# ignore.
 _OLDEST = {"keras": "3.15", "numpy": "1.26", "pillow": "12.2"}
 
 _MODULES = [module.name for module in pkgutil.iter_modules(__path__)]
@@ -48,9 +49,11 @@ def _warn_of_old() -> None:
         except importlib.metadata.PackageNotFoundError:  # its import will say so
             continue
         if parts(found) < parts(oldest):
-            what = f"{name} {found} is installed, kerasim is safe from {oldest} on"
-            mend = f"pip install --upgrade '{name}>={oldest}'"
-            warnings.warn(f"{what}: {mend}.", stacklevel=2)
+            warnings.warn(
+                f"{name} {found} is installed, which has known vulnerabilities. Upgrade it with: "
+                f"pip install --upgrade '{name}>={oldest}'",
+                stacklevel=2,
+            )
 
 
 _warn_of_old()

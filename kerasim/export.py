@@ -217,8 +217,8 @@ def _check_equal(model, shape, what: str, run) -> None:
     tolerance = largest * (_HALF_TOLERANCE if _uses_halves(model) else _TOLERANCE)
     if not np.allclose(_outputs(model, images), expected, rtol=0, atol=tolerance, equal_nan=True):
         raise ArgumentError(
-            "model gives other outputs for the same images each time, so that an export of it "
-            "cannot be checked. Leave out what is random at inference."
+            "model returns different outputs for the same images, so its export cannot be checked. "
+            "Remove the layers that are random at inference."
         )
     for count in (len(images), 1):  # any batch size
         try:
@@ -237,7 +237,7 @@ def _check_equal(model, shape, what: str, run) -> None:
                 gap = np.nanmax(np.abs(found - wanted))
                 difference = f"differs by up to {gap:.3g}, of outputs up to {largest:.3g}"
             raise ArgumentError(
-                f"model was exported, but its {what} gives other outputs than the model "
+                f"model was exported, but the outputs of its {what} differ from those of the model "
                 f"({difference}). Nothing was written. Replace the layer that is converted "
                 "wrongly, or export to another format."
             )
@@ -300,7 +300,9 @@ def load_saved_model(path, trust: bool = False):
         try:
             return load(folder)
         except Exception as error:
-            raise ArtifactError(f"{folder} is no SavedModel: {error}. Check the path.") from error
+            raise ArtifactError(
+                f"{folder} is not a SavedModel: {error}. Check the path."
+            ) from error
     return artifacts.read(folder, _KIND, load)
 
 
@@ -343,23 +345,23 @@ class SavedModel:
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
         encoded = list(encoded) if listed else [None]
         if not all(isinstance(content, bytes) for content in encoded):
-            mend = f"Received {given}: pass such as [path.read_bytes()]."
+            mend = f"Received {given}: pass, for example, [path.read_bytes()]."
             raise ArgumentTypeError(f"encoded must be a list of files, each of type bytes. {mend}")
         try:
             return self._call("serve_bytes", np.array(encoded, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
         except (_tensorflow().errors.InvalidArgumentError, UnicodeDecodeError) as error:
             raise ImageError(
-                f"One of the {len(encoded)} encoded images is no whole JPEG, PNG, BMP or GIF file, "
-                "or a BMP or GIF file that TensorFlow does not decode as images.read_image does. "
-                "Leave it out, or convert it to PNG."
+                f"One of the {len(encoded)} encoded images is not a complete JPEG, PNG, BMP or GIF "
+                "file, or a BMP or GIF file that TensorFlow does not decode as images.read_image "
+                "does. Leave it out, or convert it to PNG."
             ) from error
 
     def _inputs(self, endpoint):
         """Returns the signature of an endpoint's one input as (name, spec)."""
         if endpoint not in self._loaded.signatures:
             names = sorted(self._loaded.signatures)
-            what = f"This SavedModel has no endpoint {endpoint!r}, only {names}"
+            what = f"This SavedModel has no endpoint {endpoint!r}, but {names}"
             raise ArgumentError(f"{what}: export it with export_saved_model.")
         (named,) = self._loaded.signatures[endpoint].structured_input_signature[1].items()
         return named
@@ -379,13 +381,13 @@ def _check_model(model):
     """Returns the image shape of a model that can be exported."""
     _tensorflow()
     if keras.backend.backend() != "tensorflow":
-        what = f"Export needs Keras on TensorFlow, it runs on {keras.backend.backend()!r}"
+        what = f"Export needs Keras on TensorFlow, but it runs on {keras.backend.backend()!r}"
         mend = "save the model as .keras and export it in a process with KERAS_BACKEND=tensorflow"
         raise DependencyError(f"{what}: {mend}.")
     shape, _ = shapes_of("model", model)
     if None in shape or shape[2] not in (1, 3):
         mend = "build it with an image_shape (height, width, 1 or 3)"
-        raise ArgumentError(f"model takes images {shape}, not of a fixed size and kind: {mend}.")
+        raise ArgumentError(f"model takes images of shape {shape}, which is not fixed: {mend}.")
     return shape
 
 

@@ -220,7 +220,9 @@ class TimeEmbedding(_Layer):
 
     def __init__(self, dim: int, **kwargs):
         if checks.integer("dim", dim, 2) % 2:
-            raise ArgumentError(f"dim={dim} is odd, half of it are sines: pass an even number.")
+            raise ArgumentError(
+                f"dim={dim} is odd: pass an even number, for as many sines as cosines."
+            )
         super().__init__(**kwargs)
         self.dim = dim
 

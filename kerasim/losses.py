@@ -132,7 +132,9 @@ class _TripletLoss(_BatchLoss):
         checks.choice("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
-            raise ArgumentError('margin=0 leaves no triplet to mining="semi_hard": pass above 0.')
+            raise ArgumentError(
+                'mining="semi_hard" needs a margin above 0: margin=0 leaves no triplet.'
+            )
 
     def _mine(self, d_ap, d_an, valid):
         gaps = d_ap - d_an
@@ -447,7 +449,7 @@ class EmptyBatches(keras.metrics.Sum):
         super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
         self.loss = keras.losses.get(loss)
         if not hasattr(self.loss, "count_valid"):
-            came = f"Received {loss!r}: pass such as losses.TripletLoss()."
+            came = f"Received {loss!r}: pass a loss such as losses.TripletLoss()."
             raise ArgumentTypeError(f"loss must compare the images of a batch. {came}")
 
     def update_state(self, y_true, y_pred, sample_weight=None):

@@ -77,11 +77,13 @@ class Projection:
         least = max(self.n_neighbors + 1, _FEWEST)
         if len(x) < least:
             what = f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more"
-            raise ArgumentError(f"{what}: pass more or, from 5 on, a smaller n_neighbors.")
+            raise ArgumentError(
+                f"{what}: pass more rows or, if x has 5 or more, a smaller n_neighbors."
+            )
         index = NeighborIndex().fit(x)
         first, group = _distinct(x)
         if len(first) == 1:
-            what = f"All {len(x)} rows of x are equal: there is no structure to lay out"
+            what = f"All {len(x)} rows of x are equal: there is no structure to project"
             checks.warn(f"{what}, and the map shows none.")
         if len(first) < _FEWEST:
             places = _principal(_in_float32(x[first]))

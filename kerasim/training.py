@@ -46,9 +46,9 @@ _INSTEAD = {
     "validation_split": "Split the arrays, and pass batches of the second part as validation=",
     "class_weight": "Draw rare classes more often instead, as kerasim.data.BalancedBatches does",
     "sample_weight": "Pass a keras.utils.PyDataset whose batches are (inputs, targets, weights)",
-    "initial_epoch": "Leave it out: the same run_dir goes on after its last epoch",
-    "steps_per_epoch": "Leave it out: an epoch is as long as its batches",
-    "validation_steps": "Leave it out: validation is as long as its batches",
+    "initial_epoch": "Leave it out: with the same run_dir training continues after the last epoch",
+    "steps_per_epoch": "Leave it out: an epoch goes through all batches",
+    "validation_steps": "Leave it out: validation goes through all batches",
     "validation_batch_size": "Pass batch_size to the batches given as validation=",
     "validation_freq": "Leave it out: validation follows each epoch",
 }
@@ -159,10 +159,10 @@ def _check_batches(name, batches) -> None:
     """Refuses anything but batches that have an end, with what to pass instead."""
     mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
     if hasattr(batches, "element_spec"):
-        mend += "; the order of a tf.data pipeline cannot be resumed, but model.fit takes it"
+        mend += "; a tf.data pipeline cannot be resumed, pass it to model.fit instead"
     checks.kind(name, batches, keras.utils.PyDataset, mend)
     if batches.num_batches is None:
-        raise ArgumentError(f"{name} has no end: give its class a __len__, the batches per epoch.")
+        raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
 
 def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
@@ -189,7 +189,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
         path = run_dir / "best"
         weights, best_info = artifacts.read(path, "weights", _load)
         if best_info.get("run") != info.get("run"):
-            what = f"{path} holds the weights of another run than {run_dir / 'state'}"
+            what = f"{path} holds weights of a different run than {run_dir / 'state'}"
             raise ArtifactError(f"{what}: pass best=False, or train with validation again.")
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
@@ -249,7 +249,7 @@ class RetrievalCallback(keras.callbacks.Callback):
             name = "gallery_labels"
             self.labels.append(checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
-            raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
+            raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
         checks.choice("metric", metric, metrics.METRICS)
         self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
@@ -299,7 +299,7 @@ class RetrievalCallback(keras.callbacks.Callback):
         logs.update(self.baselines)
         if not figures["pair_cosine"] <= 0.98:
             what = f"The mean cosine of two different images is {figures['pair_cosine']:.3f}"
-            why = "(nan: some embeddings are zeros): the embeddings have collapsed"
+            why = "(nan if some embeddings are zeros): the embeddings have collapsed"
             mend = 'Lower the learning rate, or mine "all" triplets instead of "hard" ones'
             self._warn("collapse", f"{what} {why}. {mend}.")
         key = self.keys[1]
@@ -401,8 +401,8 @@ class _Run(keras.callbacks.Callback):
         lines = list(_resume.differences(info["settings"], self.settings))
         lines += self.callbacks.match(info["states"]["callbacks"])
         if lines:
-            what = f"run_dir={str(self.run_dir)!r} holds a run with other settings:"
-            mend = "Choose another run_dir, or pass resume=False to start afresh and overwrite it."
+            what = f"run_dir={str(self.run_dir)!r} holds a run with different settings:"
+            mend = "Choose another run_dir, or pass resume=False to start again and overwrite it."
             raise ArgumentError("\n  ".join([what, *lines]) + f"\n{mend}")
         _assign(path, self.variables, _of_groups(arrays, "model", "optimizer"))
         self.id, self.history = info.get("run", self.id), info["history"]
@@ -433,7 +433,7 @@ class _Run(keras.callbacks.Callback):
         figures = {key: value for key, value in last.items() if key not in ("epoch", "seconds")}
         shown = [f"{key} {value:.4g}" for key, value in [*figures.items()][:_SUMMARY_FIGURES]]
         done = f"after {len(self.history)} epochs in {seconds:.0f} s, {', '.join(shown)}"
-        how, longer = "finished earlier", "pass a larger epochs"
+        how, longer = "finished earlier", "increase epochs"
         if self.stopped:
             names = self.callbacks.stopper_names(self.stoppers)
             how, longer = (
@@ -654,7 +654,7 @@ class _Run(keras.callbacks.Callback):
         return f". {self.run_dir / 'state'} keeps epoch {len(self.history)}"
 
     def _fail(self, what):
-        mend = "lower the learning rate or look for a division by zero, train in another run_dir"
+        mend = "lower the learning rate or look for a division by zero, and use another run_dir"
         raise TrainingError(f"{what}{self.kept()}: {mend}.")
 
 
@@ -711,7 +711,7 @@ def _check_callbacks(callbacks) -> list:
     for callback in callbacks:
         checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
-            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, fit adds its own.")
+            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, since fit adds one.")
     return callbacks
 
 
@@ -766,7 +766,7 @@ def _assign(path, variables, arrays):
     if wrong:
         differ = f"{len(wrong)} arrays differ, such as {'; '.join(wrong[:3])}"
         mend = "Build the model as it was, or choose another run_dir."
-        raise ArtifactError(f"{path} was saved from another architecture; {differ}. {mend}")
+        raise ArtifactError(f"{path} was saved from a different architecture: {differ}. {mend}")
     for key, variable in variables.items():
         variable.assign(arrays[key])
 

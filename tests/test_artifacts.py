@@ -654,7 +654,7 @@ def test_a_path_with_no_artefact_is_named(tmp_path, way):
 def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
     (saved / artifacts.MANIFEST).unlink()
     os.mkfifo(saved / artifacts.MANIFEST)
-    with pytest.raises(ArtifactError, match="no regular file"):
+    with pytest.raises(ArtifactError, match="not a regular file"):
         read(saved)
 
 

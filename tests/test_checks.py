@@ -103,7 +103,7 @@ def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
 
 @pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
 def test_what_is_no_flag_is_refused(value):
-    with pytest.raises(errors.ArgumentTypeError, match="flip must be a flag"):
+    with pytest.raises(errors.ArgumentTypeError, match="flip must be a bool"):
         checks.flag("flip", value)
 
 
@@ -127,5 +127,5 @@ FLAGS = {
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_is_checked_wherever_it_is_taken(name):
-    with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a flag"):
+    with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a bool"):
         FLAGS[name]()

@@ -434,7 +434,7 @@ def generator():
         ("photos", "images is a str, .*image_folder"),
         (Path("photos"), "images is a .*Path, .*image_folder"),
         (generator(), "images is a generator, .*np.concatenate"),
-        (data.ImageBatches(FLOATS), "images is a ImageBatches, .*ImageFolder that it draws from"),
+        (data.ImageBatches(FLOATS), "images is a ImageBatches, .*ImageFolder of which"),
     ],
 )
 def test_other_sources_of_images_are_refused_with_what_to_pass(images, wanted):

@@ -81,16 +81,18 @@ def test_a_missing_picture_or_column_is_named(folder):
 @pytest.mark.parametrize("row", ["l0,r0,r1", "l0", "l0,"])
 def test_rows_of_too_many_or_too_few_names_are_refused(folder, row):
     (folder / "pairs.csv").write_text(f"left,right\n{row}\nl1,r1\n")
-    with pytest.raises(ArtifactError, match="no CSV table|empty cells in 1 rows, .* row 1 after"):
+    with pytest.raises(
+        ArtifactError, match="not a valid CSV|empty cells in 1 rows, .* row 1 after"
+    ):
         data.pair_folder(folder)
     (folder / "pairs.csv").write_text("left,right\nl0,r0,r1\nl1,r1,r2\n")
-    with pytest.raises(ArtifactError, match="no CSV table"):
+    with pytest.raises(ArtifactError, match="not a valid CSV file"):
         data.pair_folder(folder)
 
 
 def test_a_name_of_two_files_and_a_name_with_its_suffix_are_refused(folder):
     scene(50).save(folder / "left" / "l1.jpg")
-    with pytest.raises(ArtifactError, match=r"or more than once: 'l1' \(2 files\)"):
+    with pytest.raises(ArtifactError, match=r"exactly one file in .*: 'l1' \(2 files\)"):
         data.pair_folder(folder)
     (folder / "left" / "l1.jpg").unlink()
     (folder / "pairs.csv").write_text("left,right\nl0.png,r0\n")
@@ -250,7 +252,7 @@ def test_scores_and_candidates_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="empty cells in 1 rows, .* row 2 after"):
         data.read_candidates(tmp_path / "short.csv")
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(ArtifactError, match="no CSV table"):
+    with pytest.raises(ArtifactError, match="not a valid CSV file"):
         data.read_candidates(tmp_path / "empty.csv")
     candidates = pd.DataFrame([["a", "b", "c"]], columns=["left", "c0", "c1"])
     said = {r"has shape \(1, 3\), expected \(1, 2\)": np.ones((1, 3))}

@@ -402,7 +402,7 @@ def test_uint8_images_are_scaled(net):
         ({"images": IMAGES[:, :4]}, "images has shape .*, expected"),
         ({"images": IMAGES * np.nan}, "images holds NaN"),
         ({"images": IMAGES.astype("int64")}, "images must be float or uint8"),
-        ({"labels": [0] * 6}, "labels are given, and the network takes none"),
+        ({"labels": [0] * 6}, "labels are given, but the network takes none"),
         ({"guidance": 1.0}, "guidance=1.0 leads to a label"),
         ({"output": "median"}, "output='median' is not known"),
         ({"steps": 0}, "steps=0 is out of range"),

@@ -81,7 +81,7 @@ def test_another_schedule_than_that_of_the_network_is_refused(schedule):
 
 
 def test_labels_for_a_network_without_classes_and_classes_without_labels_are_refused():
-    with pytest.raises(ArgumentError, match=r"give the inputs \['labels'\], which the network"):
+    with pytest.raises(ArgumentError, match=r"yield the inputs \['labels'\], which the network"):
         check(unet(None), draws(labels=LABELS))
     with pytest.raises(ArgumentError, match=r"lack the inputs \['labels'\] of the network"):
         check(unet(), draws())
@@ -111,7 +111,7 @@ def test_fit_refuses_them_before_it_trains_or_removes_anything(tmp_path):
 @pytest.mark.parametrize("shape", [(9, 8, 1), (8, 8, 3), (16, 16, 1)])
 def test_images_of_another_size_than_the_network_takes_are_refused(shape):
     model = network(keras.layers.Conv2D(1, 3, padding="same"), shape=shape)
-    message = r"batches give .* of shape \(8, 8, 1\), and the network takes "
+    message = r"batches yield .* of shape \(8, 8, 1\), and the network takes "
     with pytest.raises(ArgumentError, match=message):
         check(model, data.ImageBatches(IMAGES))
 
@@ -178,7 +178,7 @@ CLASS_LOSSES += [keras.losses.SparseCategoricalCrossentropy(from_logits=True)]
 @pytest.mark.parametrize("labels", [LABELS + 1, LABELS - 1, LABELS * 10, LABELS + 0.5])
 def test_class_numbers_that_the_network_does_not_have_are_refused(loss, labels):
     check(classifier(3, loss), data.ImageBatches(IMAGES, LABELS))
-    with pytest.raises(ArgumentError, match="targets of batches (go from|must be whole)"):
+    with pytest.raises(ArgumentError, match="targets of batches (range from|must be whole)"):
         check(classifier(3, loss), data.ImageBatches(IMAGES, labels))
 
 
@@ -230,14 +230,14 @@ BATCH_LOSSES = [
 @pytest.mark.parametrize("loss", BATCH_LOSSES, ids=lambda loss: loss.name)
 def test_weights_that_a_loss_on_whole_batches_would_misread_are_refused(loss):
     check(embedder(loss), Own(IMAGES, LABELS))
-    with pytest.raises(ArgumentError, match="give sample weights, and .* cannot use them"):
+    with pytest.raises(ArgumentError, match="yield sample weights, which .* cannot use"):
         check(embedder(loss), Own(IMAGES, LABELS, np.ones(12)))
 
 
 @pytest.mark.parametrize("loss", BATCH_LOSSES, ids=lambda loss: loss.name)
 def test_class_numbers_that_float32_does_not_tell_apart_are_refused(loss):
     check(embedder(loss), data.ImageBatches(IMAGES, LABELS + 2**24 - 3))
-    message = f"give labels up to {2**24}, and float32"
+    message = f"yield labels up to {2**24}, and float32"
     with pytest.raises(ArgumentError, match=message):
         check(embedder(loss), data.ImageBatches(IMAGES, LABELS + 2**24 - 2, batch_size=2))
 

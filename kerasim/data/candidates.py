@@ -38,7 +38,7 @@ def pair_folder(path, image_size=None) -> PairFolder:
     pairs = read_candidates(root / "pairs.csv", ["left", "right"])
     if not len(pairs):
         raise ArtifactError(
-            f"{checks.shown(root / 'pairs.csv')} has no rows: write one for a pair."
+            f"{checks.shown(root / 'pairs.csv')} has no rows. Write one row for each pair."
         )
     size, sides = check_size(image_size), []
     for side in ("left", "right"):
@@ -47,9 +47,11 @@ def pair_folder(path, image_size=None) -> PairFolder:
         wrong = [name for name in pairs[side] if stems[name] != 1]
         if wrong:
             shown = ", ".join(f"{checks.shown(name)} ({stems[name]} files)" for name in wrong[:5])
-            where = f"not in {checks.shown(root / side)}, or more than once: {shown}"
-            mend = "Give each name, without suffix, one file, or drop its row"
-            raise ArtifactError(f"pairs.csv names {len(wrong)} pictures that are {where}. {mend}.")
+            raise ArtifactError(
+                f"pairs.csv names {len(wrong)} images that do not have exactly one file in "
+                f"{checks.shown(root / side)}: {shown}. Names have no suffix. Add or remove files, "
+                "or remove these rows."
+            )
         named = {file.stem: file for file in folder.files}
         files = [named[name] for name in pairs[side]]
         size = size or read_image(files[0]).shape[:2]
@@ -89,8 +91,10 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
     for i in range(n):
         foils = np.flatnonzero(groups != groups[i])
         if len(foils) < k - 1:
-            mend = "pass a smaller k, or more pairs of other groups"
-            raise ArgumentError(f"k={k} needs {k - 1} foils, pair {i} has {len(foils)}: {mend}.")
+            raise ArgumentError(
+                f"k={k} needs {k - 1} distractors, but only {len(foils)} pairs are in other groups "
+                f"than pair {i}: pass a smaller k, or more pairs of other groups."
+            )
         pools[i] = rng.permutation([i, *rng.choice(foils, k - 1, replace=False)])
     return pools
 
@@ -114,18 +118,20 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
         # Without a header, or pandas would take the first of too many columns for an index.
         rows = pd.read_csv(content, header=None, dtype=str, keep_default_na=False)
     except ValueError as error:  # no columns, rows too long, bytes that are no text
-        raise ArtifactError(f"{checks.shown(file)} is no CSV table: {error}. Mend it.") from error
+        raise ArtifactError(f"{checks.shown(file)} is not a valid CSV file: {error}.") from error
     table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
     empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
     if len(empty):
         where = f"{len(empty)} rows, the first of them row {empty[0] + 1} after the header"
-        raise ArtifactError(f"{checks.shown(file)} has empty cells in {where}: fill or drop them.")
+        raise ArtifactError(
+            f"{checks.shown(file)} has empty cells in {where}: fill in or remove them."
+        )
     wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
     if list(table.columns) != wanted:
         shown = ", ".join(map(checks.shown, table.columns[:5]))
         named = ", ".join(wanted[:5]) + (", ..." if len(wanted) > 5 else "")
         what = f"{checks.shown(file)} has the columns {shown}"
-        raise ArtifactError(f"{what}; expected {named}: mend its header.")
+        raise ArtifactError(f"{what}, expected {named}. Correct its header.")
     return table
 
 
@@ -144,7 +150,7 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         ArtifactError: If the file cannot be written.
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
-        came = f"Received {type(candidates).__name__}: pass what read_candidates returns."
+        came = f"Received {type(candidates).__name__}: pass the result of read_candidates."
         raise ArgumentTypeError(f"candidates must be a table with a column left. {came}")
     scores = checks.real("scores", scores).astype("float64")
     checks.shape("scores", scores, candidates.iloc[:, 1:].shape, "pass one for each candidate")
@@ -163,6 +169,7 @@ def _warn_of_formulas(names) -> None:
     found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
     if found:
         what = (
-            f"{len(found)} names begin as formulas of spreadsheets do: {checks.shown_names(found)}"
+            f"{len(found)} names would be run as formulas by a spreadsheet: "
+            f"{checks.shown_names(found)}"
         )
         checks.warn(f"{what}. Do not open the file in a spreadsheet, or rename these images.")

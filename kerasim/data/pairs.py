@@ -26,7 +26,7 @@ class _Classes:
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
                 shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
             held = f"{len(small)} classes of fewer than {fewest} images: {', '.join(shown)}"
-            raise ArgumentError(f"labels hold {held}. Add images, or drop those classes.")
+            raise ArgumentError(f"labels hold {held}. Add images, or leave out those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
@@ -125,9 +125,11 @@ class _LabelledBatches(Batches):
             copies = find_copies(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
             if len(torn):
-                what = f"{len(torn)} images are copies of another one with another label, the first"
-                pair = f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once."
-                checks.warn(f"{what} {pair}")
+                checks.warn(
+                    f"{len(torn)} images are copies of an image with another label, the first is "
+                    f"image {torn[0, 0]}, a copy of {torn[0, 1]}. They can form a positive and a "
+                    "negative pair at the same time. Correct the labels, or remove the copies."
+                )
 
     def __getitem__(self, index: int):
         columns, rng = self._batch(index)
@@ -219,7 +221,7 @@ class BalancedBatches(_LabelledBatches):
             batches = max(1, len(self.images) // (m * k))
         self.rows = checks.integer("batches", batches) * m * k
         if m > len(self.classes.names):
-            held = f"labels hold {len(self.classes.names)}"
+            held = f"but labels hold only {len(self.classes.names)}"
             raise ArgumentError(f"m={m} classes per batch, {held}: pass as many or fewer.")
 
     def _draw(self, rng):
@@ -261,11 +263,16 @@ class LabelledPairBatches(Batches):
     def __init__(self, left, right, groups=None, **shared):
         super().__init__(left, **shared)
         self.right = check_images("right", right)
-        checks.shape("right", self.right, self.images.shape, "pass one for each left, of its size")
+        checks.shape(
+            "right",
+            self.right,
+            self.images.shape,
+            "pass one for each image of left, of the same size",
+        )
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
             what = f"groups has shape {groups.shape}, left has {self.rows} images"
-            raise ArgumentError(f"{what}: pass one for each pair, (n,), or for each side, (n, 2).")
+            raise ArgumentError(f"{what}: pass (n,), one per pair, or (n, 2), one per side.")
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
         # Losses see float32, which tells integers apart up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
