@@ -77,7 +77,7 @@ def test_of_many_bad_rows_ten_are_shown():
 
 def test_rows_of_several_lengths_are_refused_by_name():
     with pytest.raises(
-        errors.ArgumentError, match="x cannot be made one array.*rows of one length"
+        errors.ArgumentError, match="x cannot be converted to one array.*rows of one length"
     ):
         checks.vectors("x", [[1.0, 2.0], [3.0]])
 
@@ -91,7 +91,7 @@ def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
 
 
 def test_targets_of_several_lengths_are_refused_by_name():
-    with pytest.raises(errors.ArgumentError, match="targets cannot be made one array"):
+    with pytest.raises(errors.ArgumentError, match="targets cannot be converted to one array"):
         checks.each("targets", [[1, 2], [3]], 2, "images")
 
 

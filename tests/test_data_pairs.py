@@ -222,7 +222,7 @@ def test_a_class_shows_all_its_images_before_any_comes_again():
 
 
 def test_batches_need_as_many_classes_and_images_as_they_hold():
-    with pytest.raises(ArgumentError, match="m=6 classes per batch, labels hold 5"):
+    with pytest.raises(ArgumentError, match="m=6 classes per batch, but labels hold only 5"):
         data.BalancedBatches(MARKED, OF_MARKED, 6, 2)
     with pytest.raises(ArgumentError, match="5 classes of fewer than 9 images: 0, 1, 2"):
         data.BalancedBatches(MARKED, OF_MARKED, 5, 9)

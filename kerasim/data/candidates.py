@@ -131,7 +131,7 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
         shown = ", ".join(map(checks.shown, table.columns[:5]))
         named = ", ".join(wanted[:5]) + (", ..." if len(wanted) > 5 else "")
         what = f"{checks.shown(file)} has the columns {shown}"
-        raise ArtifactError(f"{what}, expected {named}. Correct its header.")
+        raise ArtifactError(f"{what}; expected {named}. Correct its header.")
     return table
 
 
