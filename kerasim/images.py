@@ -1,9 +1,9 @@
-"""The only image decoder: whatever the file, upright 8-bit RGB or grey comes out.
+"""The image decoder. It returns upright 8-bit RGB or gray images from all supported formats.
 
-Pillow does the decoding. Around it stands what makes a foreign file safe and the same everywhere: a
-short list of formats, found by content and not by name; a limit on pixels, so that a small file
-cannot fill the memory; and one error that names the file, whatever broke inside. Training, search
-and the command line all come through here, so that a picture has the same pixels on every path.
+Pillow decodes the files. This module adds what is needed for untrusted files and reproducible
+results: a short list of formats, recognized by content and not by name; a limit on the number of
+pixels, so that a small file cannot fill the memory; and an error that names the file. Training,
+search and the command line all use this decoder, so an image always has the same pixels.
 """
 
 import contextlib

@@ -239,7 +239,7 @@ class TimeEmbedding(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class LogEnergy(_Layer):
-    """The logarithm of each channel's mean square: twice as much of a picture adds log 4.
+    """The logarithm of each channel's mean square: twice the amplitude adds log 4.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`. Computes in float32,
     under any dtype policy.

@@ -209,7 +209,7 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
         images: `(n, height, width, channels)`, float in [0, 1] or uint8.
         sigma: Standard deviation, in units of [0, 1]; 0 or more.
         seed: The same seed draws the same noise.
-        clip: Cut the result to [0, 1], as a picture file would be.
+        clip: Clip the result to [0, 1], as in an image file.
 
     Returns:
         float32 images of the same shape.

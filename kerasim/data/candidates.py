@@ -17,22 +17,22 @@ def pair_folder(path, image_size=None) -> PairFolder:
     """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
 
     `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
-    Pairs that share a picture or a near-copy of one (`find_near_copies`), on any side, are of one
-    group: split by group (`sklearn.model_selection.GroupKFold`), and no test picture was seen in
-    training; pass the groups to `LabelledPairBatches` and `candidate_pools`, and none of them is
-    taken for the negative of its copy.
+    Pairs that share an image or a near-copy of one (`find_near_copies`), on either side, are in the
+    same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test image is used
+    in training, and pass the groups to `LabelledPairBatches` and `candidate_pools`, so that no
+    image becomes the negative of its own copy.
 
     Args:
         path: The folder.
-        image_size: `(height, width)` or one number; None for the size of the first left picture.
+        image_size: `(height, width)` or one number; None for the size of the first left image.
 
     Returns:
         `PairFolder`, with `left`, `right` and `groups`.
 
     Raises:
-        ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names a picture
-            that is not there, or there twice.
-        ImageError: If a picture cannot be decoded.
+        ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names an image
+            that does not have exactly one file.
+        ImageError: If an image cannot be decoded.
     """
     root = artifacts.check_path("path", path)
     pairs = read_candidates(root / "pairs.csv", ["left", "right"])
@@ -70,32 +70,33 @@ def _join(left, right):
 
 
 def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarray:
-    """Draws for each of `n` left images a pool of right ones: its own and `k - 1` foils.
+    """Draws for each of `n` left images a pool of right ones: its own and `k - 1` distractors.
 
     Args:
         n: Number of pairs.
         k: Size of each pool, 2 or more.
         seed: The same seed draws the same pools.
-        groups: `(n,)` integers: a foil is of another group than the pair. None: any other pair.
+        groups: `(n,)` integers: a distractor is from another group than the pair. None: any other
+            pair.
 
     Returns:
-        `(n, k)` int64 positions; row `i` holds `i` and its foils, in random order.
+        `(n, k)` int64 positions; row `i` holds `i` and its distractors, in random order.
 
     Raises:
-        ArgumentError: If there are fewer than `k - 1` possible foils.
+        ArgumentError: If there are fewer than `k - 1` possible distractors.
     """
     n, k = checks.integer("n", n), checks.integer("k", k, 2)
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     groups = np.arange(n) if groups is None else checks.labels("groups", groups, n, "pairs")
     pools = np.empty((n, k), dtype="int64")
     for i in range(n):
-        foils = np.flatnonzero(groups != groups[i])
-        if len(foils) < k - 1:
+        distractors = np.flatnonzero(groups != groups[i])
+        if len(distractors) < k - 1:
             raise ArgumentError(
-                f"k={k} needs {k - 1} distractors, but only {len(foils)} pairs are in other groups "
-                f"than pair {i}: pass a smaller k, or more pairs of other groups."
+                f"k={k} needs {k - 1} distractors, but only {len(distractors)} pairs are in other "
+                f"groups than pair {i}: pass a smaller k, or more pairs of other groups."
             )
-        pools[i] = rng.permutation([i, *rng.choice(foils, k - 1, replace=False)])
+        pools[i] = rng.permutation([i, *rng.choice(distractors, k - 1, replace=False)])
     return pools
 
 

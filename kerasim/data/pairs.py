@@ -59,17 +59,17 @@ def _anchors(size, n, rng):
 
 
 def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 0):
-    """Draws like and unlike pairs of images, by their positions.
+    """Draws positive and negative pairs of images, and returns their positions.
 
     Args:
         labels: Integers or strings `(n_images,)`: two classes or more, each of two images or more.
         n: Number of pairs; None for one for each image.
-        positive: Share of like pairs, 0 to 1, met exactly, to the nearest pair.
+        positive: Share of positive pairs, 0 to 1; exact, except for rounding to whole pairs.
         seed: The same seed draws the same pairs.
 
     Returns:
-        `(left, right, same)`, each `(n,)`: two columns of positions, no image beside itself, and
-        float32 1 for a like pair, else 0.
+        `(left, right, same)`, each `(n,)`: two columns of positions, which differ in each row,
+        and float32 1 for a positive pair, 0 for a negative one.
 
     Raises:
         ArgumentError: If there is one class, or a class of one image; the message names it.
@@ -88,7 +88,7 @@ def _draw_pairs(classes, n, positive, rng):
 
 
 def draw_triplets(labels, n: int | None = None, seed: int = 0):
-    """Draws triplets of images, by their positions.
+    """Draws triplets of images, and returns their positions.
 
     Args:
         labels: As for `draw_pairs`.
@@ -138,16 +138,16 @@ class _LabelledBatches(Batches):
 
 
 class PairBatches(_LabelledBatches):
-    """Batches of random like and unlike pairs, drawn anew each epoch.
+    """Batches of random positive and negative pairs, new ones in each epoch.
 
-    A batch is `((left, right), same)`, for a model such as `models.siamese` gives: images
-    `(batch, height, width, channels)` twice, and `same` `(batch,)`, 1 for a like pair.
+    A batch is `((left, right), same)`, for a model such as `models.siamese`: images
+    `(batch, height, width, channels)` twice, and `same` `(batch,)`, 1 for a positive pair.
 
     Args:
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
             `ImageFolder`.
         labels: `(n_images,)`: two classes or more, each of two images or more.
-        positive: Share of like pairs, 0 to 1, met exactly in each epoch, to the nearest pair.
+        positive: Share of positive pairs in each epoch, 0 to 1; exact, except for rounding.
         n: Pairs per epoch, by keyword; None for one for each image.
         batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`; `batch_size` counts
             pairs.
@@ -171,7 +171,7 @@ class PairBatches(_LabelledBatches):
 
 
 class TripletBatches(_LabelledBatches):
-    """Batches of random triplets, drawn anew each epoch, for a loss on labelled batches.
+    """Batches of random triplets, new ones in each epoch, for a loss on labeled batches.
 
     A batch is `(images, labels)`: the anchors, then their positives, then their negatives, so
     that a plain embedder and `losses.TripletLoss` train on it; images `(3 batch, height, width,
@@ -195,11 +195,11 @@ class TripletBatches(_LabelledBatches):
 
 
 class BalancedBatches(_LabelledBatches):
-    """Batches of `m` classes with `k` images of each, for a loss on labelled batches.
+    """Batches of `m` classes with `k` images of each, for a loss on labeled batches.
 
     A batch is `(images, labels)`: images `(m k, height, width, channels)`, labels `(m k,)` int64:
-    positions in the sorted classes. Within a batch no image comes twice; a class shows all its
-    images before any comes again, but for a remainder of fewer than `k`.
+    positions in the sorted classes. A batch contains no image twice. All images of a
+    class are used before one is repeated, except for a remainder of fewer than `k`.
 
     Args:
         images, labels: As for `PairBatches`.
@@ -240,21 +240,21 @@ class BalancedBatches(_LabelledBatches):
 
 
 class LabelledPairBatches(Batches):
-    """Batches of like pairs without classes: in a batch, other pairs are the negatives.
+    """Batches of positive pairs without classes; the other pairs of a batch are the negatives.
 
     A batch is `((left, right), groups)`, for `models.siamese(embedder, distance=None)` with
     `losses.PairSoftmaxLoss` or `losses.CosineTripletLoss`; `groups` is `(batch, 2)` float32.
 
     Args:
         left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        right: What is like each of them; as `left`.
+        right: The positive of each image of `left`, in the same format.
         groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
             share one are never each other's negatives. None: each pair is a group of its own.
         batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`, drawn for each
             side; `batch_size` counts pairs.
 
     Raises:
-        ArgumentError: If the sides have other lengths or shapes, or `groups` does not fit.
+        ArgumentError: If the sides differ in length or shape, or `groups` has another length.
     """
 
     _what = "left"
