@@ -139,7 +139,7 @@ def test_a_file_that_is_gone_is_reported_once_and_dropped_by_prune(kind, root):
     gallery = filled(root, kind)
     gone = root / "cat" / "b.bmp"
     gone.unlink()
-    with pytest.warns(UserWarning, match=r"1 items are gone: 'b.bmp'.*prune\(\)") as caught:
+    with pytest.warns(UserWarning, match=r"1 items are missing: 'b.bmp'.*prune\(\)") as caught:
         gallery.add(root)
     assert caught[0].filename == __file__
     assert gallery.gone == [str(gone)] and len(gallery) == 3
