@@ -1,9 +1,8 @@
-"""Arguments, looked at before they are used: each check raises in the name of what it is told.
+"""Checks of arguments, for internal use.
 
-For the package's own use. A check takes the name of an argument and its value, and returns the
-value in the form that is wanted or raises `ArgumentError`, or `ArgumentTypeError` if it is of the
-wrong kind: so each function refuses the same things in the same words, and early, where the
-message can still name the argument.
+A check takes the name of an argument and its value. It returns the value in the expected form, or
+raises an `ArgumentError`, or an `ArgumentTypeError` if the type is wrong. So all functions refuse
+the same values with the same messages, before they are used, and the messages name the argument.
 """
 
 import contextlib

@@ -1,9 +1,9 @@
-"""The devices and processes that a model is spread over, as `training.fit` needs to know them.
+"""The devices and processes that a model is distributed over, for internal use by `training.fit`.
 
-For the package's own use. `distribute.strategy` spreads a model; this finds out from the model
-how many devices share a batch, which rows of it fall to this process, and which process writes
-files. So `training.fit` is the same on one device and on many, and refuses what many would compute
-otherwise.
+`distribute.strategy` distributes a model. This module determines from the model how many devices
+share a batch, which rows of it this process computes, and which process writes files. So
+`training.fit` works in the same way on one device and on several, and refuses losses and batches
+for which several devices would give other results.
 """
 
 import contextlib

@@ -1,10 +1,11 @@
-"""Noise schedules, and what a network that predicts the noise can do: draw images, clean them.
+"""Noise schedules, and sampling and denoising with networks that predict the noise.
 
-A `NoiseSchedule` says how much noise an image has at each step. `models.unet` learns, on
-`data.DiffusionBatches`, to tell the noise from the image. `sample` starts from pure noise and takes
-a part of it away at each step; `denoise` starts from a noisy image, at the step that has as much
-noise as the image. Both are one loop, compiled as one graph for each network. Model space, in
-which the noise is added, is `x = 2 image - 1`; public functions take and return images in [0, 1].
+A `NoiseSchedule` defines the noise level of each step. `models.unet` is trained on
+`data.DiffusionBatches` to predict the noise in an image. `sample` starts from pure noise and
+removes part of it at each step; `denoise` starts from a noisy image, at the step with the same
+noise level. Both use the same loop, which is compiled as one graph for each network. Model space,
+in which the noise is added, is `x = 2 image - 1`; public functions take and return images in [0,
+1].
 """
 
 import functools

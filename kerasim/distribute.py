@@ -1,11 +1,11 @@
-"""Beyond one device and one machine, on engines that exist: Keras' own, and Ray.
+"""Training on several devices with Keras, embedding and searching on several machines with Ray.
 
-Three things can be too much for one machine, and each has its own way out. Training: `strategy`
-spreads a model over devices, and `training.fit` stays as it is. Embedding: `embed_folder` hands
-chunks of a folder to workers of a Ray cluster, each with its own copy of the network. Searching:
-`ShardedIndex` gives each worker a part of the vectors and merges the answers. All give what one
-process gives, in training but for rounding. Before Ray's workers start, each node is asked for its
-versions and whether it sees the files: others would silently give other numbers.
+Training: `strategy` distributes a model over devices, and the call of `training.fit` does not
+change. Embedding: `embed_folder` distributes the images of a folder to workers of a Ray cluster,
+each with its own copy of the network. Searching: `ShardedIndex` gives each worker a part of the
+vectors and merges the results. All return the same results as one process, in training except for
+rounding errors. Before the workers of Ray start, each node is asked for its package versions and
+whether it sees the files, because other versions could silently give other results.
 """
 
 import functools

@@ -1,10 +1,11 @@
-"""SavedModel out, and back in; ONNX out.
+"""Exports models as a SavedModel or ONNX file, and loads SavedModels.
 
-An export is for a process without kerasim: TensorFlow Serving takes the folder as it is. One of its
-two endpoints takes encoded files, and decodes and resizes them inside of the graph: a client that
-did this otherwise would silently get other vectors. The preprocessing of a network is a part of
-the network, so that an export needs no list of instructions. Every export is run on random images
-before it is put in its place: converters translate some operations wrongly, and say nothing.
+An exported model is used without kerasim; TensorFlow Serving can load the folder. One of its two
+endpoints takes encoded image files, which are decoded and resized in the graph, because a client
+that decoded them in another way would silently get other embeddings. The preprocessing is part of
+the network, so that clients need no instructions. The outputs of every export are compared with
+those of the model on random images before it is saved, because converters translate some operations
+incorrectly without an error.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""The few layers that Keras lacks.
+"""Layers that Keras does not have.
 
-Each is registered under the name `kerasim`, so that a model that holds one is saved and loaded like
-any other, and keeps its arguments as attributes, from which its config is made. Distances, cosines
-and poolings compute in float32 under any dtype policy: a half has three digits, too few to tell
-near vectors apart. Where a formula has an infinite slope (a root at 0, a direction of no length)
-its gradient is made finite, or one such pair would end a training run.
+Each is registered in the package `kerasim`, so that models with these layers are saved and loaded
+like any other. Distances, cosines and poolings compute in float32 under any dtype policy, because
+float16 is not precise enough to distinguish vectors that are close together. Where the derivative
+of a formula is infinite (the square root at 0, the norm of a zero vector), the gradient is finite,
+so that such a pair does not stop the training.
 """
 
 import inspect

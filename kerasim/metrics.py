@@ -1,10 +1,11 @@
-"""How good images, embeddings and distances are: arrays in, numbers out.
+"""Metrics of images, embeddings and distances.
 
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
-separate positive from negative pairs, `candidate_accuracy` whether the right one of a few
+separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
 candidates is found; `psnr`, `ssim` and `frechet_distance` compare images, or features of them. A
-score on few images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` say by how much.
-Large sets are worked on a block at a time, so that memory does not grow with the number of pairs.
+score on few images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` return
+confidence intervals. Large sets are processed in blocks, so that memory does not grow with the
+number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
 distances ordered by position.

@@ -1,10 +1,11 @@
-"""Trains a compiled model: progress, history, and a resume that is exact.
+"""Trains a compiled model, and resumes interrupted runs exactly.
 
-`fit` is Keras' own `model.fit` with one more callback, which saves after each epoch everything that
-the next one depends on: weights, optimizer, random generators and the state of the other callbacks.
-What batches draw depends on the epoch alone, which `fit` sets. So a run that was killed and started
-again goes through the same numbers as one that was not. Before it goes on, it compares data,
-network, loss and settings with those of the saved run, and refuses to mix two.
+`fit` calls `model.fit` with an additional callback. After each epoch it saves everything that the
+next one depends on: weights, optimizer, random generators and the state of the other callbacks. The
+random draws of batches depend only on the epoch, which `fit` sets. So a run that was killed and
+started again gives the same results as an uninterrupted one. Before a run is resumed, its data,
+network, loss and settings are compared with those of the saved run; if they differ, `fit` raises an
+error.
 """
 
 import contextlib
@@ -84,27 +85,27 @@ def fit(
     resume=True,
     verbose="auto",
 ) -> pd.DataFrame:
-    """Fits a compiled model with plain `model.fit`, and goes on where an earlier call stopped.
+    """Trains a compiled model with `model.fit`, and continues an earlier run in `run_dir`.
 
     After each epoch the whole state (weights, optimizer, generators of Dropout and of sampling
-    layers, callbacks, history) is saved in `run_dir`. A run that was killed and started again ends
-    on a CPU with the weights, to the bit, of a run that was never killed. An interrupt or an error
-    puts back the state of the last whole epoch.
+    layers, callbacks, history) is saved in `run_dir`. On a CPU, a run that was killed and started
+    again ends with weights that are bit-identical to those of an uninterrupted run. After an
+    interrupt or an error the model has the state of the last complete epoch.
 
-    A model built under `distribute.strategy` trains on all its devices; see there.
+    A model built under `distribute.strategy` is trained on all its devices.
 
-    An optimizer with `use_ema=True` averages the weights: validation, callbacks at the end of an
-    epoch, `best`, `restore` and the model at the end have the averages.
+    An optimizer with `use_ema=True` averages the weights. Validation, callbacks at the end of an
+    epoch, `best`, `restore` and the trained model use the averages.
 
     Args:
-        model: Compiled `keras.Model`. It ends with the weights of the last epoch, or with those
-            that a callback chose, such as `EarlyStopping(restore_best_weights=True)`.
-        batches: `keras.utils.PyDataset`. Its `epoch` is set before each epoch, so that what it
-            draws can depend on it.
+        model: Compiled `keras.Model`. After training it has the weights of the last epoch, or those
+            that a callback selected, such as `EarlyStopping(restore_best_weights=True)`.
+        batches: `keras.utils.PyDataset`. Its attribute `epoch` is set before each epoch, so
+            that random draws can depend on it.
         epochs: Number of epochs in all, 1 or more, including those of earlier calls.
         run_dir: Folder of the run: `state` (an artifact), `best` (with `validation`: the
-            weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing:
-            the run cannot be resumed.
+            weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing,
+            and the run cannot be resumed.
         validation: `keras.utils.PyDataset`, or None.
         callbacks: Keras callbacks. Their settings must be those of earlier calls. Their state
             (patience, best value, arrays, lists) is saved and restored; a callback that holds
@@ -120,7 +121,7 @@ def fit(
     Raises:
         ArgumentError: If `run_dir` holds a run of other data, batches or settings; the message
             lists the differences. If the model is not compiled, or a callback cannot be resumed.
-        ArgumentTypeError: If model or batches are something else.
+        ArgumentTypeError: If model or batches have another type.
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
@@ -467,7 +468,7 @@ class _Run(keras.callbacks.Callback):
         self.check_first_batches()
         done = len(self.history)
         if done:
-            print(f"{self.name}: going on after epoch {done} of {epochs}.")
+            print(f"{self.name}: continuing after epoch {done} of {epochs}.")
         else:
             self._remove_earlier()
             self.saved = _arrays(self.variables), {}
@@ -494,7 +495,7 @@ class _Run(keras.callbacks.Callback):
             self._save_final()
 
     def _how_to_go_on(self) -> str:
-        return "." if self.run_dir is None else "; the same call goes on."
+        return "." if self.run_dir is None else "; the same call continues the run."
 
     def _remove_earlier(self):
         """Removes what an earlier run, or a run whose state was removed, left in `run_dir`."""

@@ -72,7 +72,7 @@ def hosts(tmp_path_factory):
     }
     both = [start(folder, "hosts", KERAS_DISTRIBUTION_PROCESS_ID=str(n), **env) for n in range(2)]
     said = [finish(child) for child in both]
-    assert all("host-resumed: going on after epoch 1 of 3" in text for text in said)
+    assert all("host-resumed: continuing after epoch 1 of 3" in text for text in said)
     return folder
 
 

@@ -163,7 +163,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_p
             said = child.stdout.read()
         codes.append(child.returncode)
     assert codes == [*(-kill for kill in kills), 0]
-    assert re.match(rf"killed: going on after epoch \d+ of {EPOCHS}\.\n", said)
+    assert re.match(rf"killed: continuing after epoch \d+ of {EPOCHS}\.\n", said)
 
     for name in ("state", "best"):
         (arrays, info), (wanted, straight) = (
@@ -178,7 +178,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_p
 @pytest.mark.fault(22)
 def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsys):
     fit(finished, epochs=4)
-    assert "going on after epoch 2 of 4" in capsys.readouterr().out
+    assert "continuing after epoch 2 of 4" in capsys.readouterr().out
     history = fit(tmp_path / "straight", epochs=4)
     assert_equal(read_state(finished)[0], read_state(tmp_path / "straight")[0])
     assert list(history.epoch) == [1, 2, 3, 4]
@@ -557,7 +557,7 @@ def test_an_interrupt_by_the_system_stops_at_a_whole_epoch_and_says_how_to_go_on
             fit(tmp_path / "run", 3, callbacks=[interrupt])
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "stopped after epoch 1; the same call goes on" in capsys.readouterr().out
+    assert "stopped after epoch 1; the same call continues" in capsys.readouterr().out
     fit(tmp_path / "run", 3)
     fit(tmp_path / "straight", 3)
     assert_equal(read_state(tmp_path / "run")[0], read_state(tmp_path / "straight")[0])
@@ -761,7 +761,7 @@ def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, 3, callbacks=[Every(interrupt)])
-    assert "stopped after epoch 1; the same call goes on" in capsys.readouterr().out
+    assert "stopped after epoch 1; the same call continues" in capsys.readouterr().out
 
 
 # The folder
