@@ -47,7 +47,7 @@ def strategy(devices=None):
 
     `training.fit` refuses batches that the devices cannot share evenly, and under TensorFlow
     losses that compare all images of a batch. What it cannot refuse: under TensorFlow
-    `BatchNormalization` (unless `synchronized=True`) normalises by the part of one device, and
+    `BatchNormalization` (unless `synchronized=True`) normalizes over the part of one device, and
     Dropout draws the same mask on each.
 
     Args:

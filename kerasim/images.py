@@ -50,7 +50,7 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
     Args:
         source: Path of a file, or its bytes.
         image_size: `(height, width)` or one number for both; bilinear. None keeps the size.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         dtype: "float32" in [0, 1] or "uint8" in 0..255.
 
     Returns:
@@ -76,7 +76,7 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     Args:
         source: Path of a file, or its bytes.
         size: `(height, width)`, or None to keep it.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
 
     Returns:
         `(pixels, animated)`: uint8 `(height, width, channels)`, and whether the file has several

@@ -73,7 +73,7 @@ def full_precision(dtype) -> str:
     """Returns the dtype in which a layer or loss computes that was given `dtype`.
 
     That is "float64" if `dtype` computes in float64, else "float32": in half precision there are
-    too few digits to tell near vectors apart, and constants such as 1e-12 round to 0.
+    too few digits to distinguish vectors that are close, and constants such as 1e-12 round to 0.
 
     Args:
         dtype: Dtype, dtype policy or config of one, as Keras takes it; None for float32.

@@ -364,7 +364,7 @@ class _Run(keras.callbacks.Callback):
         self.name = network.name if run_dir is None else run_dir.name
         self.id = secrets.token_hex(8)
         self.history, self.stopped, self.stoppers, self.warned = [], False, [], False
-        self.probe = None  # inputs of a few images, to see whether the network tells them apart
+        self.probe = None  # inputs of a few images, to see whether its outputs for them differ
         # Arrays and states after the last whole epoch; None once `run_dir` has them.
         self.saved: Any = ({}, {})
         self.callbacks = _resume.Callbacks(callbacks, [*self.variables.values()])

@@ -1,4 +1,4 @@
-"""Arrays of images, and folders in their place: checked, noised, told apart."""
+"""Arrays and folders of images: checks, noise, copies and embeddings."""
 
 import hashlib
 import os

@@ -274,7 +274,7 @@ class LabelledPairBatches(Batches):
             what = f"groups has shape {groups.shape}, left has {self.rows} images"
             raise ArgumentError(f"{what}: pass (n,), one per pair, or (n, 2), one per side.")
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
-        # Losses see float32, which tells integers apart up to 2**24.
+        # Losses get float32, in which integers are exact up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
 
     def __getitem__(self, index: int):
