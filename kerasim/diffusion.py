@@ -19,7 +19,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 class NoiseSchedule:
-    """How much of an image is left, and how much noise there is, at each step.
+    """The shares of image and noise at each step of the diffusion process.
 
     Step t, from 0, holds `sqrt(abar_t) x + sqrt(1 - abar_t) noise` in model space. "linear" has
     betas from 1e-4 to 0.02, "cosine" those of a squared cosine, none above 0.999. A linear
@@ -102,7 +102,7 @@ def sample(
     guidance: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draws images from pure noise.
+    """Generates images from pure noise.
 
     Args:
         model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
@@ -158,7 +158,7 @@ def denoise(
     guidance: float = 0.0,
     seed: int = 0,
 ):
-    """Cleans images: finds the step with their noise, and runs the reverse process from there.
+    """Denoises images: starts the reverse process at the step with their noise level.
 
     Args:
         model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.

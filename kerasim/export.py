@@ -42,7 +42,7 @@ _HALF_TOLERANCE = 3e-2
 
 
 def export_saved_model(model, path, replace: bool = False) -> None:
-    """Writes a model as a SavedModel with two endpoints, any batch size each.
+    """Writes a model as a SavedModel with two endpoints, both for any batch size.
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
     "serve_bytes" takes `image_bytes`, `(batch,)` encoded JPEG, PNG, BMP or GIF files, decodes
@@ -114,7 +114,7 @@ def export_saved_model(model, path, replace: bool = False) -> None:
 
 
 def export_onnx(model, path, replace: bool = False) -> None:
-    """Writes a model as one ONNX file, for runtimes without Keras; any batch size.
+    """Writes a model as an ONNX file for any batch size, for runtimes without Keras.
 
     Its input is "images", float32 `(batch, height, width, channels)` in [0, 1]. The file is run by
     onnxruntime on random images, and compared with the model, before it is put in its place.

@@ -46,7 +46,7 @@ _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
 
 class Gallery:
-    """Images that can be searched: add some, find the most similar, save the whole.
+    """A searchable collection of images: add images, find the most similar ones, save.
 
     Images are given as a folder (see `data.image_folder`), a file or several, encoded images
     (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `data.embed`. Several are a
@@ -220,7 +220,7 @@ class Gallery:
                 None for the names of the subfolders of a folder; images beside the subfolders get
                 no label.
             on_error: What to do with files that cannot be decoded, or whose embedding is all zeros,
-                which have no direction for cosine: "raise" one error that lists them, or "skip"
+                whose cosine distance is undefined: "raise" one error that lists them, or "skip"
                 them, with a warning, into `skipped`. An item whose file cannot be decoded any more
                 is then removed.
             path: Where to `save`, at the end and several times before it; None for not at all.
@@ -370,13 +370,14 @@ class Gallery:
         return table.assign(distance=distances[shown])
 
     def calibrate(self, left, right, same, far: float = 0.01) -> float:
-        """Fits the threshold, and the score, of `verify` on known pairs.
+        """Fits the threshold and the score of `verify` on known pairs.
 
-        `calibration` then tells both error rates on these pairs, with intervals. A warning says if
-        they rest on fewer than ten pairs.
+        `calibration` then returns both error rates on these pairs, with intervals. There is a
+        warning if they are measured on fewer than ten pairs.
 
         Args:
-            left, right: Images that nothing was trained on; `right[i]` is paired with `left[i]`.
+            left, right: Images that were not used for training; `right[i]` is paired with
+                `left[i]`.
             same: `(n,)`: 1 or True for a positive pair, else 0; n from 2 to 200,000.
             far: Share of negative pairs that may be accepted, 0 to 1.
 
@@ -397,14 +398,14 @@ class Gallery:
         return threshold
 
     def verify(self, left, right) -> pd.DataFrame:
-        """Says of each pair of images whether both show the same.
+        """Decides for each pair of images whether both show the same.
 
         Args:
             left, right: Images, as many on each side.
 
         Returns:
             A row for each pair: distance, same (at `threshold`) and score, the probability that
-            they do if half of all pairs did.
+            the pair is positive if half of all pairs are.
 
         Raises:
             ArgumentError: If the gallery is not calibrated.

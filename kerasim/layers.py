@@ -133,7 +133,7 @@ class Distance(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class CosineClassifier(_Layer):
-    """The cosine of each vector with a learnt direction for each class, for `ArcFaceLoss`.
+    """The cosine of each vector with a learned direction for each class, for `ArcFaceLoss`.
 
     Takes `(batch, dim)` and gives `(batch, num_classes)` in [-1, 1]. Train
     `keras.Sequential([embedder, CosineClassifier(10)])`, then keep the embedder. Computes in
@@ -164,7 +164,7 @@ class CosineClassifier(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class Sampling(_Layer):
-    """Draws a code from a Gaussian in training, and gives its mean otherwise, as Dropout does.
+    """Samples a code from a Gaussian in training, and returns its mean at inference.
 
     Takes a list of two tensors `(batch, dim)`, the mean and the logarithm of the variance (cut to
     [-10, 10]), and gives `(batch, dim)`. It adds to the losses of its model, in training and in
@@ -239,7 +239,7 @@ class TimeEmbedding(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class LogEnergy(_Layer):
-    """The logarithm of each channel's mean square: twice the amplitude adds log 4.
+    """The logarithm of the mean square of each channel: twice the amplitude adds log 4.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`. Computes in float32,
     under any dtype policy.
@@ -254,7 +254,7 @@ class LogEnergy(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class AttentionPooling(_Layer):
-    """The mean of the positions of a feature map, weighted by what a small net makes of each.
+    """The weighted mean over the positions of a feature map, with weights from a small network.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `sum of a_i x_i`, where
     `a = softmax over positions of w tanh(V x_i)`.
@@ -329,7 +329,7 @@ class GeneralizedMean(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class BackbonePreprocessing(_Layer):
-    """Makes of RGB images in [0, 1] what a backbone of `keras.applications` was trained on.
+    """Preprocesses RGB images in [0, 1] for a backbone of `keras.applications`.
 
     Takes `(batch, height, width, 3)` and gives the same shape, in the units of that backbone's own
     `preprocess_input`, which gets images in [0, 255]; "squeezenet" has that of VGG16. Computes in

@@ -97,7 +97,7 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
 
 
 def frechet_distance(features_a, features_b) -> float:
-    """Measures how far two sets of vectors lie apart, by means and covariances alone.
+    """Computes the Fréchet distance of two sets of vectors, from their means and covariances.
 
     `|m_a - m_b|**2 + trace(C_a + C_b - 2 (C_a C_b)**(1/2))`: of Gaussians with those moments, the
     squared 2-Wasserstein distance. On features of Inception-v3 it is known as FID. It falls with
@@ -359,7 +359,7 @@ class _Search:
 
 
 def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """Finds the 95 % interval of the mean of `values` by the percentile bootstrap.
+    """Computes the 95 % interval of the mean of `values` with the percentile bootstrap.
 
     For two systems on the same queries, pass the differences of their scores: if the interval
     holds no 0, they differ.
@@ -732,7 +732,7 @@ class Candidates:
 
 
 def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -> Candidates:
-    """Measures how often a left image finds its own right one in a pool of candidates.
+    """Measures how often the right image of a pair is found in a pool of candidates.
 
     Args:
         left: `(n, dim)` embeddings of the queries.
