@@ -310,7 +310,9 @@ def test_settings_change_with_the_share_the_classes_and_the_number():
 def test_a_copy_with_another_label_is_reported(drawn):
     images = MARKED.copy()
     images[39] = images[0]
-    with pytest.warns(UserWarning, match="1 images are copies .* another label, the first 39 of 0"):
+    with pytest.warns(
+        UserWarning, match="1 images are copies .* label, the first is image 39, a copy of 0"
+    ):
         drawn(images, OF_MARKED)
 
 
