@@ -236,7 +236,7 @@ def _check_equal(model, shape, what: str, run) -> None:
             difference = f"shape {found.shape}, expected {wanted.shape}"
             if is_shape_equal:
                 gap = np.nanmax(np.abs(found - wanted))
-                difference = f"differs by up to {gap:.3g}, of outputs up to {largest:.3g}"
+                difference = f"by up to {gap:.3g}, for outputs up to {largest:.3g}"
             raise ArgumentError(
                 f"model was exported, but the outputs of its {what} differ from those of the model "
                 f"({difference}). Nothing was written. Replace the layer that is converted "
@@ -362,7 +362,7 @@ class SavedModel:
         """Returns the signature of an endpoint's one input as (name, spec)."""
         if endpoint not in self._loaded.signatures:
             names = sorted(self._loaded.signatures)
-            what = f"This SavedModel has no endpoint {endpoint!r}, but {names}"
+            what = f"This SavedModel has no endpoint {endpoint!r}, only {names}"
             raise ArgumentError(f"{what}: export it with export_saved_model.")
         (named,) = self._loaded.signatures[endpoint].structured_input_signature[1].items()
         return named
@@ -387,8 +387,10 @@ def _check_model(model):
         raise DependencyError(f"{what}: {mend}.")
     shape, _ = shapes_of("model", model)
     if None in shape or shape[2] not in (1, 3):
-        mend = "build it with an image_shape (height, width, 1 or 3)"
-        raise ArgumentError(f"model takes images of shape {shape}, which is not fixed: {mend}.")
+        raise ArgumentError(
+            f"model takes images of shape {shape}, but an export needs a fixed size and 1 or 3 "
+            "channels: build it with an image_shape (height, width, 1 or 3)."
+        )
     return shape
 
 
