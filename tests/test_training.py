@@ -211,7 +211,7 @@ def test_a_finished_run_says_so_and_gives_its_weights_without_training(
     history = fit(finished, model=model)
     said = capsys.readouterr().out
     assert re.search(r"run: finished earlier after 2 epochs in \d+ s, loss 0\.\d+", said)
-    assert "To train longer, pass a larger epochs; to train again, pass resume=False." in said
+    assert "To train longer, increase epochs; to train again, pass resume=False." in said
     assert snapshot(finished / "state") == before
     arrays = read_state(finished)[0]
     assert_equal(weights(model), [arrays[f"model/{n}"] for n in range(len(weights(model)))])
@@ -618,7 +618,7 @@ def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_
 
     for model in (change(build(), 17), keras.Sequential(build().layers[:-2])):
         before = weights(model)
-        with pytest.raises(ArtifactError, match=f"{tmp_path}.*another architecture.*saved"):
+        with pytest.raises(ArtifactError, match=f"{tmp_path}.*a different architecture.*saved"):
             training.restore(model, tmp_path, best=True)
         assert_equal(weights(model), before)
 
@@ -862,7 +862,7 @@ def test_batches_without_an_end_are_refused(tmp_path):
     class Endless(keras.utils.PyDataset):
         num_batches = None
 
-    with pytest.raises(ArgumentError, match="batches has no end: give its class a __len__"):
+    with pytest.raises(ArgumentError, match="batches is endless: give its class a __len__"):
         fit(tmp_path, batches=Endless())
 
 
