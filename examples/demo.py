@@ -1,11 +1,11 @@
-"""The main job of kerasim on scikit-learn's digits: train, map, search, verify, export.
+"""The main workflow of kerasim on scikit-learn's digits: train, search, verify, map, export.
 
     python examples/demo.py [FOLDER]
 
-Trains an autoencoder and an embedder and compares both with answers that need no training: the mean
-image, principal components, raw pixels, and the same network untrained. Figures, models and an
-explorer page are written to FOLDER (default: runs/demo). The script ends with a table, and with
-exit code 1 if a trained network is not better than one of its baselines.
+Trains an autoencoder and an embedder, and compares both with baselines that need no training: the
+mean image, principal components, raw pixels, and the same network untrained. Plots, models and an
+explorer page are written to FOLDER (default: runs/demo). At the end the script prints a table of
+the results. The exit code is 1 if a trained network is not better than one of its baselines.
 """
 
 import argparse
@@ -35,7 +35,7 @@ READER = Path(__file__).parent / "read_saved_model.py"
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """The digits: images to train on, to fit the threshold on, and to report figures on."""
+    """The digits: the training, validation and test split."""
 
     x_train: np.ndarray
     y_train: np.ndarray
@@ -56,14 +56,14 @@ class Embeddings:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A figure of a trained network beside those of its baselines.
+    """A metric of a trained network, and of its baselines.
 
     Attributes:
         name: What was measured.
-        value: The figure of the trained network.
-        baselines: Name and figure of each answer that the network has to beat.
+        value: The value of the trained network.
+        baselines: Name and value of each baseline that the network has to beat.
         better: "lower" or "higher".
-        references: Name and figure of answers that are shown, but need not be beaten.
+        references: Names and values that are shown, but do not have to be beaten.
     """
 
     name: str
@@ -76,9 +76,9 @@ class Result:
         """Returns a sentence for each baseline that the trained network does not beat."""
         sign = -1 if self.better == "lower" else 1
         return [
-            f"{self.name} is {self.value:.4f}, not {self.better} than {figure:.4f} ({baseline})."
-            for baseline, figure in self.baselines.items()
-            if not sign * self.value > sign * figure  # NaN is never better
+            f"{self.name} is {self.value:.4f}, not {self.better} than {other:.4f} ({baseline})."
+            for baseline, other in self.baselines.items()
+            if not sign * self.value > sign * other  # NaN is never better
         ]
 
 
@@ -93,7 +93,7 @@ class Clock:
 
 
 def load_digits() -> Digits:
-    """Returns the bundled digits, with the last fifth of the training images for validation."""
+    """Returns the bundled digits; the last fifth of the training images is the validation split."""
     digits = data.load("digits")
     count = len(digits.x_train) * 4 // 5
     return Digits(
@@ -118,14 +118,14 @@ def flatten_all(digits: Digits) -> Embeddings:
     return Embeddings(*(images.reshape(len(images), -1) for images in parts))
 
 
-def held_out(digits: Digits) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images that were not trained on, and their labels."""
+def validation_and_test(digits: Digits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images and labels of the validation and test split."""
     images = np.concatenate([digits.x_val, digits.x_test])
     return images, np.concatenate([digits.y_val, digits.y_test])
 
 
-def held_out_vectors(embeddings: Embeddings) -> np.ndarray:
-    """Returns the embeddings of the images that were not trained on."""
+def validation_and_test_vectors(embeddings: Embeddings) -> np.ndarray:
+    """Returns the embeddings of the validation and test split."""
     return np.concatenate([embeddings.val, embeddings.test])
 
 
@@ -151,7 +151,7 @@ def verbosity() -> int:
 
 
 def compare_reconstructions(autoencoder: keras.Model, digits: Digits, path: Path) -> Result:
-    """Measures the error on the test images, and draws ten of them as reconstructed."""
+    """Measures the reconstruction error on the test split, and draws ten reconstructions."""
     pixels = flatten_all(digits)
     pca = PCA(LATENT_DIM, random_state=0).fit(pixels.train)
     linear = pca.inverse_transform(pca.transform(pixels.test)).reshape(digits.x_test.shape)
@@ -175,7 +175,7 @@ def compare_searches(
     digits: Digits,
     references: dict[str, Embeddings] | None = None,
 ) -> list[Result]:
-    """Measures, by each metric, how many of the ten nearest training images show the same digit."""
+    """Measures for each metric how many of the ten nearest training images show the same digit."""
 
     def precision(embeddings, metric):
         scores = metrics.retrieval(
@@ -238,27 +238,27 @@ def compare_verification(
         Result(text, rates[rate], {name: other[rate] for name, other in others.items()}, "lower")
         for text, rate in judged.items()
     ]
-    # Not judged: whatever the embedder, the threshold accepts MAX_FAR of the validation pairs.
-    asked = {"raw pixels": others["raw pixels"]["far"], "asked for on validation pairs": MAX_FAR}
+    # Not a criterion: with any embedder the threshold accepts MAX_FAR of the validation pairs.
+    asked = {"raw pixels": others["raw pixels"]["far"], "limit on validation pairs": MAX_FAR}
     accepted = Result("negative pairs accepted at the threshold", rates["far"], {}, "lower", asked)
     return [*results, accepted]
 
 
 def draw_map(embeddings: Embeddings, digits: Digits, path: Path) -> np.ndarray:
-    """Draws a UMAP map of the images that were not trained on, and returns their coordinates."""
-    _, labels = held_out(digits)
-    # A large min_dist spreads the points of a class, which otherwise cover one another.
+    """Draws a UMAP map of the validation and test split, and returns the coordinates."""
+    _, labels = validation_and_test(digits)
+    # A large min_dist spreads the points of a class, which otherwise overlap.
     projection = Projection(n_neighbors=30, min_dist=0.8, seed=0)
-    coordinates = projection.fit_transform(held_out_vectors(embeddings))
+    coordinates = projection.fit_transform(validation_and_test_vectors(embeddings))
     axes = plots.latent_map(coordinates, labels)
     axes.figure.savefig(path, dpi=150, bbox_inches="tight")
     return coordinates
 
 
 def write_page(embeddings: Embeddings, coordinates, digits: Digits, path: Path) -> None:
-    """Writes the page to explore a map, with the ten nearest images of each image."""
-    images, labels = held_out(digits)
-    vectors = held_out_vectors(embeddings)
+    """Writes an interactive page of the map, with the ten nearest images of each image."""
+    images, labels = validation_and_test(digits)
+    vectors = validation_and_test_vectors(embeddings)
     # An image is its own nearest neighbor, which is left out.
     nearest = {
         metric: NeighborIndex(metric).fit(vectors).query(vectors, k=11)[1][:, 1:]
@@ -268,15 +268,15 @@ def write_page(embeddings: Embeddings, coordinates, digits: Digits, path: Path) 
 
 
 def export_and_read_back(embedder, images: np.ndarray, folder: Path, clock: Clock) -> None:
-    """Exports the embedder, and applies it in a process with TensorFlow but without kerasim.
+    """Exports the embedder, and loads it in a process with TensorFlow but without kerasim.
 
     Raises:
-        RuntimeError: If that process fails, or its embeddings are not those of the embedder.
+        RuntimeError: If that process fails, or its embeddings differ from those of the embedder.
     """
     if keras.backend.backend() != "tensorflow":
-        print("The model is not exported: that needs KERAS_BACKEND=tensorflow.")
+        print("The model is not exported: export needs KERAS_BACKEND=tensorflow.")
         return
-    clock.announce("Exporting the embedder, and reading it in a process without kerasim ...")
+    clock.announce("Exporting the embedder, and loading it in a process without kerasim ...")
     exported = folder / "embedder-savedmodel"
     export.export_saved_model(embedder, exported, replace=True)
     inputs, outputs = folder / "images.npy", folder / "embeddings.npy"
@@ -286,15 +286,15 @@ def export_and_read_back(embedder, images: np.ndarray, folder: Path, clock: Cloc
     if done.returncode:
         raise RuntimeError(f"{READER.name} failed:\n{done.stderr}")
     difference = np.abs(np.load(outputs) - data.embed(embedder, images)).max()
-    print(f"The embeddings of that process differ by {difference:.1g} at most.")
+    print(f"The embeddings that it computes there differ by at most {difference:.1g}.")
     if not difference < 1e-4:
-        raise RuntimeError(f"The exported model is not the trained one: {difference:.3g} apart.")
+        raise RuntimeError(f"The embeddings of the exported model differ by {difference:.3g}.")
 
 
 def table(results: list[Result]) -> str:
-    """Returns a line for each figure, with those of its baselines."""
+    """Returns a table: one line for each result, with its baselines."""
     width = max(len(result.name) for result in results)
-    lines = [f"{'figure, on test images':<{width}}  trained  baselines (for comparison only)"]
+    lines = [f"{'metric on the test split':<{width}}  trained  baselines (only for comparison)"]
     for result in results:
         listed = [f"{name} {value:.4f}" for name, value in result.baselines.items()]
         listed += [f"({name} {value:.4f})" for name, value in result.references.items()]
@@ -308,16 +308,16 @@ def judge(results: list[Result]) -> list[str]:
 
 
 def do_autoencoder(digits: Digits, epochs: int, folder: Path, clock: Clock):
-    """Trains the autoencoder; returns its codes and its figures."""
+    """Trains the autoencoder, and returns its embeddings and results."""
     clock.announce("Training the autoencoder ...")
     autoencoder = models.conv_autoencoder((32, 32, 1), LATENT_DIM, dense_widths=(128, 512))
     encoder = autoencoder.get_layer("encoder")
     untrained = embed_all(encoder, digits)
     train_autoencoder(autoencoder, digits, epochs, folder / "autoencoder")
     codes = embed_all(encoder, digits)
-    clock.announce("Reconstructing the test images, and searching with their codes ...")
+    clock.announce("Reconstructing the test images, and searching with their embeddings ...")
     reconstruction = compare_reconstructions(autoencoder, digits, folder / "reconstructions.png")
-    # A code has 10 numbers and an image 1,024, so that raw pixels may well find more.
+    # An embedding has 10 dimensions and an image 1,024 pixels: raw pixels may be better here.
     searches = compare_searches(
         "autoencoder",
         codes,
@@ -329,7 +329,7 @@ def do_autoencoder(digits: Digits, epochs: int, folder: Path, clock: Clock):
 
 
 def do_embedder(digits: Digits, epochs: int, folder: Path, clock: Clock):
-    """Trains the embedder; returns it, its embeddings and its figures."""
+    """Trains the embedder, and returns it, its embeddings and results."""
     clock.announce("Training the embedder ...")
     embedder = models.conv_embedder((32, 32, 1), embedding_dim=64, widths=(16, 32, 64))
     baselines = {
@@ -346,9 +346,9 @@ def do_embedder(digits: Digits, epochs: int, folder: Path, clock: Clock):
 
 
 def list_files(folder: Path) -> str:
-    """Returns a line for each result in the folder."""
+    """Returns a line for each file that the demo has written to the folder."""
     kinds = {
-        "Figure": "*.png",
+        "Plot": "*.png",
         "Explorer page": "*.html",
         "Exported model": "*-savedmodel",
         "Training run": "*/history.csv",
@@ -362,22 +362,24 @@ def list_files(folder: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 if a trained network is not better than a baseline."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default="runs/demo", help="where to write")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default="runs/demo", help="folder for the results"
+    )
     parser.add_argument("--autoencoder-epochs", type=int, default=AUTOENCODER_EPOCHS)
     parser.add_argument("--embedder-epochs", type=int, default=EMBEDDER_EPOCHS)
     options = parser.parse_args(arguments)
 
     clock = Clock()
-    plt.switch_backend("Agg")  # figures are written to files
+    plt.switch_backend("Agg")  # plots are written to files
     keras.utils.set_random_seed(0)
     folder = options.folder.resolve()
     if folder.exists():
-        print(f"{folder} exists: both networks are trained again, and its files are replaced.")
+        print(f"{folder} exists. Both networks are trained again, and files there are replaced.")
     folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     print(
-        f"{len(digits.x_train)} images to train on, {len(digits.x_val)} for the threshold, "
-        f"{len(digits.x_test)} to report figures on."
+        f"{len(digits.x_train)} training, {len(digits.x_val)} validation and "
+        f"{len(digits.x_test)} test images."
     )
     codes, results = do_autoencoder(digits, options.autoencoder_epochs, folder, clock)
     embedder, embeddings, more = do_embedder(digits, options.embedder_epochs, folder, clock)
@@ -385,7 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
     failures = judge(results)
     if not failures:
         clock.announce(
-            "Drawing UMAP maps of the images not trained on (UMAP is compiled first) ..."
+            "Drawing UMAP maps of the validation and test images (UMAP is compiled first) ..."
         )
         draw_map(codes, digits, folder / "map-autoencoder.png")
         coordinates = draw_map(embeddings, digits, folder / "map-embedder.png")

@@ -1,22 +1,21 @@
 """Image similarity on Keras 3: embed, search, plot, export.
 
-Whatever learnt an embedding, it travels one path:
+The workflow is the same for every network:
 
     images -> embedder -> embeddings -> search, map, verify -> plot -> export
 
-An embedder is any `keras.Model` from images to vectors: the encoder of an autoencoder, the tower of
-a Siamese net, a backbone that others trained. Pictures come in through `data`. A builder of
-`models` makes a network, which `training.fit` trains with one of the `losses`, and `data.embed`
-makes vectors with it. From here on it does not matter what made them: `neighbors` finds the
-nearest, `metrics` says how good that is, `projection` lays them out on a map, `plots` and
-`explorer` show them, `export` hands the embedder to a server. `gallery` holds all of it as one
-folder, and `cli` is the same from a shell. `diffusion` is a path of its own: networks that draw and
-clean images. `distribute` is for what is too much for one machine.
+An embedder is any `keras.Model` that maps images to vectors: the encoder of an autoencoder, the
+tower of a Siamese network, a pretrained backbone. `data` loads images. `models` builds networks,
+which `training.fit` trains with one of the `losses`. `data.embed` computes embeddings. `neighbors`
+finds the nearest ones, `metrics` evaluates the results, `projection` computes a map, `plots` and
+`explorer` display it, and `export` writes the embedder for a server. `gallery` stores all of this
+in one folder, and `cli` is the command line. `diffusion` generates and denoises images.
+`distribute` is for work that is too large for one machine.
 
-Images are float32 in [0, 1], channels last; a distance grows with unlikeness; what draws random
-numbers takes a seed, and the same seed draws the same. What is saved is a folder that is written
-whole or not at all, and checked before it is used (`artifacts`). A module imports only those above
-it on this page.
+Images are float32 in [0, 1] with channels last. Distances are larger for less similar images.
+Functions that draw random numbers take a seed, and the same seed gives the same result. A saved
+artifact is a folder that is written completely or not at all, and checked before it is used
+(`artifacts`). A module imports only the modules above it on this page.
 """
 
 import importlib
@@ -32,7 +31,8 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# The oldest without known holes, as in pyproject.toml: not every installer keeps to that.
+# The oldest versions without known vulnerabilities. They are those of pyproject.toml, which some
+# installers ignore.
 _OLDEST = {"keras": "3.15", "numpy": "1.26", "pillow": "12.2"}
 
 _MODULES = [module.name for module in pkgutil.iter_modules(__path__)]
@@ -48,9 +48,11 @@ def _warn_of_old() -> None:
         except importlib.metadata.PackageNotFoundError:  # its import will say so
             continue
         if parts(found) < parts(oldest):
-            what = f"{name} {found} is installed, kerasim is safe from {oldest} on"
-            mend = f"pip install --upgrade '{name}>={oldest}'"
-            warnings.warn(f"{what}: {mend}.", stacklevel=2)
+            warnings.warn(
+                f"{name} {found} is installed, which has known vulnerabilities. Upgrade it with: "
+                f"pip install --upgrade '{name}>={oldest}'",
+                stacklevel=2,
+            )
 
 
 _warn_of_old()

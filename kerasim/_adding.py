@@ -235,7 +235,7 @@ class Taken:
             if not reason and self.metric == "cosine" and not vector.any():
                 file = self.given.files[n]
                 name = checks.shown(file) if file else f"Image {n}"
-                reason = f"{name} is embedded as zeros, which have no direction for cosine."
+                reason = f"{name} has an embedding of zeros, whose cosine distance is undefined."
             if reason:
                 reasons[n] = reason
         return dict(zip(rows, vectors, strict=True))

@@ -81,8 +81,10 @@ def _refuse_strings(name, x, y) -> None:
         for leaf in keras.tree.flatten(part):
             kind = getattr(getattr(leaf, "dtype", None), "kind", "")
             if kind in "USO" and kind:
-                mend = "Number the classes, as np.unique(labels, return_inverse=True)[1] does"
-                raise ArgumentTypeError(f"{name} hold strings or objects as {what}. {mend}.")
+                raise ArgumentTypeError(
+                    f"{name} yield strings or objects as {what}. Convert them to class numbers "
+                    "with np.unique(labels, return_inverse=True)[1]."
+                )
 
 
 def _check_inputs(name, model, x) -> None:
@@ -94,28 +96,30 @@ def _check_inputs(name, model, x) -> None:
     else:
         leaves = keras.tree.flatten(x)
         if len(leaves) != len(wanted):
-            what = f"{name} give {len(leaves)} inputs, and the network takes {len(wanted)}"
-            shown = ", ".join(wanted)
             raise ArgumentError(
-                f"{what} ({shown}). Pass batches of the kind that it was built for."
+                f"{name} yield {len(leaves)} inputs, but the network takes {len(wanted)} "
+                f"({', '.join(wanted)}). Pass batches that match its inputs."
             )
         given = dict(zip(wanted, map(np.shape, leaves), strict=True))
     for key, shape in wanted.items():
         if not _fits(given[key][1:], shape[1:]):
-            what = f"{name} give {key} of shape {given[key][1:]}"
-            takes = f"the network takes {_shown(shape[1:])}"
-            raise ArgumentError(f"{what}, and {takes}. Resize the images, or build it for them.")
+            raise ArgumentError(
+                f"{name} yield {key} of shape {given[key][1:]}, but the network takes "
+                f"{_shown(shape[1:])}. Resize the images, or build the network for their shape."
+            )
 
 
 def _check_names(name, given, wanted) -> None:
     if wanted - given:
-        what = f"{name} lack the inputs {sorted(wanted - given)} of the network"
-        mend = "Pass them, such as labels to a network with classes, or build it without"
-        raise ArgumentError(f"{what}. {mend}.")
+        raise ArgumentError(
+            f"{name} lack the inputs {sorted(wanted - given)} of the network. Pass them, such as "
+            "labels for a network with classes, or build the network without them."
+        )
     if given - wanted:
-        what = f"{name} give the inputs {sorted(given - wanted)}, which the network does not take"
-        mend = "Build it with them, such as num_classes for labels, or leave them out"
-        raise ArgumentError(f"{what}. {mend}.")
+        raise ArgumentError(
+            f"{name} yield the inputs {sorted(given - wanted)}, which the network does not take. "
+            "Leave them out, or build the network with them (num_classes for labels)."
+        )
 
 
 def _fits(given, wanted) -> bool:
@@ -140,9 +144,10 @@ def _check_rescaling(name, model, batches) -> None:
     if layers and isinstance(layers[0], keras.layers.Rescaling) and isinstance(batches, Batches):
         scale = np.max(np.abs(layers[0].scale))
         if scale <= _BYTE_SCALE:
-            what = f"{name} hold images in [0, 1], and the network's first layer multiplies them"
-            mend = "Leave that Rescaling layer out"
-            checks.warn(f"{what} by {scale:.4g}, as if they were in 0..255. {mend}.")
+            checks.warn(
+                f"{name} yield images in [0, 1], but the first layer of the network multiplies "
+                f"them by {scale:.4g}, as if they were in 0..255. Remove that Rescaling layer."
+            )
 
 
 def _check_diffusion(name, model, batches) -> None:
@@ -154,7 +159,7 @@ def _check_diffusion(name, model, batches) -> None:
     labels = getattr(batches, "labels", None)
     if labels is not None and isinstance(layers.get("classes"), keras.layers.Embedding):
         classes = layers["classes"].input_dim - 1  # the last is for "no label"
-        _check_classes(f"labels of {name}", labels, classes, "Pass num_classes")
+        _check_classes(f"labels of {name}", labels, classes, "Build the network with num_classes")
 
 
 def _check_classes(name, labels, classes: int, mend: str) -> None:
@@ -164,8 +169,10 @@ def _check_classes(name, labels, classes: int, mend: str) -> None:
         raise ArgumentError(f"{name} must be whole numbers: number the classes from 0.")
     low, high = labels.min(), labels.max()
     if low < 0 or high >= classes:
-        what = f"{name} go from {low:g} to {high:g}, and the network has classes 0 to {classes - 1}"
-        raise ArgumentError(f"{what}. Number the classes from 0. {mend}={int(high) + 1} or more.")
+        raise ArgumentError(
+            f"{name} range from {low:g} to {high:g}, but the network has classes 0 to "
+            f"{classes - 1}. Number the classes from 0. {mend}={int(high) + 1} or more."
+        )
 
 
 def _loss_name(loss) -> str:
@@ -192,11 +199,13 @@ def _check_targets(name, loss, model, batches, y, weights) -> None:
         _check_pairs(name, y, shape)
     elif known in _ELEMENTWISE:
         if not _fits(y.shape[1:], shape):
-            what = f"{name} give targets of shape {y.shape[1:]}, and the network {_shown(shape)}"
-            mend = "pass targets of the shape of the output"
+            mend = "Pass targets of the shape of the output"
             if known == "categorical_crossentropy" and y.dtype.kind in "iu":
-                mend = "pass one-hot rows, or compile with sparse_categorical_crossentropy"
-            raise ArgumentError(f"{what}. The loss {known} compares them value by value: {mend}.")
+                mend = "Pass one-hot rows, or compile with sparse_categorical_crossentropy"
+            raise ArgumentError(
+                f"{name} yield targets of shape {y.shape[1:]}, but the network returns "
+                f"{_shown(shape)}, and the loss {known} compares them element by element. {mend}."
+            )
         _check_range(name, known, model, y)
 
 
@@ -204,45 +213,56 @@ def _check_batch_loss(name, loss, batches, y, weights) -> None:
     """Refuses labels or weights that a loss on whole batches would misread."""
     shown = type(loss).__name__
     if weights is not None:
-        what = f"{name} give sample weights, and {shown}, one number for a batch, cannot use them"
-        raise ArgumentError(f"{what}. Leave them out, or draw what counts more often.")
+        raise ArgumentError(
+            f"{name} yield sample weights, which {shown} cannot use: it returns one value for a "
+            "batch. Leave them out, or draw important images more often."
+        )
     pairs = isinstance(loss, (losses.CosineTripletLoss, losses.PairSoftmaxLoss))
     wanted = [(2,)] if pairs else [(), (1,)]
     if y.shape[1:] not in wanted:
         takes = "groups (batch, 2)" if pairs else "labels (batch,)"
         mend = "Pass LabelledPairBatches" if pairs else "Pass one class number for each image"
-        mend += ", such as np.argmax(targets, axis=1) of one-hot rows" * (y.ndim == 2 and not pairs)
-        raise ArgumentError(f"{name} give targets {y.shape}, and {shown} takes {takes}. {mend}.")
+        if y.ndim == 2 and not pairs:
+            mend += ": convert one-hot rows with np.argmax(targets, axis=1)"
+        raise ArgumentError(
+            f"{name} yield targets of shape {y.shape}, but {shown} takes {takes}. {mend}."
+        )
     dtype = getattr(loss, "dtype", "float32")
     limit = 2 ** (ml_dtypes.finfo(dtype).nmant + 1)
     targets = getattr(batches, "targets", None)
     largest = np.abs(y if targets is None else targets).max(initial=0)
     if largest >= limit:
-        what = f"{name} give labels up to {largest}, and {dtype}, in which {shown} compares them"
-        mend = "Number the classes from 0, as np.unique(labels, return_inverse=True)[1] does"
-        raise ArgumentError(f"{what}, does not tell integers from {limit} on apart. {mend}.")
+        raise ArgumentError(
+            f"{name} yield labels up to {largest}, but {shown} compares labels as {dtype}, which "
+            f"rounds integers above {limit}. Number the classes from 0, as "
+            "np.unique(labels, return_inverse=True)[1] does."
+        )
 
 
 def _check_labels(name, y, shape, batches) -> None:
     if y.shape[1:] not in ((), (1,)) and y.shape[1:] != shape[:-1]:
-        what = f"{name} give targets {y.shape}, and the loss takes class numbers (batch,)"
-        raise ArgumentError(f"{what}. Pass such as np.argmax(targets, axis=1) of one-hot rows.")
+        raise ArgumentError(
+            f"{name} yield targets of shape {y.shape}, but the loss takes class numbers (batch,). "
+            "Convert one-hot rows with np.argmax(targets, axis=1)."
+        )
     if shape[-1] is not None:
         targets = getattr(batches, "targets", None)
         known = y if targets is None else targets
-        _check_classes(f"targets of {name}", known, shape[-1], "Build it with num_classes")
+        _check_classes(f"targets of {name}", known, shape[-1], "Build the network with num_classes")
 
 
 def _check_pairs(name, y, shape) -> None:
     if shape[-1:] != (1,) or y.shape[1:] not in ((), (1,)):
-        what = f"{name} give targets {y.shape}, and the network gives {_shown(shape)}"
-        mend = "Pass PairBatches to models.siamese(embedder, distance=...)"
         raise ArgumentError(
-            f"{what}. ContrastiveLoss compares pairs with distances (batch, 1). {mend}."
+            f"{name} yield targets of shape {y.shape}, and the network returns {_shown(shape)}. "
+            "ContrastiveLoss takes a target and a distance for each pair, (batch, 1). Train "
+            "models.siamese(embedder, distance=...) with PairBatches."
         )
     if not np.isin(y, (0, 1)).all():
-        mend = "Pass 1 for a positive pair and 0 for a negative one, as PairBatches does"
-        raise ArgumentError(f"{name} give targets other than 0 and 1 to ContrastiveLoss. {mend}.")
+        raise ArgumentError(
+            f"{name} yield targets other than 0 and 1 for ContrastiveLoss. Pass 1 for a positive "
+            "pair and 0 for a negative one, as PairBatches does."
+        )
 
 
 def _check_range(name, loss, model, y) -> None:
@@ -254,10 +274,12 @@ def _check_range(name, loss, model, y) -> None:
     why = f"the loss {loss} takes targets in [0, 1]"
     if not bounded and _last_activation(model) in ("sigmoid", "softmax"):
         bounded = True
-        why = f"the output of the network is a {_last_activation(model)}, which stays in [0, 1]"
+        why = f"the output activation {_last_activation(model)} stays in [0, 1]"
     if bounded:
-        mend = "Scale the targets to [0, 1], such as images in 0..255 by 1/255"
-        raise ArgumentError(f"{name} give targets from {low:g} to {high:g}, and {why}. {mend}.")
+        raise ArgumentError(
+            f"{name} yield targets from {low:g} to {high:g}, but {why}. Scale the targets to "
+            "[0, 1]: divide images in 0..255 by 255."
+        )
 
 
 def _last_activation(model) -> str:

@@ -385,7 +385,7 @@ def _check_attributes(shown, place: str, item: Any, size: int) -> None:
         # Values of variable length may all stand for the same bytes.
         is_repeated = attribute.dtype.kind == "O" and shape != ()
         if is_repeated or math.prod(shape) * attribute.dtype.itemsize > size:
-            _refuse_weights(shown, place, f"has a list of texts, {name[:40]!r}")
+            _refuse_weights(shown, place, f"has a list of strings, {name[:40]!r}")
 
 
 def _check_dataset(shown, place: str, dataset: Any) -> int:

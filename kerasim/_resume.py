@@ -369,7 +369,7 @@ class State:
 
     def _refusal(self, key, item) -> ArgumentError:
         what = f"{self.name} holds {key!r} of type {class_name(item)}, which cannot be saved"
-        why = "so a run that is stopped and started again would end with other numbers"
+        why = "so a run that is interrupted and resumed would give different results"
         mend = "Keep numbers, strings, arrays, lists and dicts in it, or give it get_state()"
         return ArgumentError(f"{what}, {why}. {mend} and set_state(state), or pass run_dir=None.")
 
@@ -462,9 +462,11 @@ class State:
         targets = self._unknown(now)
         shapes = [[tuple(x.shape) for x in group] for group in (targets, values)]
         if shapes[0] != shapes[1]:
-            what = f"{self.name} holds a {class_name(now)} with variables of the shapes {shapes[0]}"
-            mend = "Build it as it was, or choose another run_dir"
-            raise ArgumentError(f"{what}, the saved run {shapes[1]}. {mend}.")
+            raise ArgumentError(
+                f"{self.name} holds a {class_name(now)} with variables of shapes {shapes[0]}, but "
+                f"those of the saved run are {shapes[1]}. Build it as it was, or choose another "
+                "run_dir."
+            )
         for variable, value in zip(targets, values, strict=True):
             variable.assign(value)
         return now
@@ -666,8 +668,8 @@ class Callbacks:
         scheduler = isinstance(self.callbacks[position], keras.callbacks.LearningRateScheduler)
         if scheduler or not only_functions_differ(saved["settings"], self.settings[position]):
             return lines
-        what = f"{self._name(position)} has other functions than in the run so far"
-        mend = "It starts anew; if it decides the numbers, choose another run_dir"
+        what = f"{self._name(position)} has different functions than in the run so far"
+        mend = "Its state starts anew. If it affects the training, choose another run_dir"
         checks.warn(f"{what}. {mend}.")
         return []
 

@@ -134,9 +134,9 @@ class Known:
         if version and version not in self._versions.get(path, ()):
             check_replaceable(find(path), kind)
             raise ArtifactError(
-                f"{path} holds what this object did not load, or what another process saved since: "
-                "load it and add to that, choose another path, or pass replace=True to overwrite "
-                "it."
+                f"{path} holds an artifact that this object was not loaded from or saved to, or "
+                "that another process saved since: load it and add to that, choose another path, "
+                "or pass replace=True to overwrite it."
             )
 
     def note(self, path, folder=None) -> None:
@@ -518,7 +518,7 @@ def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
         raise ArtifactError(
             f"{folder} was made with another embedder: its fingerprint is "
             f"{str(manifest.fingerprint)[:12]}, expected {fingerprint[:12]}. Embed the images "
-            "again with this embedder, or pass the one that it was made with."
+            "again with this embedder, or pass the original embedder."
         )
     for name, expected in manifest.files.items():
         found = _describe(folder / name, expected["size"])
@@ -539,8 +539,8 @@ def _manifest(folder: Path, kind: str) -> Manifest:
     path = folder / MANIFEST
     if not os.path.lexists(path):
         raise ArtifactError(
-            f"{folder} has no {MANIFEST}, as every saved {kind} has. kerasim did not write it and "
-            "does not trust it. Check the path."
+            f"{folder} has no {MANIFEST}, which every saved {kind} has, so kerasim did not write "
+            "it and does not load it. Check the path."
         )
     if path.is_symlink():
         raise ArtifactError(f"{path} is a link, not a file. Put a copy of the file in its place.")
@@ -561,7 +561,8 @@ def _encode(manifest: Manifest) -> bytes:
         body = json.loads(json.dumps(dataclasses.asdict(manifest)))
     except (TypeError, ValueError) as error:
         raise ArgumentTypeError(
-            f"info must hold JSON values ({error}). Turn arrays and NumPy numbers into plain ones."
+            f"info must hold JSON values ({error}). Convert arrays to lists, and NumPy numbers to "
+            "int or float."
         ) from error
     raw = json.dumps({**body, "manifest_sha256": _digest(body)}, indent=1).encode()
     if len(raw) > _MANIFEST_BYTES:
@@ -584,7 +585,7 @@ def _decode(path: Path, raw: bytes) -> Manifest:
             raise ArtifactError(
                 f"{path} has schema {body['schema']}, written by kerasim "
                 f"{body['versions']['kerasim']}; kerasim {__version__} reads up to {SCHEMA}. "
-                "Install a newer kerasim: upgrade it."
+                "Upgrade kerasim."
             )
         manifest = Manifest(**body)
         if not _is_sound(manifest):

@@ -1,9 +1,8 @@
-"""Arguments, looked at before they are used: each check raises in the name of what it is told.
+"""Checks of arguments, for internal use.
 
-For the package's own use. A check takes the name of an argument and its value, and returns the
-value in the form that is wanted or raises `ArgumentError`, or `ArgumentTypeError` if it is of the
-wrong kind: so each function refuses the same things in the same words, and early, where the
-message can still name the argument.
+A check takes the name of an argument and its value. It returns the value in the expected form, or
+raises an `ArgumentError`, or an `ArgumentTypeError` if the type is wrong. So all functions refuse
+the same values with the same messages, before they are used, and the messages name the argument.
 """
 
 import contextlib
@@ -84,7 +83,7 @@ def flag(name: str, value) -> bool:
         ArgumentTypeError: If it is neither True nor False: "no" or 0.5 would be taken for true.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise ArgumentTypeError(f"{name} must be a flag. Received {value!r}: pass True or False.")
+        raise ArgumentTypeError(f"{name} must be a bool. Received {value!r}: pass True or False.")
     return bool(value)
 
 
@@ -112,7 +111,9 @@ def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
     try:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
-        raise ArgumentError(f"{name} cannot be made one array ({error}): {mend}.") from error
+        raise ArgumentError(
+            f"{name} cannot be converted to one array ({error}): {mend}."
+        ) from error
 
 
 def kind(name: str, value, kinds, mend: str) -> None:
@@ -222,7 +223,7 @@ def regular_file(path, error_class) -> None:
     except OSError as error:
         mend = "Check its permissions and those of its folder."
         raise error_class(f"Cannot open {name}: {error.strerror}. {mend}") from error
-    what = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+    what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
     raise error_class(f"{name} is {what}: pass the path of a file.")
 
 
@@ -271,7 +272,7 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
 def listed(name: str, values) -> list:
     """Returns `values` as a list, else raises an `ArgumentTypeError` for `name`."""
     if isinstance(values, (str, bytes)) or not np.iterable(values):
-        came = f"Received {type(values).__name__}: pass one, such as [{values!r}]."
+        came = f"Received {type(values).__name__}: pass a list, such as [{values!r}]."
         raise ArgumentTypeError(f"{name} must be a list or tuple. {came}")
     return list(values)
 
@@ -279,7 +280,7 @@ def listed(name: str, values) -> list:
 def like(name: str, value, attribute: str, what: str) -> None:
     """Raises an `ArgumentTypeError` for `name` unless `value` has an `attribute` as `what` has."""
     if not hasattr(value, attribute):
-        came = f"Received {type(value).__name__}: pass one in its place."
+        came = f"Received {type(value).__name__}: pass one instead."
         raise ArgumentTypeError(f"{name} must be {what}. {came}")
 
 
@@ -392,7 +393,7 @@ def optional_labels(name: str, values, n: int | None, of: str) -> tuple[np.ndarr
     kinds = {_kind_of_label(value) for value in present}
     if len(kinds) > 1 or "" in kinds:
         types = ", ".join(sorted({type(value).__name__ for value in present}))
-        fix = "convert them to one of the two, or number the classes from 0"
+        fix = "convert all of them to integers or all to strings"
         what = f"{name} must be integers or strings, not {types} (dtype {plain.dtype})"
         raise ArgumentTypeError(f"{what}: {fix}.")
     empty, dtype = _LABEL_KINDS[kinds.pop() if kinds else "string"]
@@ -400,7 +401,8 @@ def optional_labels(name: str, values, n: int | None, of: str) -> tuple[np.ndarr
     try:
         return elements.astype(dtype), absent
     except OverflowError as error:
-        raise ArgumentError(f"{name} holds integers beyond 64 bits: number the classes.") from error
+        what = f"{name} holds integers beyond 64 bits"
+        raise ArgumentError(f"{what}: number the classes from 0.") from error
 
 
 _LABEL_KINDS = {  # what stands for a missing label, and the dtype of the array
@@ -449,7 +451,7 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
         raise ArgumentError(f"{name} must be {wanted}. Received shape {x.shape}: {mend}.")
     finite(name, x)
     if metric == "cosine":
-        bad_rows(name, ~x.any(axis=1), "only zeros, which have no direction for cosine,")
+        bad_rows(name, ~x.any(axis=1), "zero vectors, whose cosine distance is undefined,")
     return x
 
 
@@ -463,7 +465,7 @@ def as_float64_or_narrower(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size:
         largest = max(int(x.max()), -int(x.min()))
         if largest > 2**53:
-            what = f"{name} holds integers up to {largest}, of which float64 cannot hold each"
+            what = f"{name} holds integers up to {largest}, which float64 cannot represent exactly"
             raise ArgumentError(f"{what}. Subtract an offset, so that they are 2**53 at most.")
     if x.dtype.kind != "f" or x.dtype.itemsize <= 8:
         return x
@@ -471,7 +473,7 @@ def as_float64_or_narrower(name: str, x: np.ndarray) -> np.ndarray:
         narrow = x.astype("float64")
     if (np.isinf(narrow) & np.isfinite(x)).any():
         what = f"{name} holds numbers up to {np.abs(x).max():.3g}, too large for float64"
-        raise ArgumentError(f"{what}. Divide all of them by one number.")
+        raise ArgumentError(f"{what}. Divide all of them by the same number.")
     return narrow
 
 
@@ -505,7 +507,7 @@ def archive(path: Path) -> None:
         listed = members.infolist()
     names = [member.filename for member in listed]
     if len({*names}) < len(names):
-        raise ArtifactError(f"{shown(path)} holds two files of one name. Save it again.")
+        raise ArtifactError(f"{shown(path)} holds two files with the same name. Save it again.")
     for member in listed:
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ArtifactError(

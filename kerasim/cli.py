@@ -1,9 +1,9 @@
-"""The command line: the library's calls, with errors on one line.
+"""The command line. Errors are printed on one line.
 
 `kerasim embed` adds the images of a folder to a gallery, `query` finds similar images in it,
-`calibrate` and `verify` decide whether two images show the same, `map` writes an HTML page and
-`export` a SavedModel or an ONNX file. `info`, `remove`, `prune` and `relocate` maintain a gallery;
-`fetch` downloads data sets. `kerasim COMMAND --help` describes each command.
+`calibrate` and `verify` decide whether two images show the same class, `map` writes an HTML page
+and `export` a SavedModel or an ONNX file. `info`, `remove`, `prune` and `relocate` maintain a
+gallery; `fetch` downloads data sets. `kerasim COMMAND --help` describes each command.
 
 Each command is one call of `gallery.Gallery`, `data` or `export`. What can be checked without
 Keras, which takes seconds to import, is checked first. Exit codes: 0 success, 1 verified as
@@ -35,12 +35,14 @@ app = typer.Typer(
     help="Find similar images. Exit codes: 0 success, 1 verified as different, 2 an error, "
     "130 interrupted.",
 )
-Folder = Annotated[Path, typer.Argument(help="Folder of images, or of one subfolder per class.")]
+Folder = Annotated[
+    Path, typer.Argument(help="Folder of images, optionally with one subfolder per class.")
+]
 GalleryPath = Annotated[Path, typer.Argument(help="Folder of the gallery.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OnError = Annotated[
     Literal["raise", "skip"],
-    typer.Option(help="Stop at images that cannot be decoded, or skip them."),
+    typer.Option(help="Stop with an error at images that cannot be decoded, or skip them."),
 ]
 
 
@@ -67,27 +69,30 @@ def embed(
     embedder: Annotated[
         str,
         typer.Option(
-            help="For a new gallery: a .keras file, or a backbone such as vgg16 or squeezenet."
+            help="Needed for a new gallery: a .keras file, or a backbone such as vgg16 or "
+            "squeezenet."
         ),
     ] = "",
     weights: Annotated[
         str, typer.Option(help="Weights of a backbone: imagenet, or the path of a weights file.")
     ] = "imagenet",
     size: Annotated[
-        int, typer.Option(min=1, help="Height and width in pixels of a backbone's input.")
+        int, typer.Option(min=1, help="Height and width of the input of a backbone, in pixels.")
     ] = 224,
     metric: Annotated[
         Literal["cosine", "euclidean", "manhattan"] | None,
-        typer.Option(help="Distance of a new gallery; default: cosine."),
+        typer.Option(help="Metric of a new gallery; default: cosine."),
     ] = None,
     kind: Annotated[
         Literal["exact", "hnsw"] | None,
-        typer.Option(help="Index of a new gallery; default: exact. hnsw is for a million images."),
+        typer.Option(
+            help="Index of a new gallery; default: exact. Use hnsw for a million images or more."
+        ),
     ] = None,
     on_error: OnError = "raise",
     as_json: Json = False,
 ):
-    """Adds the images of a folder to a gallery. Run it again to add what is new."""
+    """Adds the images of a folder to a gallery. Run it again to add new images."""
     _check_folder(folder)
     exists = _gallery_exists(gallery)
     if not exists and not embedder:
@@ -130,10 +135,12 @@ def embed(
 def query(
     gallery: GalleryPath,
     images: Annotated[list[Path], typer.Argument(help="Images to search for.")],
-    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Neighbors of each image.")] = 10,
+    k: Annotated[
+        int, typer.Option("-k", "--k", min=1, help="Number of results for each image.")
+    ] = 10,
     as_json: Json = False,
 ):
-    """Finds the most similar images."""
+    """Finds the most similar images in a gallery."""
     for image in images:
         _check_file(image)
     found = _open(gallery).query([*images], k)
@@ -148,18 +155,18 @@ def query(
 @app.command()
 def calibrate(
     gallery: GalleryPath,
-    folder: Annotated[Path, typer.Argument(help="Folder of one subfolder of images per class.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with one subfolder of images per class.")],
     far: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of negative pairs that may be accepted.")
+        float, typer.Option(min=0, max=1, help="Largest share of negative pairs to accept (FAR).")
     ] = 0.01,
     pairs: Annotated[
-        int, typer.Option(min=2, max=200_000, help="Pairs to draw, half of them positive.")
+        int, typer.Option(min=2, max=200_000, help="Number of random pairs, half of them positive.")
     ] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the pairs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the random pairs.")] = 0,
     on_error: OnError = "raise",
     as_json: Json = False,
 ):
-    """Fits the threshold of verify on pairs of images that nothing was trained on."""
+    """Fits the threshold of verify on labeled images. Pass images that were not trained on."""
     _check_folder(folder)
     opened = _open(gallery)
     images = kerasim.data.image_folder(
@@ -167,7 +174,7 @@ def calibrate(
     )
     if images.labels is None:
         raise ArgumentError(
-            f"{folder} has no subfolders. Pass a folder of one subfolder of images per class."
+            f"{folder} has no subfolders. Pass a folder with one subfolder of images per class."
         )
     left, right, same = kerasim.data.draw_pairs(images.labels, pairs, seed=seed)
     opened.calibrate(images.take(left), images.take(right), same, far)
@@ -185,9 +192,9 @@ def verify(
     right: Annotated[Path, typer.Argument(help="The image to compare it with.")],
     as_json: Json = False,
 ):
-    """Says whether two images show the same: exit code 0 if they do, 1 if they do not.
+    """Tells whether two images show the same class: exit code 0 if they do, 1 if they do not.
 
-    The score is the estimated probability that they do if half of all pairs did.
+    The score is the estimated probability that they do, if half of all pairs are positive.
     """
     _check_file(left)
     _check_file(right)
@@ -203,7 +210,7 @@ def write_map(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Gallery",
     on_error: Annotated[
         Literal["raise", "skip"],
-        typer.Option(help="Skip images whose files are missing or damaged, or stop at them."),
+        typer.Option(help="Skip images whose files are missing or damaged, or stop with an error."),
     ] = "skip",
     as_json: Json = False,
 ):
@@ -215,10 +222,12 @@ def write_map(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="A gallery, or a .keras file.")],
-    path: Annotated[Path, typer.Argument(help="What to write: a folder, or a file x.onnx.")],
+    path: Annotated[Path, typer.Argument(help="Output: a folder, or a file that ends in .onnx.")],
     target: Annotated[
         Literal["savedmodel", "onnx"] | None,
-        typer.Option("--format", help="Default: onnx for a path that ends in .onnx."),
+        typer.Option(
+            "--format", help="Default: onnx for a path that ends in .onnx, else savedmodel."
+        ),
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Overwrite an earlier export.")
@@ -247,7 +256,7 @@ def export(
 
 @app.command()
 def info(gallery: GalleryPath, as_json: Json = False):
-    """Describes a gallery: images, labels, metric, embedder, threshold, missing files."""
+    """Prints a summary of a gallery: images, labels, metric, embedder, threshold, missing files."""
     found = _open(gallery).info()
     if as_json:
         _print_json(found)
@@ -268,7 +277,7 @@ def remove(
     files: Annotated[list[str], typer.Argument(help="Files to remove from the gallery.")],
     as_json: Json = False,
 ):
-    """Removes images from a gallery. The files themselves stay where they are."""
+    """Removes images from a gallery. The image files are not deleted."""
     opened = _open(gallery)
     removed = opened.remove(files)
     opened.save(gallery)
@@ -277,7 +286,7 @@ def remove(
 
 @app.command()
 def prune(gallery: GalleryPath, as_json: Json = False):
-    """Removes the images whose files no longer exist from a gallery."""
+    """Removes those images from a gallery whose files no longer exist."""
     opened = _open(gallery)
     removed = opened.prune()
     if len(removed):
@@ -288,11 +297,11 @@ def prune(gallery: GalleryPath, as_json: Json = False):
 @app.command()
 def relocate(
     gallery: GalleryPath,
-    old: Annotated[Path, typer.Argument(help="Folder in which the files were.")],
-    new: Annotated[Path, typer.Argument(help="Folder in which they are now.")],
+    old: Annotated[Path, typer.Argument(help="Previous folder of the files.")],
+    new: Annotated[Path, typer.Argument(help="New folder of the files.")],
     as_json: Json = False,
 ):
-    """Tells a gallery that its files were moved to another folder."""
+    """Updates the paths of images whose files were moved to another folder."""
     _check_folder(new)
     opened = _open(gallery)
     moved = opened.relocate(old, new)
@@ -302,13 +311,15 @@ def relocate(
 
 @app.command()
 def fetch(
-    name: Annotated[Literal["mnist", "cifar10", "squeezenet"], typer.Argument()],
+    name: Annotated[
+        Literal["mnist", "cifar10", "squeezenet"], typer.Argument(help="What to download.")
+    ],
     folder: Annotated[
         Path | None,
-        typer.Option(help="Folder to write to; default: KERASIM_DATA_DIR, else a data folder."),
+        typer.Option(help="Folder to write to; default: the data folder of kerasim."),
     ] = None,
 ):
-    """Downloads a data set, or the weights of SqueezeNet, and checks the hash."""
+    """Downloads a data set or the weights of SqueezeNet, and checks the hash."""
     _import_keras()
     kerasim.data.fetch(name, folder)
 

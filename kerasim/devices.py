@@ -1,9 +1,9 @@
-"""The devices and processes that a model is spread over, as `training.fit` needs to know them.
+"""The devices and processes that a model is distributed over, for internal use by `training.fit`.
 
-For the package's own use. `distribute.strategy` spreads a model; this finds out from the model
-how many devices share a batch, which rows of it fall to this process, and which process writes
-files. So `training.fit` is the same on one device and on many, and refuses what many would compute
-otherwise.
+`distribute.strategy` distributes a model. This module determines from the model how many devices
+share a batch, which rows of it this process computes, and which process writes files. So
+`training.fit` works in the same way on one device and on several, and refuses losses and batches
+for which several devices would give other results.
 """
 
 import contextlib
@@ -53,15 +53,18 @@ class Devices:
         if keras.backend.backend() == "tensorflow" and hasattr(loss, "count_valid"):
             what = f"loss {type(loss).__name__} compares all images of a batch"
             mend = "set KERAS_BACKEND=jax, or train on one device"
-            raise ArgumentError(f"{what}; on TensorFlow each device sees a part alone: {mend}.")
+            raise ArgumentError(
+                f"{what}, but on TensorFlow each device sees only its part of the batch: {mend}."
+            )
         for name, given in batches.items():
             ends = (0, len(given) - 1) if given is not None else ()
             sizes = [len(keras.tree.flatten(given[n])[0]) for n in ends]
             if any(size % self.replicas for size in sizes):
-                what = f"{name} holds batches of {sizes[0]} rows, the last of {sizes[1]}"
-                uneven = f"which {self.replicas} devices cannot share evenly"
-                mend = "choose batch_size, and the number of images, so that they can"
-                raise ArgumentError(f"{what}, {uneven}: {mend}.")
+                raise ArgumentError(
+                    f"{name} holds batches of {sizes[0]} rows, and the last has {sizes[1]}, which "
+                    f"cannot be split evenly over {self.replicas} devices: choose batch_size and "
+                    f"the number of images as multiples of {self.replicas}."
+                )
 
     def part(self, batches):
         """Returns what this process takes of each of `batches`."""
@@ -80,7 +83,9 @@ class Devices:
         try:
             multihost_utils.assert_equal([keras.ops.convert_to_numpy(value) for value in values])
         except AssertionError as error:
-            mend = "give all one run_dir that all see, and one keras.utils.set_random_seed first"
+            mend = (
+                "pass one run_dir that all of them see, and call keras.utils.set_random_seed first"
+            )
             raise ArgumentError(f"The processes differ in epoch or weights: {mend}.") from error
 
 

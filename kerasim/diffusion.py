@@ -1,10 +1,11 @@
-"""Noise schedules, and what a network that predicts the noise can do: draw images, clean them.
+"""Noise schedules, and sampling and denoising with networks that predict the noise.
 
-A `NoiseSchedule` says how much noise an image has at each step. `models.unet` learns, on
-`data.DiffusionBatches`, to tell the noise from the image. `sample` starts from pure noise and takes
-a part of it away at each step; `denoise` starts from a noisy image, at the step that has as much
-noise as the image. Both are one loop, compiled as one graph for each network. Model space, in
-which the noise is added, is `x = 2 image - 1`; public functions take and return images in [0, 1].
+A `NoiseSchedule` defines the noise level of each step. `models.unet` is trained on
+`data.DiffusionBatches` to predict the noise in an image. `sample` starts from pure noise and
+removes part of it at each step; `denoise` starts from a noisy image, at the step with the same
+noise level. Both use the same loop, which is compiled as one graph for each network. Model space,
+in which the noise is added, is `x = 2 image - 1`; public functions take and return images in [0,
+1].
 """
 
 import functools
@@ -18,7 +19,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 class NoiseSchedule:
-    """How much of an image is left, and how much noise there is, at each step.
+    """The shares of image and noise at each step of the diffusion process.
 
     Step t, from 0, holds `sqrt(abar_t) x + sqrt(1 - abar_t) noise` in model space. "linear" has
     betas from 1e-4 to 0.02, "cosine" those of a squared cosine, none above 0.999. A linear
@@ -101,7 +102,7 @@ def sample(
     guidance: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draws images from pure noise.
+    """Generates images from pure noise.
 
     Args:
         model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
@@ -131,11 +132,11 @@ def sample(
     image_shape = _check_model(model, schedule)
     if np.shape(shape) != (4,) or tuple(shape[1:]) != image_shape:
         size = ", ".join(map(str, image_shape))
-        raise ArgumentError(f"shape={shape} must be (n, {size}): pass the size of the network.")
+        raise ArgumentError(f"shape={shape} must be (n, {size}), the image shape of the network.")
     left = schedule.alphas_cumprod[-1]
     if left > 0.01:
-        what = f"schedule still holds {100 * np.sqrt(left):.0f} % of the image at its last step"
-        raise ArgumentError(f'{what}, no pure noise: pass more steps, or kind="cosine".')
+        what = f"the last step of schedule keeps {100 * np.sqrt(left):.0f} % of the image"
+        raise ArgumentError(f'{what}, expected pure noise: pass more steps, or kind="cosine".')
     n = checks.integer("shape[0]", shape[0])
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     noise = rng.standard_normal((n, *image_shape), dtype="float32")
@@ -157,7 +158,7 @@ def denoise(
     guidance: float = 0.0,
     seed: int = 0,
 ):
-    """Cleans images: finds the step with their noise, and runs the reverse process from there.
+    """Denoises images: starts the reverse process at the step with their noise level.
 
     Args:
         model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
@@ -190,18 +191,18 @@ def denoise(
     steps = checks.integer("steps", steps, 1, schedule.steps)
     images = np.asarray(images[:])
     if images.dtype.kind != "f" and images.dtype != np.uint8:
-        raise ArgumentTypeError(f"images must be float or uint8, not {images.dtype}: convert them.")
+        raise ArgumentTypeError(f"images must be float or uint8, not {images.dtype}. Convert them.")
     images = data.as_float(images)
     checks.finite("images", images)
     if (sigma is None) == (estimator is None):
         what = f"sigma and estimator are both {'None' if sigma is None else 'given'}"
-        raise ArgumentError(f"{what}: pass the noise, or such as models.noise_estimator gives.")
+        raise ArgumentError(f"{what}: pass sigma, or a model such as models.noise_estimator.")
     if sigma is None:
         shape, width = data.check_embedder("estimator", estimator)
         data.check_shape("images", images, shape)
         if width != 1:
-            mend = "pass a model that gives one, such as models.noise_estimator"
-            raise ArgumentError(f"estimator gives {width} numbers for an image: {mend}.")
+            mend = "pass a model that returns one, such as models.noise_estimator"
+            raise ArgumentError(f"estimator returns {width} numbers for an image: {mend}.")
         sigma = _predict(estimator, images)[:, 0] if len(images) else []
     sigma = checks.real("sigma", sigma).astype("float64")
     if sigma.ndim:
@@ -211,7 +212,7 @@ def denoise(
     t = schedule.step_for_sigma(sigma)
     # Of 10,000 images of 1,024 pixels one in fifty sets has a value 6 sigma away, none one of 8.
     far = np.maximum(-images.min((1, 2, 3)), images.max((1, 2, 3)) - 1) > 8 * sigma + 1e-6
-    checks.bad_rows("images", far, "values more than 8 sigma outside of [0, 1]")
+    checks.bad_rows("images", far, "values more than 8 sigma outside [0, 1]")
     left = np.sqrt(schedule.alphas_cumprod[t]).astype("float32")
     x = left[:, None, None, None] * (2 * images - 1)
     steps = 1 if output == "mean" else min(steps, int(t.max(initial=0)) + 1)
@@ -225,7 +226,7 @@ def _check_model(model, schedule) -> tuple[int, int, int]:
     if not {"images", "t"} <= set(inputs):
         what = "model must be a keras.Model with inputs named images and t"
         came = f"{type(model).__name__} with {sorted(inputs)}"
-        raise ArgumentTypeError(f"{what}. Received {came}: pass such as models.unet gives.")
+        raise ArgumentTypeError(f"{what}. Received {came}: pass a model such as models.unet.")
     check_schedule("schedule", model, schedule)
     return inputs["images"].shape[1:]
 
@@ -247,17 +248,17 @@ def check_schedule(name: str, model, schedule) -> None:
         if len(known) != len(abar) or not np.allclose(known, abar, rtol=1e-3, atol=1e-9):
             what = f"{name}={schedule} is not the one that the network was built with"
             ends = f"{len(known)} steps and ends at abar {known[-1]:.2g}"
-            raise ArgumentError(f"{what}, which has {ends}: pass that one.")
+            raise ArgumentError(f"{what}. Pass the original one, which has {ends}.")
 
 
 def _check_labels(model, labels, guidance, n):
     """Returns labels for the network: those given, else those of no class, if it has classes."""
     if checks.number("guidance", guidance, 0) and labels is None:
-        raise ArgumentError(f"guidance={guidance} leads to a label: pass labels, or guidance=0.")
+        raise ArgumentError(f"guidance={guidance} needs labels: pass labels, or guidance=0.")
     if "labels" not in [x.name for x in model.inputs]:
         if labels is not None:
-            mend = "build it with num_classes, train it with labels, or leave them out"
-            raise ArgumentError(f"labels are given, and the network takes none: {mend}.")
+            mend = "leave them out, or build the network with num_classes and train it with labels"
+            raise ArgumentError(f"labels are given, but the network takes none: {mend}.")
         return None
     if labels is None:
         return np.full(n, -1)

@@ -1,11 +1,11 @@
-"""Beyond one device and one machine, on engines that exist: Keras' own, and Ray.
+"""Training on several devices with Keras, embedding and searching on several machines with Ray.
 
-Three things can be too much for one machine, and each has its own way out. Training: `strategy`
-spreads a model over devices, and `training.fit` stays as it is. Embedding: `embed_folder` hands
-chunks of a folder to workers of a Ray cluster, each with its own copy of the network. Searching:
-`ShardedIndex` gives each worker a part of the vectors and merges the answers. All give what one
-process gives, in training but for rounding. Before Ray's workers start, each node is asked for its
-versions and whether it sees the files: others would silently give other numbers.
+Training: `strategy` distributes a model over devices, and the call of `training.fit` does not
+change. Embedding: `embed_folder` distributes the images of a folder to workers of a Ray cluster,
+each with its own copy of the network. Searching: `ShardedIndex` gives each worker a part of the
+vectors and merges the results. All return the same results as one process, in training except for
+rounding errors. Before the workers of Ray start, each node is asked for its package versions and
+whether it sees the files, because other versions could silently give other results.
 """
 
 import functools
@@ -47,7 +47,7 @@ def strategy(devices=None):
 
     `training.fit` refuses batches that the devices cannot share evenly, and under TensorFlow
     losses that compare all images of a batch. What it cannot refuse: under TensorFlow
-    `BatchNormalization` (unless `synchronized=True`) normalises by the part of one device, and
+    `BatchNormalization` (unless `synchronized=True`) normalizes over the part of one device, and
     Dropout draws the same mask on each.
 
     Args:
@@ -64,7 +64,7 @@ def strategy(devices=None):
         came = f"It runs on {backend!r}: set KERAS_BACKEND=jax."
         raise DependencyError(f"Several devices need Keras on TensorFlow or JAX. {came}")
     if backend == "tensorflow" and hosts:
-        what = f"{' and '.join(hosts)} ask for several hosts, on which fit under TensorFlow fails"
+        what = f"{' and '.join(hosts)} configure several hosts, on which fit with TensorFlow fails"
         mend = "set KERAS_BACKEND=jax and KERAS_DISTRIBUTION_*, or unset them to use one host"
         raise DependencyError(f"{what} (keras-team/keras#20585): {mend}.")
     if backend == "jax" and hosts and hosts != ["TF_CONFIG"]:
@@ -76,7 +76,7 @@ def strategy(devices=None):
     chosen = known if devices is None else devices if np.iterable(devices) else [devices]
     chosen = [str(name).lower() for name in chosen]
     if not chosen or set(chosen) - set(known):
-        raise ArgumentError(f"devices={devices!r} are not all there: pass some of {known}.")
+        raise ArgumentError(f"devices={devices!r} are not all available: pass some of {known}.")
     if backend == "jax":
         return keras.distribution.DataParallel(devices=chosen, auto_shard_dataset=False)
     return _mirrored(tuple(chosen))
@@ -121,7 +121,7 @@ def embed_folder(
         DependencyError: If Ray is not installed.
     """
     shape, dim = data.check_embedder("embedder", embedder)
-    mend = "pass data.image_folder(path, image_size), or embed arrays by data.embed"
+    mend = "pass data.image_folder(path, image_size), or embed arrays with data.embed"
     checks.kind("images", images, data.ImageFolder, mend)
     data.check_shape("images", images, shape)
     checks.integer("batch_size", batch_size)
@@ -136,7 +136,7 @@ def embed_folder(
     _probe(ray, images.files[0])
     found = ray.cluster_resources().get("GPU", 0)
     if gpus * workers > found:
-        what = f"workers={workers} of gpus={gpus} each need more than the {found:.0f} GPUs found"
+        what = f"workers={workers} with gpus={gpus} each need more than the {found:.0f} GPUs found"
         raise ClusterError(f"{what}: ask for fewer, or add nodes.")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "embedder.keras")
@@ -174,7 +174,7 @@ def embed_folder(
             break
     if (times != 1).any():
         wrong = f"{(times != 1).sum()} of {len(images)} images"
-        raise ClusterError(f"{wrong} came back never or twice: call again.")
+        raise ClusterError(f"{wrong} were returned by no worker or by several: call again.")
     return vectors, reasons.tolist()
 
 
@@ -307,8 +307,10 @@ def _ray():
         ray.init(address, include_dashboard=dashboard, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         what = f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error})"
-        mend = "start one by `ray start --head`, correct it, or unset it to work on this machine"
-        raise ClusterError(f"{what}: {mend}.") from error
+        raise ClusterError(
+            f"{what}: start one with `ray start --head`, correct the address, or unset it to work "
+            "on this machine."
+        ) from error
     return ray
 
 
@@ -355,5 +357,5 @@ def _cause(error):
         return type(cause)(str(cause).partition("\nFailed to apply")[0])
     last = str(error).strip().splitlines()[-1]
     what = f"The cluster could not finish the work ({type(error).__name__}: {last})"
-    mend = "see that its nodes live and have memory, then call again"
+    mend = "check that its nodes are running and have memory, then call again"
     return ClusterError(f"{what}. Nothing was returned: {mend}.")

@@ -1,26 +1,27 @@
-"""What goes wrong, said so that it can be mended: argument, what came, what was expected.
+"""Exceptions. A message names the argument, the value received, what was expected and what to do.
 
-All that is raised on purpose is a `KerasimError`, and one of Python's own kinds as well, so that
-`except ValueError` goes on working. A function looks at its arguments before it does anything: a
-value that cannot be used is an `ArgumentError`, a value of the wrong kind (text for a number) an
-`ArgumentTypeError`, whether or not its `Raises` tells of the second.
+Every exception that kerasim raises deliberately is a `KerasimError`. It is also a `ValueError`,
+`TypeError` or `OSError`, so that code with `except ValueError` works. Functions check their
+arguments first. An invalid value raises an `ArgumentError`, a value of the wrong type (such as a
+string instead of a number) an `ArgumentTypeError`, even where the `Raises` section does not mention
+the second.
 """
 
 
 class KerasimError(Exception):
-    """Base of all that kerasim raises on purpose."""
+    """Base class of all exceptions that kerasim raises deliberately."""
 
 
 class ArgumentError(KerasimError, ValueError):
-    """An argument has a value that cannot be used."""
+    """An argument has an invalid value."""
 
 
 class ArgumentTypeError(KerasimError, TypeError):
-    """An argument is of a kind that cannot be used."""
+    """An argument has an invalid type."""
 
 
 class ArtifactError(KerasimError, OSError):
-    """A file or folder is missing, damaged, foreign, in use or cannot be written."""
+    """A file or folder is missing, damaged, in use, not kerasim's, or cannot be written."""
 
 
 class ImageError(KerasimError, OSError):
@@ -32,8 +33,8 @@ class DependencyError(KerasimError, OSError):
 
 
 class TrainingError(KerasimError, ValueError):
-    """A training run cannot go on: its loss or weights are not finite."""
+    """A training run cannot continue: its loss or weights are not finite."""
 
 
 class ClusterError(KerasimError, OSError):
-    """A cluster cannot be reached, is not fit for the work, or lost a part of it."""
+    """A cluster cannot be reached, is not suitable for the task, or lost a part of it."""

@@ -1,8 +1,8 @@
 """A map of latent space as one HTML page: hover, click, search. Drawn with bokeh.
 
-All that the page shows is inside of it: the places of the points, the pictures as sheets of WebP,
-the neighbours of each by each distance, the script. It asks nothing of a server or a network, so
-that it can be mailed, and opened years later, and shows no picture to anyone else.
+The page contains everything that it shows: the coordinates of the points, the images as WebP
+sprite sheets, the neighbors of each image by each metric, and the script. It needs no server and no
+network, so that it can be mailed and opened years later, and no image leaves the computer.
 """
 
 import base64
@@ -19,29 +19,30 @@ from kerasim._distances import METRICS
 from kerasim.data import as_float, check_images
 from kerasim.images import check_channels
 
-# Told apart by colour-blind readers with the markers; 3 to 1 or more on white and on dark pages.
+# With the markers color-blind readers can distinguish them; contrast of 3 to 1 or more on white and
+# on dark pages.
 COLOURS = "#0077BB #C06000 #009988 #CC3311 #AA4499 #6A5ACD #808000 #888888 #2E8B57 #D6336C".split()
 # Bokeh's name of each marker that is more than lines, and the letter that looks like it.
 _NAMES = "circle square triangle diamond inverted_triangle plus hex star square_pin".split()
 _MARKERS = dict(zip(_NAMES, "●■▲◆▼✚⬢★✦", strict=True))
 _LARGEST = 1e38  # browsers draw in float32
-_COLUMNS = 64  # pictures across and down a sheet
+_COLUMNS = 64  # images per row and column of a sheet
 
 
 def write_explorer(
     path, images, coordinates, labels=None, neighbors=None, title: str = "Latent space"
 ) -> Path:
-    """Writes a map of pictures as one HTML file that needs nothing else, nor a network.
+    """Writes an interactive map of images as one HTML file, which needs no other file or network.
 
-    Pan, zoom, hover for the picture, click for its nearest neighbours, search by label or, of a
-    folder, by file name; with a mouse, a finger or the keyboard. Of up to 10,000 images the
-    pictures are at most 64 pixels long, of more 32.
+    Users can pan and zoom, hover over a point for its image, click it for its nearest neighbors,
+    and search by label or, for a folder, by file name, with a mouse, touch or the keyboard. The
+    longer side of an image is at most 64 pixels for up to 10,000 images, 32 pixels for more.
 
     Args:
         path: The file.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        coordinates: `(n, 2)` places on the map, such as `Projection` gives, up to 1e38. The page
-            holds their distances from the middle, in float64.
+        coordinates: `(n, 2)` coordinates on the map, such as those of `Projection`, up to 1e38. The
+            page stores them relative to the center, in float64.
         labels: `(n,)` names or numbers, for color, marker and search. Images whose label is missing
             (None, NaN, `pandas.NA` or "") are shown as "no label".
         neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
@@ -52,7 +53,7 @@ def write_explorer(
         The absolute path.
 
     Raises:
-        ArgumentError: If the arguments do not fit one another.
+        ArgumentError: If the shapes or lengths of the arguments do not match.
         ArtifactError: If the file cannot be written.
     """
     from bokeh.embed import file_html
@@ -143,7 +144,7 @@ def _packed(numbers) -> str:
 
 
 def _sheets(images, side) -> list[str]:
-    """Returns pictures side by side, as data URLs of WebP files."""
+    """Returns sprite sheets of images, as data URLs of WebP files."""
     sheets = []
     for start in range(0, len(images), _COLUMNS**2):
         count = min(_COLUMNS**2, len(images) - start)

@@ -1,10 +1,11 @@
-"""SavedModel out, and back in; ONNX out.
+"""Exports models as a SavedModel or ONNX file, and loads SavedModels.
 
-An export is for a process without kerasim: TensorFlow Serving takes the folder as it is. One of its
-two endpoints takes encoded files, and decodes and resizes them inside of the graph: a client that
-did this otherwise would silently get other vectors. The preprocessing of a network is a part of
-the network, so that an export needs no list of instructions. Every export is run on random images
-before it is put in its place: converters translate some operations wrongly, and say nothing.
+An exported model is used without kerasim; TensorFlow Serving can load the folder. One of its two
+endpoints takes encoded image files, which are decoded and resized in the graph, because a client
+that decoded them in another way would silently get other embeddings. The preprocessing is part of
+the network, so that clients need no instructions. The outputs of every export are compared with
+those of the model on random images before it is saved, because converters translate some operations
+incorrectly without an error.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ _HALF_TOLERANCE = 3e-2
 
 
 def export_saved_model(model, path, replace: bool = False) -> None:
-    """Writes a model as a SavedModel with two endpoints, any batch size each.
+    """Writes a model as a SavedModel with two endpoints, both for any batch size.
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
     "serve_bytes" takes `image_bytes`, `(batch,)` encoded JPEG, PNG, BMP or GIF files, decodes
@@ -113,7 +114,7 @@ def export_saved_model(model, path, replace: bool = False) -> None:
 
 
 def export_onnx(model, path, replace: bool = False) -> None:
-    """Writes a model as one ONNX file, for runtimes without Keras; any batch size.
+    """Writes a model as an ONNX file for any batch size, for runtimes without Keras.
 
     Its input is "images", float32 `(batch, height, width, channels)` in [0, 1]. The file is run by
     onnxruntime on random images, and compared with the model, before it is put in its place.
@@ -217,8 +218,8 @@ def _check_equal(model, shape, what: str, run) -> None:
     tolerance = largest * (_HALF_TOLERANCE if _uses_halves(model) else _TOLERANCE)
     if not np.allclose(_outputs(model, images), expected, rtol=0, atol=tolerance, equal_nan=True):
         raise ArgumentError(
-            "model gives other outputs for the same images each time, so that an export of it "
-            "cannot be checked. Leave out what is random at inference."
+            "model returns different outputs for the same images, so its export cannot be checked. "
+            "Remove the layers that are random at inference."
         )
     for count in (len(images), 1):  # any batch size
         try:
@@ -235,9 +236,9 @@ def _check_equal(model, shape, what: str, run) -> None:
             difference = f"shape {found.shape}, expected {wanted.shape}"
             if is_shape_equal:
                 gap = np.nanmax(np.abs(found - wanted))
-                difference = f"differs by up to {gap:.3g}, of outputs up to {largest:.3g}"
+                difference = f"by up to {gap:.3g}, for outputs up to {largest:.3g}"
             raise ArgumentError(
-                f"model was exported, but its {what} gives other outputs than the model "
+                f"model was exported, but the outputs of its {what} differ from those of the model "
                 f"({difference}). Nothing was written. Replace the layer that is converted "
                 "wrongly, or export to another format."
             )
@@ -300,7 +301,9 @@ def load_saved_model(path, trust: bool = False):
         try:
             return load(folder)
         except Exception as error:
-            raise ArtifactError(f"{folder} is no SavedModel: {error}. Check the path.") from error
+            raise ArtifactError(
+                f"{folder} is not a SavedModel: {error}. Check the path."
+            ) from error
     return artifacts.read(folder, _KIND, load)
 
 
@@ -343,16 +346,16 @@ class SavedModel:
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
         encoded = list(encoded) if listed else [None]
         if not all(isinstance(content, bytes) for content in encoded):
-            mend = f"Received {given}: pass such as [path.read_bytes()]."
+            mend = f"Received {given}: pass, for example, [path.read_bytes()]."
             raise ArgumentTypeError(f"encoded must be a list of files, each of type bytes. {mend}")
         try:
             return self._call("serve_bytes", np.array(encoded, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
         except (_tensorflow().errors.InvalidArgumentError, UnicodeDecodeError) as error:
             raise ImageError(
-                f"One of the {len(encoded)} encoded images is no whole JPEG, PNG, BMP or GIF file, "
-                "or a BMP or GIF file that TensorFlow does not decode as images.read_image does. "
-                "Leave it out, or convert it to PNG."
+                f"One of the {len(encoded)} encoded images is not a complete JPEG, PNG, BMP or GIF "
+                "file, or a BMP or GIF file that TensorFlow does not decode as images.read_image "
+                "does. Leave it out, or convert it to PNG."
             ) from error
 
     def _inputs(self, endpoint):
@@ -379,13 +382,15 @@ def _check_model(model):
     """Returns the image shape of a model that can be exported."""
     _tensorflow()
     if keras.backend.backend() != "tensorflow":
-        what = f"Export needs Keras on TensorFlow, it runs on {keras.backend.backend()!r}"
+        what = f"Export needs Keras on TensorFlow, but it runs on {keras.backend.backend()!r}"
         mend = "save the model as .keras and export it in a process with KERAS_BACKEND=tensorflow"
         raise DependencyError(f"{what}: {mend}.")
     shape, _ = shapes_of("model", model)
     if None in shape or shape[2] not in (1, 3):
-        mend = "build it with an image_shape (height, width, 1 or 3)"
-        raise ArgumentError(f"model takes images {shape}, not of a fixed size and kind: {mend}.")
+        raise ArgumentError(
+            f"model takes images of shape {shape}, but an export needs a fixed size and 1 or 3 "
+            "channels: build it with an image_shape (height, width, 1 or 3)."
+        )
     return shape
 
 

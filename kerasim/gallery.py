@@ -46,7 +46,7 @@ _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
 
 class Gallery:
-    """Images that can be searched: add some, find the most similar, save the whole.
+    """A searchable collection of images: add images, find the most similar ones, save.
 
     Images are given as a folder (see `data.image_folder`), a file or several, encoded images
     (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `data.embed`. Several are a
@@ -220,7 +220,7 @@ class Gallery:
                 None for the names of the subfolders of a folder; images beside the subfolders get
                 no label.
             on_error: What to do with files that cannot be decoded, or whose embedding is all zeros,
-                which have no direction for cosine: "raise" one error that lists them, or "skip"
+                whose cosine distance is undefined: "raise" one error that lists them, or "skip"
                 them, with a warning, into `skipped`. An item whose file cannot be decoded any more
                 is then removed.
             path: Where to `save`, at the end and several times before it; None for not at all.
@@ -348,7 +348,7 @@ class Gallery:
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
         if (images is None) == (ids is None):
-            raise ArgumentError("query needs one of images and ids: pass one of them.")
+            raise ArgumentError("query takes either images or ids: pass one of them.")
         if ids is None and are_integers(images):
             images, ids = None, images
         vectors = None if ids is not None else data.embed(self.embedder, self._images(images))
@@ -370,13 +370,14 @@ class Gallery:
         return table.assign(distance=distances[shown])
 
     def calibrate(self, left, right, same, far: float = 0.01) -> float:
-        """Fits the threshold, and the score, of `verify` on known pairs.
+        """Fits the threshold and the score of `verify` on known pairs.
 
-        `calibration` then tells both error rates on these pairs, with intervals. A warning says if
-        they rest on fewer than ten pairs.
+        `calibration` then returns both error rates on these pairs, with intervals. There is a
+        warning if they are measured on fewer than ten pairs.
 
         Args:
-            left, right: Images that nothing was trained on; `right[i]` is paired with `left[i]`.
+            left, right: Images that were not used for training; `right[i]` is paired with
+                `left[i]`.
             same: `(n,)`: 1 or True for a positive pair, else 0; n from 2 to 200,000.
             far: Share of negative pairs that may be accepted, 0 to 1.
 
@@ -397,14 +398,14 @@ class Gallery:
         return threshold
 
     def verify(self, left, right) -> pd.DataFrame:
-        """Says of each pair of images whether both show the same.
+        """Decides for each pair of images whether both show the same.
 
         Args:
             left, right: Images, as many on each side.
 
         Returns:
             A row for each pair: distance, same (at `threshold`) and score, the probability that
-            they do if half of all pairs did.
+            the pair is positive if half of all pairs are.
 
         Raises:
             ArgumentError: If the gallery is not calibrated.
@@ -515,9 +516,11 @@ class Gallery:
             self._assign(items)
             self.gone = _gone_files(items)
         if left:
-            what = f"{len(left)} of {len(rows)} items keep their old names, since the file below"
-            why = "new_root is missing, holds another image or belongs to another item"
-            checks.warn(f"{what} {why}: {checks.shown_names(left)}.")
+            checks.warn(
+                f"{len(left)} of {len(rows)} items keep their old names, since their file below "
+                "new_root is missing, holds another image or belongs to another item: "
+                f"{checks.shown_names(left)}."
+            )
         return np.array(sorted(ids), "int64")
 
     def compact(self) -> None:
@@ -584,7 +587,7 @@ class Gallery:
             images, kept = self._thumbnails(items, on_error)
         if len(kept) < _MAP_ITEMS:
             what = f"The map has {len(kept)} images to show"
-            raise ArgumentError(f"{what}, and needs {_MAP_ITEMS} or more: add more images.")
+            raise ArgumentError(f"{what}, but needs {_MAP_ITEMS} or more: add more images.")
         vectors = items.vectors[kept]
         k = checks.clipped("k", k, len(vectors) - 1, "other items of the map")
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
@@ -748,7 +751,7 @@ class Gallery:
         if not len(self._items.table):
             self._fingerprint = now
         if now != self._fingerprint:
-            what = "embedder has changed since the gallery took in its first images"
+            what = "embedder has changed since the first images were added to the gallery"
             raise ArgumentError(f"{what}: make a new gallery and add them again.")
 
     def _known_ids(self, items: Items, ids) -> np.ndarray:
@@ -757,20 +760,22 @@ class Gallery:
         if not ids.size:
             return np.empty(0, "int64")
         if ids.dtype.kind not in "iu":
-            fix = "pass some of items['id'], or names of files"
+            fix = "pass values of items['id'], or names of files"
             raise ArgumentTypeError(f"ids must be whole numbers, not {ids.dtype}: {fix}.")
         held = items.table["id"].to_numpy()
         unknown = ids[~np.isin(ids, held[held >= 0])]
         if len(unknown):
             shown = sorted(set(unknown.tolist()))[:5]
-            raise ArgumentError(f"ids {shown} are not in the gallery: pass some of items['id'].")
+            raise ArgumentError(f"ids {shown} are not in the gallery: pass values of items['id'].")
         return ids.astype("int64")
 
     def _ids_of_files(self, items: Items, files) -> np.ndarray:
         known, ids, found, unknown = self._files.rows(items), items.table["id"].tolist(), [], []
         for file in files:
             if not isinstance(file, (str, os.PathLike)):
-                raise ArgumentTypeError("ids must be whole numbers or names of files.")
+                raise ArgumentTypeError(
+                    f"ids must be whole numbers or names of files, not {type(file).__name__}."
+                )
             name = os.path.abspath(file) if os.fspath(file) else ""
             row = known.get(name, known.get(os.path.realpath(name))) if name else None
             if row is None:
@@ -779,7 +784,7 @@ class Gallery:
                 found.append(ids[row])
         if unknown:
             what = f"{len(unknown)} files are not in the gallery: {checks.shown_names(unknown)}"
-            raise ArgumentError(f"{what}. Pass some of items['file'] or items['id'].")
+            raise ArgumentError(f"{what}. Pass values of items['file'] or items['id'].")
         return np.array(found, "int64")
 
     def _folder(self, files) -> data.ImageFolder:
@@ -829,13 +834,11 @@ class Gallery:
 
 _LEFT_OUT = "{count} files are left out, see `skipped`: {names}."
 _GONE = (
-    "The files of {count} items are gone: {names}. Call prune() to remove these items, or"
+    "The files of {count} items are missing: {names}. Call prune() to remove these items, or"
     " relocate(old_root, new_root) if their folder was moved."
 )
-_NOT_ON_MAP = "{count} files are gone or cannot be decoded, and are not on the map: {names}."
-_CHANGED = (
-    "{count} files hold another image than the one that was embedded: {names}. Add them again."
-)
+_NOT_ON_MAP = "{count} files are missing or cannot be decoded, and are not on the map: {names}."
+_CHANGED = "{count} files have changed since they were embedded: {names}. Add them again."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -873,11 +876,12 @@ class _Calibration:
         negative, positive = rates["negative_pairs"], rates["positive_pairs"]
         expected = far * negative
         if expected < _FEW_PAIRS:
-            what = f"far={far:g} of {negative} negative pairs is {expected:.3g} pairs"
-            fix = "Pass more negative pairs, or a larger far"
-            checks.warn(f"The threshold rests on few pairs: {what}. {fix}.")
+            checks.warn(
+                f"The threshold is determined by few pairs: far={far:g} of {negative} negative "
+                f"pairs is {expected:.3g} pairs. Pass more negative pairs, or a larger far."
+            )
         if positive < _FEW_PAIRS:
-            what = f"The rate of rejected positive pairs rests on {positive} pairs"
+            what = f"The rate of rejected positive pairs is measured on {positive} pairs"
             checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
 
 
@@ -932,5 +936,5 @@ def _check_have_files(files) -> None:
     without = files.count("")
     if without:
         held = f"{without} of {len(files)} items were added as arrays, without a file"
-        fix = "pass images=, or for near copies call data.find_near_copies on them"
+        fix = "pass images=, or to find near copies call data.find_near_copies on them"
         raise ArgumentError(f"{held}: {fix}.")

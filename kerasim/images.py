@@ -1,9 +1,9 @@
-"""The only image decoder: whatever the file, upright 8-bit RGB or grey comes out.
+"""The image decoder. It returns upright 8-bit RGB or gray images from all supported formats.
 
-Pillow does the decoding. Around it stands what makes a foreign file safe and the same everywhere: a
-short list of formats, found by content and not by name; a limit on pixels, so that a small file
-cannot fill the memory; and one error that names the file, whatever broke inside. Training, search
-and the command line all come through here, so that a picture has the same pixels on every path.
+Pillow decodes the files. This module adds what is needed for untrusted files and reproducible
+results: a short list of formats, recognized by content and not by name; a limit on the number of
+pixels, so that a small file cannot fill the memory; and an error that names the file. Training,
+search and the command line all use this decoder, so an image always has the same pixels.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
     Args:
         source: Path of a file, or its bytes.
         image_size: `(height, width)` or one number for both; bilinear. None keeps the size.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
         dtype: "float32" in [0, 1] or "uint8" in 0..255.
 
     Returns:
@@ -76,7 +76,7 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     Args:
         source: Path of a file, or its bytes.
         size: `(height, width)`, or None to keep it.
-        channels: 3 for RGB, 1 for grey.
+        channels: 3 for RGB, 1 for gray.
 
     Returns:
         `(pixels, animated)`: uint8 `(height, width, channels)`, and whether the file has several
@@ -102,7 +102,7 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
-        mend = f"expected a whole image in one of {', '.join(FORMATS)}. Replace or remove it"
+        mend = f"expected a complete image in one of {', '.join(FORMATS)}. Replace or remove it"
         raise ImageError(f"Cannot decode {name} ({reason}): {mend}.") from error
 
 
@@ -116,7 +116,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
 def check_channels(channels) -> int:
     """Returns `channels` if it is 1 or 3, else raises an `ArgumentError`."""
     if checks.integer("channels", channels) not in (1, 3):
-        raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for grey.")
+        raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for gray.")
     return int(channels)
 
 
@@ -128,7 +128,7 @@ def check_size(image_size) -> tuple[int, int] | None:
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
     if len(size) != 2 or not all(whole) or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         mend = f"pass a positive whole number or (height, width), {MAX_PIXELS} pixels at most"
-        raise ArgumentError(f"image_size={image_size!r} is no size: {mend}.")
+        raise ArgumentError(f"image_size={image_size!r} is not valid: {mend}.")
     return int(size[0]), int(size[1])
 
 
@@ -240,8 +240,8 @@ def _transparency_key(image, name: str):
     raw_mode = image.tile[0][3] if image.tile else image.mode  # such as "L;4" and "RGB;16B"
     if image.mode == "RGB" and "16" in raw_mode:
         raise ImageError(
-            f"{name} has 16 bits per channel and one transparent color, of which 8 bits cannot be "
-            "told apart. Save it again with an alpha channel, or with 8 bits per channel."
+            f"{name} has 16 bits per channel and one transparent color, which 8 bits cannot "
+            "represent. Save it again with an alpha channel, or with 8 bits per channel."
         )
     if image.mode == "1":
         return 255 * key

@@ -1,10 +1,10 @@
-"""The few layers that Keras lacks.
+"""Layers that Keras does not have.
 
-Each is registered under the name `kerasim`, so that a model that holds one is saved and loaded like
-any other, and keeps its arguments as attributes, from which its config is made. Distances, cosines
-and poolings compute in float32 under any dtype policy: a half has three digits, too few to tell
-near vectors apart. Where a formula has an infinite slope (a root at 0, a direction of no length)
-its gradient is made finite, or one such pair would end a training run.
+Each is registered in the package `kerasim`, so that models with these layers are saved and loaded
+like any other. Distances, cosines and poolings compute in float32 under any dtype policy, because
+float16 is not precise enough to distinguish vectors that are close together. Where the derivative
+of a formula is infinite (the square root at 0, the norm of a zero vector), the gradient is finite,
+so that such a pair does not stop the training.
 """
 
 import inspect
@@ -73,7 +73,7 @@ def full_precision(dtype) -> str:
     """Returns the dtype in which a layer or loss computes that was given `dtype`.
 
     That is "float64" if `dtype` computes in float64, else "float32": in half precision there are
-    too few digits to tell near vectors apart, and constants such as 1e-12 round to 0.
+    too few digits to distinguish vectors that are close, and constants such as 1e-12 round to 0.
 
     Args:
         dtype: Dtype, dtype policy or config of one, as Keras takes it; None for float32.
@@ -133,7 +133,7 @@ class Distance(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class CosineClassifier(_Layer):
-    """The cosine of each vector with a learnt direction for each class, for `ArcFaceLoss`.
+    """The cosine of each vector with a learned direction for each class, for `ArcFaceLoss`.
 
     Takes `(batch, dim)` and gives `(batch, num_classes)` in [-1, 1]. Train
     `keras.Sequential([embedder, CosineClassifier(10)])`, then keep the embedder. Computes in
@@ -164,7 +164,7 @@ class CosineClassifier(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class Sampling(_Layer):
-    """Draws a code from a Gaussian in training, and gives its mean otherwise, as Dropout does.
+    """Samples a code from a Gaussian in training, and returns its mean at inference.
 
     Takes a list of two tensors `(batch, dim)`, the mean and the logarithm of the variance (cut to
     [-10, 10]), and gives `(batch, dim)`. It adds to the losses of its model, in training and in
@@ -220,7 +220,9 @@ class TimeEmbedding(_Layer):
 
     def __init__(self, dim: int, **kwargs):
         if checks.integer("dim", dim, 2) % 2:
-            raise ArgumentError(f"dim={dim} is odd, half of it are sines: pass an even number.")
+            raise ArgumentError(
+                f"dim={dim} is odd: pass an even number, for as many sines as cosines."
+            )
         super().__init__(**kwargs)
         self.dim = dim
 
@@ -237,7 +239,7 @@ class TimeEmbedding(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class LogEnergy(_Layer):
-    """The logarithm of each channel's mean square: twice as much of a picture adds log 4.
+    """The logarithm of the mean square of each channel: twice the amplitude adds log 4.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`. Computes in float32,
     under any dtype policy.
@@ -252,7 +254,7 @@ class LogEnergy(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class AttentionPooling(_Layer):
-    """The mean of the positions of a feature map, weighted by what a small net makes of each.
+    """The weighted mean over the positions of a feature map, with weights from a small network.
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `sum of a_i x_i`, where
     `a = softmax over positions of w tanh(V x_i)`.
@@ -327,7 +329,7 @@ class GeneralizedMean(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class BackbonePreprocessing(_Layer):
-    """Makes of RGB images in [0, 1] what a backbone of `keras.applications` was trained on.
+    """Preprocesses RGB images in [0, 1] for a backbone of `keras.applications`.
 
     Takes `(batch, height, width, 3)` and gives the same shape, in the units of that backbone's own
     `preprocess_input`, which gets images in [0, 255]; "squeezenet" has that of VGG16. Computes in

@@ -1,15 +1,15 @@
-"""Losses on pairs, triplets and labelled batches.
+"""Losses on pairs, triplets and labeled batches.
 
-Three kinds, by what is known of the images. Pairs marked like or unlike: `ContrastiveLoss`, on the
-distance that `models.siamese` gives. Classes: most others, on embeddings and labels of a plain
-embedder. Like pairs alone, without classes: `CosineTripletLoss` and `PairSoftmaxLoss`, for which
-the other pairs of the batch are the unlike ones.
+There are three kinds, for different kinds of labels. Positive and negative pairs:
+`ContrastiveLoss`, on the distances that `models.siamese` returns. Classes: most others, on the
+embeddings and labels of a batch. Positive pairs without classes: `CosineTripletLoss` and
+`PairSoftmaxLoss`, for which the other pairs of the batch are the negatives.
 
-Losses on labelled batches compare all images of a batch with one another: `y_true` holds the
-labels, integers below 2**24 (Keras hands them on as float32), `(batch,)` or `(batch, 1)`; `y_pred`
-the embeddings, `(batch, dim)`. The loss is one number for the batch: weights of single images mean
-nothing to it. A batch that holds no valid pair or triplet costs 0, with a gradient of 0;
-`EmptyBatches` counts them.
+Losses on labeled batches compare all images of a batch with each other: `y_true` holds the labels,
+integers below 2**24 (Keras passes them as float32), `(batch,)` or `(batch, 1)`; `y_pred` the
+embeddings, `(batch, dim)`. The loss is one value for the batch, so weights of single images have no
+effect. A batch without a valid pair or triplet has loss 0 and gradient 0; `EmptyBatches` counts
+such batches.
 """
 
 import inspect
@@ -80,17 +80,17 @@ class _BatchLoss(_Loss):
 
 @keras.saving.register_keras_serializable("kerasim")
 class ContrastiveLoss(_Loss):
-    """Draws like pairs together and pushes unlike pairs a margin apart.
+    """Contrastive loss: pulls positive pairs together and pushes negative pairs beyond a margin.
 
     `same d**2 + (1 - same) max(margin - d, 0)**2`, where `y_true` is `same`, `(batch,)` or
-    `(batch, 1)`, 1 for a like pair (the paper's `Y` is the reverse), and `y_pred` is the distance
+    `(batch, 1)`, 1 for a positive pair (in the paper `Y` is 0 for it), and `y_pred` is the distance
     `d`, `(batch, 1)`, such as `models.siamese` gives. The paper halves both terms.
 
     Args:
-        margin: Distance past which an unlike pair costs nothing, 0 or more, in the units of the
+        margin: Distance beyond which a negative pair has loss 0; 0 or more, in the units of the
             embedding: two unit vectors lie at most 2 apart.
         squared_margin: True for `same d**2 + (1 - same) max(margin**2 - d**2, 0)`, which pushes
-            far unlike pairs harder and near ones less.
+            far negative pairs more strongly and near ones less.
         **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
@@ -132,7 +132,9 @@ class _TripletLoss(_BatchLoss):
         checks.choice("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
-            raise ArgumentError('margin=0 leaves no triplet to mining="semi_hard": pass above 0.')
+            raise ArgumentError(
+                'mining="semi_hard" needs a margin above 0: margin=0 leaves no triplet.'
+            )
 
     def _mine(self, d_ap, d_an, valid):
         gaps = d_ap - d_an
@@ -447,7 +449,7 @@ class EmptyBatches(keras.metrics.Sum):
         super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
         self.loss = keras.losses.get(loss)
         if not hasattr(self.loss, "count_valid"):
-            came = f"Received {loss!r}: pass such as losses.TripletLoss()."
+            came = f"Received {loss!r}: pass a loss such as losses.TripletLoss()."
             raise ArgumentTypeError(f"loss must compare the images of a batch. {came}")
 
     def update_state(self, y_true, y_pred, sample_weight=None):

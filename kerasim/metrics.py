@@ -1,10 +1,11 @@
-"""How good images, embeddings and distances are: arrays in, numbers out.
+"""Metrics of images, embeddings and distances.
 
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
-separate positive from negative pairs, `candidate_accuracy` whether the right one of a few
+separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
 candidates is found; `psnr`, `ssim` and `frechet_distance` compare images, or features of them. A
-score on few images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` say by how much.
-Large sets are worked on a block at a time, so that memory does not grow with the number of pairs.
+score on few images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` return
+confidence intervals. Large sets are processed in blocks, so that memory does not grow with the
+number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
 distances ordered by position.
@@ -78,7 +79,9 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
 
     images, reference = _check_both(images, reference, data_range)
     if min(images.shape[1:3]) < 11:
-        raise ArgumentError(f"images {images.shape} are smaller than the 11 x 11 window: enlarge.")
+        raise ArgumentError(
+            f"images {images.shape} are smaller than the 11 x 11 window: enlarge them."
+        )
     largest = max(np.abs(x).max(initial=0) for x in (images, reference))
     if largest / _MOST_RANGES > data_range:
         what = f"data_range={data_range} does not fit images with values up to {largest:.4g}"
@@ -94,7 +97,7 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
 
 
 def frechet_distance(features_a, features_b) -> float:
-    """Measures how far two sets of vectors lie apart, by means and covariances alone.
+    """Computes the Fréchet distance of two sets of vectors, from their means and covariances.
 
     `|m_a - m_b|**2 + trace(C_a + C_b - 2 (C_a C_b)**(1/2))`: of Gaussians with those moments, the
     squared 2-Wasserstein distance. On features of Inception-v3 it is known as FID. It falls with
@@ -126,7 +129,7 @@ def frechet_distance(features_a, features_b) -> float:
         distance = np.ldexp(distance, 2 * exponent) / factor / factor
     if np.isinf(distance):
         what = "The distance of features_a and features_b is above 1.8e308, the largest float64"
-        raise ArgumentError(f"{what}: divide both by one number.")
+        raise ArgumentError(f"{what}: divide both by the same number.")
     return float(distance)
 
 
@@ -214,7 +217,7 @@ def retrieval(
     alone = gallery is None
     if alone:
         if gallery_labels is not None:
-            raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
+            raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
         gallery, gallery_labels = queries, query_labels
     else:
         gallery = checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
@@ -223,7 +226,9 @@ def retrieval(
     ks = [checks.integer("each of ks", k, 1, most) for k in checks.array("ks", ks).ravel().tolist()]
     relevant = _count_relevant(query_labels, gallery_labels) - alone
     if not (relevant > 0).any():
-        raise ArgumentError("No query has an image of its class to find: check the labels.")
+        raise ArgumentError(
+            "No query has another image of its class in the gallery: check the labels."
+        )
 
     queries, gallery = _distances.without_overflow(queries, gallery)
     search = _Search(queries, gallery, metric, alone)
@@ -354,7 +359,7 @@ class _Search:
 
 
 def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
-    """Finds the 95 % interval of the mean of `values` by the percentile bootstrap.
+    """Computes the 95 % interval of the mean of `values` with the percentile bootstrap.
 
     For two systems on the same queries, pass the differences of their scores: if the interval
     holds no 0, they differ.
@@ -380,7 +385,7 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
         held = f"{len(valid)} numbers, in shape {values.shape}"
-        raise ArgumentError(f"values holds {held}: pass two or more, (n,).")
+        raise ArgumentError(f"values holds {held}: pass an array (n,) of two or more.")
     checks.bad_rows("values", np.isinf(values), "infinity")
     valid, exponent = _distances.to_unit_range(valid)
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
@@ -412,9 +417,11 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
     checks.choice("metric", metric, METRICS)
     left = checks.vectors("left", left, metric=metric)
     right = checks.vectors("right", right, metric=metric)
-    checks.shape("right", right, left.shape, "pass one for each of left, of the same model")
+    checks.shape(
+        "right", right, left.shape, "pass one for each row of left, embedded by the same model"
+    )
     distances = _distances.paired(left, right, metric)
-    too_far = "a vector more than 1.8e308, the largest float64, from the other one of its pair,"
+    too_far = "a distance above 1.8e308, the largest float64,"
     checks.bad_rows("left", np.isinf(distances), too_far)
     return distances
 
@@ -725,7 +732,7 @@ class Candidates:
 
 
 def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -> Candidates:
-    """Measures how often a left image finds its own right one in a pool of candidates.
+    """Measures how often the right image of a pair is found in a pool of candidates.
 
     Args:
         left: `(n, dim)` embeddings of the queries.
@@ -749,11 +756,13 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     checks.choice("metric", metric, METRICS)
     left = checks.vectors("left", left, rows=1, metric=metric)
     right = checks.vectors("right", right, metric=metric)
-    checks.shape("right", right, left.shape, "pass one for each of left, of the same model")
+    checks.shape(
+        "right", right, left.shape, "pass one for each row of left, embedded by the same model"
+    )
     pools, n = np.asarray(pools), len(left)
     checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
-    checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")
+    checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position zero times or more than once")
     checks.integer("k", k, 1, pools.shape[1])
     left, right = _distances.without_overflow(left, right)
     queries = np.repeat(np.arange(n), pools.shape[1])

@@ -52,7 +52,7 @@ _MORE = 6  # candidates beyond k: most queries are proven at once
 _MOST_LEVELS = 64  # of a graph; each level has a fraction 1 / m of the nodes of the one below
 _REACH = 2.0**50  # half the width of the box: float32 holds the squares, and the sum of many
 _REFIT = 1000  # rows after which the center and the scale of a graph stay as they are
-_TOO_FAR = "a vector that is more than 1.8e308, the largest float64, away from its neighbors,"
+_TOO_FAR = "a vector whose neighbors are farther away than 1.8e308, the largest float64,"
 
 
 class NeighborIndex:
@@ -334,10 +334,14 @@ class NeighborIndex:
         labels = checks.labels("labels", labels, len(self), "vectors in the index")
         other = checks.array("unknown", unknown)
         if other.ndim or other.dtype.kind != labels.dtype.kind:
-            what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"
-            raise ArgumentTypeError(f"{what}: pass such as -1 for numbers, 'unknown' for names.")
+            what = f"unknown={unknown!r} is not of the type of labels ({labels.dtype})"
+            raise ArgumentTypeError(
+                f"{what}: pass an integer such as -1, or for strings 'unknown'."
+            )
         if (labels == unknown).any():
-            raise ArgumentError(f"unknown={unknown!r} is the label of a vector: pass another.")
+            raise ArgumentError(
+                f"unknown={unknown!r} is also the label of a vector: pass another value."
+            )
         distances, indices = self.query(x, k=1)
         return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], unknown)
 

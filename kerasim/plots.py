@@ -1,9 +1,9 @@
-"""Figures: an optional `ax` in, the `ax` or figure out. Drawn with matplotlib.
+"""Figures, drawn with matplotlib. Most functions take an optional `ax`.
 
-Each function draws one thing and returns what it drew on, for the caller to change or save; none
-shows or closes anything. Colours are told apart by colour-blind readers, and do not stand alone
-where kinds are compared: classes differ in their marker, too, neighbours in the line of their
-frame, like and unlike pairs in hatching.
+Each function draws one plot and returns the axes or figure, which the caller can change or save.
+No function shows or closes a figure. Color-blind readers can distinguish the colors, and color is
+never the only cue: classes also differ in their marker, neighbors in the line style of their frame,
+and positive and negative pairs in their hatching.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from kerasim import checks
 from kerasim.data import as_float, check_images
 from kerasim.errors import ArgumentError
 
-# Okabe & Ito (2008), told apart by colour-blind readers, then by marker.
+# The palette of Okabe & Ito (2008), which color-blind readers can distinguish.
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #999999 #5D3A9B".split()
 MARKERS = "os^DvPX<>p"
 
@@ -25,16 +25,16 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     """Draws training curves.
 
     Args:
-        frame: What `training.fit` returns.
-        keys: Columns to draw; `val_` columns are drawn beside them, dashed.
+        frame: The table that `training.fit` returns.
+        keys: Columns to draw. Their `val_` columns are drawn as dashed lines, labeled "validation".
         ax: Axes to draw on; None for new ones.
-        log: Logarithmic values.
+        log: Use a logarithmic y axis.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentError: If there are no keys, or no such columns.
+        ArgumentError: If `keys` is empty, or names a column that `frame` lacks.
     """
     checks.like("frame", frame, "keys", "a table, as training.fit returns it")
     keys = [str(key) for key in checks.listed("keys", keys)]
@@ -43,12 +43,12 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
         raise ArgumentError(f"keys={missing} are not in the history: pass some of {list(frame)}.")
     ax = _axes(ax, (6, 3.5))
     for n, key in enumerate(keys):
-        colour = COLOURS[n % len(COLOURS)]
+        color = COLOURS[n % len(COLOURS)]
         for column, style in ((key, "-"), (f"val_{key}", "--")):
             if column in frame:
-                part = "held-out" if column.startswith("val_") else "training"
+                part = "validation" if column.startswith("val_") else "training"
                 name = f"{part} {column.removeprefix('val_')}"
-                ax.plot(frame["epoch"], frame[column], style, color=colour, label=name)
+                ax.plot(frame["epoch"], frame[column], style, color=color, label=name)
     ax.locator_params("x", integer=True)
     ax.set(xlabel="epoch", yscale="log" if log else ax.get_yscale())
     ax.set_ylabel(keys[0] if len(keys) == 1 else "value", parse_math=False)
@@ -70,7 +70,7 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
         The figure.
 
     Raises:
-        ArgumentError: If there are no images, or not a title for each.
+        ArgumentError: If there are no images, or the number of titles differs from theirs.
     """
     images = _check_some("images", images)
     if titles is not None:
@@ -87,18 +87,18 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
 
 
 def reconstructions(images, *others, labels: Sequence[str] = ("original", "reconstructed")):
-    """Draws images above what became of them.
+    """Draws images, and below each its reconstruction.
 
     Args:
         images: `(n, height, width, channels)` in [0, 1] or uint8.
-        *others: Arrays of the same shape, a row each.
+        *others: Arrays of the same shape. Each is drawn as one row.
         labels: A name for each row.
 
     Returns:
         The figure.
 
     Raises:
-        ArgumentError: If the rows are of several shapes, or there is not a name for each.
+        ArgumentError: If the rows have different shapes, or the number of labels is not theirs.
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
     labels = checks.listed("labels", labels)
@@ -125,7 +125,7 @@ def denoising(noisy, denoised, clean, psnr=None):
         The figure.
 
     Raises:
-        ArgumentError: If the rows are of several shapes, or `psnr` is not two numbers.
+        ArgumentError: If the rows have different shapes, or `psnr` is not two numbers.
     """
     names = ["noisy", "denoised", "clean"]
     if psnr is not None:
@@ -135,7 +135,7 @@ def denoising(noisy, denoised, clean, psnr=None):
 
 
 def latent_distribution(codes, ax=None, title: str = ""):
-    """Draws the distribution of each latent number as a violin with its quartiles.
+    """Draws the distribution of each latent dimension as a violin with its quartiles.
 
     Args:
         codes: `(n, dim)`, two rows or more.
@@ -146,7 +146,7 @@ def latent_distribution(codes, ax=None, title: str = ""):
         The axes.
 
     Raises:
-        ArgumentError: If there are fewer rows, or they are not finite.
+        ArgumentError: If there are fewer rows, or values are not finite.
     """
     codes = checks.vectors("codes", codes, rows=2)
     ax = _axes(ax, (7, 3))
@@ -155,22 +155,22 @@ def latent_distribution(codes, ax=None, title: str = ""):
     for body in violins["bodies"]:
         body.set(facecolor=COLOURS[5], alpha=0.7)
     low, middle, high = np.quantile(codes, (0.25, 0.5, 0.75), axis=0)
-    ax.vlines(positions, low, high, color=COLOURS[0], lw=4, label="middle half")
+    ax.vlines(positions, low, high, color=COLOURS[0], lw=4, label="middle 50 %")
     ax.plot(positions, middle, "o", color="white", mec=COLOURS[0], ms=4, label="median")
     ax.axhline(0, color="grey", lw=0.5)
-    ax.set(xlabel="latent number", ylabel="value", xticks=positions)
+    ax.set(xlabel="latent dimension", ylabel="value", xticks=positions)
     ax.set_title(title, parse_math=False)
     _legend(ax, fontsize=8, ncols=2)
     return ax
 
 
 def distance_distribution(distances, same, threshold: float | None = None, ax=None):
-    """Draws how the distances of like and of unlike pairs are distributed, each to area 1.
+    """Draws the distributions of the distances of positive and negative pairs, each with area 1.
 
     Args:
         distances: `(n,)` or `(n, 1)`, two or more.
-        same: As many: 1 or True for a like pair, else 0.
-        threshold: Where to draw a line, such as the greatest distance that is accepted; None for
+        same: `(n,)`: 1 or True for a positive pair, 0 or False for a negative one.
+        threshold: Draws a line at this distance, such as the largest that is accepted; None for
             no line.
         ax: Axes to draw on; None for new ones.
 
@@ -178,7 +178,8 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
         The axes.
 
     Raises:
-        ArgumentError: If there are fewer, they are not finite, or `same` is of another length.
+        ArgumentError: If there are fewer distances, they are not finite, or `same` is of another
+            length.
     """
     distances = checks.real("distances", distances).reshape(-1, 1)
     distances = checks.vectors("distances", distances, rows=2)[:, 0]
@@ -188,12 +189,12 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
         checks.number("threshold", threshold)
     ax = _axes(ax, (6, 3))
     edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
-    for kind, chosen, colour, hatch in (
-        ("like", distances[same], COLOURS[0], "///"),
-        ("unlike", distances[~same], COLOURS[1], "..."),
+    for kind, chosen, color, hatch in (
+        ("positive", distances[same], COLOURS[0], "///"),
+        ("negative", distances[~same], COLOURS[1], "..."),
     ):
-        style = {"color": colour, "alpha": 0.35, "edgecolor": colour, "hatch": hatch}
-        name = f"{kind} ({len(chosen):,} pairs)"
+        style = {"color": color, "alpha": 0.35, "edgecolor": color, "hatch": hatch}
+        name = f"{kind} pairs ({len(chosen):,})"
         if len(chosen):
             ax.hist(chosen, edges, density=True, histtype="stepfilled", label=name, **style)
     if threshold is not None:
@@ -204,11 +205,13 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
 
 
 def roc(verification, ax=None, label: str = ""):
-    """Draws the share of like pairs accepted over that of unlike ones, and the equal error rate.
+    """Draws the ROC curve of a verification, and marks the equal error rate.
+
+    The curve shows the share of positive pairs accepted over that of negative pairs accepted.
 
     Args:
-        verification: What `metrics.verification` returns.
-        ax: Axes to draw on, others' curves on it included; None for new ones.
+        verification: The result of `metrics.verification`.
+        ax: Axes to draw on, which may hold other curves; None for new ones.
         label: Name of the curve; its area and equal error rate are added.
 
     Returns:
@@ -217,16 +220,16 @@ def roc(verification, ax=None, label: str = ""):
     Raises:
         ArgumentTypeError: If `verification` is something else.
     """
-    checks.like("verification", verification, "eer", "what metrics.verification returns")
+    checks.like("verification", verification, "eer", "the result of metrics.verification")
     ax, label = _axes(ax, (4, 4)), str(label)
-    colour = COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]
+    color = COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
     name = f"{label}: {figures}" if label else figures
-    # A picture has some hundred pixels; a curve may have millions of corners.
+    # A figure is some hundred pixels wide; a curve may have millions of corners.
     corners = np.unique(np.linspace(0, len(verification.fpr) - 1, 2_000).astype(int))
-    ax.plot(verification.fpr[corners], verification.tpr[corners], color=colour, label=name)
-    ax.plot(verification.eer, 1 - verification.eer, "o", color=colour)
-    ax.set(xlabel="unlike pairs accepted", ylabel="like pairs accepted")
+    ax.plot(verification.fpr[corners], verification.tpr[corners], color=color, label=name)
+    ax.plot(verification.eer, 1 - verification.eer, "o", color=color)
+    ax.set(xlabel="negative pairs accepted", ylabel="positive pairs accepted")
     ax.grid(alpha=0.3)
     _legend(ax, fontsize=8, loc="lower right")
     return ax
@@ -236,20 +239,21 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
     """Draws a map of latent space: a point for each image, thumbnails for a few.
 
     Args:
-        coordinates: `(n, 2)`, such as `Projection` gives.
+        coordinates: `(n, 2)`, such as those of `Projection.fit_transform`.
         labels: `(n,)` integers or strings for color and marker, or None. Points whose label is
             missing (None, NaN, `pandas.NA` or "") are gray, and the legend says "no label".
         class_names: A name for each label.
         images: `(n, height, width, channels)` for thumbnails, or None. At most 60 are shown, and
             they never cover one another.
         ax: Axes to draw on; None for new ones.
-        seed: Chooses them.
+        seed: Seed of the choice of thumbnails.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentError: If images or labels are not one for each point, or a label has no name.
+        ArgumentError: If the number of images or labels is not that of points, or a label has no
+            name.
     """
     coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
     if images is not None:
@@ -266,8 +270,10 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
             if len(classes) and not (
                 numbered and classes[0] >= 0 and classes[-1] < len(class_names)
             ):
-                came = f"class_names are {len(class_names)}, labels {classes[0]} to {classes[-1]}"
-                raise ArgumentError(f"{came}: pass integer labels from 0, and a name for each.")
+                raise ArgumentError(
+                    f"class_names holds {len(class_names)} names, labels are {classes[0]} to "
+                    f"{classes[-1]}: pass integer labels from 0, and a name for each."
+                )
             names = [str(class_names[label]) for label in classes]
     ax = _axes(ax, (9, 7))
     alpha = float(np.clip(30 / np.sqrt(len(coordinates)), 0.25, 0.9))
@@ -277,10 +283,10 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
     else:
         handles = []
         for n, label in enumerate(classes):
-            colour = COLOURS[n % len(COLOURS)]
+            color = COLOURS[n % len(COLOURS)]
             marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
             rows = coordinates[(labels == label) & ~absent]
-            handles.append(ax.scatter(*rows.T, color=colour, marker=marker, **style))
+            handles.append(ax.scatter(*rows.T, color=color, marker=marker, **style))
         if absent.any():
             handles.append(ax.scatter(*coordinates[absent].T, color="0.6", marker=".", **style))
             names.append("no label")
@@ -305,18 +311,18 @@ def _thumbnails(ax, coordinates, images, seed):
             continue
         shown = np.vstack([shown, coordinates[n]])
         image = as_float(images[n])
-        image = np.broadcast_to(image, (*image.shape[:2], 3))  # grey as colour
+        image = np.broadcast_to(image, (*image.shape[:2], 3))  # gray as color
         box = OffsetImage(image, zoom=28 / image.shape[0])
         ax.add_artist(AnnotationBbox(box, coordinates[n], pad=0.1, bboxprops={"lw": 0.5}))
 
 
 def neighbors(queries, found, distances=None, labels=None, query_labels=None):
-    """Draws each query beside its neighbours, nearest first.
+    """Draws each query beside its neighbors, nearest first.
 
     Args:
         queries: `(n, height, width, channels)` in [0, 1] or uint8.
-        found: `(n, k, height, width, channels)`: the neighbours' images.
-        distances: `(n, k)`, written above each, or None.
+        found: `(n, k, height, width, channels)`: the images of the neighbors.
+        distances: `(n, k)`, written above each neighbor, or None.
         labels: `(n, k)` labels of the neighbors; with `query_labels`, a neighbor of another class
             has a dashed frame. Without a label on both sides there is no frame.
         query_labels: `(n,)`, or None.
@@ -325,7 +331,7 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
         The figure.
 
     Raises:
-        ArgumentError: If the shapes do not fit one another.
+        ArgumentError: If the shapes do not match.
     """
     queries, found = _check_some("queries", queries), checks.array("found", found)
     checks.shape("found", found, (len(queries), *[None] * 4), "pass images[indices]")
@@ -357,7 +363,7 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
 def network(model, ax=None):
     """Draws a model as a row of bars, one for each layer that changes the shape.
 
-    A bar's height shows the logarithm of height x width, its breadth that of the channels.
+    The height of a bar shows the logarithm of height x width, its width that of the channels.
 
     Args:
         model: A `keras.Model`; models inside it are drawn layer by layer.
@@ -367,23 +373,23 @@ def network(model, ax=None):
         The axes.
 
     Raises:
-        ArgumentError: If it is not built, or leaves the size of the images open.
+        ArgumentError: If it is not built, or its image size is not fixed.
     """
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
-        came = f"Received {type(model).__name__}: pass one made by a builder, or call it once."
+        came = f"Received {type(model).__name__}: pass a model of a builder, or call yours once."
         raise ArgumentError(f"model must be a built keras.Model. {came}")
     steps: list = [next(of) for _, of in itertools.groupby(_outputs(model), lambda step: step[1])]
     if any(None in shape or not shape for _, shape in steps):
-        what = "model has layers of no fixed size, or that give single numbers"
-        mend = "build it with an image_shape to draw it; a U-Net, told a step, is no row of bars"
+        what = "model has a layer whose output has an unknown size or is a scalar"
+        mend = "build it with a fixed image_shape. A U-Net cannot be drawn as a row of bars"
         raise ArgumentError(f"{what}: {mend}.")
     ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
     left, kinds = 0.0, list(dict.fromkeys(kind for kind, _ in steps))
     for kind, shape in steps:
         tall = 0.3 + 0.14 * np.log2(np.prod(shape[:-1]))
         broad = 0.12 + 0.055 * np.log2(shape[-1])
-        colour = COLOURS[kinds.index(kind) % len(COLOURS)]
-        style = {"color": colour, "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
+        color = COLOURS[kinds.index(kind) % len(COLOURS)]
+        style = {"color": color, "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
         ax.bar(left, tall, broad, -tall / 2, align="edge", **style)
         middle = left + broad / 2
         ax.text(middle, tall / 2 + 0.06, kind, ha="center", va="bottom", fontsize=7, rotation=40)
@@ -420,7 +426,7 @@ def _axes(ax, size):
 
 
 def _legend(ax, *entries, **style):
-    """Draws the legend, its names letter by letter: a "$" begins no formula."""
+    """Draws the legend with its names as they are: a "$" does not begin a formula."""
     legend = ax.legend(*entries, frameon=False, **style)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -440,9 +446,9 @@ def _figure(rows, columns, width, height, left=0.0):
     return figure, axes
 
 
-def _frame(ax, colour, style, width):
+def _frame(ax, color, style, width):
     for spine in ax.spines.values():
-        spine.set(edgecolor=colour, linestyle=style, linewidth=width, visible=width > 0)
+        spine.set(edgecolor=color, linestyle=style, linewidth=width, visible=width > 0)
 
 
 def _show(ax, image, title=""):

@@ -1,10 +1,10 @@
-"""Seeded UMAP maps that can be saved, and that place a new point the same way every time.
+"""Seeded UMAP maps that can be saved, and to which new points can be added reproducibly.
 
-A map shows which vectors lie together, not how far apart they are. UMAP lays it out from the exact
-nearest neighbors (`neighbors.NeighborIndex`), so that neither the size of the vectors nor their
-offset matters, and equal vectors share one place. A new point is placed by its nearest fitted
-vectors, so that what is saved is two arrays, and no pickle of UMAP's own. `trustworthiness_` says
-how far the map is to be believed.
+A map shows which vectors are close together, but not how far apart the others are. UMAP computes it
+from the exact nearest neighbors (`neighbors.NeighborIndex`), so that scale and offset of the
+vectors have no effect, and equal vectors have equal coordinates. The coordinates of a new point are
+computed from its nearest fitted vectors, so that a saved map consists of two arrays and no pickled
+UMAP model. `trustworthiness_` measures how well the map preserves neighbors.
 """
 
 import numpy as np
@@ -77,11 +77,13 @@ class Projection:
         least = max(self.n_neighbors + 1, _FEWEST)
         if len(x) < least:
             what = f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more"
-            raise ArgumentError(f"{what}: pass more or, from 5 on, a smaller n_neighbors.")
+            raise ArgumentError(
+                f"{what}: pass more rows or, if x has 5 or more, a smaller n_neighbors."
+            )
         index = NeighborIndex().fit(x)
         first, group = _distinct(x)
         if len(first) == 1:
-            what = f"All {len(x)} rows of x are equal: there is no structure to lay out"
+            what = f"All {len(x)} rows of x are equal: there is no structure to project"
             checks.warn(f"{what}, and the map shows none.")
         if len(first) < _FEWEST:
             places = _principal(_in_float32(x[first]))

@@ -1,10 +1,11 @@
-"""Trains a compiled model: progress, history, and a resume that is exact.
+"""Trains a compiled model, and resumes interrupted runs exactly.
 
-`fit` is Keras' own `model.fit` with one more callback, which saves after each epoch everything that
-the next one depends on: weights, optimizer, random generators and the state of the other callbacks.
-What batches draw depends on the epoch alone, which `fit` sets. So a run that was killed and started
-again goes through the same numbers as one that was not. Before it goes on, it compares data,
-network, loss and settings with those of the saved run, and refuses to mix two.
+`fit` calls `model.fit` with an additional callback. After each epoch it saves everything that the
+next one depends on: weights, optimizer, random generators and the state of the other callbacks. The
+random draws of batches depend only on the epoch, which `fit` sets. So a run that was killed and
+started again gives the same results as an uninterrupted one. Before a run is resumed, its data,
+network, loss and settings are compared with those of the saved run; if they differ, `fit` raises an
+error.
 """
 
 import contextlib
@@ -46,9 +47,9 @@ _INSTEAD = {
     "validation_split": "Split the arrays, and pass batches of the second part as validation=",
     "class_weight": "Draw rare classes more often instead, as kerasim.data.BalancedBatches does",
     "sample_weight": "Pass a keras.utils.PyDataset whose batches are (inputs, targets, weights)",
-    "initial_epoch": "Leave it out: the same run_dir goes on after its last epoch",
-    "steps_per_epoch": "Leave it out: an epoch is as long as its batches",
-    "validation_steps": "Leave it out: validation is as long as its batches",
+    "initial_epoch": "Leave it out: with the same run_dir training continues after the last epoch",
+    "steps_per_epoch": "Leave it out: an epoch goes through all batches",
+    "validation_steps": "Leave it out: validation goes through all batches",
     "validation_batch_size": "Pass batch_size to the batches given as validation=",
     "validation_freq": "Leave it out: validation follows each epoch",
 }
@@ -84,27 +85,27 @@ def fit(
     resume=True,
     verbose="auto",
 ) -> pd.DataFrame:
-    """Fits a compiled model with plain `model.fit`, and goes on where an earlier call stopped.
+    """Trains a compiled model with `model.fit`, and continues an earlier run in `run_dir`.
 
     After each epoch the whole state (weights, optimizer, generators of Dropout and of sampling
-    layers, callbacks, history) is saved in `run_dir`. A run that was killed and started again ends
-    on a CPU with the weights, to the bit, of a run that was never killed. An interrupt or an error
-    puts back the state of the last whole epoch.
+    layers, callbacks, history) is saved in `run_dir`. On a CPU, a run that was killed and started
+    again ends with weights that are bit-identical to those of an uninterrupted run. After an
+    interrupt or an error the model has the state of the last complete epoch.
 
-    A model built under `distribute.strategy` trains on all its devices; see there.
+    A model built under `distribute.strategy` is trained on all its devices.
 
-    An optimizer with `use_ema=True` averages the weights: validation, callbacks at the end of an
-    epoch, `best`, `restore` and the model at the end have the averages.
+    An optimizer with `use_ema=True` averages the weights. Validation, callbacks at the end of an
+    epoch, `best`, `restore` and the trained model use the averages.
 
     Args:
-        model: Compiled `keras.Model`. It ends with the weights of the last epoch, or with those
-            that a callback chose, such as `EarlyStopping(restore_best_weights=True)`.
-        batches: `keras.utils.PyDataset`. Its `epoch` is set before each epoch, so that what it
-            draws can depend on it.
+        model: Compiled `keras.Model`. After training it has the weights of the last epoch, or those
+            that a callback selected, such as `EarlyStopping(restore_best_weights=True)`.
+        batches: `keras.utils.PyDataset`. Its attribute `epoch` is set before each epoch, so
+            that random draws can depend on it.
         epochs: Number of epochs in all, 1 or more, including those of earlier calls.
         run_dir: Folder of the run: `state` (an artifact), `best` (with `validation`: the
-            weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing:
-            the run cannot be resumed.
+            weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing,
+            and the run cannot be resumed.
         validation: `keras.utils.PyDataset`, or None.
         callbacks: Keras callbacks. Their settings must be those of earlier calls. Their state
             (patience, best value, arrays, lists) is saved and restored; a callback that holds
@@ -120,7 +121,7 @@ def fit(
     Raises:
         ArgumentError: If `run_dir` holds a run of other data, batches or settings; the message
             lists the differences. If the model is not compiled, or a callback cannot be resumed.
-        ArgumentTypeError: If model or batches are something else.
+        ArgumentTypeError: If model or batches have another type.
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
@@ -159,10 +160,10 @@ def _check_batches(name, batches) -> None:
     """Refuses anything but batches that have an end, with what to pass instead."""
     mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
     if hasattr(batches, "element_spec"):
-        mend += "; the order of a tf.data pipeline cannot be resumed, but model.fit takes it"
+        mend += "; a tf.data pipeline cannot be resumed, pass it to model.fit instead"
     checks.kind(name, batches, keras.utils.PyDataset, mend)
     if batches.num_batches is None:
-        raise ArgumentError(f"{name} has no end: give its class a __len__, the batches per epoch.")
+        raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
 
 def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
@@ -189,7 +190,7 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
         path = run_dir / "best"
         weights, best_info = artifacts.read(path, "weights", _load)
         if best_info.get("run") != info.get("run"):
-            what = f"{path} holds the weights of another run than {run_dir / 'state'}"
+            what = f"{path} holds weights of a different run than {run_dir / 'state'}"
             raise ArtifactError(f"{what}: pass best=False, or train with validation again.")
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
@@ -249,7 +250,7 @@ class RetrievalCallback(keras.callbacks.Callback):
             name = "gallery_labels"
             self.labels.append(checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
-            raise ArgumentError("gallery_labels came without gallery: pass both or neither.")
+            raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
         checks.choice("metric", metric, metrics.METRICS)
         self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
@@ -299,7 +300,7 @@ class RetrievalCallback(keras.callbacks.Callback):
         logs.update(self.baselines)
         if not figures["pair_cosine"] <= 0.98:
             what = f"The mean cosine of two different images is {figures['pair_cosine']:.3f}"
-            why = "(nan: some embeddings are zeros): the embeddings have collapsed"
+            why = "(nan if some embeddings are zeros): the embeddings have collapsed"
             mend = 'Lower the learning rate, or mine "all" triplets instead of "hard" ones'
             self._warn("collapse", f"{what} {why}. {mend}.")
         key = self.keys[1]
@@ -363,7 +364,7 @@ class _Run(keras.callbacks.Callback):
         self.name = network.name if run_dir is None else run_dir.name
         self.id = secrets.token_hex(8)
         self.history, self.stopped, self.stoppers, self.warned = [], False, [], False
-        self.probe = None  # inputs of a few images, to see whether the network tells them apart
+        self.probe = None  # inputs of a few images, to see whether its outputs for them differ
         # Arrays and states after the last whole epoch; None once `run_dir` has them.
         self.saved: Any = ({}, {})
         self.callbacks = _resume.Callbacks(callbacks, [*self.variables.values()])
@@ -401,8 +402,8 @@ class _Run(keras.callbacks.Callback):
         lines = list(_resume.differences(info["settings"], self.settings))
         lines += self.callbacks.match(info["states"]["callbacks"])
         if lines:
-            what = f"run_dir={str(self.run_dir)!r} holds a run with other settings:"
-            mend = "Choose another run_dir, or pass resume=False to start afresh and overwrite it."
+            what = f"run_dir={str(self.run_dir)!r} holds a run with different settings:"
+            mend = "Choose another run_dir, or pass resume=False to start again and overwrite it."
             raise ArgumentError("\n  ".join([what, *lines]) + f"\n{mend}")
         _assign(path, self.variables, _of_groups(arrays, "model", "optimizer"))
         self.id, self.history = info.get("run", self.id), info["history"]
@@ -433,7 +434,7 @@ class _Run(keras.callbacks.Callback):
         figures = {key: value for key, value in last.items() if key not in ("epoch", "seconds")}
         shown = [f"{key} {value:.4g}" for key, value in [*figures.items()][:_SUMMARY_FIGURES]]
         done = f"after {len(self.history)} epochs in {seconds:.0f} s, {', '.join(shown)}"
-        how, longer = "finished earlier", "pass a larger epochs"
+        how, longer = "finished earlier", "increase epochs"
         if self.stopped:
             names = self.callbacks.stopper_names(self.stoppers)
             how, longer = (
@@ -467,7 +468,7 @@ class _Run(keras.callbacks.Callback):
         self.check_first_batches()
         done = len(self.history)
         if done:
-            print(f"{self.name}: going on after epoch {done} of {epochs}.")
+            print(f"{self.name}: continuing after epoch {done} of {epochs}.")
         else:
             self._remove_earlier()
             self.saved = _arrays(self.variables), {}
@@ -494,7 +495,7 @@ class _Run(keras.callbacks.Callback):
             self._save_final()
 
     def _how_to_go_on(self) -> str:
-        return "." if self.run_dir is None else "; the same call goes on."
+        return "." if self.run_dir is None else "; the same call continues the run."
 
     def _remove_earlier(self):
         """Removes what an earlier run, or a run whose state was removed, left in `run_dir`."""
@@ -654,7 +655,7 @@ class _Run(keras.callbacks.Callback):
         return f". {self.run_dir / 'state'} keeps epoch {len(self.history)}"
 
     def _fail(self, what):
-        mend = "lower the learning rate or look for a division by zero, train in another run_dir"
+        mend = "lower the learning rate or look for a division by zero, and use another run_dir"
         raise TrainingError(f"{what}{self.kept()}: {mend}.")
 
 
@@ -711,7 +712,7 @@ def _check_callbacks(callbacks) -> list:
     for callback in callbacks:
         checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
-            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, fit adds its own.")
+            raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, since fit adds one.")
     return callbacks
 
 
@@ -766,7 +767,7 @@ def _assign(path, variables, arrays):
     if wrong:
         differ = f"{len(wrong)} arrays differ, such as {'; '.join(wrong[:3])}"
         mend = "Build the model as it was, or choose another run_dir."
-        raise ArtifactError(f"{path} was saved from another architecture; {differ}. {mend}")
+        raise ArtifactError(f"{path} was saved from a different architecture: {differ}. {mend}")
     for key, variable in variables.items():
         variable.assign(arrays[key])
 

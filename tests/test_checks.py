@@ -77,7 +77,7 @@ def test_of_many_bad_rows_ten_are_shown():
 
 def test_rows_of_several_lengths_are_refused_by_name():
     with pytest.raises(
-        errors.ArgumentError, match="x cannot be made one array.*rows of one length"
+        errors.ArgumentError, match="x cannot be converted to one array.*rows of one length"
     ):
         checks.vectors("x", [[1.0, 2.0], [3.0]])
 
@@ -91,7 +91,7 @@ def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
 
 
 def test_targets_of_several_lengths_are_refused_by_name():
-    with pytest.raises(errors.ArgumentError, match="targets cannot be made one array"):
+    with pytest.raises(errors.ArgumentError, match="targets cannot be converted to one array"):
         checks.each("targets", [[1, 2], [3]], 2, "images")
 
 
@@ -103,7 +103,7 @@ def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
 
 @pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
 def test_what_is_no_flag_is_refused(value):
-    with pytest.raises(errors.ArgumentTypeError, match="flip must be a flag"):
+    with pytest.raises(errors.ArgumentTypeError, match="flip must be a bool"):
         checks.flag("flip", value)
 
 
@@ -127,5 +127,5 @@ FLAGS = {
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_a_flag_is_checked_wherever_it_is_taken(name):
-    with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a flag"):
+    with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a bool"):
         FLAGS[name]()

@@ -434,7 +434,7 @@ def generator():
         ("photos", "images is a str, .*image_folder"),
         (Path("photos"), "images is a .*Path, .*image_folder"),
         (generator(), "images is a generator, .*np.concatenate"),
-        (data.ImageBatches(FLOATS), "images is a ImageBatches, .*ImageFolder that it draws from"),
+        (data.ImageBatches(FLOATS), "images is a ImageBatches, .*ImageFolder of which"),
     ],
 )
 def test_other_sources_of_images_are_refused_with_what_to_pass(images, wanted):
@@ -454,7 +454,7 @@ def test_one_image_is_refused_with_how_to_pass_it():
 
 
 def test_arguments_in_the_wrong_order_and_names_of_models_are_refused():
-    with pytest.raises(ArgumentTypeError, match="wrong order: pass embed.embedder, images"):
+    with pytest.raises(ArgumentTypeError, match="wrong order: call embed.embedder, images"):
         data.embed(FLOATS, EMBEDDER)
     with pytest.raises(ArgumentTypeError, match="embedder is 'squeezenet', .*pretrained_embedder"):
         data.embed("squeezenet", FLOATS)

@@ -314,7 +314,10 @@ def test_a_pipe_in_place_of_a_folder_is_refused_and_not_waited_for(tmp_path):
 
 
 def test_a_pipe_among_the_images_is_listed_and_not_waited_for(tmp_path):
-    with no_hang(tmp_path / "p.png"), pytest.raises(ImageError, match="p.png' is no regular file"):
+    with (
+        no_hang(tmp_path / "p.png"),
+        pytest.raises(ImageError, match="p.png' is not a regular file"),
+    ):
         data.image_folder(tmp_path, 4)
 
 

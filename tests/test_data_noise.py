@@ -91,7 +91,7 @@ def test_settings_tell_schedules_steps_and_labels_apart():
         ),
         ({"labels": LABELS - 1}, "labels holds a negative class in 100 of 500"),
         ({"labels": LABELS + 0.5}, "labels must be integers or strings, not float"),
-        ({"labels": [[1], [2, 3]]}, "labels cannot be made one array"),
+        ({"labels": [[1], [2, 3]]}, "labels cannot be converted to one array"),
         ({"labels": LABELS, "drop_label": 2}, "drop_label=2 is out of range"),
         ({"steps": (0, 50)}, "steps\\[1\\]=50 is out of range"),
         ({"steps": 50}, "steps=50 must be \\(first, last\\)"),

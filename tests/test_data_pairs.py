@@ -222,7 +222,7 @@ def test_a_class_shows_all_its_images_before_any_comes_again():
 
 
 def test_batches_need_as_many_classes_and_images_as_they_hold():
-    with pytest.raises(ArgumentError, match="m=6 classes per batch, labels hold 5"):
+    with pytest.raises(ArgumentError, match="m=6 classes per batch, but labels hold only 5"):
         data.BalancedBatches(MARKED, OF_MARKED, 6, 2)
     with pytest.raises(ArgumentError, match="5 classes of fewer than 9 images: 0, 1, 2"):
         data.BalancedBatches(MARKED, OF_MARKED, 5, 9)
@@ -310,7 +310,9 @@ def test_settings_change_with_the_share_the_classes_and_the_number():
 def test_a_copy_with_another_label_is_reported(drawn):
     images = MARKED.copy()
     images[39] = images[0]
-    with pytest.warns(UserWarning, match="1 images are copies .* another label, the first 39 of 0"):
+    with pytest.warns(
+        UserWarning, match="1 images are copies .* label, the first is image 39, a copy of 0"
+    ):
         drawn(images, OF_MARKED)
 
 

@@ -221,7 +221,7 @@ def test_a_folder_in_place_of_the_file_is_refused_as_such(folder):
 
 
 def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(folder):
-    with no_hang(folder / "mnist.npz"), pytest.raises(ArtifactError, match="no regular file"):
+    with no_hang(folder / "mnist.npz"), pytest.raises(ArtifactError, match="not a regular file"):
         data.load("mnist")
 
 

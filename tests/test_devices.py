@@ -72,7 +72,7 @@ def hosts(tmp_path_factory):
     }
     both = [start(folder, "hosts", KERAS_DISTRIBUTION_PROCESS_ID=str(n), **env) for n in range(2)]
     said = [finish(child) for child in both]
-    assert all("host-resumed: going on after epoch 1 of 3" in text for text in said)
+    assert all("host-resumed: continuing after epoch 1 of 3" in text for text in said)
     return folder
 
 
@@ -94,7 +94,7 @@ def test_a_loss_on_whole_batches_is_the_same_on_two_devices_or_refused(runs):
 
 
 def test_batches_that_two_devices_cannot_share_are_refused(runs):
-    assert "batches holds batches of 8 rows, the last of 7, which 2 devices cannot" in runs[2]
+    assert "batches holds batches of 8 rows, and the last has 7, which cannot be split" in runs[2]
 
 
 def test_two_processes_end_with_the_losses_and_weights_of_one(hosts, runs):
@@ -167,7 +167,7 @@ def test_processes_that_differ_are_refused(monkeypatch):
 
     monkeypatch.setattr(multihost_utils, "assert_equal", differ)
     devices(1).agree([1.0])
-    with pytest.raises(ArgumentError, match="The processes differ in epoch or weights: give all"):
+    with pytest.raises(ArgumentError, match="The processes differ in epoch or weights: pass one"):
         devices(2).agree([1.0])
 
 

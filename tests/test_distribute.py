@@ -41,7 +41,7 @@ def test_another_backend_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("devices", [["CPU:0", "GPU:99"], "CPU:0", []])
 def test_devices_that_are_not_there_are_refused(devices):
-    with pytest.raises(ArgumentError, match=r"devices=.* not all there: pass some of \['"):
+    with pytest.raises(ArgumentError, match=r"devices=.* not all available: pass some of \['"):
         distribute.strategy(devices)
 
 

@@ -690,7 +690,9 @@ def test_no_images_give_an_empty_answer_or_a_clear_error(name):
 def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
     call, good = PUBLIC[name]
     if name == "data.BalancedBatches":  # m classes of k images each, whatever there are
-        with pytest.raises(errors.ArgumentError, match="m=4 classes per batch, labels hold 3"):
+        with pytest.raises(
+            errors.ArgumentError, match="m=4 classes per batch, but labels hold only 3"
+        ):
             call(**{**good, "m": 4})
         return
     batches = call(**{**good, "batch_size": 100})

@@ -65,7 +65,7 @@ def draws(schedule=SCHEDULE, labels=None):
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_labels_that_the_network_has_no_class_for_are_refused(offset):
     check(unet(), draws(labels=LABELS))
-    message = f"labels of batches go from {offset} to {offset + 2}, .* classes 0 to 2"
+    message = f"labels of batches range from {offset} to {offset + 2}, .* classes 0 to 2"
     with pytest.raises(ArgumentError, match=message):
         check(unet(), draws(labels=LABELS + offset))
 
@@ -81,7 +81,7 @@ def test_another_schedule_than_that_of_the_network_is_refused(schedule):
 
 
 def test_labels_for_a_network_without_classes_and_classes_without_labels_are_refused():
-    with pytest.raises(ArgumentError, match=r"give the inputs \['labels'\], which the network"):
+    with pytest.raises(ArgumentError, match=r"yield the inputs \['labels'\], which the network"):
         check(unet(None), draws(labels=LABELS))
     with pytest.raises(ArgumentError, match=r"lack the inputs \['labels'\] of the network"):
         check(unet(), draws())
@@ -98,7 +98,7 @@ def test_fit_refuses_them_before_it_trains_or_removes_anything(tmp_path):
             "validation": None,
             name: draws(labels=LABELS + 1),
         }
-        with pytest.raises(ArgumentError, match=f"labels of {name} go from 1 to 3"):
+        with pytest.raises(ArgumentError, match=f"labels of {name} range from 1 to 3"):
             training.fit(model, epochs=1, run_dir=tmp_path, resume=False, verbose=0, **given)
     assert (tmp_path / "history.csv").exists()
     for one, other in zip(before, model.get_weights(), strict=True):
@@ -111,7 +111,7 @@ def test_fit_refuses_them_before_it_trains_or_removes_anything(tmp_path):
 @pytest.mark.parametrize("shape", [(9, 8, 1), (8, 8, 3), (16, 16, 1)])
 def test_images_of_another_size_than_the_network_takes_are_refused(shape):
     model = network(keras.layers.Conv2D(1, 3, padding="same"), shape=shape)
-    message = r"batches give .* of shape \(8, 8, 1\), and the network takes "
+    message = r"batches yield .* of shape \(8, 8, 1\), but the network takes "
     with pytest.raises(ArgumentError, match=message):
         check(model, data.ImageBatches(IMAGES))
 
@@ -123,21 +123,21 @@ def test_images_of_any_size_that_the_network_takes_pass():
 
 def test_batches_of_another_kind_than_the_network_takes_are_refused():
     pairs = data.PairBatches(IMAGES, LABELS)
-    with pytest.raises(ArgumentError, match="batches give 2 inputs, and the network takes 1"):
+    with pytest.raises(ArgumentError, match="batches yield 2 inputs, but the network takes 1"):
         check(classifier(), pairs)
     siamese = compiled(models.siamese(embedder("mse")), losses.ContrastiveLoss())
     check(siamese, pairs)
     with pytest.raises(
-        ArgumentError, match=r"give 1 inputs, and the network takes 2 \(left, right"
+        ArgumentError, match=r"yield 1 inputs, but the network takes 2 \(left, right"
     ):
         check(siamese, data.ImageBatches(IMAGES))
-    with pytest.raises(ArgumentError, match="give 1 inputs, and the network takes 2"):
+    with pytest.raises(ArgumentError, match="yield 1 inputs, but the network takes 2"):
         check(unet(None), data.ImageBatches(IMAGES))
 
 
 def test_a_network_that_divides_by_255_again_is_warned_of():
     model = network(keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(1, 1))
-    with pytest.warns(UserWarning, match="first layer multiplies them by 0.003922"):
+    with pytest.warns(UserWarning, match="first layer of the network multiplies them by 0.003922"):
         check(model, data.ImageBatches(IMAGES))
     check(network(keras.layers.Rescaling(2.0, -1), keras.layers.Conv2D(1, 1)), Own(IMAGES, IMAGES))
     check(model, Own(IMAGES * 255, IMAGES))
@@ -147,7 +147,7 @@ def test_a_network_that_divides_by_255_again_is_warned_of():
 def test_strings_are_refused(place):
     batch = [IMAGES, IMAGES]
     batch[place] = np.array(["cat", "dog"] * 6)
-    with pytest.raises(ArgumentTypeError, match="batches hold strings .*np.unique"):
+    with pytest.raises(ArgumentTypeError, match="batches yield strings .*np.unique"):
         check(classifier(), Own(*batch))
 
 
@@ -157,9 +157,11 @@ def test_strings_are_refused(place):
 @pytest.mark.parametrize("loss", sorted(_fitting._ELEMENTWISE) + [keras.losses.MeanSquaredError()])
 def test_targets_that_keras_would_broadcast_are_refused(loss):
     model = network(keras.layers.Conv2D(3, 1, activation="sigmoid"), loss=loss)
-    with pytest.raises(ArgumentError, match=r"targets of shape \(8, 8, 1\), and .* \(8, 8, 3\)"):
+    with pytest.raises(ArgumentError, match=r"targets of shape \(8, 8, 1\), but .* \(8, 8, 3\)"):
         check(model, data.ImageBatches(IMAGES))
-    with pytest.raises(ArgumentError, match=r"targets of shape \(\), and the network \(4,\)"):
+    with pytest.raises(
+        ArgumentError, match=r"targets of shape \(\), but the network returns \(4,\)"
+    ):
         check(embedder(loss), data.ImageBatches(IMAGES, LABELS))
     check(model, Own(IMAGES, np.repeat(IMAGES, 3, -1)))
 
@@ -178,13 +180,13 @@ CLASS_LOSSES += [keras.losses.SparseCategoricalCrossentropy(from_logits=True)]
 @pytest.mark.parametrize("labels", [LABELS + 1, LABELS - 1, LABELS * 10, LABELS + 0.5])
 def test_class_numbers_that_the_network_does_not_have_are_refused(loss, labels):
     check(classifier(3, loss), data.ImageBatches(IMAGES, LABELS))
-    with pytest.raises(ArgumentError, match="targets of batches (go from|must be whole)"):
+    with pytest.raises(ArgumentError, match="targets of batches (range from|must be whole)"):
         check(classifier(3, loss), data.ImageBatches(IMAGES, labels))
 
 
 def test_a_class_number_in_a_later_batch_is_seen():
     labels = np.array([0] * 11 + [3])
-    with pytest.raises(ArgumentError, match="go from 0 to 3"):
+    with pytest.raises(ArgumentError, match="range from 0 to 3"):
         check(classifier(), data.ImageBatches(IMAGES, labels, batch_size=2, shuffle=False))
 
 
@@ -204,7 +206,7 @@ def test_targets_that_the_output_cannot_reach_are_refused(high):
     conv = keras.layers.Conv2D
     for loss, last in (("mse", conv(1, 1, activation="sigmoid")), ("bce", conv(1, 1))):
         model = network(last, loss="binary_crossentropy" if loss == "bce" else loss)
-        with pytest.raises(ArgumentError, match=f"targets from 0 to {high:g}.*, and the"):
+        with pytest.raises(ArgumentError, match=f"targets from 0 to {high:g}.*, but the"):
             check(model, Own(IMAGES, IMAGES.round() * high))
         check(model, Own(IMAGES, IMAGES))
     check(network(conv(1, 1)), Own(IMAGES, IMAGES.round() * high))
@@ -212,7 +214,7 @@ def test_targets_that_the_output_cannot_reach_are_refused(high):
 
 def test_the_activation_of_a_nested_network_is_found():
     autoencoder = compiled(models.conv_autoencoder((8, 8, 1), widths=(4,)))
-    with pytest.raises(ArgumentError, match="is a sigmoid, which stays in"):
+    with pytest.raises(ArgumentError, match="activation sigmoid stays in"):
         check(autoencoder, Own(IMAGES, IMAGES * 255))
 
 
@@ -230,14 +232,14 @@ BATCH_LOSSES = [
 @pytest.mark.parametrize("loss", BATCH_LOSSES, ids=lambda loss: loss.name)
 def test_weights_that_a_loss_on_whole_batches_would_misread_are_refused(loss):
     check(embedder(loss), Own(IMAGES, LABELS))
-    with pytest.raises(ArgumentError, match="give sample weights, and .* cannot use them"):
+    with pytest.raises(ArgumentError, match="yield sample weights, which .* cannot use"):
         check(embedder(loss), Own(IMAGES, LABELS, np.ones(12)))
 
 
 @pytest.mark.parametrize("loss", BATCH_LOSSES, ids=lambda loss: loss.name)
 def test_class_numbers_that_float32_does_not_tell_apart_are_refused(loss):
     check(embedder(loss), data.ImageBatches(IMAGES, LABELS + 2**24 - 3))
-    message = f"give labels up to {2**24}, and float32"
+    message = f"yield labels up to {2**24}, but .* as float32"
     with pytest.raises(ArgumentError, match=message):
         check(embedder(loss), data.ImageBatches(IMAGES, LABELS + 2**24 - 2, batch_size=2))
 
@@ -246,7 +248,7 @@ def test_class_numbers_that_float32_does_not_tell_apart_are_refused(loss):
 def test_losses_tell_class_numbers_below_2_to_24_apart_under_any_dtype(dtype):
     loss = losses.SupConLoss(dtype=dtype)  # it computes in float32
     check(embedder(loss), data.ImageBatches(IMAGES, LABELS + 2**24 - 3))
-    with pytest.raises(ArgumentError, match=f"integers from {2**24} on"):
+    with pytest.raises(ArgumentError, match=f"integers above {2**24}"):
         check(embedder(loss), data.ImageBatches(IMAGES, LABELS + 2**24))
 
 

@@ -139,7 +139,7 @@ def test_a_file_that_is_gone_is_reported_once_and_dropped_by_prune(kind, root):
     gallery = filled(root, kind)
     gone = root / "cat" / "b.bmp"
     gone.unlink()
-    with pytest.warns(UserWarning, match=r"1 items are gone: 'b.bmp'.*prune\(\)") as caught:
+    with pytest.warns(UserWarning, match=r"1 items are missing: 'b.bmp'.*prune\(\)") as caught:
         gallery.add(root)
     assert caught[0].filename == __file__
     assert gallery.gone == [str(gone)] and len(gallery) == 3
@@ -153,7 +153,7 @@ def test_a_file_that_is_gone_is_reported_once_and_dropped_by_prune(kind, root):
 def test_a_file_that_comes_back_is_no_longer_gone(root):
     gallery = filled(root)
     os.rename(root / "cat" / "b.bmp", root.parent / "b.bmp")
-    with pytest.warns(UserWarning, match="gone"):
+    with pytest.warns(UserWarning, match="missing"):
         gallery.add(root)
     os.rename(root.parent / "b.bmp", root / "cat" / "b.bmp")
     gallery.add(root)
@@ -220,7 +220,7 @@ def test_two_files_that_changed_places_are_told_apart(root):
 def test_a_file_in_the_place_of_a_deleted_one_has_its_own_vector(root):
     gallery = filled(root)
     os.replace(root / "cat" / "b.bmp", root / "cat" / "a.bmp")
-    with pytest.warns(UserWarning, match="gone: 'b.bmp'"):
+    with pytest.warns(UserWarning, match="missing: 'b.bmp'"):
         assert gallery.add(root).tolist() == [0]
     gallery.prune()
     check_vectors(gallery)

@@ -128,7 +128,7 @@ def test_an_image_that_cannot_be_used_is_named_by_its_position(gallery):
 
 @pytest.mark.parametrize("given", [{}, {"images": FLOATS, "ids": [1]}])
 def test_a_query_takes_images_or_ids(given, gallery):
-    with pytest.raises(ArgumentError, match="one of images and ids"):
+    with pytest.raises(ArgumentError, match="either images or ids"):
         gallery.query(**given)
 
 
@@ -216,7 +216,9 @@ def test_a_calibration_on_enough_pairs_does_not_warn():
 def test_few_positive_pairs_are_warned_of():
     gallery = Gallery(EMBEDDER, "euclidean")
     same = np.arange(40) < 2
-    with pytest.warns(UserWarning, match="rejected positive pairs rests on 2 pairs") as caught:
+    with pytest.warns(
+        UserWarning, match="rejected positive pairs is measured on 2 pairs"
+    ) as caught:
         gallery.calibrate(FLOATS, FLOATS[::-1], same, 0.5)
     assert caught[0].filename == __file__
 
@@ -294,8 +296,10 @@ def test_a_map_leaves_out_files_that_are_gone_or_cannot_be_decoded(mapped):
     with pytest.warns(UserWarning) as caught:
         gallery.write_map("map.html", k=5)
     assert [warning.filename for warning in caught] == [__file__] * 2
-    assert "2 files are gone or cannot be decoded, and are not on the map" in str(caught[0].message)
-    assert "hold another image than the one that was embedded" in str(caught[1].message)
+    assert "2 files are missing or cannot be decoded, and are not on the map" in str(
+        caught[0].message
+    )
+    assert "have changed since they were embedded" in str(caught[1].message)
     kept = [0, 2, 3, 4, 6, 7]
     assert given["images"].files == [files[n] for n in kept]
     assert given["labels"].tolist() == gallery.items["label"].iloc[kept].tolist()
@@ -310,9 +314,9 @@ def test_a_map_of_fewer_than_five_images_is_refused_with_their_number(mapped):
     gallery.remove([0, 1, 2])
     gallery.write_map("map.html", k=4)
     gallery.remove([3])
-    with pytest.raises(ArgumentError, match="has 4 images to show, and needs 5 or more"):
+    with pytest.raises(ArgumentError, match="has 4 images to show, but needs 5 or more"):
         gallery.write_map("map.html")
-    with pytest.raises(ArgumentError, match="has 0 images to show, and needs 5 or more"):
+    with pytest.raises(ArgumentError, match="has 0 images to show, but needs 5 or more"):
         Gallery(EMBEDDER).write_map("map.html")
 
 
@@ -328,5 +332,5 @@ def test_a_map_shows_as_many_neighbors_as_there_are_with_a_warning(mapped):
 def test_near_copies_leave_out_files_that_are_gone(mapped):
     gallery, _ = mapped
     Path(gallery.items["file"][0]).unlink()
-    with pytest.warns(UserWarning, match="1 items are gone"):
+    with pytest.warns(UserWarning, match="1 items are missing"):
         gallery.near_copies()

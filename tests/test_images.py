@@ -390,7 +390,7 @@ def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
     path.write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(ImageError) as caught:
         read_image(path)
-    assert str(path) in str(caught.value) and "a whole image" in str(caught.value)
+    assert str(path) in str(caught.value) and "a complete image" in str(caught.value)
     assert "Replace or remove it" in str(caught.value)
 
 
@@ -519,7 +519,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     watchdog = threading.Timer(10, unblock)
     watchdog.start()
     try:
-        assert "no regular file" in refusal(pipe)
+        assert "not a regular file" in refusal(pipe)
     finally:
         watchdog.cancel()
 

@@ -568,7 +568,7 @@ def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None)
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", b"{}")
-    with pytest.raises(ArtifactError, match="two files of one name"):
+    with pytest.raises(ArtifactError, match="two files with the same name"):
         data.load_embedder(path)
 
 
@@ -645,7 +645,7 @@ SPOILED = {  # what is wrong with an array, what makes it so, and what the error
     "external data": (replaced(external=[("secret", 0, 192)]), "from another file"),
     "virtual data": (virtual, "from another file"),
     "a named type": (named_type, "neither a group nor an array"),
-    "an attribute of strings": (long_attribute, "has a list of texts, 'names'"),
+    "an attribute of strings": (long_attribute, "has a list of strings, 'names'"),
 }
 
 

@@ -233,15 +233,15 @@ def test_labels_may_be_strings():
     [
         ({"query_labels": np.zeros(19)}, r"query_labels has shape \(19,\), expected \(20,\)"),
         ({"gallery_labels": None}, r"gallery_labels has shape \(\), expected \(30,\)"),
-        ({"gallery": None}, "gallery_labels came without gallery"),
+        ({"gallery": None}, "gallery_labels needs gallery"),
         ({"gallery": GALLERY[:, :3]}, r"gallery must be an array \(n, 4\)"),
         ({"queries": np.full((20, 4), np.nan)}, "queries holds NaN"),
-        ({"gallery": GALLERY * 0}, "gallery holds only zeros.* 30 of 30 rows"),
+        ({"gallery": GALLERY * 0}, "gallery holds zero vectors.* 30 of 30 rows"),
         ({"metric": "l2"}, "metric='l2'.*'euclidean', 'manhattan', 'cosine'"),
         ({"ks": (0,)}, "each of ks=0"),
         ({"ks": (31,)}, "each of ks=31.* 1 to 30"),
         ({"ks": 31}, "each of ks=31.* 1 to 30"),
-        ({"query_labels": np.full(20, 9)}, "No query has an image of its class"),
+        ({"query_labels": np.full(20, 9)}, "No query has another image of its class"),
     ],
 )
 def test_retrieval_refuses_by_name(change, said):
@@ -529,7 +529,7 @@ def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
         ({"labels": [0, 1, 2]}, "labels make 0 positive and 3 negative pairs"),
         ({"labels": [0, 1]}, "labels has shape"),
         ({"metric": "dot"}, "metric='dot'"),
-        ({"metric": "cosine"}, "embeddings holds only zeros.*: 0"),
+        ({"metric": "cosine"}, "embeddings holds zero vectors.*: 0"),
         ({"embeddings": [[1.0]]}, "embeddings must be an array"),
         ({"resamples": 0}, "resamples=0"),
         ({"seed": -1}, "seed=-1"),
@@ -572,7 +572,7 @@ def test_the_accuracy_of_candidates_agrees_with_a_loop(metric):
 
 def test_pools_without_their_own_candidate_are_refused():
     x = np.eye(3)
-    with pytest.raises(ArgumentError, match="its own position not at all or more than once"):
+    with pytest.raises(ArgumentError, match="its own position zero times or more than once"):
         metrics.candidate_accuracy(x, x, [[0, 1], [0, 2], [2, 1]])
     with pytest.raises(ArgumentError, match="a position outside 0 to 2"):
         metrics.candidate_accuracy(x, x, [[0, 1], [1, 3], [2, 1]])

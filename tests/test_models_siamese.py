@@ -94,7 +94,7 @@ NO_VECTORS = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)
     [
         (None, ArgumentTypeError, "must be a keras.Model of images. Received NoneType"),
         (keras.Sequential(), ArgumentTypeError, "must be a keras.Model .* Received Sequential"),
-        (TWO_INPUTS, ArgumentTypeError, "must be a keras.Model of images.*one keras.Input"),
+        (TWO_INPUTS, ArgumentTypeError, "must be a keras.Model of images.*a model with one input"),
         (NO_VECTORS, ArgumentError, r"must map images to vectors.*\(None, 2, 2, 2\)"),
     ],
 )

@@ -334,9 +334,9 @@ def test_vectors_of_no_real_numbers_are_refused_with_their_dtype(dtype):
 def test_zero_vectors_are_refused_under_cosine_by_number(vectors):
     bad = vectors.copy()
     bad[5] = 0
-    with pytest.raises(ArgumentError, match="embeddings holds only zeros.*: 5"):
+    with pytest.raises(ArgumentError, match="embeddings holds zero vectors.*: 5"):
         NeighborIndex("cosine").fit(bad)
-    with pytest.raises(ArgumentError, match="x holds only zeros.*: 5"):
+    with pytest.raises(ArgumentError, match="x holds zero vectors.*: 5"):
         NeighborIndex("cosine").fit(vectors).query(bad)
 
 
@@ -581,8 +581,8 @@ def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
     ("change", "said"),
     [
         ({"labels": [0]}, "labels has shape .1,., expected .2,."),
-        ({"labels": [0, -1]}, "unknown=-1 is the label of a vector"),
-        ({"labels": ["a", "b"]}, "unknown=-1 is not of the kind of labels .<U1"),
+        ({"labels": [0, -1]}, "unknown=-1 is also the label of a vector"),
+        ({"labels": ["a", "b"]}, "unknown=-1 is not of the type of labels .<U1"),
         ({"threshold": np.nan}, "threshold=nan"),
         ({"x": [[1.0, 2.0]]}, "x must be an array"),
     ],
@@ -731,7 +731,7 @@ def test_a_query_of_any_size_is_answered(metric, value, kind, vectors):
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
 def test_a_distance_beyond_float64_is_refused_by_row(metric, vectors):
     queries = np.array([np.zeros(6), np.full(6, 1.7e308)])
-    with pytest.raises(ArgumentError, match="x holds a vector that is more than 1.8e308.* rows: 1"):
+    with pytest.raises(ArgumentError, match="x holds a vector whose neighbors.*1.8e308.* rows: 1"):
         NeighborIndex(metric).fit(vectors).query(queries, 3)
 
 

@@ -45,7 +45,7 @@ def test_what_another_object_saved_is_overwritten_only_if_asked(save, tmp_path):
     assert (tmp_path / "it" / "kerasim.json").stat() == before
     save(tmp_path / "it", replace=True)
     assert (tmp_path / "it" / "kerasim.json").stat() != before
-    with pytest.raises(ArgumentTypeError, match="replace must be a flag"):
+    with pytest.raises(ArgumentTypeError, match="replace must be a bool"):
         save(tmp_path / "it", replace="yes")
 
 

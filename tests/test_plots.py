@@ -177,7 +177,7 @@ def test_distances_of_like_and_unlike_pairs_are_drawn_apart_with_the_threshold()
     distances, same = pairs()
     ax = plots.distance_distribution(distances[:, None], same[:, None], threshold=0.75)
     names = [text.get_text() for text in ax.get_legend().texts]
-    assert names == ["like (100 pairs)", "unlike (100 pairs)", "threshold 0.75"]
+    assert names == ["positive pairs (100)", "negative pairs (100)", "threshold 0.75"]
     like, unlike = (patch.get_path().vertices for patch in ax.patches)
     assert like[:, 0].max() <= distances.max() + 1e-6
     heights = np.histogram(distances[same == 1], np.unique(like[:, 0]), density=True)[0]
@@ -186,7 +186,7 @@ def test_distances_of_like_and_unlike_pairs_are_drawn_apart_with_the_threshold()
 
 def test_like_pairs_alone_are_drawn_alone():
     ax = plots.distance_distribution([0.1, 0.2, 0.4], [1, 1, 1])
-    assert [text.get_text() for text in ax.get_legend().texts] == ["like (3 pairs)"]
+    assert [text.get_text() for text in ax.get_legend().texts] == ["positive pairs (3)"]
 
 
 def test_curves_of_several_models_share_axes_and_name_their_figures():
@@ -212,7 +212,10 @@ def test_neighbours_show_their_distance_and_whether_they_are_of_the_class():
 def test_training_is_drawn_whole_and_held_out_data_dashed():
     ax = plots.history(frame())
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--"]
-    assert [text.get_text() for text in ax.get_legend().texts] == ["training loss", "held-out loss"]
+    assert [text.get_text() for text in ax.get_legend().texts] == [
+        "training loss",
+        "validation loss",
+    ]
 
 
 def test_more_keys_than_colours_are_all_drawn():
@@ -225,7 +228,7 @@ def test_a_held_out_column_is_called_so_by_whichever_name_it_is_asked_for():
     table = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 2], "val_loss": [1, 2], "val_x": [3, 4]})
     ax = plots.history(table, ["loss", "val_x"])
     names = [line.get_label() for line in ax.lines]
-    assert names == ["training loss", "held-out loss", "held-out x"]
+    assert names == ["training loss", "validation loss", "validation x"]
 
 
 def test_a_logarithmic_history_has_a_logarithmic_axis():

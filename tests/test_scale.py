@@ -1,4 +1,4 @@
-"""What docs/scale.md shows, runs: the way from a gallery to a vector database."""
+"""The code of docs/scale.md, which copies a gallery to a vector database, runs."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_qdrant_finds_what_the_gallery_finds(metric, tmp_path, monkeypatch):
     gallery.remove([2])
     gallery.save(tmp_path / "runs" / "gallery")
     monkeypatch.chdir(tmp_path)
-    namespace = {"pictures": FLOATS}
+    namespace = {"images": FLOATS}
     exec(EXPORT, namespace)
     expected = gallery.query(FLOATS[:1], k=6)
     assert [point.id for point in namespace["found"]] == expected["id"].tolist()

@@ -1,10 +1,10 @@
 """Data sets, folders, noise, and batches of images, pairs and triplets.
 
 Images are an array `(n, height, width, channels)`, float32 in [0, 1] or uint8, or an `ImageFolder`,
-which decodes files as they are asked for and can stand wherever an array can. Batches are
-`keras.utils.PyDataset`: order, pairs, noise and shifts are a function of the seed, the epoch and
-the position of the batch alone, so that a run that is resumed sees what it would have seen.
-`embed` takes images through an embedder: from here on a picture is a row of numbers.
+which decodes files when they are needed and can be passed wherever an array can. Batches are a
+`keras.utils.PyDataset`. Their order, pairs, noise and shifts depend only on the seed, the epoch and
+the index of the batch, so that a resumed run uses the same batches as an uninterrupted one. `embed`
+computes the embeddings of images.
 """
 
 from kerasim.data.arrays import (

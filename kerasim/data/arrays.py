@@ -1,4 +1,4 @@
-"""Arrays of images, and folders in their place: checked, noised, told apart."""
+"""Arrays and folders of images: checks, noise, copies and embeddings."""
 
 import hashlib
 import os
@@ -55,7 +55,7 @@ def _refuse_other_sources(name: str, images) -> None:
     if isinstance(images, (str, bytes, os.PathLike)):
         mend = "pass kerasim.data.image_folder(path, image_size=(height, width))"
     elif isinstance(images, keras.utils.PyDataset):
-        mend = "pass the array or the ImageFolder that it draws from"
+        mend = "pass the array or the ImageFolder of which it makes batches"
     elif not hasattr(images, "shape") and not hasattr(images, "__len__") and np.iterable(images):
         mend = "pass an array, such as np.concatenate(list(batches)) of batches of images"
     elif hasattr(images, "element_spec"):  # a tf.data.Dataset
@@ -80,10 +80,12 @@ def check_images(name: str, images):
     if isinstance(images, ImageFolder) or images.dtype == np.uint8:
         return images
     if images.dtype.kind != "f":
-        raise ArgumentTypeError(f"{name} must be float in [0, 1] or uint8: convert {images.dtype}.")
+        raise ArgumentTypeError(
+            f"{name} has dtype {images.dtype}: convert it to float in [0, 1] or to uint8."
+        )
     low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
     checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
-    reach = f"down to {low.min(initial=0)} and up to {high.max(initial=1)}"
+    reach = f"from {low.min(initial=0)} to {high.max(initial=1)}"
     what = f"floats outside [0, 1], {reach} (divide by 255, or pass uint8),"
     checks.bad_rows(name, (low < 0) | (high > 1), what)
     return images
@@ -98,7 +100,10 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
     """
     labels = checks.labels("labels", labels, n, "images")
     if labels.dtype.kind not in "iu":
-        raise ArgumentTypeError(f"labels must be integers from 0, not {labels.dtype}: number them.")
+        raise ArgumentTypeError(
+            f"labels must be integers from 0, not {labels.dtype}: number the classes with "
+            "np.unique(labels, return_inverse=True)[1]."
+        )
     checks.bad_rows("labels", labels < 0, "a negative class")
     if classes is not None:
         checks.bad_rows("labels", labels >= classes, f"a class above {classes - 1}")
@@ -142,7 +147,7 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
         raise ArgumentTypeError(f"{name} is {model!r}, of type str, not a keras.Model: {mend}.")
     if not _is_shape(taken) or len(taken) != 4:
         came = f"Received {type(model).__name__}, which takes {taken}"
-        mend = "pass one of one keras.Input (n, height, width, channels), such as one tower of two"
+        mend = "pass a model with one input (n, height, width, channels), such as one tower"
         raise ArgumentTypeError(f"{name} must be a keras.Model of images. {came}: {mend}.")
     if not _is_shape(given):
         mend = 'pass a part of it, such as model.get_layer("encoder")'
@@ -204,7 +209,7 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
         images: `(n, height, width, channels)`, float in [0, 1] or uint8.
         sigma: Standard deviation, in units of [0, 1]; 0 or more.
         seed: The same seed draws the same noise.
-        clip: Cut the result to [0, 1], as a picture file would be.
+        clip: Clip the result to [0, 1], as in an image file.
 
     Returns:
         float32 images of the same shape.
@@ -286,7 +291,7 @@ def _contents(name, images) -> list[bytes]:
     else:
         images = checks.real(name, images)
         if not images.ndim:
-            raise ArgumentError(f"{name} is one number: pass an array (n, ...) of images.")
+            raise ArgumentError(f"{name} is a single number: pass an array (n, ...) of images.")
         # Images of another shape or data type may have the same bytes.
         kind = repr((images.shape[1:], images.dtype.str)).encode()
         contents = (np.ascontiguousarray(image).data for image in images)

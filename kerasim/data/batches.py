@@ -144,9 +144,11 @@ def clear_errors(*batches, kept: Callable[[], str] = str):
         if not any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory")):
             raise
         size = getattr(batches[0], "batch_size", None)
-        smaller = f"a smaller one, such as {max(1, (size or 2) // 2)}"
-        mend = f"pass {smaller}, and in training another run_dir; or a smaller model"
-        what = f"batch_size={size} needs more memory than there is{kept()}"
+        mend = (
+            f"pass a smaller batch_size, such as {max(1, (size or 2) // 2)} (in training with "
+            "another run_dir), or a smaller model"
+        )
+        what = f"batch_size={size} needs more memory than is available{kept()}"
         raise ArgumentError(f"{what}: {mend}.") from None
 
 
@@ -236,7 +238,7 @@ def embed(
     """
     if isinstance(images, keras.Model) and not isinstance(embedder, keras.Model):
         what = "embedder and images are in the wrong order"
-        raise ArgumentTypeError(f"{what}: pass embed(embedder, images), the model first.")
+        raise ArgumentTypeError(f"{what}: call embed(embedder, images), with the model first.")
     shape, dim = check_embedder("embedder", embedder)
     images = check_shape("images", images, shape)
     checks.integer("batch_size", batch_size)

@@ -17,28 +17,28 @@ def pair_folder(path, image_size=None) -> PairFolder:
     """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
 
     `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
-    Pairs that share a picture or a near-copy of one (`find_near_copies`), on any side, are of one
-    group: split by group (`sklearn.model_selection.GroupKFold`), and no test picture was seen in
-    training; pass the groups to `LabelledPairBatches` and `candidate_pools`, and none of them is
-    taken for the negative of its copy.
+    Pairs that share an image or a near-copy of one (`find_near_copies`), on either side, are in the
+    same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test image is used
+    in training, and pass the groups to `LabelledPairBatches` and `candidate_pools`, so that no
+    image becomes the negative of its own copy.
 
     Args:
         path: The folder.
-        image_size: `(height, width)` or one number; None for the size of the first left picture.
+        image_size: `(height, width)` or one number; None for the size of the first left image.
 
     Returns:
         `PairFolder`, with `left`, `right` and `groups`.
 
     Raises:
-        ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names a picture
-            that is not there, or there twice.
-        ImageError: If a picture cannot be decoded.
+        ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names an image
+            that does not have exactly one file.
+        ImageError: If an image cannot be decoded.
     """
     root = artifacts.check_path("path", path)
     pairs = read_candidates(root / "pairs.csv", ["left", "right"])
     if not len(pairs):
         raise ArtifactError(
-            f"{checks.shown(root / 'pairs.csv')} has no rows: write one for a pair."
+            f"{checks.shown(root / 'pairs.csv')} has no rows. Write one row for each pair."
         )
     size, sides = check_size(image_size), []
     for side in ("left", "right"):
@@ -47,9 +47,11 @@ def pair_folder(path, image_size=None) -> PairFolder:
         wrong = [name for name in pairs[side] if stems[name] != 1]
         if wrong:
             shown = ", ".join(f"{checks.shown(name)} ({stems[name]} files)" for name in wrong[:5])
-            where = f"not in {checks.shown(root / side)}, or more than once: {shown}"
-            mend = "Give each name, without suffix, one file, or drop its row"
-            raise ArtifactError(f"pairs.csv names {len(wrong)} pictures that are {where}. {mend}.")
+            raise ArtifactError(
+                f"pairs.csv names {len(wrong)} images that do not have exactly one file in "
+                f"{checks.shown(root / side)}: {shown}. Names have no suffix. Add or remove files, "
+                "or remove these rows."
+            )
         named = {file.stem: file for file in folder.files}
         files = [named[name] for name in pairs[side]]
         size = size or read_image(files[0]).shape[:2]
@@ -68,30 +70,33 @@ def _join(left, right):
 
 
 def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarray:
-    """Draws for each of `n` left images a pool of right ones: its own and `k - 1` foils.
+    """Draws for each of `n` left images a pool of right ones: its own and `k - 1` distractors.
 
     Args:
         n: Number of pairs.
         k: Size of each pool, 2 or more.
         seed: The same seed draws the same pools.
-        groups: `(n,)` integers: a foil is of another group than the pair. None: any other pair.
+        groups: `(n,)` integers: a distractor is from another group than the pair. None: any other
+            pair.
 
     Returns:
-        `(n, k)` int64 positions; row `i` holds `i` and its foils, in random order.
+        `(n, k)` int64 positions; row `i` holds `i` and its distractors, in random order.
 
     Raises:
-        ArgumentError: If there are fewer than `k - 1` possible foils.
+        ArgumentError: If there are fewer than `k - 1` possible distractors.
     """
     n, k = checks.integer("n", n), checks.integer("k", k, 2)
     rng = np.random.default_rng(checks.integer("seed", seed, 0))
     groups = np.arange(n) if groups is None else checks.labels("groups", groups, n, "pairs")
     pools = np.empty((n, k), dtype="int64")
     for i in range(n):
-        foils = np.flatnonzero(groups != groups[i])
-        if len(foils) < k - 1:
-            mend = "pass a smaller k, or more pairs of other groups"
-            raise ArgumentError(f"k={k} needs {k - 1} foils, pair {i} has {len(foils)}: {mend}.")
-        pools[i] = rng.permutation([i, *rng.choice(foils, k - 1, replace=False)])
+        distractors = np.flatnonzero(groups != groups[i])
+        if len(distractors) < k - 1:
+            raise ArgumentError(
+                f"k={k} needs {k - 1} distractors, but only {len(distractors)} pairs are in other "
+                f"groups than pair {i}: pass a smaller k, or more pairs of other groups."
+            )
+        pools[i] = rng.permutation([i, *rng.choice(distractors, k - 1, replace=False)])
     return pools
 
 
@@ -114,18 +119,20 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
         # Without a header, or pandas would take the first of too many columns for an index.
         rows = pd.read_csv(content, header=None, dtype=str, keep_default_na=False)
     except ValueError as error:  # no columns, rows too long, bytes that are no text
-        raise ArtifactError(f"{checks.shown(file)} is no CSV table: {error}. Mend it.") from error
+        raise ArtifactError(f"{checks.shown(file)} is not a valid CSV file: {error}.") from error
     table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
     empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
     if len(empty):
         where = f"{len(empty)} rows, the first of them row {empty[0] + 1} after the header"
-        raise ArtifactError(f"{checks.shown(file)} has empty cells in {where}: fill or drop them.")
+        raise ArtifactError(
+            f"{checks.shown(file)} has empty cells in {where}: fill in or remove them."
+        )
     wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
     if list(table.columns) != wanted:
         shown = ", ".join(map(checks.shown, table.columns[:5]))
         named = ", ".join(wanted[:5]) + (", ..." if len(wanted) > 5 else "")
         what = f"{checks.shown(file)} has the columns {shown}"
-        raise ArtifactError(f"{what}; expected {named}: mend its header.")
+        raise ArtifactError(f"{what}; expected {named}. Correct its header.")
     return table
 
 
@@ -144,7 +151,7 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         ArtifactError: If the file cannot be written.
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
-        came = f"Received {type(candidates).__name__}: pass what read_candidates returns."
+        came = f"Received {type(candidates).__name__}: pass the result of read_candidates."
         raise ArgumentTypeError(f"candidates must be a table with a column left. {came}")
     scores = checks.real("scores", scores).astype("float64")
     checks.shape("scores", scores, candidates.iloc[:, 1:].shape, "pass one for each candidate")
@@ -163,6 +170,7 @@ def _warn_of_formulas(names) -> None:
     found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
     if found:
         what = (
-            f"{len(found)} names begin as formulas of spreadsheets do: {checks.shown_names(found)}"
+            f"{len(found)} names would be run as formulas by a spreadsheet: "
+            f"{checks.shown_names(found)}"
         )
         checks.warn(f"{what}. Do not open the file in a spreadsheet, or rename these images.")

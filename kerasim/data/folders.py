@@ -173,7 +173,10 @@ def image_folder(
         bad = [(file, reason) for file, (reason, _) in found if reason]
         check_usable(bad, len(files), on_error)
         animated = [file for file, (_, more) in found if more]
-        _warn(animated, f"files in {checks.shown(root)} have several frames, the first is used")
+        _warn(
+            animated,
+            f"files in {checks.shown(root)} have several frames, of which the first is used",
+        )
         files = [file for file, (reason, _) in found if not reason]
         skipped += bad
     if not files:
@@ -207,8 +210,9 @@ def _check_stray(stray, count: int, root: Path) -> None:
     what = f"{len(stray)} of {count} images in {checks.shown(root)} lie beside its subfolders"
     choices = "Move them into a subfolder, or pass labels=None to take all images without labels"
     if 2 * len(stray) >= count:
-        unclear = "so that it is unclear whether the subfolders are classes"
-        raise ArgumentError(f"{what}, {unclear}: {names}. {choices}.")
+        raise ArgumentError(
+            f"{what}, so it is unclear whether the subfolders are classes: {names}. {choices}."
+        )
     checks.warn(f"{what} and are left out, since they have no class: {names}. {choices}.")
 
 
@@ -216,7 +220,9 @@ def no_image(root: Path, skipped) -> str:
     """Returns the message that the folder `root` holds nothing but the files `skipped`."""
     listed = "".join(f"\n{checks.shown(file)}: {reason}" for file, reason in skipped[:20])
     what = f"There is no usable image in {checks.shown(root)}"
-    return f"{what}: put {', '.join(FORMATS)} files there. {len(skipped)} files left out:{listed}"
+    return (
+        f"{what}: put {', '.join(FORMATS)} files there. {len(skipped)} files were left out:{listed}"
+    )
 
 
 def check_usable(bad, count: int, on_error: str) -> None:

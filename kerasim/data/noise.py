@@ -54,7 +54,7 @@ class DiffusionBatches(Batches):
         checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
-            raise ArgumentTypeError(f"steps={steps!r} must be (first, last): pass such as (0, 99).")
+            raise ArgumentTypeError(f"steps={steps!r} must be (first, last), such as (0, 99).")
         last = checks.integer("steps[1]", steps[1], 0, schedule.steps - 1)
         self.steps = checks.integer("steps[0]", steps[0], 0, last), last
         checks.choice("weighting", weighting, ("noise", "velocity"))

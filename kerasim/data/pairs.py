@@ -26,7 +26,7 @@ class _Classes:
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
                 shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
             held = f"{len(small)} classes of fewer than {fewest} images: {', '.join(shown)}"
-            raise ArgumentError(f"labels hold {held}. Add images, or drop those classes.")
+            raise ArgumentError(f"labels hold {held}. Add images, or leave out those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
@@ -59,17 +59,17 @@ def _anchors(size, n, rng):
 
 
 def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 0):
-    """Draws like and unlike pairs of images, by their positions.
+    """Draws positive and negative pairs of images, and returns their positions.
 
     Args:
         labels: Integers or strings `(n_images,)`: two classes or more, each of two images or more.
         n: Number of pairs; None for one for each image.
-        positive: Share of like pairs, 0 to 1, met exactly, to the nearest pair.
+        positive: Share of positive pairs, 0 to 1; exact, except for rounding to whole pairs.
         seed: The same seed draws the same pairs.
 
     Returns:
-        `(left, right, same)`, each `(n,)`: two columns of positions, no image beside itself, and
-        float32 1 for a like pair, else 0.
+        `(left, right, same)`, each `(n,)`: two columns of positions, which differ in each row,
+        and float32 1 for a positive pair, 0 for a negative one.
 
     Raises:
         ArgumentError: If there is one class, or a class of one image; the message names it.
@@ -88,7 +88,7 @@ def _draw_pairs(classes, n, positive, rng):
 
 
 def draw_triplets(labels, n: int | None = None, seed: int = 0):
-    """Draws triplets of images, by their positions.
+    """Draws triplets of images, and returns their positions.
 
     Args:
         labels: As for `draw_pairs`.
@@ -125,9 +125,11 @@ class _LabelledBatches(Batches):
             copies = find_copies(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
             if len(torn):
-                what = f"{len(torn)} images are copies of another one with another label, the first"
-                pair = f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once."
-                checks.warn(f"{what} {pair}")
+                checks.warn(
+                    f"{len(torn)} images are copies of an image with another label, the first is "
+                    f"image {torn[0, 0]}, a copy of {torn[0, 1]}. They can form a positive and a "
+                    "negative pair at the same time. Correct the labels, or remove the copies."
+                )
 
     def __getitem__(self, index: int):
         columns, rng = self._batch(index)
@@ -136,16 +138,16 @@ class _LabelledBatches(Batches):
 
 
 class PairBatches(_LabelledBatches):
-    """Batches of random like and unlike pairs, drawn anew each epoch.
+    """Batches of random positive and negative pairs, new ones in each epoch.
 
-    A batch is `((left, right), same)`, for a model such as `models.siamese` gives: images
-    `(batch, height, width, channels)` twice, and `same` `(batch,)`, 1 for a like pair.
+    A batch is `((left, right), same)`, for a model such as `models.siamese`: images
+    `(batch, height, width, channels)` twice, and `same` `(batch,)`, 1 for a positive pair.
 
     Args:
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
             `ImageFolder`.
         labels: `(n_images,)`: two classes or more, each of two images or more.
-        positive: Share of like pairs, 0 to 1, met exactly in each epoch, to the nearest pair.
+        positive: Share of positive pairs in each epoch, 0 to 1; exact, except for rounding.
         n: Pairs per epoch, by keyword; None for one for each image.
         batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`; `batch_size` counts
             pairs.
@@ -169,7 +171,7 @@ class PairBatches(_LabelledBatches):
 
 
 class TripletBatches(_LabelledBatches):
-    """Batches of random triplets, drawn anew each epoch, for a loss on labelled batches.
+    """Batches of random triplets, new ones in each epoch, for a loss on labeled batches.
 
     A batch is `(images, labels)`: the anchors, then their positives, then their negatives, so
     that a plain embedder and `losses.TripletLoss` train on it; images `(3 batch, height, width,
@@ -193,11 +195,11 @@ class TripletBatches(_LabelledBatches):
 
 
 class BalancedBatches(_LabelledBatches):
-    """Batches of `m` classes with `k` images of each, for a loss on labelled batches.
+    """Batches of `m` classes with `k` images of each, for a loss on labeled batches.
 
     A batch is `(images, labels)`: images `(m k, height, width, channels)`, labels `(m k,)` int64:
-    positions in the sorted classes. Within a batch no image comes twice; a class shows all its
-    images before any comes again, but for a remainder of fewer than `k`.
+    positions in the sorted classes. A batch contains no image twice. All images of a
+    class are used before one is repeated, except for a remainder of fewer than `k`.
 
     Args:
         images, labels: As for `PairBatches`.
@@ -219,7 +221,7 @@ class BalancedBatches(_LabelledBatches):
             batches = max(1, len(self.images) // (m * k))
         self.rows = checks.integer("batches", batches) * m * k
         if m > len(self.classes.names):
-            held = f"labels hold {len(self.classes.names)}"
+            held = f"but labels hold only {len(self.classes.names)}"
             raise ArgumentError(f"m={m} classes per batch, {held}: pass as many or fewer.")
 
     def _draw(self, rng):
@@ -238,21 +240,21 @@ class BalancedBatches(_LabelledBatches):
 
 
 class LabelledPairBatches(Batches):
-    """Batches of like pairs without classes: in a batch, other pairs are the negatives.
+    """Batches of positive pairs without classes; the other pairs of a batch are the negatives.
 
     A batch is `((left, right), groups)`, for `models.siamese(embedder, distance=None)` with
     `losses.PairSoftmaxLoss` or `losses.CosineTripletLoss`; `groups` is `(batch, 2)` float32.
 
     Args:
         left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        right: What is like each of them; as `left`.
+        right: The positive of each image of `left`, in the same format.
         groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
             share one are never each other's negatives. None: each pair is a group of its own.
         batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`, drawn for each
             side; `batch_size` counts pairs.
 
     Raises:
-        ArgumentError: If the sides have other lengths or shapes, or `groups` does not fit.
+        ArgumentError: If the sides differ in length or shape, or `groups` has another length.
     """
 
     _what = "left"
@@ -261,13 +263,18 @@ class LabelledPairBatches(Batches):
     def __init__(self, left, right, groups=None, **shared):
         super().__init__(left, **shared)
         self.right = check_images("right", right)
-        checks.shape("right", self.right, self.images.shape, "pass one for each left, of its size")
+        checks.shape(
+            "right",
+            self.right,
+            self.images.shape,
+            "pass one for each image of left, of the same size",
+        )
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
             what = f"groups has shape {groups.shape}, left has {self.rows} images"
-            raise ArgumentError(f"{what}: pass one for each pair, (n,), or for each side, (n, 2).")
+            raise ArgumentError(f"{what}: pass (n,), one per pair, or (n, 2), one per side.")
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
-        # Losses see float32, which tells integers apart up to 2**24.
+        # Losses get float32, in which integers are exact up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
 
     def __getitem__(self, index: int):

@@ -1,10 +1,10 @@
-"""Builders: plain arguments in, a functional `keras.Model` out.
+"""Builders: functions that take plain arguments and return a functional `keras.Model`.
 
-A builder checks its arguments, builds a graph of named layers and returns it; there is no class, no
-config and nothing to subclass, so that a net is compiled, fitted, saved, cut and joined as Keras
-does it. An embedder is a model from images to vectors: what `conv_embedder`, `resnet_embedder`
-and `pretrained_embedder` give, or `get_layer("encoder")` of an autoencoder. Preprocessing is a part
-of the model: they take images in [0, 1].
+A builder checks its arguments, builds a graph of named layers and returns it. There are no model
+classes and no configuration objects, so the models can be compiled, trained, saved, divided and
+combined like any Keras model. An embedder is a model that maps images to vectors: the result of
+`conv_embedder`, `resnet_embedder` or `pretrained_embedder`, or `get_layer("encoder")` of an
+autoencoder. All models take images in [0, 1]; preprocessing is part of the model.
 """
 
 from kerasim.models.autoencoder import conv_autoencoder, denoising_autoencoder, residual_autoencoder

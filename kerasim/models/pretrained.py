@@ -102,7 +102,7 @@ def pretrained_embedder(
     if isinstance(backbone, str):
         if preprocess is not None:
             raise ArgumentError(
-                f"preprocess={preprocess!r}: the preprocessing of {backbone!r} is known. Leave it "
+                f"preprocess={preprocess!r}: {backbone!r} has its own preprocessing. Leave it "
                 f"None, or pass the backbone as a keras.Model."
             )
         preprocess, backbone = backbone, _named(backbone, weights, rgb)
@@ -115,7 +115,7 @@ def pretrained_embedder(
     image_shape = height, width, image_shape[2]
     if (self_attention or pooling == "flatten") and None in image_shape:
         raise ArgumentError(
-            f"image_shape={image_shape} leaves the size open, but these features are flattened. "
+            f"image_shape={image_shape} has no fixed size, which flattening needs. "
             f"Pass a height and a width, or another pooling."
         )
     if isinstance(preprocess, str):
@@ -215,8 +215,8 @@ def _check_backbone(backbone, image_shape):
         )
     if any(a != b for a, b in zip(taken, image_shape, strict=True) if None not in (a, b)):
         raise ArgumentError(
-            f"backbone takes images of shape {taken}, but image_shape gives it {image_shape}. Pass "
-            f"that image_shape, or a backbone of three channels."
+            f"backbone takes images of shape {taken}, but image_shape is {image_shape}. Pass "
+            f"its shape as image_shape, or a backbone with three channels."
         )
     return [a if b is None else b for a, b in zip(taken, image_shape, strict=True)][:2]
 
@@ -282,8 +282,8 @@ def _named(name, weights, image_shape):
 def _download(build, name, image_shape):
     # Keras checks a download only if it knows its hash.
     if "file_hash" not in inspect.getsource(sys.modules[build.__module__]):
-        what = f'weights="imagenet": Keras knows no hash of the file of {name!r} to check it by'
-        mend = "Fetch it yourself and pass its path, or take another backbone"
+        what = f'weights="imagenet": Keras has no hash to verify the weights of {name!r} with'
+        mend = "Download the file yourself and pass its path, or choose another backbone"
         raise ArgumentError(f"{what}. {mend}.")
     try:
         return build(include_top=False, weights="imagenet", input_shape=image_shape)
@@ -293,7 +293,7 @@ def _download(build, name, image_shape):
         file = re.search(r"[^/\s]+\.h5", str(error))
         folder = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "models")
         mend = f"put the file {file[0]} into {folder}" if file else f"remove its file from {folder}"
-        what = f"Keras could not fetch the weights of {name!r} ({error}). Retry with a network"
+        what = f"Keras could not fetch the weights of {name!r} ({error}). Try again with a network"
         raise ArtifactError(f"{what}, {mend}, or pass its path as weights.") from error
 
 
