@@ -360,6 +360,7 @@ def fingerprint(model) -> str:
         model: A `keras.Model`.
 
     Raises:
+        ArgumentError: If Keras cannot tell its configuration.
         ArgumentTypeError: If it is not a `keras.Model`.
     """
     checks.like("embedder", model, "to_json", "a keras.Model")
@@ -380,8 +381,33 @@ def architecture(model) -> dict:
 
     Args:
         model: A `keras.Model`.
+
+    Raises:
+        ArgumentError: If Keras cannot tell its configuration.
     """
-    return _nameless(json.loads(model.to_json()), {}, is_layer=True)
+    try:
+        with _without_compile_config(model):
+            config = json.loads(model.to_json())
+    except (NotImplementedError, TypeError, ValueError) as error:  # of layers of the user's own
+        reason = " ".join(str(error).split())[:200]
+        what = f"Keras cannot tell the configuration of {type(model).__name__}: {reason}"
+        mend = "Give its class, and those of its layers, a get_config() with all arguments"
+        raise ArgumentError(f"{what}. {mend}.") from error
+    return _nameless(config, {}, is_layer=True)
+
+
+@contextlib.contextmanager
+def _without_compile_config(model) -> Iterator[None]:
+    """Lets Keras leave out how models were compiled: of some losses it could not say."""
+    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else [model]
+    models = [layer for layer in layers if hasattr(layer, "get_compile_config")]
+    for each in models:
+        vars(each)["get_compile_config"] = dict
+    try:
+        yield
+    finally:
+        for each in models:
+            vars(each).pop("get_compile_config", None)
 
 
 def _nameless(node, positions: dict, is_layer: bool = False) -> Any:

@@ -235,6 +235,8 @@ def digest(images) -> str:
     Args:
         images: An array, or an `ImageFolder`.
     """
+    if not isinstance(images, ImageFolder) and not isinstance(images, np.ndarray):
+        images = checks.array("images", images)
     digest = hashlib.sha256(repr((images.shape, str(images.dtype))).encode())
     if isinstance(images, ImageFolder):
         for file in images.files:
