@@ -430,11 +430,21 @@ def _nameless(node, positions: dict, is_layer: bool = False) -> Any:
     if "class_name" not in node or not isinstance(config, dict):
         return {key: _nameless(value, positions) for key, value in node.items()}
     kept = {key: value for key, value in node.items() if key not in _LEFT_OUT}
+    if node["class_name"] == "Sequential" and "dtype" in config:
+        # Keras gives a Sequential that is loaded the global policy; its layers have their own.
+        config = {**config, "dtype": _FLOAT32}
     kept["config"] = _nameless_config(config, positions, is_layer or _describes_layer(node))
     for key in kept.keys() - {"config"}:
         kept[key] = _nameless(kept[key], positions)
     return kept
 
+
+_FLOAT32 = {
+    "module": "keras",
+    "class_name": "DTypePolicy",
+    "config": {"name": "float32"},
+    "registered_name": None,
+}
 
 # Beside the configuration of an object: its name, and what follows from the rest.
 _LEFT_OUT = {"name", "build_config", "compile_config", "shared_object_id"}
