@@ -353,8 +353,8 @@ def fingerprint(model) -> str:
     """Returns a digest of the layers, settings and weights of a `model`: 64 hexadecimal digits.
 
     Two models with the same fingerprint give the same embeddings; preprocessing counts, because it
-    is part of the model. Names of layers and settings of `compile` do not count. The fingerprint
-    survives saving and loading.
+    is part of the model. Names of layers, settings of `compile` and which layers are frozen do not
+    count. The fingerprint survives saving and loading.
 
     Args:
         model: A `keras.Model`.
@@ -364,11 +364,25 @@ def fingerprint(model) -> str:
         ArgumentTypeError: If it is not a `keras.Model`.
     """
     checks.like("embedder", model, "to_json", "a keras.Model")
-    digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())
+    described = _trainable(architecture(model))
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for weight in model.weights:
         digest.update(f"{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
+
+
+def _trainable(node) -> Any:
+    """Returns a part of a configuration with every layer trainable: freezing changes no output."""
+    if isinstance(node, list):
+        return [_trainable(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _trainable(value) for key, value in node.items()}
+    config = node.get("config")
+    if "class_name" in node and isinstance(config, dict) and "trainable" in config:
+        node["config"] = {**config, "trainable": True}
+    return node
 
 
 def architecture(model) -> dict:

@@ -490,6 +490,16 @@ def test_a_fingerprint_does_not_depend_on_a_loss_that_keras_cannot_save(keras):
     assert model.get_config() and "get_compile_config" not in vars(model)
 
 
+def test_a_fingerprint_does_not_depend_on_which_layers_are_frozen(keras):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((2,)), layers.Dense(2), layers.BatchNormalization()])
+    model = keras.Sequential([inner, layers.Dense(2)])
+    before = artifacts.fingerprint(model), artifacts.architecture(model)
+    inner.trainable = False
+    assert artifacts.fingerprint(model) == before[0]
+    assert artifacts.architecture(model) != before[1]
+
+
 def test_a_model_that_keras_cannot_describe_is_refused(keras):
     class Own(keras.Model):
         def __init__(self, function):
