@@ -78,6 +78,8 @@ def label_texts(labels, count: int) -> list[str]:
     whole = all(isinstance(value, float) and value.is_integer() for value in present)
     texts = []
     for value, none in zip(values, absent, strict=True):
+        if isinstance(value, bytes):  # as HDF5 files hold text
+            value = os.fsdecode(value)
         text = str(int(value)) if whole and not none else str(value)
         texts.append("" if none else text)
     return texts
