@@ -62,15 +62,14 @@ class Files:
 
     def __init__(self):
         self.trusted_before = -1
-        self._real_paths: dict[str, str] = {}  # of the files of items
 
     def rows(self, items: Items) -> dict[str, int]:
-        """Returns the row of each item that has a file, by its name and by its real path."""
+        """Returns the row of each item that has a file, by its name and by its real path.
+
+        Real paths are looked up in every call, since a link may lead elsewhere by now.
+        """
         files = items.table["file"].tolist()
-        for file in files:
-            if file and file not in self._real_paths:
-                self._real_paths[file] = os.path.realpath(file)
-        known = {self._real_paths[file]: row for row, file in enumerate(files) if file}
+        known = {real: row for row, real in enumerate(_real_paths(files)) if real}
         known.update({file: row for row, file in enumerate(files) if file})
         return known
 
@@ -92,15 +91,16 @@ class Files:
         """Compares files with the items that name them."""
         ids, labels = items.table["id"].tolist(), items.table["label"].tolist()
         stamps, known = items.stamps(), self.rows(items)
+        names = set(items.table["file"])
         new, seen, looked = [], set(), []
-        for n, file in enumerate(given.files):
+        for n, (file, real) in enumerate(zip(given.files, _real_paths(given.files), strict=True)):
             if not file:  # like no other image
                 new.append(n)
                 continue
-            real = os.path.realpath(file)
-            if real in seen:
+            # An item whose file has become a link to another file is compared under its own name.
+            if file in seen or real in seen and file not in names:
                 continue
-            seen.add(real)
+            seen |= {file, real}
             row = known.get(file, known.get(real))
             if row is None:
                 new.append(n)
@@ -261,10 +261,27 @@ class Taken:
         return self._next_id - 1
 
     def _label(self, n: int) -> str:
-        if n in self.replaced and not self.given.labels[n]:
+        """Returns the label of an image: that of a folder replaces none that an item has."""
+        label, old = self.given.labels[n], ""
+        if n in self.replaced:
             row = self._items.positions([self.replaced[n]])[0]
-            return self._items.table["label"].iloc[row]
-        return self.given.labels[n]
+            old = self._items.table["label"].iloc[row]
+        return label if label and (self.given.explicit or not old) else old
+
+
+def _real_paths(files) -> list[str]:
+    """Returns the paths of files with all links resolved, "" for an item without a file."""
+    folders: dict[str, str] = {}
+    found = []
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        real = os.path.join(folders[folder], name)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        found.append(real if file else "")
+    return found
 
 
 def columns(rows, count: int) -> tuple[list, ...]:

@@ -91,10 +91,12 @@ def written_at(folder: Path) -> int:
 
 
 def is_gone(file) -> bool:
-    """Says whether there is no `file`; one that only cannot be reached is not gone."""
+    """Says whether there is no `file`; one that only cannot be reached is not gone.
+
+    If there is a folder, or another thing that is no regular file, in its place, it is gone.
+    """
     try:
-        os.stat(file)
-        return False
+        return not stat.S_ISREG(os.stat(file).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:
@@ -121,7 +123,7 @@ def state_of(file, known: Stamp, trusted_before: int = -1) -> tuple[str, Stamp]:
     except OSError:
         return "unreadable", known
     if not stat.S_ISREG(status.st_mode):
-        return "changed", known
+        return "gone", known
     if is_same(file, known):
         return "same", known
     try:

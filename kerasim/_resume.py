@@ -10,7 +10,9 @@ epoch and put back; `State` does so, and names what it cannot save.
 import collections
 import contextlib
 import datetime
+import decimal
 import enum
+import fractions
 import functools
 import hashlib
 import inspect
@@ -27,6 +29,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
 from kerasim import checks, data
 from kerasim.errors import ArgumentError
@@ -78,55 +81,160 @@ class CannotSaveError(Exception):
     """A value is of a kind that `State` cannot save."""
 
 
-def describe(value) -> Any:
+def describe(value, above: tuple = ()) -> Any:
     """Returns JSON values that are equal for two `value`s that have the same effect.
 
-    Functions are compared by their code and by the numbers that it refers to, arrays by a digest,
-    and Keras objects by their config. Of other objects only the class is known. Paths are left out,
-    because a run may be moved.
+    Functions are compared by their code and by the values that it refers to, arrays and tables by
+    a digest, and Keras objects by their config. Of other objects class and arguments are compared.
+    Paths are left out, because a run may be moved.
+
+    Args:
+        value: Anything.
+        above: Ids of the objects that `value` belongs to.
     """
     if value is None or isinstance(value, (bool, int)) and not isinstance(value, enum.Enum):
         return value
+    if isinstance(value, enum.Enum):
+        return f"{_class_name(type(value))}.{value.name}"
     if isinstance(value, float):  # NaN differs from itself
         return value if np.isfinite(value) else repr(float(value))
     if isinstance(value, str):
         return None if os.sep in value else str(value)
+    if isinstance(value, _SHOWN_IN_FULL):
+        return repr(value)
     if isinstance(value, np.generic):
         return describe(value.item()) if value.dtype.kind != "V" else str(value)
     if isinstance(value, os.PathLike):
         return None
+    if isinstance(value, (np.ndarray, pd.DataFrame, pd.Series, pd.Index, data.ImageFolder)) or (
+        keras.ops.is_tensor(value)
+    ):
+        return _describe_array(value)
+    if id(value) in above:
+        return _class_name(type(value))
+    above = *above, id(value)
     if isinstance(value, dict):
-        return {str(key): describe(item) for key, item in value.items()}
+        return {str(key): describe(item, above) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
+        return [describe(item, above) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(map(str, map(describe, value)))
-    if isinstance(value, np.ndarray) or keras.ops.is_tensor(value):
-        array = np.asarray(keras.ops.convert_to_numpy(value))
-        return f"array {array.shape} {array.dtype} {data.digest(array)[:16]}"
+        return sorted(str(describe(item, above)) for item in value)
     if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
-        return _describe_function(value)
+        return _describe_function(value, above)
     if isinstance(value, type):
         return _class_name(value)
     if isinstance(value, (keras.Loss, keras.Metric, keras.optimizers.Optimizer)) or (
         hasattr(value, "get_config") and not isinstance(value, keras.layers.Layer)
     ):
-        given = {"kwargs": describe(vars(value).get("_fn_kwargs"))}  # of a function that it wraps
-        return {"class": _class_name(type(value)), **_config(value), **arguments(value), **given}
-    return {"class": _class_name(type(value))}
+        given = {"kwargs": describe(vars(value).get("_fn_kwargs"), above)}  # of what it wraps
+        known = arguments(value, above)
+        if isinstance(value, keras.Loss) and not _is_of_library(type(value)):
+            kept = {key: x for key, x in vars(value).items() if key not in vars(keras.Loss())}
+            known |= {key: describe(x, above) for key, x in kept.items()}
+        return {"class": _class_name(type(value)), **_config(value), **known, **given}
+    known = {} if _is_of_library(type(value)) else arguments(value, above)
+    return {"class": _class_name(type(value)), **known}
 
 
-def arguments(value) -> dict:
+# Values whose `repr` tells all.
+_SHOWN_IN_FULL = (
+    bytes,
+    bytearray,
+    complex,
+    range,
+    slice,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    decimal.Decimal,
+    fractions.Fraction,
+)
+
+
+def _describe_array(value) -> str:
+    """Returns shape, type and a digest of an array, a tensor, a table or a folder of images."""
+    names = ""
+    if isinstance(value, pd.DataFrame):
+        names = f"{list(value.columns)} "
+    if isinstance(value, (pd.DataFrame, pd.Series, pd.Index)):
+        value = value.to_numpy()
+    if not isinstance(value, data.ImageFolder):
+        value = np.asarray(keras.ops.convert_to_numpy(value))
+    return f"array {names}{tuple(value.shape)} {value.dtype} {data.digest(value)[:16]}"
+
+
+def arguments(value, above: tuple = ()) -> dict:
     """Returns the arguments that a `value` was built with, as JSON values by name.
 
     They are known where an attribute has the name of an argument, with or without an underscore.
     """
     found = {}
+    attributes = getattr(value, "__dict__", {})
     for name in _argument_names(type(value)):
         for attribute in (name, f"_{name}"):
-            if attribute in vars(value) and name not in found:
-                found[name] = describe(vars(value)[attribute])
+            if attribute in attributes and name not in found:
+                found[name] = describe(attributes[attribute], above)
     return found
+
+
+def own_arguments(value) -> dict:
+    """Returns those of `arguments` that a class of the user's own takes, not one of a library."""
+    own = set(_own_argument_names(type(value)))
+    return {name: known for name, known in arguments(value).items() if name in own}
+
+
+@functools.cache
+def _own_argument_names(kind: type) -> tuple[str, ...]:
+    """Returns the names of the arguments of classes that are no part of a library."""
+    names: list[str] = []
+    for base in kind.__mro__:
+        if "__init__" in vars(base) and not _is_of_library(base) and base is not object:
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            names += [x.name for x in parameters if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)]
+    return tuple(name for name in dict.fromkeys(names) if name not in _PRINTING | {"self", "name"})
+
+
+def hidden(value, skip=()) -> dict:
+    """Returns what an object holds of which its class does not say whether it is an argument.
+
+    Args:
+        value: Callback or data set.
+        skip: Names of attributes that Keras sets.
+
+    Returns:
+        Its attributes as JSON values by name, if a class of the user's own takes an argument and
+        keeps it under another name; else {}.
+    """
+    if callable(getattr(value, "settings", None)):
+        return {}
+    if not set(_own_argument_names(type(value))) - set(arguments(value)):
+        return {}
+    kept = {key: x for key, x in vars(value).items() if key not in skip and not _is_output(x)}
+    return json_values({key: describe(x) for key, x in kept.items()})
+
+
+def warn_of_hidden(name: str, value, saved: dict, now: dict, state=()) -> None:
+    """Warns if attributes that may be arguments differ from those of the saved run.
+
+    Args:
+        name: Name of the object in the message.
+        value: The object.
+        saved: What `hidden` returned when the run began.
+        now: What it returns now.
+        state: Attributes that the run has saved, and puts back.
+    """
+    keys = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
+    keys = [key for key in keys if key not in state or describe(state[key]) != now.get(key)]
+    if keys:
+        unknown = sorted(set(_own_argument_names(type(value))) - set(arguments(value)))
+        what = f"{name} ({type(value).__name__}) does not keep its arguments {unknown} under"
+        which = f"these names, and its attributes {keys} differ from those of the run so far"
+        mend = "If they decide the numbers, choose another run_dir"
+        checks.warn(f"{what} {which}. {mend}.")
+
+
+def _is_of_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _LIBRARIES
 
 
 def settings(callback) -> dict:
@@ -181,10 +289,10 @@ def _config(value) -> dict:
         return {}
 
 
-def _describe_function(function) -> dict:
+def _describe_function(function, above: tuple = ()) -> dict:
     if isinstance(function, functools.partial):
-        given = describe([*function.args, *sorted(function.keywords.items())])
-        return {**_describe_function(function.func), "given": given}
+        given = describe([*function.args, *sorted(function.keywords.items())], above)
+        return {**_describe_function(function.func, above), "given": given}
     code = getattr(function, "__code__", None)
     if code is None:  # a callable object, or a function written in C
         return {"function": getattr(function, "__qualname__", class_name(function))}
@@ -194,12 +302,24 @@ def _describe_function(function) -> dict:
     cells = [cell.cell_contents for cell in plain.__closure__ or () if _is_filled(cell)]
     used = {name: plain.__globals__.get(name) for name in code.co_names}
     known = [*cells, plain.__defaults__, plain.__kwdefaults__, *used.values()]
+    inner = [x for x in known if isinstance(x, types.FunctionType) and id(x) not in above]
+    called = [_describe_function(x, (*above, id(x))) for x in inner]
     fixed = [_plain(value) for value in known if not _is_mutable(value)]
-    tables = [_plain(value) for value in known if _is_mutable(value)]
+    fixed += [x.get("code") for x in called]
+    tables: list = [_plain(value) for value in known if _is_mutable(value)]
+    tables += [x.get("tables") for x in called]
+    owner = [] if plain is function else [function.__self__]
+    objects = [x for x in (*cells, *owner) if _is_object(x)]
+    tables += [describe(value, above) for value in objects]
     # Another version of Python has other code for the same function.
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     code = f"{version}:{_short_digest([_code(code), fixed])}"
     return {"function": plain.__qualname__, "code": code, "tables": _short_digest(tables)}
+
+
+def _is_object(value) -> bool:
+    """Says whether `_plain` does not tell what `value` is."""
+    return not isinstance(value, (types.FunctionType, types.ModuleType)) and _plain(value) is None
 
 
 def _is_mutable(value) -> bool:
@@ -578,10 +698,11 @@ class Callbacks:
 
     def __init__(self, callbacks, variables=()):
         self.callbacks = callbacks
-        self.settings, self.states = [], []
+        self.settings, self.states, self.hidden = [], [], []
         for n, callback in enumerate(callbacks):
             observes = _observes(callback)
             self.settings.append({} if observes else json_values(settings(callback)))
+            self.hidden.append({} if observes else hidden(callback, _OF_KERAS))
             state = State(self._name(n), callback, f"callbacks/{n}/", _skip(callback), variables)
             self.states.append(None if observes else state)
         self.matched: dict = {}  # position of a saved callback: position of the present one
@@ -608,6 +729,7 @@ class Callbacks:
             {
                 "class": class_name(callback),
                 "settings": self.settings[n],
+                "hidden": self.hidden[n],
                 "state": None if self.states[n] is None else self.states[n].save(arrays),
                 "decides": _decides(callback),
             }
@@ -626,6 +748,11 @@ class Callbacks:
         self.matched = _pair(saved, missing, new, self._equals)
         for n, position in self.matched.items():
             self._keep_settings(saved[n], position)
+            before, now = saved[n].get("hidden", {}), self.hidden[position]
+            state = saved[n]["state"] or {}
+            callback = self.callbacks[position]
+            warn_of_hidden(f"callbacks[{position}]", callback, before, now, state)
+            self.hidden[position] = before
         changed = _pair(saved, missing, new, lambda entry, p: self._class(p) == entry["class"])
         lines = [line for n, p in changed.items() for line in self._changes(saved[n], p)]
         for n in missing:

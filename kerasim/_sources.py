@@ -71,12 +71,15 @@ def are_integers(images) -> bool:
 
 def label_texts(labels, count: int) -> list[str]:
     """Returns labels as strings, "" for a missing one; 1.0 is "1", if all floats are whole."""
-    values = checks.each("labels", labels, count, "images", 1)
+    plain = np.ma.getdata(labels) if isinstance(labels, np.ma.MaskedArray) else labels
+    values = checks.each("labels", plain, count, "images", 1)
     absent = checks.missing(labels)
     present = values[~absent].tolist()
     whole = all(isinstance(value, float) and value.is_integer() for value in present)
     texts = []
     for value, none in zip(values, absent, strict=True):
+        if isinstance(value, bytes):  # as HDF5 files hold text
+            value = os.fsdecode(value)
         text = str(int(value)) if whole and not none else str(value)
         texts.append("" if none else text)
     return texts

@@ -353,21 +353,36 @@ def fingerprint(model) -> str:
     """Returns a digest of the layers, settings and weights of a `model`: 64 hexadecimal digits.
 
     Two models with the same fingerprint give the same embeddings; preprocessing counts, because it
-    is part of the model. Names of layers and settings of `compile` do not count. The fingerprint
-    survives saving and loading.
+    is part of the model. Names of layers, settings of `compile` and which layers are frozen do not
+    count. The fingerprint survives saving and loading.
 
     Args:
         model: A `keras.Model`.
 
     Raises:
+        ArgumentError: If Keras cannot tell its configuration.
         ArgumentTypeError: If it is not a `keras.Model`.
     """
     checks.like("embedder", model, "to_json", "a keras.Model")
-    digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())
+    described = _trainable(architecture(model))
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for weight in model.weights:
         digest.update(f"{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(np.ascontiguousarray(weight.numpy()).tobytes())
     return digest.hexdigest()
+
+
+def _trainable(node) -> Any:
+    """Returns a part of a configuration with every layer trainable: freezing changes no output."""
+    if isinstance(node, list):
+        return [_trainable(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    node = {key: _trainable(value) for key, value in node.items()}
+    config = node.get("config")
+    if "class_name" in node and isinstance(config, dict) and "trainable" in config:
+        node["config"] = {**config, "trainable": True}
+    return node
 
 
 def architecture(model) -> dict:
@@ -380,8 +395,33 @@ def architecture(model) -> dict:
 
     Args:
         model: A `keras.Model`.
+
+    Raises:
+        ArgumentError: If Keras cannot tell its configuration.
     """
-    return _nameless(json.loads(model.to_json()), {}, is_layer=True)
+    try:
+        with _without_compile_config(model):
+            config = json.loads(model.to_json())
+    except (NotImplementedError, TypeError, ValueError) as error:  # of layers of the user's own
+        reason = " ".join(str(error).split())[:200]
+        what = f"Keras cannot tell the configuration of {type(model).__name__}: {reason}"
+        mend = "Give its class, and those of its layers, a get_config() with all arguments"
+        raise ArgumentError(f"{what}. {mend}.") from error
+    return _nameless(config, {}, is_layer=True)
+
+
+@contextlib.contextmanager
+def _without_compile_config(model) -> Iterator[None]:
+    """Lets Keras leave out how models were compiled: of some losses it could not say."""
+    layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else [model]
+    models = [layer for layer in layers if hasattr(layer, "get_compile_config")]
+    for each in models:
+        vars(each)["get_compile_config"] = dict
+    try:
+        yield
+    finally:
+        for each in models:
+            vars(each).pop("get_compile_config", None)
 
 
 def _nameless(node, positions: dict, is_layer: bool = False) -> Any:
@@ -404,11 +444,21 @@ def _nameless(node, positions: dict, is_layer: bool = False) -> Any:
     if "class_name" not in node or not isinstance(config, dict):
         return {key: _nameless(value, positions) for key, value in node.items()}
     kept = {key: value for key, value in node.items() if key not in _LEFT_OUT}
+    if node["class_name"] == "Sequential" and "dtype" in config:
+        # Keras gives a Sequential that is loaded the global policy; its layers have their own.
+        config = {**config, "dtype": _FLOAT32}
     kept["config"] = _nameless_config(config, positions, is_layer or _describes_layer(node))
     for key in kept.keys() - {"config"}:
         kept[key] = _nameless(kept[key], positions)
     return kept
 
+
+_FLOAT32 = {
+    "module": "keras",
+    "class_name": "DTypePolicy",
+    "config": {"name": "float32"},
+    "registered_name": None,
+}
 
 # Beside the configuration of an object: its name, and what follows from the rest.
 _LEFT_OUT = {"name", "build_config", "compile_config", "shared_object_id"}

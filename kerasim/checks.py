@@ -106,8 +106,14 @@ def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
         raise ArgumentTypeError(f"{name} must be {what}. {came}: {wanted}.")
 
 
-def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
-    """Returns `x` as an array, else raises an `ArgumentError` for `name` that ends on `mend`."""
+def array(name: str, x, mend: str = "pass rows of one length", masked: bool = False) -> np.ndarray:
+    """Returns `x` as an array, else raises an `ArgumentError` for `name` that ends on `mend`.
+
+    Masked entries are refused, because the values below a mask mean nothing, unless `masked`.
+    """
+    if not masked and np.ma.is_masked(x):
+        what = f"{name} has {np.ma.count_masked(x)} masked entries"
+        raise ArgumentError(f"{what}. Leave these rows out, or fill them: {name}.filled(value).")
     try:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
@@ -382,7 +388,7 @@ def optional_labels(name: str, values, n: int | None, of: str) -> tuple[np.ndarr
         ArgumentError: If there are more or fewer.
         ArgumentTypeError: If they are neither whole numbers nor strings.
     """
-    plain, absent = array(name, values), missing(values)
+    plain, absent = array(name, values, masked=True), missing(values)
     if n is not None:
         each(name, plain, n, of, 1)
     came_as_list = isinstance(values, (list, tuple))

@@ -286,6 +286,8 @@ class Gallery:
         """Returns what `add` was given, nothing decoded."""
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             root, files, left_out = _find_files(images)
+            if labels is None:
+                files += _other_files(self._items, root, files)
             found = self._folder(files)
             names = [class_of(file, root) for file in files]
         else:
@@ -503,14 +505,14 @@ class Gallery:
             targets = [new + files[row][len(old) :] for row in rows]
             stamps = items.stamps()
             pairs = [(file, stamps[row]) for row, file in zip(rows, targets, strict=True)]
-            taken, moved, left = set(files), [], []
+            new_names = {}
             for row, pair, state in zip(rows, pairs, self._files.states(pairs), strict=True):
                 same = state[0] == "same"
-                unknown = state[0] == "changed" and not pair[1].sha256
-                if pair[0] in taken or not (same or unknown):
-                    left.append(files[row])
-                else:
-                    moved.append((items.id_at(row), pair[0], state[1] if same else pair[1]))
+                if same or state[0] == "changed" and not pair[1].sha256:
+                    new_names[row] = pair[0], state[1] if same else pair[1]
+            new_names = _without_clashes(new_names, files)
+            left = [files[row] for row in rows if row not in new_names]
+            moved = [(items.id_at(row), *new) for row, new in new_names.items()]
             ids, names, new_stamps = columns(moved, 3)
             items = items.changed(ids, file=names, stamps=new_stamps)
             self._assign(items)
@@ -919,8 +921,28 @@ def _find_files(folder) -> tuple[Path, list[Path], list[tuple[str, str]]]:
     return root, files, left_out
 
 
+def _other_files(items: Items, root: Path, files) -> list[Path]:
+    """Returns the files of items below `root` that are there, and are not among `files`.
+
+    Such a file has become a link to another one, or was added by its name.
+    """
+    start, listed = os.path.join(root, ""), set(map(str, files))
+    named = [file for file in items.table["file"].tolist() if file.startswith(start)]
+    return [Path(file) for file in named if file not in listed and os.path.isfile(file)]
+
+
 def _gone_files(items: Items) -> list[str]:
     return [file for file in items.table["file"].tolist() if file and _items.is_gone(file)]
+
+
+def _without_clashes(new_names: dict, files) -> dict:
+    """Returns those of `new_names`, `(name, stamp)` by row, that no other row of `files` keeps."""
+    while True:
+        kept = {file for row, file in enumerate(files) if row not in new_names}
+        free = {row: new for row, new in new_names.items() if new[0] not in kept}
+        if len(free) == len(new_names):
+            return free
+        new_names = free
 
 
 def _not_below(root: str, files) -> str:

@@ -44,9 +44,13 @@ def unit(x, axis: int = -1):
 
 
 def root(squares):
-    """The square root of `squares`, numbers from 0 up, with the gradient 0, not infinity, at 0."""
+    """The square root of `squares`, numbers from 0 up, with the gradient 0, not infinity, at 0.
+
+    NaN stays NaN: the vectors of a network that has diverged are not equal.
+    """
     some = squares > 0
-    return ops.where(some, ops.sqrt(ops.where(some, squares, 1.0)), 0.0)
+    rest = ops.stop_gradient(ops.where(squares <= 0, 0.0, squares))
+    return ops.where(some, ops.sqrt(ops.where(some, squares, 1.0)), rest)
 
 
 def length(x):

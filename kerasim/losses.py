@@ -41,10 +41,16 @@ class _Loss(Configured, keras.Loss):
         super().__init__(name=name, dtype=full_precision(dtype), **kwargs)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        y_true, y_pred = _array_of_list(y_true), _array_of_list(y_pred)
         if _holds_text(y_true):
             mend = "Pass class numbers, such as np.unique(labels, return_inverse=True)[1]"
             raise ArgumentTypeError(f"y_true holds text, expected numbers. {mend}.")
-        self._check_shapes(_shape(y_true), _shape(y_pred))
+        true, predicted = _shape(y_true), _shape(y_pred)
+        self._check_shapes(true, predicted)
+        counts = {shape[0] for shape in (true, predicted) if shape and shape[0] is not None}
+        if len(counts) > 1:
+            what = f"y_true has {true[0]} rows and y_pred {predicted[0]}"
+            raise ArgumentError(f"{what}. Pass one label for each row of y_pred.")
         return super().__call__(y_true, y_pred, sample_weight)
 
     def _check_shapes(self, true, predicted):
@@ -67,7 +73,16 @@ class _Loss(Configured, keras.Loss):
 class _BatchLoss(_Loss):
     """Mean cost of what counts in a batch: `_costs` returns costs and a mask of their shape."""
 
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        if sample_weight is not None and _shape(sample_weight) not in ((), (1,)):
+            what = f"sample_weight has shape {_shape(sample_weight)}, and {type(self).__name__}"
+            mend = "Leave it out, or draw what counts more often"
+            raise ArgumentError(f"{what} is one number for a batch. {mend}.")
+        return super().__call__(y_true, y_pred, sample_weight)
+
     def call(self, y_true, y_pred):
+        if y_pred.shape[0] == 0:
+            return ops.sum(y_pred)
         costs, kept = self._costs(y_true, y_pred)
         count = ops.cast(ops.maximum(_count(kept), 1.0), costs.dtype)
         # Divided before they are added up: the sum may be too large for float32.
@@ -116,12 +131,15 @@ class ContrastiveLoss(_Loss):
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
         # (batch, batch), and train on wrong pairs without an error.
         same = ops.reshape(y_true, ops.shape(y_pred))
-        squares = ops.square(y_pred)
+        # A square may be infinite in float32, and 0 times infinity is no number: what costs nothing
+        # is taken out before it is squared.
+        like = ops.square(ops.where(same == 0, 0.0, y_pred))
+        near = ops.minimum(y_pred, self.margin)
         if self.squared_margin:
-            unlike = ops.maximum(self.margin**2 - squares, 0.0)
+            unlike = ops.maximum(self.margin**2 - ops.square(near), 0.0)
         else:
-            unlike = ops.square(ops.maximum(self.margin - y_pred, 0.0))
-        return ops.mean(same * squares + (1 - same) * unlike, axis=-1)
+            unlike = ops.square(self.margin - near)
+        return ops.mean(same * like + (1 - same) * unlike, axis=-1)
 
 
 class _TripletLoss(_BatchLoss):
@@ -458,6 +476,13 @@ class EmptyBatches(keras.metrics.Sum):
 
     def get_config(self):
         return {**super().get_config(), "loss": keras.losses.serialize(self.loss)}
+
+
+def _array_of_list(x):
+    """Returns a list of numbers as an array; Keras would take it for a structure of tensors."""
+    if not isinstance(x, (list, tuple)) or any(map(ops.is_tensor, keras.tree.flatten(x))):
+        return x
+    return checks.array("y_true and y_pred", x)
 
 
 def _holds_text(labels) -> bool:

@@ -13,6 +13,7 @@ distances ordered by position.
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -47,10 +48,11 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
     """
     images, reference = _check_both(images, reference, data_range)
     factor = _distances.lift(images, reference)
-    rows = [x.reshape(len(x), -1).astype("float64") * factor for x in (images, reference)]
+    numbers = math.prod(images.shape[1:])
+    rows = [x.reshape(-1, numbers).astype("float64") * factor for x in (images, reference)]
     lengths = _distances.paired(rows[0], rows[1], "euclidean")
     with np.errstate(divide="ignore"):
-        decades = np.log10(lengths) - np.log10(factor) - np.log10(rows[0].shape[1]) / 2
+        decades = np.log10(lengths) - np.log10(factor) - np.log10(numbers) / 2
     return 20 * (np.log10(data_range) - decades)
 
 
@@ -160,6 +162,8 @@ def _check_both(images, reference, data_range):
     checks.number("data_range", data_range, 1e-300)
     images, reference = checks.array("images", images), checks.array("reference", reference)
     checks.shape("images", images, [None] * 4, "pass (n, height, width, channels)")
+    if not all(images.shape[1:]):
+        raise ArgumentError(f"images has shape {images.shape}: pass images of one pixel or more.")
     checks.shape("reference", reference, images.shape, "pass the shape of images")
     if "f" != images.dtype.kind or "f" != reference.dtype.kind:
         kinds = f"images ({images.dtype}) and reference ({reference.dtype})"
@@ -490,9 +494,10 @@ class Verification:
             ArgumentError: If the threshold is not finite.
         """
         checks.number("threshold", threshold)
-        far = float(_accepted(self.unlike, threshold))
-        accepted = float(_accepted(self.like, threshold))
-        return {"far": far, "frr": 1 - accepted, "accuracy": (1 - far + accepted) / 2}
+        accepted, wrong = (_count_accepted(x, threshold) for x in (self.like, self.unlike))
+        far = float(wrong / len(self.unlike))
+        frr = float((len(self.like) - accepted) / len(self.like))
+        return {"far": far, "frr": frr, "accuracy": 1 - (far + frr) / 2}
 
     def score(self, distances) -> np.ndarray:
         """Turns distances into similarities in [0, 1], calibrated on these pairs.
@@ -510,11 +515,12 @@ class Verification:
 
         Raises:
             ArgumentError: If a distance is not finite.
+            ArgumentTypeError: If they are no real numbers.
 
         Reference:
             Platt, 1999, Probabilistic outputs for support vector machines.
         """
-        distances = np.asarray(distances, dtype="float64")
+        distances = checks.real("distances", distances, "bfiu").astype("float64")
         checks.bad_rows("distances", ~np.isfinite(distances).reshape(-1), "NaN or infinity")
         if not distances.size:
             return distances
@@ -588,16 +594,18 @@ def verification(distances, same) -> Verification:
     thresholds = np.append(-np.inf, values[-scores[1:].astype("int64")])
 
     # The curve has corners alone; the threshold of equal errors is looked for among all distances.
+    # In whole numbers: 3 / 10 is less than 1 - 7 / 10 in float64.
     tried = np.concatenate([like, unlike])
-    enough = _accepted(unlike, tried) >= 1 - _accepted(like, tried)
+    accepted, rejected = _count_accepted(unlike, tried), len(like) - _count_accepted(like, tried)
+    enough = accepted * len(like) >= rejected * len(unlike)
     equal = float(tried[enough].min())
     area, error = float(auc(fpr, tpr)), _equal_error(fpr, tpr)
     return Verification(fpr, tpr, thresholds, area, error, equal, like, unlike)
 
 
-def _accepted(distances, threshold):
-    """Returns which share of sorted distances each threshold accepts."""
-    return np.searchsorted(distances, threshold, "right") / len(distances)
+def _count_accepted(distances, threshold):
+    """Returns how many of sorted distances each threshold accepts."""
+    return np.searchsorted(distances, threshold, "right")
 
 
 def _equal_error(fpr, tpr) -> float:
@@ -759,7 +767,7 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     checks.shape(
         "right", right, left.shape, "pass one for each row of left, embedded by the same model"
     )
-    pools, n = np.asarray(pools), len(left)
+    pools, n = checks.array("pools", pools), len(left)
     checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
     checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position zero times or more than once")

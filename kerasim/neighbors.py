@@ -332,18 +332,13 @@ class NeighborIndex:
         """
         checks.number("threshold", threshold)
         labels = checks.labels("labels", labels, len(self), "vectors in the index")
-        other = checks.array("unknown", unknown)
-        if other.ndim or other.dtype.kind != labels.dtype.kind:
-            what = f"unknown={unknown!r} is not of the type of labels ({labels.dtype})"
-            raise ArgumentTypeError(
-                f"{what}: pass an integer such as -1, or for strings 'unknown'."
-            )
-        if (labels == unknown).any():
+        labels, other = _of_one_kind(labels, unknown)
+        if (labels == other).any():
             raise ArgumentError(
                 f"unknown={unknown!r} is also the label of a vector: pass another value."
             )
         distances, indices = self.query(x, k=1)
-        return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], unknown)
+        return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], other)
 
     def save(self, path, embedder=None, replace: bool = False) -> None:
         """Writes the index to a folder, whole or not at all.
@@ -682,6 +677,29 @@ def _nearest(queries, rows, distances, k):
     enough = counts >= k
     taken = order[starts[enough, None] + np.arange(k)]
     return asked[enough], distances[taken], rows[taken]
+
+
+def _of_one_kind(labels, unknown) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels, and the label of what is unknown, as arrays of a dtype that holds both.
+
+    Raises:
+        ArgumentError: If no integers of 64 bits hold both.
+        ArgumentTypeError: If `unknown` is not of the kind of `labels`.
+    """
+    other = checks.array("unknown", unknown)
+    kinds = {"i" if x.dtype.kind == "u" else x.dtype.kind for x in (labels, other)}
+    if other.ndim or len(kinds) > 1:
+        what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"
+        raise ArgumentTypeError(f"{what}: pass such as -1 for numbers, 'unknown' for names.")
+    if kinds == {"i"}:
+        dtype = np.result_type(labels, np.min_scalar_type(other))
+        if dtype.kind == "f":  # of unsigned labels of 64 bits and a negative one
+            dtype = np.dtype("int64")
+            if labels.max() > np.iinfo(dtype).max:
+                what = f"labels go up to {labels.max()}, and unknown={unknown} is negative"
+                raise ArgumentError(f"{what}: pass another one for unknown.")
+        labels, other = labels.astype(dtype), other.astype(dtype)
+    return labels, other
 
 
 def _write_array(path, array):

@@ -120,7 +120,8 @@ def fit(
 
     Raises:
         ArgumentError: If `run_dir` holds a run of other data, batches or settings; the message
-            lists the differences. If the model is not compiled, or a callback cannot be resumed.
+            lists the differences. If the model is not compiled or has no weights, or a callback or
+            optimizer cannot be resumed.
         ArgumentTypeError: If model or batches have another type.
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
@@ -133,6 +134,9 @@ def fit(
     checks.kind("model", model, keras.Model, "build a keras.Model first")
     if not model.compiled:
         raise ArgumentError(f"model {model.name!r} is not compiled: call model.compile first.")
+    if not model.variables:
+        mend = "begin it with keras.Input(image_shape), or call it once: model(batches[0][0])"
+        raise ArgumentError(f"model {model.name!r} has no weights yet: {mend}.")
     callbacks = _check_callbacks(callbacks)
     run_dir = None if run_dir is None else artifacts.check_path("run_dir", run_dir)
     devices = Devices(model)
@@ -373,6 +377,7 @@ class _Run(keras.callbacks.Callback):
             skip = [*vars(keras.utils.PyDataset()), "epoch"]  # what Keras, and `fit`, set
             self.data_set = _resume.State("batches", batches, "batches/", skip, strict=False)
         self.settings = _settings(network, batches, validation)
+        self.hidden = {"batches": _hidden(batches), "validation": _hidden(validation)}
         optimizer = _inner(network.optimizer)
         self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
         name_of = {id(variable): key for key, variable in self.variables.items()}
@@ -405,11 +410,20 @@ class _Run(keras.callbacks.Callback):
             what = f"run_dir={str(self.run_dir)!r} holds a run with different settings:"
             mend = "Choose another run_dir, or pass resume=False to start again and overwrite it."
             raise ArgumentError("\n  ".join([what, *lines]) + f"\n{mend}")
+        self._compare_hidden(info)
         _assign(path, self.variables, _of_groups(arrays, "model", "optimizer"))
         self.id, self.history = info.get("run", self.id), info["history"]
         self.stoppers = info.get("stopped_by", [])
         self.stopped = info["stopped"] and self.callbacks.has_stopper(self.stoppers)
         self.saved = arrays, info["states"]
+
+    def _compare_hidden(self, info):
+        """Warns of batches that may differ from those of the run so far."""
+        before = info.get("hidden", self.hidden)
+        for name, value in (("batches", self.batches), ("validation", self.validation)):
+            state = info["states"].get("data_set", {}) if name == "batches" else {}
+            _resume.warn_of_hidden(name, value, before[name], self.hidden[name], state)
+        self.hidden = before
 
     def _accept_changed_rate(self, saved, arrays):
         """Treats a learning rate that callbacks changed in an earlier call as the original one."""
@@ -593,6 +607,7 @@ class _Run(keras.callbacks.Callback):
         info = {
             "run": self.id,
             "settings": self.settings,
+            "hidden": self.hidden,
             "history": history,
             "averages": self.averages,
             "stopped": stopped,
@@ -785,14 +800,13 @@ def _inner_config(optimizer) -> dict:
 
 def _settings(model, batches, validation) -> dict:
     """Returns what decides the numbers of a run, but for callbacks, as JSON values."""
-    optimizer: dict = keras.optimizers.serialize(model.optimizer)  # type: ignore[assignment]
     compiled = _compiled_arguments(model)
     described = {
         "backend": keras.backend.backend(),
         "model": artifacts.architecture(model),
         "dtype_policy": model.dtype_policy.name,
         "floatx": keras.config.floatx(),
-        "optimizer": optimizer,
+        "optimizer": _describe_optimizer(model.optimizer),
         **{name: _resume.describe(value) for name, value in compiled.items()},
         "batches": _describe(batches),
         "validation": None if validation is None else _describe(validation),
@@ -800,11 +814,32 @@ def _settings(model, batches, validation) -> dict:
     return _resume.json_values(described)
 
 
+def _describe_optimizer(optimizer) -> dict:
+    """Returns the config of an optimizer, and the arguments of a class of the user's own.
+
+    Raises:
+        ArgumentError: If Keras cannot tell its config.
+    """
+    try:
+        config: dict = keras.optimizers.serialize(optimizer)  # type: ignore[assignment]
+    except (NotImplementedError, TypeError) as error:
+        what = "The optimizer cannot be compared with that of another call"
+        mend = "Give the class of its schedule, or its own, a get_config() with all arguments"
+        raise ArgumentError(f"{what}: {error} {mend}.") from error
+    own = _resume.own_arguments(_inner(optimizer))
+    own = {name: value for name, value in own.items() if name not in _inner_config(config)}
+    return {**config, **({"arguments": own} if own else {})}
+
+
 def _compiled_arguments(model) -> dict:
     """Returns loss, weights of losses and metrics, as they were passed to `model.compile`."""
     names = ("loss", "loss_weights", "metrics", "weighted_metrics")
     config = model._compile_config.config
     return {name: config[name] for name in names}
+
+
+def _hidden(batches) -> dict:
+    return _resume.hidden(batches, {*vars(keras.utils.PyDataset()), "epoch"})
 
 
 def _describe(batches) -> dict:

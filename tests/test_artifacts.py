@@ -1,5 +1,6 @@
 import ctypes
 import errno
+import functools
 import json
 import os
 import random
@@ -467,6 +468,46 @@ def test_a_fingerprint_survives_saving_and_loading(keras, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert artifacts.fingerprint(loaded) == artifacts.fingerprint(model)
+
+
+def test_a_fingerprint_does_not_depend_on_the_dtype_policy_of_the_process(keras, tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.save(tmp_path / "model.keras")
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        loaded = keras.saving.load_model(tmp_path / "model.keras")
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert artifacts.fingerprint(loaded) == artifacts.fingerprint(model)
+
+
+def test_a_fingerprint_does_not_depend_on_a_loss_that_keras_cannot_save(keras):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    before = artifacts.fingerprint(model)
+    model.compile("sgd", functools.partial(keras.losses.mean_squared_error))
+    assert artifacts.fingerprint(model) == before
+    assert model.get_config() and "get_compile_config" not in vars(model)
+
+
+def test_a_fingerprint_does_not_depend_on_which_layers_are_frozen(keras):
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((2,)), layers.Dense(2), layers.BatchNormalization()])
+    model = keras.Sequential([inner, layers.Dense(2)])
+    before = artifacts.fingerprint(model), artifacts.architecture(model)
+    inner.trainable = False
+    assert artifacts.fingerprint(model) == before[0]
+    assert artifacts.architecture(model) != before[1]
+
+
+def test_a_model_that_keras_cannot_describe_is_refused(keras):
+    class Own(keras.Model):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+    with pytest.raises(ArgumentError, match="configuration of Own: .* Give its class, .* a get_co"):
+        artifacts.fingerprint(Own(lambda x: x))
 
 
 def test_a_fingerprint_does_not_depend_on_how_keras_counts_names(keras):

@@ -5,7 +5,7 @@ import pytest
 from helpers import EMBEDDER, FLOATS, LEVELS, picture
 
 from kerasim import data
-from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 
 
 def test_as_float_scales_bytes_and_leaves_floats():
@@ -154,9 +154,20 @@ def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
     before = data.digest(folder)
     assert data.digest(data.image_folder(tmp_path, 4)) == before
     assert data.digest(data.image_folder(tmp_path, 5)) != before
-    stat = path.stat()
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(path, ns=(0, 0))
+    assert data.digest(folder) == before
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
     assert data.digest(folder) != before
+    path.unlink()
+    with pytest.raises(ImageError, match="There is no file .*a.png"):
+        data.digest(folder)
+
+
+def test_the_digest_of_a_list_is_that_of_its_array():
+    assert data.digest([[1, 2], [3, 4]]) == data.digest(np.array([[1, 2], [3, 4]]))
 
 
 SAME_BYTES = {  # arrays of the same bytes

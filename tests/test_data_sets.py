@@ -41,6 +41,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_tilde_in_the_variable_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KERASIM_DATA_DIR", "~/sets")
+    assert sets.data_dir() == tmp_path / "sets"
+
+
 def test_digits_are_their_levels_over_sixteen_three_times_as_large_in_a_margin():
     from sklearn.datasets import load_digits
 

@@ -290,6 +290,76 @@ def test_the_file_of_a_removed_item_is_taken_in_again_under_a_new_id(root):
     assert gallery.add(root).tolist() == [3]
 
 
+# links, and folders in the place of files
+
+
+def link_to(link, target):
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    return link
+
+
+def test_a_link_that_leads_elsewhere_no_longer_stands_for_its_first_file(root):
+    link = link_to(root.parent / "links" / "one.bmp", root / "cat" / "a.bmp")
+    gallery = filled(link.parent)
+    gallery.add(link.parent)
+    link_to(link, root / "cat" / "b.bmp")
+    gallery.add(link.parent)
+    assert gallery.add(root / "cat" / "a.bmp").tolist() == [1]
+    assert gallery.items["file"].tolist() == [str(link), str(root / "cat" / "a.bmp")]
+    check_vectors(gallery)
+
+
+def test_a_file_behind_an_earlier_link_is_not_removed_in_the_place_of_another(root):
+    link = link_to(root.parent / "link", root / "cat")
+    gallery = filled(link)
+    gallery.add(link)
+    link_to(link, root / "dog")
+    with pytest.raises(ArgumentError, match="1 files are not in the gallery"):
+        gallery.remove(root / "cat" / "a.bmp")
+    assert len(gallery) == 2
+
+
+def test_a_link_to_a_folder_that_is_gone_is_followed_to_the_folder(root):
+    link = link_to(root.parent / "link", root)
+    gallery = filled(link)
+    gallery.add(link)
+    link.unlink()
+    assert gallery.add(root).tolist() == []
+    assert names(gallery, root) == ["cat/a.bmp", "cat/b.bmp", "dog/c.bmp"]
+    assert gallery.prune().tolist() == []
+
+
+@pytest.mark.parametrize("way", ["folder", "files"])
+def test_a_file_that_became_a_link_to_another_one_is_embedded_again(way, root):
+    gallery = filled(root)
+    link_to(root / "cat" / "b.bmp", root / "cat" / "a.bmp")
+    files = [root / "cat" / "a.bmp", root / "cat" / "b.bmp"]
+    assert gallery.add(root if way == "folder" else files).tolist() == [1]
+    assert gallery.items["label"].tolist() == ["cat", "cat", "dog"]
+    found = gallery.query(ids=[0, 1], k=2)
+    assert found["id"].tolist() == [0, 1, 0, 1] and not found["distance"].any()
+
+
+def test_an_item_whose_file_became_a_folder_is_gone(root):
+    gallery = filled(root)
+    (root / "cat" / "b.bmp").unlink()
+    (root / "cat" / "b.bmp").mkdir()
+    assert gallery.info()["gone"] == 1
+    with pytest.warns(UserWarning, match="The files of 1 items are gone: 'b.bmp'"):
+        gallery.add(root)
+    assert gallery.prune().tolist() == [1]
+
+
+def test_a_folder_replaces_no_label_of_a_changed_file(root):
+    gallery = filled(root)
+    gallery.add([root / "cat" / "a.bmp"], labels=["tabby"])
+    put(root / "cat" / "a.bmp", 9)
+    assert gallery.add(root).tolist() == [0]
+    assert gallery.items["label"].tolist() == ["tabby", "cat", "dog"]
+
+
 # relocate
 
 
@@ -330,6 +400,19 @@ def test_two_items_never_get_the_same_file(root):
     with pytest.warns(UserWarning, match="3 of 3 items keep their old names"):
         assert gallery.relocate(root, moved).tolist() == []
     assert gallery.items["file"].nunique() == 6
+
+
+def test_a_folder_that_was_moved_into_itself_is_relocated(tmp_path):
+    root = tmp_path / "images"
+    put(root / "a.bmp", 0)
+    put(root / "deeper" / "a.bmp", 1)
+    gallery = filled(root)
+    os.rename(root, tmp_path / "aside")
+    root.mkdir()
+    os.rename(tmp_path / "aside", root / "deeper")
+    assert gallery.relocate(root, root / "deeper").tolist() == [0, 1]
+    assert names(gallery, root) == ["deeper/a.bmp", "deeper/deeper/a.bmp"]
+    check_vectors(gallery)
 
 
 def test_a_root_without_items_and_a_new_root_that_is_no_folder_are_refused(root):

@@ -11,6 +11,7 @@ from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import data
+from kerasim._sources import label_texts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.gallery import Gallery
 
@@ -192,6 +193,11 @@ def calibrated(n=20, far=0.1, **given):
     left, right = np.concatenate([FLOATS[:n], FLOATS[:n]]), np.concatenate([near, near[::-1]])
     gallery.calibrate(left, right, np.repeat([1, 0], n), far)
     return gallery
+
+
+@pytest.mark.parametrize("labels", [[b"Katze"], np.array([b"Katze"])])
+def test_a_label_of_bytes_is_its_text(labels):
+    assert label_texts(labels, 1) == ["Katze"]
 
 
 def test_a_calibration_tells_both_error_rates_with_intervals(tmp_path):

@@ -271,6 +271,46 @@ def test_arrays_that_do_not_fit_a_loss_are_refused_with_their_shapes(loss, true,
         loss(np.zeros(true), np.zeros(predicted))
 
 
+@pytest.mark.parametrize("loss", [*ON_LABELS, losses.ContrastiveLoss(), losses.ArcFaceLoss()])
+def test_one_label_for_two_rows_is_refused(loss):
+    width = 1 if isinstance(loss, losses.ContrastiveLoss) else 3
+    with pytest.raises(ArgumentError, match="y_true has 1 rows and y_pred 2. Pass one label"):
+        loss(np.zeros(1), np.zeros((2, width), "float32"))
+
+
+@pytest.mark.parametrize("loss", ON_LABELS, ids=lambda loss: repr(loss))
+def test_lists_are_taken_as_arrays_and_an_empty_batch_costs_nothing(loss):
+    x = directions()[:6].astype("float32")
+    expected = float(loss(LABELS[:6], x))
+    assert float(loss(LABELS[:6].tolist(), x.tolist())) == expected
+    assert float(loss(LABELS[:0], x[:0])) == 0
+
+
+@pytest.mark.parametrize("loss", ON_LABELS, ids=lambda loss: repr(loss))
+def test_weights_of_images_are_refused_by_a_loss_of_the_batch(loss):
+    x = directions()[:6].astype("float32")
+    with pytest.raises(ArgumentError, match=r"sample_weight has shape \(6,\), and \w+Loss is one"):
+        loss(LABELS[:6], x, sample_weight=np.ones(6))
+
+
+@pytest.mark.parametrize("metric", layers.DISTANCES)
+def test_embeddings_that_are_no_numbers_have_no_distance(metric):
+    x = np.array([[np.nan, 1.0], [1, 2], [3, 4]], "float32")
+    distances = np.asarray(layers.Distance(metric)([x, x[::-1].copy()]))
+    assert np.isnan(distances[[0, 2]]).all() and distances[1] == 0
+    assert np.isnan(float(losses.TripletLoss(distance=metric)(np.array([0, 0, 1]), x)))
+
+
+@pytest.mark.parametrize("squared_margin", [True, False])
+@pytest.mark.parametrize("distance", [1e20, 1e30, np.inf])
+def test_a_negative_pair_at_any_distance_beyond_the_margin_costs_nothing(distance, squared_margin):
+    loss = losses.ContrastiveLoss(squared_margin=squared_margin)
+    distances = np.array([[distance], [0.5]], "float32")
+    assert float(loss(np.array([0, 1]), distances)) == 0.125
+    gradient = gradient_of(lambda d: loss(np.array([0, 1]), d), distances)[1]
+    assert np.isfinite(gradient).all() and gradient[0] == 0
+
+
 @pytest.mark.parametrize(
     ("loss", "shown"),
     [

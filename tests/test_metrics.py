@@ -33,6 +33,13 @@ def test_psnr_is_that_worked_out_by_hand():
     )
 
 
+@pytest.mark.parametrize("measure", [metrics.psnr, metrics.ssim])
+def test_no_images_have_no_figures_and_images_without_pixels_are_refused(measure):
+    assert measure(np.zeros((0, 11, 11, 1)), np.zeros((0, 11, 11, 1))).shape == (0,)
+    with pytest.raises(ArgumentError, match="images has shape .2, 0, 11, 1.: pass images of one"):
+        measure(np.zeros((2, 0, 11, 1)), np.zeros((2, 0, 11, 1)))
+
+
 def test_psnr_of_equal_images_is_infinite():
     images = RNG.random((3, 4, 4, 1))
     assert (metrics.psnr(images, images) == np.inf).all()
@@ -384,6 +391,16 @@ def test_the_threshold_of_the_equal_error_rate_lies_where_the_errors_are_equal(l
     assert abs(rates["far"] - rates["frr"]) < 0.02
 
 
+def test_at_the_threshold_of_equal_errors_rates_are_compared_as_fractions():
+    for rejected in range(1, 10):
+        like = [*np.arange(10 - rejected) / 20, *np.arange(rejected) + 20.0]
+        unlike = [*np.arange(rejected) + 1.0, *np.arange(10 - rejected) + 40.0]
+        found = metrics.verification(like + unlike, [1] * 10 + [0] * 10)
+        assert found.eer_threshold == rejected
+        rates = found.at(found.eer_threshold)
+        assert rates["far"] == rates["frr"] == rejected / 10
+
+
 def test_a_share_that_is_a_whole_number_of_pairs_is_used_up():
     unlike = np.arange(1.0, 101)
     found = metrics.verification([0.0, *unlike], [1] + [0] * 100)
@@ -447,6 +464,13 @@ def test_scores_of_two_bell_curves_are_their_posterior():
     asked = np.array([[-1.0, 1.0], [2.0, 3.5]])
     posterior = 1 / (1 + np.exp((asked - 2) * (3 - 1) / 0.8**2))
     np.testing.assert_allclose(found.score(asked), posterior, atol=0.01)
+
+
+@pytest.mark.parametrize("distances", [["near"], [[1], [2, 3]], [1j], [None]])
+def test_only_real_distances_have_scores(distances):
+    found = metrics.verification([1, 2, 3, 4], [1, 1, 0, 0])
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="distances"):
+        found.score(distances)
 
 
 def test_scores_are_finite_where_a_threshold_separates_all_pairs():
@@ -568,6 +592,35 @@ def test_the_accuracy_of_candidates_agrees_with_a_loop(metric):
     found = metrics.candidate_accuracy(left, right, pools, metric=metric)
     assert found.ranks.tolist() == ranks
     assert found.accuracy == np.mean(np.array(ranks) <= 2)
+
+
+def test_pools_of_several_lengths_are_refused():
+    with pytest.raises(ArgumentError, match="pools cannot be made one array"):
+        metrics.candidate_accuracy(np.eye(2), np.eye(2), [[0, 1], [1]])
+
+
+MASKED = np.ma.masked_array(np.eye(4), mask=np.eye(4) == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("left", lambda: metrics.pair_distances(MASKED, np.eye(4))),
+        ("queries", lambda: metrics.retrieval(MASKED, [0, 0, 1, 1])),
+        ("distances", lambda: metrics.verification(MASKED[0], [0, 0, 1, 1])),
+        ("same", lambda: metrics.verification(np.arange(4.0), MASKED[0])),
+        ("values", lambda: metrics.interval(MASKED[0])),
+        ("images", lambda: metrics.psnr(MASKED[None, ..., None], np.ones((1, 4, 4, 1)))),
+    ],
+)
+def test_masked_entries_are_refused(name, use):
+    with pytest.raises(ArgumentError, match=f"{name} has [14] masked entries. Leave these rows"):
+        use()
+
+
+def test_a_mask_that_hides_nothing_is_no_reason_to_refuse():
+    x = np.ma.masked_array(np.eye(4), mask=False)
+    assert metrics.pair_distances(x, np.eye(4)).tolist() == [0] * 4
 
 
 def test_pools_without_their_own_candidate_are_refused():

@@ -577,6 +577,20 @@ def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
     assert index.identify(np.empty((0, 2)), [0, 1, 2], threshold=1.0).shape == (0,)
 
 
+@pytest.mark.parametrize("unknown", [-1, -1000, 1000])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "int64", "uint64"])
+def test_rows_that_are_not_accepted_get_the_unknown_label_whatever_holds_the_labels(dtype, unknown):
+    index = NeighborIndex().fit([[0.0], [1.0]])
+    names = index.identify([[0.0], [9.0]], np.array([7, 24], dtype), 0.5, unknown)
+    assert names.dtype.kind in "iu" and names.tolist() == [7, unknown]
+
+
+def test_labels_beyond_63_bits_leave_no_place_for_a_negative_unknown_label():
+    index = NeighborIndex().fit([[0.0], [1.0]])
+    with pytest.raises(ArgumentError, match="labels go up to 18446744073709551615, and unknown=-1"):
+        index.identify([[9.0]], np.array([0, 2**64 - 1], "uint64"), 0.5)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

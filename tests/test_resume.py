@@ -1,6 +1,9 @@
 """Whatever decides the numbers of a run is saved and compared; what cannot be saved is refused."""
 
 import collections
+import datetime
+import decimal
+import enum
 import functools
 import json
 import random
@@ -8,7 +11,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from kerasim import _resume, artifacts, data, training
 from kerasim.errors import ArgumentError, ArtifactError
@@ -435,6 +440,88 @@ def test_functions_are_told_apart_by_what_they_compute_and_not_by_where_they_sta
     )
 
 
+class Scale:
+    """An object of the user's own, with a function."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def loss(self, y_true, y_pred):
+        return self.factor * keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+    def __call__(self, y_true, y_pred):
+        return self.loss(y_true, y_pred)
+
+
+class Hidden(keras.losses.Loss):
+    """A loss that keeps its argument under another name."""
+
+    def __init__(self, scale):
+        super().__init__(name="hidden")
+        self.factor = scale
+
+    def call(self, y_true, y_pred):
+        return self.factor * y_pred
+
+
+class Color(enum.Enum):
+    RED, BLUE = 1, 2
+
+
+def closure(value):
+    return lambda y_true, y_pred: value
+
+
+def nested(value):
+    def inner():
+        return value
+
+    return lambda y_true, y_pred: inner()
+
+
+DESCRIBED = {
+    "object": Scale,
+    "method": lambda factor: Scale(factor).loss,
+    "list of objects": lambda factor: [Scale(1), Scale(factor)],
+    "object in an object": lambda factor: Scale(Scale(factor)),
+    "closure of an object": lambda factor: closure(Scale(factor)),
+    "closure of a tensor": lambda factor: closure(keras.ops.convert_to_tensor([factor])),
+    "closure of a function": nested,
+    "loss with another name for its argument": Hidden,
+    "bytes": lambda factor: bytes([factor]),
+    "range": range,
+    "Decimal": decimal.Decimal,
+    "date": lambda factor: datetime.date(2000, 1, factor),
+    "Enum": Color,
+    "DataFrame": lambda factor: pd.DataFrame({"a": [factor]}),
+    "Series": lambda factor: pd.Series([factor]),
+}
+
+
+@pytest.mark.parametrize("make", DESCRIBED.values(), ids=list(DESCRIBED))
+def test_two_objects_with_other_arguments_are_described_differently(make):
+    assert _resume.json_values(_resume.describe(make(1))) == _resume.describe(make(1))
+    assert _resume.describe(make(1)) != _resume.describe(make(2))
+
+
+def test_tables_with_other_names_of_columns_are_described_differently():
+    one, other = (pd.DataFrame({name: [1]}) for name in "ab")
+    assert _resume.describe(one) != _resume.describe(other)
+
+
+def test_folders_of_other_files_are_described_differently(tmp_path):
+    for seed in range(2):
+        Image.fromarray(np.full((4, 4), seed, "uint8")).save(tmp_path / f"{seed}.png")
+    folder = data.image_folder(tmp_path, 4)
+    assert _resume.describe(folder.take([0])) != _resume.describe(folder.take([1]))
+
+
+def test_objects_that_refer_to_one_another_are_described():
+    one, other = Scale(1), Scale(2)
+    one.factor, other.factor = [other], {"a": one}
+    assert _resume.describe(one) == _resume.describe(one)
+
+
 # Compile
 
 
@@ -470,6 +557,11 @@ COMPILED = {
     "loss, an argument": ({"loss": Scaled(1.0)}, {"loss": Scaled(2.0)}),
     "loss, a config": ({"loss": keras.losses.Huber(1.0)}, {"loss": keras.losses.Huber(2.0)}),
     "optimizer": ({"optimizer": "adam"}, {"optimizer": "sgd"}),
+    "loss, an object": ({"loss": Scale(1.0)}, {"loss": Scale(2.0)}),
+    "loss, a partial": (
+        {"loss": functools.partial(half, y_pred=1.0)},
+        {"loss": functools.partial(half, y_pred=2.0)},
+    ),
     "optimizer, rate": ({"rate": 0.1}, {"rate": 0.2}),
 }
 
@@ -515,6 +607,90 @@ def test_batches_of_the_user_are_compared_by_their_arguments(tmp_path):
     fit(tmp_path, 2, batches=Arrays(IMAGES.copy()))
     with pytest.raises(ArgumentError, match="batches.arguments.x: saved array"):
         fit(tmp_path, 3, batches=Arrays(IMAGES[::-1]))
+
+
+class Renamed(keras.utils.PyDataset):
+    """Batches that keep an argument under another name, and count how often they are asked."""
+
+    def __init__(self, pixels, factor=1.0):
+        super().__init__()
+        self.factor, self.images, self.calls = factor, pixels, 0
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        self.calls += 1
+        images = self.images[4 * index : 4 * index + 4] * self.factor
+        return images, images
+
+
+class Rate(keras.callbacks.Callback):
+    """A callback that keeps an argument under another name."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.value, self.steps = rate, 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.steps += 1
+
+
+def test_batches_that_hide_an_argument_are_warned_of_if_they_differ(tmp_path):
+    fit(tmp_path, 1, batches=Renamed(IMAGES))
+    fit(tmp_path, 2, batches=Renamed(IMAGES.copy()))
+    said = r"batches \(Renamed\) does not keep its arguments \['pixels'\] .* \['images'\] differ"
+    with pytest.warns(UserWarning, match=said):
+        fit(tmp_path, 3, batches=Renamed(IMAGES[::-1]))
+
+
+def test_a_callback_that_hides_an_argument_is_warned_of_if_it_differs(tmp_path):
+    again = Rate(0.1)
+    fit(tmp_path, 1, [again])
+    fit(tmp_path, 2, [again])
+    fit(tmp_path, 3, [Rate(0.1)])
+    with pytest.warns(UserWarning, match=r"its attributes \['value'\] differ"):
+        fit(tmp_path, 4, [Rate(0.2)])
+
+
+class Faster(keras.optimizers.SGD):
+    """An optimizer whose config does not tell of its argument."""
+
+    def __init__(self, factor=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor
+
+
+class Steps(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule without a config."""
+
+    def __call__(self, step):
+        return 0.1
+
+
+def compiled(optimizer):
+    model = build()
+    model.compile(optimizer, "mse", run_eagerly=True)
+    return model
+
+
+def test_an_own_optimizer_with_another_argument_is_refused(tmp_path):
+    fit(tmp_path, 1, model=compiled(Faster(1.0)))
+    fit(tmp_path, 2, model=compiled(Faster(1.0)))
+    with pytest.raises(ArgumentError, match="optimizer.arguments.factor: saved 1.0, now 2.0"):
+        fit(tmp_path, 3, model=compiled(Faster(2.0)))
+
+
+def test_an_optimizer_that_cannot_be_compared_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="optimizer cannot be compared .*get_config"):
+        fit(tmp_path, 1, model=compiled(keras.optimizers.SGD(Steps())))
+
+
+def test_a_model_without_weights_is_refused_with_what_to_add(tmp_path):
+    model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ArgumentError, match=r"has no weights yet: begin it with keras.Input"):
+        fit(tmp_path, 1, model=model)
 
 
 # Interrupts

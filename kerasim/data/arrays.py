@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from kerasim import _keras_files, artifacts, checks
-from kerasim.data.folders import ImageFolder
-from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from kerasim.data.folders import ImageFolder, in_threads
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.images import as_float
 
 _THUMBNAIL = 16  # rows and columns of the thumbnails that near-duplicates are found by
@@ -234,18 +234,22 @@ def digest(images) -> str:
     """Returns a digest of an array, or of a folder of images, as hexadecimal digits.
 
     Of an array it covers shape, data type and every value, and the mask of a masked one. Of a
-    folder it covers the shape and type of the decoded images, and path, size and time of change of
-    each file.
+    folder it covers the shape and type of the decoded images, and path and content of each file:
+    time stamps may stay as they are when a file is replaced.
 
     Args:
-        images: An array, or an `ImageFolder`.
+        images: An array, or an `ImageFolder`, whose files are read.
+
+    Raises:
+        ImageError: If a file cannot be read.
     """
+    if not isinstance(images, ImageFolder) and not isinstance(images, np.ndarray):
+        images = checks.array("images", images)
     digest = hashlib.sha256(repr((images.shape, str(images.dtype))).encode())
     if isinstance(images, ImageFolder):
-        for file in images.files:
-            status = file.stat()
-            row = os.fsencode(file), status.st_size, status.st_mtime_ns
-            digest.update(repr(row).encode())
+        contents = in_threads(_content, images.files)
+        for file, content in zip(images.files, contents, strict=True):
+            digest.update(repr((os.fsencode(file), content)).encode())
         return digest.hexdigest()
     if np.ma.isMaskedArray(images):
         digest.update(np.ma.getmaskarray(images).tobytes())
@@ -255,6 +259,13 @@ def digest(images) -> str:
     else:
         digest.update(np.ascontiguousarray(images).reshape(-1).view("uint8").data)
     return digest.hexdigest()
+
+
+def _content(file) -> str:
+    """Returns a digest of the content of a file."""
+    checks.regular_file(file, ImageError)
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _describe_values(values) -> str:

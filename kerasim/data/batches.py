@@ -223,7 +223,7 @@ def embed(
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         batch_size: Images per call.
         cache: Folder that keeps the embeddings, and gives them back as long as the network, its
-            weights and the images (of a folder: names, sizes and times of its files) are the same.
+            weights and the images (of a folder: names and contents of its files) are the same.
         progress: True for a progress bar on stderr if the work takes more than two seconds, False
             for none; None for one in a terminal.
 

@@ -52,7 +52,7 @@ def data_dir() -> Path:
 
     It is the first of these that applies:
 
-    1. the folder that the environment variable `KERASIM_DATA_DIR` names;
+    1. the folder that the environment variable `KERASIM_DATA_DIR` names, where "~" is the home;
     2. the nearest `data` folder, in the working folder or one of its parents, that holds a file
        that kerasim knows (`mnist.npz`, `cifar10.npz`, `squeezenet_notop.h5` or the folder `tll`);
     3. the `data` folder of the source checkout that kerasim was installed from (`pip install -e`);
@@ -67,7 +67,7 @@ def data_dir() -> Path:
     """
     named = os.environ.get("KERASIM_DATA_DIR")
     if named:
-        return Path(named).absolute()
+        return Path(os.path.expanduser(named)).absolute()
     working = Path.cwd()
     for folder in (working, *working.parents):
         if any(os.path.exists(folder / "data" / name) for name in KNOWN_FILES):
