@@ -45,17 +45,23 @@ def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     return operator.index(value)
 
 
-def clipped(name: str, value: int, most: int, what: str) -> int:
+def counted(count: int, one: str, many: str) -> str:
+    """Returns `count` with what is counted: "1 file is", or "2 files are"."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def clipped(name: str, value: int, most: int, one: str, many: str) -> int:
     """Returns `value`, or `most` with a warning if it is larger.
 
     Args:
         name: Argument that the warning names.
         value: How many were asked for.
         most: How many there are.
-        what: What they are, such as "vectors in the index".
+        one, many: What one and several of them are, such as "item of the map".
     """
     if value > most:
-        warn(f"{name}={value} is more than the {most} {what}: {most} are returned.")
+        held, returned = counted(most, one, many), counted(most, "is", "are")
+        warn(f"{name}={value} is more than the {held}: {returned} returned.")
     return min(value, most)
 
 

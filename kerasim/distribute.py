@@ -272,7 +272,13 @@ class ShardedIndex:
         if not hasattr(self, "shape"):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         ray = _ray()
-        k = checks.clipped("k", checks.integer("k", k), self.shape[0], "vectors in the index")
+        k = checks.clipped(
+            "k",
+            checks.integer("k", k),
+            self.shape[0],
+            "vector in the index",
+            "vectors in the index",
+        )
         x = ray.put(checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
         starts, sizes = self._starts[:-1], np.diff(self._starts).tolist()
         shards = zip(self._actors, sizes, strict=True)

@@ -106,7 +106,8 @@ class Gallery:
         items, calibration = self._items, self._calibration
         classes = len(set(items.table["label"][items.live]) - {""})
         parts = [
-            f"{len(items)} items" + (f" of {classes} classes" if classes else ""),
+            checks.counted(len(items), "item", "items")
+            + (f" of {checks.counted(classes, 'class', 'classes')}" if classes else ""),
             f"metric={self.settings['metric']!r}",
             f"kind={self.settings['kind']!r}",
             f"embedder {self.embedder.name!r} {self.image_shape} -> {items.vectors.shape[1]}",
@@ -312,13 +313,14 @@ class Gallery:
             self.gone = _gone_files(self._items)
             self._warn_once("gone", self.gone, _GONE)
 
-    def _warn_once(self, kind: str, files, text: str) -> None:
+    def _warn_once(self, kind: str, files, text: tuple[str, str, str]) -> None:
         """Warns of those files of which this gallery has not warned yet."""
         new = [file for file in files if f"{kind} {file}" not in self._warned]
         self._warned.update(f"{kind} {file}" for file in new)
         if new:
             names = checks.shown_names(os.path.basename(file) for file in new)
-            checks.warn(text.format(count=len(new), names=names))
+            what = checks.counted(len(new), *text[:2])
+            checks.warn(f"{what} {text[2].format(names=names)}")
 
     def query(self, images=None, k: int = 10, ids=None) -> pd.DataFrame:
         """Finds the most similar images.
@@ -356,7 +358,9 @@ class Gallery:
         if vectors is None:
             vectors = items.vectors[items.positions(self._known_ids(items, ids))]
         live = items.live
-        most = checks.clipped("k", k, int(live.sum()), "items of the gallery")
+        most = checks.clipped(
+            "k", k, int(live.sum()), "item of the gallery", "items of the gallery"
+        )
         asked = most
         while True:  # a graph holds removed items, too
             distances, found = index.query(vectors, asked)
@@ -515,7 +519,7 @@ class Gallery:
             self._assign(items)
             self.gone = _gone_files(items)
         if left:
-            what = f"{len(left)} of {len(rows)} items keep their old names, since the file below"
+            what = f"Old names were kept for {len(left)} of {len(rows)} items, since the file below"
             why = "new_root is missing, holds another image or belongs to another item"
             checks.warn(f"{what} {why}: {checks.shown_names(left)}.")
         return np.array(sorted(ids), "int64")
@@ -583,10 +587,12 @@ class Gallery:
         if images is None:
             images, kept = self._thumbnails(items, on_error)
         if len(kept) < _MAP_ITEMS:
-            what = f"The map has {len(kept)} images to show"
+            what = f"The map has {checks.counted(len(kept), 'image', 'images')} to show"
             raise ArgumentError(f"{what}, and needs {_MAP_ITEMS} or more: add more images.")
         vectors = items.vectors[kept]
-        k = checks.clipped("k", k, len(vectors) - 1, "other items of the map")
+        k = checks.clipped(
+            "k", k, len(vectors) - 1, "other item of the map", "other items of the map"
+        )
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
         nearest = {}
         zeros = not vectors.any(axis=1).all()  # which have no direction
@@ -778,7 +784,8 @@ class Gallery:
             else:
                 found.append(ids[row])
         if unknown:
-            what = f"{len(unknown)} files are not in the gallery: {checks.shown_names(unknown)}"
+            held = checks.counted(len(unknown), "file is", "files are")
+            what = f"{held} not in the gallery: {checks.shown_names(unknown)}"
             raise ArgumentError(f"{what}. Pass some of items['file'] or items['id'].")
         return np.array(found, "int64")
 
@@ -827,14 +834,23 @@ class Gallery:
         return metrics.pair_distances(left, right, self.settings["metric"])
 
 
-_LEFT_OUT = "{count} files are left out, see `skipped`: {names}."
+# Of one file, of several, and what follows.
+_LEFT_OUT = ("file is", "files are", "left out, see `skipped`: {names}.")
 _GONE = (
-    "The files of {count} items are gone: {names}. Call prune() to remove these items, or"
-    " relocate(old_root, new_root) if their folder was moved."
+    "file of an item is",
+    "files of items are",
+    "gone: {names}. Call prune() to remove these items, or relocate(old_root, new_root) if their "
+    "folder was moved.",
 )
-_NOT_ON_MAP = "{count} files are gone or cannot be decoded, and are not on the map: {names}."
+_NOT_ON_MAP = (
+    "item is",
+    "items are",
+    "not on the map, since the file is gone or cannot be decoded: {names}.",
+)
 _CHANGED = (
-    "{count} files hold another image than the one that was embedded: {names}. Add them again."
+    "file holds",
+    "files hold",
+    "another image than the one that was embedded: {names}. Add it again.",
 )
 
 
@@ -873,11 +889,13 @@ class _Calibration:
         negative, positive = rates["negative_pairs"], rates["positive_pairs"]
         expected = far * negative
         if expected < _FEW_PAIRS:
-            what = f"far={far:g} of {negative} negative pairs is {expected:.3g} pairs"
+            pairs = checks.counted(negative, "negative pair", "negative pairs")
+            what = f"far={far:g} of {pairs} is {expected:.3g} pairs"
             fix = "Pass more negative pairs, or a larger far"
             checks.warn(f"The threshold rests on few pairs: {what}. {fix}.")
         if positive < _FEW_PAIRS:
-            what = f"The rate of rejected positive pairs rests on {positive} pairs"
+            pairs = checks.counted(positive, "pair", "pairs")
+            what = f"The rate of rejected positive pairs rests on {pairs}"
             checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
 
 
@@ -931,6 +949,6 @@ def _not_below(root: str, files) -> str:
 def _check_have_files(files) -> None:
     without = files.count("")
     if without:
-        held = f"{without} of {len(files)} items were added as arrays, without a file"
+        held = f"No file is known for {without} of {len(files)} items, which were added as arrays"
         fix = "pass images=, or for near copies call data.find_near_copies on them"
         raise ArgumentError(f"{held}: {fix}.")

@@ -287,7 +287,7 @@ def galleries(cluster, sharded, embedder, root, tmp_path_factory):
         patch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
         for settings in ({"chunk": 4}, {"embed": embed}):
             gallery, path = Gallery(embedder), tmp_path_factory.mktemp("gallery") / "gallery"
-            with pytest.warns(UserWarning, match="1 files are left out"):
+            with pytest.warns(UserWarning, match="1 file is left out"):
                 gallery.add(root, on_error="skip", **settings)
             gallery.save(path)
             made.append((gallery, path))

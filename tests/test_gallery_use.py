@@ -294,7 +294,9 @@ def test_a_map_leaves_out_files_that_are_gone_or_cannot_be_decoded(mapped):
     with pytest.warns(UserWarning) as caught:
         gallery.write_map("map.html", k=5)
     assert [warning.filename for warning in caught] == [__file__] * 2
-    assert "2 files are gone or cannot be decoded, and are not on the map" in str(caught[0].message)
+    assert "2 items are not on the map, since the file is gone or cannot be decoded" in str(
+        caught[0].message
+    )
     assert "hold another image than the one that was embedded" in str(caught[1].message)
     kept = [0, 2, 3, 4, 6, 7]
     assert given["images"].files == [files[n] for n in kept]
@@ -328,5 +330,5 @@ def test_a_map_shows_as_many_neighbors_as_there_are_with_a_warning(mapped):
 def test_near_copies_leave_out_files_that_are_gone(mapped):
     gallery, _ = mapped
     Path(gallery.items["file"][0]).unlink()
-    with pytest.warns(UserWarning, match="1 items are gone"):
+    with pytest.warns(UserWarning, match="1 file of an item is gone"):
         gallery.near_copies()

@@ -49,7 +49,8 @@ def pair_folder(path, image_size=None) -> PairFolder:
             shown = ", ".join(f"{checks.shown(name)} ({stems[name]} files)" for name in wrong[:5])
             where = f"not in {checks.shown(root / side)}, or more than once: {shown}"
             mend = "Give each name, without suffix, one file, or drop its row"
-            raise ArtifactError(f"pairs.csv names {len(wrong)} pictures that are {where}. {mend}.")
+            named = checks.counted(len(wrong), "image that is", "images that are")
+            raise ArtifactError(f"pairs.csv names {named} {where}. {mend}.")
         named = {file.stem: file for file in folder.files}
         files = [named[name] for name in pairs[side]]
         size = size or read_image(files[0]).shape[:2]
@@ -118,7 +119,8 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
     table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
     empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
     if len(empty):
-        where = f"{len(empty)} rows, the first of them row {empty[0] + 1} after the header"
+        rows = checks.counted(len(empty), "row", "rows")
+        where = f"{rows}, the first of them row {empty[0] + 1} after the header"
         raise ArtifactError(f"{checks.shown(file)} has empty cells in {where}: fill or drop them.")
     wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
     if list(table.columns) != wanted:
@@ -163,6 +165,7 @@ def _warn_of_formulas(names) -> None:
     found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
     if found:
         what = (
-            f"{len(found)} names begin as formulas of spreadsheets do: {checks.shown_names(found)}"
+            f"{checks.counted(len(found), 'name begins', 'names begin')} as formulas of "
+            f"spreadsheets do: {checks.shown_names(found)}"
         )
         checks.warn(f"{what}. Do not open the file in a spreadsheet, or rename these images.")

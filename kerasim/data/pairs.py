@@ -18,14 +18,16 @@ class _Classes:
         found = np.unique(labels, return_inverse=True, return_counts=True)
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
-            held = f"{len(self.names)} classes, {', '.join(map(str, self.names))}"
+            count = checks.counted(len(self.names), "class", "classes")
+            held = f"{count}, {', '.join(map(str, self.names))}"
             raise ArgumentError(f"labels hold {held}: 2 or more are needed. Add another class.")
         small = self.names[self.counts < fewest]
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
                 shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
-            held = f"{len(small)} classes of fewer than {fewest} images: {', '.join(shown)}"
+            classes = checks.counted(len(small), "class", "classes")
+            held = f"{classes} of fewer than {fewest} images: {', '.join(shown)}"
             raise ArgumentError(f"labels hold {held}. Add images, or drop those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
@@ -125,7 +127,8 @@ class _LabelledBatches(Batches):
             copies = find_copies(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
             if len(torn):
-                what = f"{len(torn)} images are copies of another one with another label, the first"
+                held = checks.counted(len(torn), "image is a copy", "images are copies")
+                what = f"{held} of another one with another label, the first"
                 pair = f"{torn[0, 0]} of {torn[0, 1]}: a pair of them is like and unlike at once."
                 checks.warn(f"{what} {pair}")
 
