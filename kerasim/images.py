@@ -9,6 +9,7 @@ and the command line all come through here, so that a picture has the same pixel
 import contextlib
 import io
 import os
+import struct
 import threading
 
 import numpy as np
@@ -33,6 +34,7 @@ _BAND_PIXELS = 1_000_000
 
 # What makes an image of EXIF orientation 2, 3 ... 8 upright.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_EXIF_SHORT = 3
 _UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), start=2)}
 
 
@@ -158,7 +160,10 @@ def _check_extent(image, name: str) -> None:
 def _decode(image, name: str, size, channels: int) -> np.ndarray:
     key = _transparency_key(image, name)  # while the raw mode of the file is known
     inverted = _check_samples(image, name)
+    has_transparency = "transparency" in image.info
     image.load()
+    if not has_transparency:  # in a PNG it counts only in front of the pixels
+        image.info.pop("transparency", None)
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -182,10 +187,32 @@ def _orientation(image):
     """Returns the EXIF orientation, or 0. Web browsers ignore that of XMP metadata, too."""
     if image.format == "TIFF":
         return image.tag_v2.get(ExifTags.Base.Orientation, 0)
-    exif = Image.Exif()
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
-        exif.load(image.info.get("exif", b""))
-        return exif.get(ExifTags.Base.Orientation, 0)
+    with contextlib.suppress(struct.error):  # damaged EXIF says nothing about the pixels
+        return _exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    return 0
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Returns the orientation in EXIF data that starts with its TIFF header, or 0.
+
+    Only a value of type SHORT counts, as in web browsers and in `_serving`; Pillow takes any type.
+
+    Raises:
+        struct.error: If the data end too early.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 0
+    (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, directory)
+    for start in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind, length = struct.unpack_from(f"{order}HHI", exif, start)
+        if (tag, kind) == (ExifTags.Base.Orientation, _EXIF_SHORT) and length:
+            # Of several values the first counts; more than two lie outside of the entry.
+            place = start + 8
+            if length > 2:
+                (place,) = struct.unpack_from(f"{order}I", exif, place)
+            return struct.unpack_from(f"{order}H", exif, place)[0]
     return 0
 
 
@@ -243,11 +270,15 @@ def _transparency_key(image, name: str):
             f"{name} has 16 bits per channel and one transparent color, of which 8 bits cannot be "
             "told apart. Save it again with an alpha channel, or with 8 bits per channel."
         )
+    # Only as many bits of a key count as a sample has.
     if image.mode == "1":
-        return 255 * key
+        return 255 * (key & 1)
     if image.mode == "L" and ";" in raw_mode:  # samples of 2 or 4 bits, which Pillow scales
-        return key * 255 // (2 ** int(raw_mode.split(";")[1]) - 1)
-    return key
+        largest = 2 ** int(raw_mode.split(";")[1]) - 1
+        return (key & largest) * 255 // largest
+    if image.mode == "RGB":
+        return tuple(level & 255 for level in key)
+    return key & 255 if image.mode == "L" else key
 
 
 def _clear_to_white(image, key):
