@@ -11,6 +11,7 @@ import io
 import os
 import struct
 import threading
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -103,7 +104,9 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
+        reason = (
+            "unknown format or kind of pixels" if unknown else f"{type(error).__name__}: {error}"
+        )
         mend = f"expected a whole image in one of {', '.join(FORMATS)}. Replace or remove it"
         raise ImageError(f"Cannot decode {name} ({reason}): {mend}.") from error
 
@@ -223,6 +226,8 @@ def _check_samples(image, name: str) -> bool:
         Whether 0 is white in samples that Pillow leaves as they are, those of more than 8 bits.
     """
     tags = image.tag_v2 if image.format == "TIFF" else {}
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2:
+        _check_planes(image, name)
     sample_formats = {*np.ravel(tags.get(ExifTags.Base.SampleFormat, 1)).tolist()}
     if image.mode == "I" or not sample_formats <= {1, 3}:
         raise ImageError(
@@ -230,6 +235,19 @@ def _check_samples(image, name: str) -> bool:
             "Convert it to 8 or 16 unsigned bits per channel."
         )
     return tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
+def _check_planes(image, name: str) -> None:
+    """Refuses a TIFF that holds one plane for each channel, if Pillow would confuse them."""
+    bits = {*np.ravel(image.tag_v2.get(ExifTags.Base.BitsPerSample, 1)).tolist()}
+    is_compressed = image.tile[0][0] == "libtiff"
+    is_read = bits == {8} or (bits == {16} and is_compressed)
+    if len(image.getbands()) > 1 and not (is_read and image.mode in ("RGB", "RGBA")):
+        raise ImageError(
+            f"{name} stores one plane for each channel ({image.mode}, {max(bits)} bits), which is "
+            "only read for RGB of 8 bits and for compressed RGB of 16 bits. Save it again with "
+            "PlanarConfiguration 1, or with 8 bits per channel."
+        )
 
 
 def _from_16_bits(image, inverted: bool, key: int | None):
@@ -256,7 +274,7 @@ def _from_floats(image, inverted: bool, name: str):
     return Image.fromarray(255 - levels if inverted else levels)
 
 
-def _transparency_key(image, name: str):
+def _transparency_key(image, name: str) -> Any:
     """Returns the color or gray level of a PNG that is transparent, at 8 bits (16 for 16-bit gray).
 
     None if there is none, or for a palette, whose transparency Pillow converts itself.
@@ -277,7 +295,8 @@ def _transparency_key(image, name: str):
         largest = 2 ** int(raw_mode.split(";")[1]) - 1
         return (key & largest) * 255 // largest
     if image.mode == "RGB":
-        return tuple(level & 255 for level in key)
+        red, green, blue = key
+        return red & 255, green & 255, blue & 255
     return key & 255 if image.mode == "L" else key
 
 
