@@ -40,6 +40,18 @@ _PROBABILITIES = {"binary_crossentropy", "categorical_crossentropy"}
 # A scale below this one in a first layer `Rescaling` expects images in 0..255.
 _BYTE_SCALE = 1 / 50
 
+# Whole numbers beyond this one are levels in 0..255, which layers that multiply by weights that
+# are initialized for a range of about 1 take badly.
+_LEVELS_BEYOND = 50
+_TAKES_RAW_LEVELS = {
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+    keras.layers.Flatten,
+    keras.layers.Dense,
+    keras.layers.Reshape,
+}
+
 
 def check(name: str, model, batches, batch) -> None:
     """Refuses batches that do not fit a compiled network.
@@ -56,11 +68,16 @@ def check(name: str, model, batches, batch) -> None:
     """
     if isinstance(batch, dict):
         return  # of a network with its own `train_step`
+    if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
+        what = f"{name} give {len(batch)} parts"
+        raise ArgumentError(f"{what}, expected (x,), (x, y) or (x, y, sample_weight). Pass these.")
     x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
-    _refuse_strings(name, x, y)
+    _refuse_other_types(name, x, y)
+    _refuse_empty(name, (x, y, weights))
     if getattr(model, "inputs", None):
         _check_inputs(name, model, x)
         _check_rescaling(name, model, batches)
+        _check_levels(name, model, x)
     if {"schedule", "labels"} & set(vars(batches)):
         _check_diffusion(name, model, batches)
     own_step = type(model).train_step is not keras.Model.train_step
@@ -73,21 +90,48 @@ def check(name: str, model, batches, batch) -> None:
         if len(loss) != 1:
             return
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-    _check_targets(name, loss, model, batches, np.asarray(keras.ops.convert_to_numpy(y)), weights)
+    y = np.asarray(keras.ops.convert_to_numpy(y))
+    _check_targets(name, loss, model, batches, x, y, weights)
 
 
-def _refuse_strings(name, x, y) -> None:
+# Kinds of NumPy dtype that no network takes: Keras would drop the imaginary part of numbers.
+_OTHER_KINDS = {
+    **dict.fromkeys("USO", "strings or objects"),
+    **dict.fromkeys("mM", "dates or times"),
+    "c": "complex numbers",
+}
+
+
+def _refuse_other_types(name, x, y) -> None:
     for part, what in ((x, "inputs"), (y, "targets")):
         for leaf in keras.tree.flatten(part):
             kind = getattr(getattr(leaf, "dtype", None), "kind", "")
-            if kind in "USO" and kind:
-                mend = "Number the classes, as np.unique(labels, return_inverse=True)[1] does"
-                raise ArgumentTypeError(f"{name} hold strings or objects as {what}. {mend}.")
+            if kind in _OTHER_KINDS:
+                mend = "Pass real numbers"
+                if kind in "USO":
+                    mend = "Number the classes, as np.unique(labels, return_inverse=True)[1] does"
+                raise ArgumentTypeError(f"{name} hold {_OTHER_KINDS[kind]} as {what}. {mend}.")
+
+
+def _refuse_empty(name, parts) -> None:
+    shapes = [np.shape(leaf) for leaf in keras.tree.flatten(parts) if leaf is not None]
+    if any(shape[:1] == (0,) for shape in shapes):
+        raise ArgumentError(f"{name} give arrays without rows. Pass batches of one row or more.")
+
+
+def _check_rows(name, x, y, weights) -> None:
+    """Refuses targets or weights that are more or fewer than the inputs."""
+    shapes = [np.shape(leaf) for leaf in keras.tree.flatten((x, y, weights)) if leaf is not None]
+    lengths = sorted({shape[0] for shape in shapes if shape})
+    if len(lengths) > 1:
+        what = f"{name} give arrays of {' and '.join(map(str, lengths))} rows in one batch"
+        raise ArgumentError(f"{what}. Pass as many targets and weights as inputs.")
 
 
 def _check_inputs(name, model, x) -> None:
     """Refuses inputs of other names, number or shape than those of a functional network."""
     wanted = {tensor.name: tuple(tensor.shape) for tensor in model.inputs}
+    single = len(wanted) == 1
     if isinstance(x, dict):
         _check_names(name, set(x), set(wanted))
         given = {key: np.shape(x[key]) for key in wanted}
@@ -102,7 +146,7 @@ def _check_inputs(name, model, x) -> None:
         given = dict(zip(wanted, map(np.shape, leaves), strict=True))
     for key, shape in wanted.items():
         if not _fits(given[key][1:], shape[1:]):
-            what = f"{name} give {key} of shape {given[key][1:]}"
+            what = f"{name} give {'inputs' if single else key} of shape {given[key][1:]}"
             takes = f"the network takes {_shown(shape[1:])}"
             raise ArgumentError(f"{what}, and {takes}. Resize the images, or build it for them.")
 
@@ -134,15 +178,35 @@ def _shown(shape) -> str:
 
 def _check_rescaling(name, model, batches) -> None:
     """Warns of a network that divides images by 255, which kerasim's batches have done."""
-    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
-    while layers and isinstance(layers[0], keras.Model):
-        layers = [x for x in layers[0].layers if not isinstance(x, keras.layers.InputLayer)]
-    if layers and isinstance(layers[0], keras.layers.Rescaling) and isinstance(batches, Batches):
-        scale = np.max(np.abs(layers[0].scale))
+    first = _first_layer(model)
+    if isinstance(first, keras.layers.Rescaling) and isinstance(batches, Batches):
+        scale = np.max(np.abs(first.scale))
         if scale <= _BYTE_SCALE:
             what = f"{name} hold images in [0, 1], and the network's first layer multiplies them"
             mend = "Leave that Rescaling layer out"
             checks.warn(f"{what} by {scale:.4g}, as if they were in 0..255. {mend}.")
+
+
+def _check_levels(name, model, x) -> None:
+    """Warns of images in 0..255 for a network that does not bring them to a smaller range."""
+    if len(getattr(x, "shape", ())) != 4:  # no images, or several inputs
+        return
+    images = np.asarray(keras.ops.convert_to_numpy(x))
+    if images.max(initial=0) <= _LEVELS_BEYOND or images.min(initial=0) < 0:
+        return
+    first = _first_layer(model)
+    if type(first) in _TAKES_RAW_LEVELS and (images == np.rint(images)).all():
+        what = f"{name} give images in 0..255, and the network begins with {type(first).__name__}"
+        mend = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)"
+        checks.warn(f"{what}, without a layer that scales them. {mend}.")
+
+
+def _first_layer(model):
+    """Returns the first layer of a network, within inner ones, that is no input."""
+    while isinstance(model, keras.Model):
+        layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+        model = layers[0] if layers else None
+    return model
 
 
 def _check_diffusion(name, model, batches) -> None:
@@ -165,7 +229,8 @@ def _check_classes(name, labels, classes: int, mend: str) -> None:
     low, high = labels.min(), labels.max()
     if low < 0 or high >= classes:
         what = f"{name} go from {low:g} to {high:g}, and the network has classes 0 to {classes - 1}"
-        raise ArgumentError(f"{what}. Number the classes from 0. {mend}={int(high) + 1} or more.")
+        build = f" {mend}={int(high) + 1} or more." if low >= 0 else ""
+        raise ArgumentError(f"{what}. Number the classes from 0.{build}")
 
 
 def _loss_name(loss) -> str:
@@ -180,12 +245,14 @@ def _loss_name(loss) -> str:
     return known.get(flat, name)
 
 
-def _check_targets(name, loss, model, batches, y, weights) -> None:
+def _check_targets(name, loss, model, batches, x, y, weights) -> None:
     shape = tuple(model.outputs[0].shape)[1:]
     if hasattr(loss, "count_valid"):
         _check_batch_loss(name, loss, batches, y, weights)
         return
     known = _loss_name(loss)
+    if known in _ELEMENTWISE or known == "sparse_categorical_crossentropy":
+        _check_rows(name, x, y, weights)
     if known == "sparse_categorical_crossentropy" or isinstance(loss, losses.ArcFaceLoss):
         _check_labels(name, y, shape, batches)
     elif isinstance(loss, losses.ContrastiveLoss):
