@@ -220,6 +220,13 @@ class ShardedIndex:
         self.settings = NeighborIndex(metric, kind, **settings).settings()
         self.shards = checks.integer("shards", shards)
 
+    def __repr__(self) -> str:
+        held = "empty"
+        if hasattr(self, "shape"):
+            held = f"{self.shape[0]} vectors of {self.shape[1]} numbers"
+        settings = f"metric={self.settings['metric']!r}, kind={self.settings['kind']!r}"
+        return f"<ShardedIndex {settings}: {held} in {self.shards} shards>"
+
     def fit(self, embeddings) -> "ShardedIndex":
         """Takes the vectors to search.
 
