@@ -362,7 +362,7 @@ def fingerprint(model) -> str:
     Raises:
         ArgumentTypeError: If it is not a `keras.Model`.
     """
-    checks.like("embedder", model, "to_json", "a keras.Model")
+    checks.like("embedder", model, "get_layer", "a keras.Model")
     digest = hashlib.sha256(json.dumps(architecture(model), sort_keys=True).encode())
     for weight in model.weights:
         digest.update(f"{tuple(weight.shape)}{weight.dtype}".encode())

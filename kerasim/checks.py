@@ -30,6 +30,8 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 _ARCHIVE_BYTES = 256e6
 _ARCHIVE_EXPANSION = 100
 
+_LARGEST_COUNT = 2**63 - 1
+
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """Returns `value` as an `int` from `low` to `high` (None: no end), else raises for `name`.
@@ -40,6 +42,8 @@ def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """
     wanted = f"pass a whole number{_range(low, high)}"
     _of_kind(name, value, numbers.Integral, "an integer", wanted)
+    if low > 0 and value > _LARGEST_COUNT:  # a count, which must fit into an index
+        high, wanted = _LARGEST_COUNT, f"pass a whole number of 64 bits{_range(low, high)}"
     if value < low or (high is not None and value > high):
         raise ArgumentError(f"{name}={value} is out of range: {wanted}.")
     return operator.index(value)
@@ -119,6 +123,17 @@ def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
         raise ArgumentError(f"{name} cannot be made one array ({error}): {mend}.") from error
+    except Exception as error:  # of another library, such as for a tensor on another device
+        what = f"{name}, a {type(x).__name__}, cannot be made an array ({error})"
+        raise ArgumentTypeError(f"{what}: convert it to a NumPy array.") from error
+
+
+def as_tuple(values) -> tuple | None:
+    """Returns what can be iterated as a tuple; None for others, such as a symbolic tensor."""
+    try:
+        return tuple(values)
+    except Exception:  # also of other libraries
+        return None
 
 
 def kind(name: str, value, kinds, mend: str) -> None:
@@ -276,10 +291,11 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
 
 def listed(name: str, values) -> list:
     """Returns `values` as a list, else raises an `ArgumentTypeError` for `name`."""
-    if isinstance(values, (str, bytes)) or not np.iterable(values):
+    found = as_tuple(values)
+    if isinstance(values, (str, bytes)) or found is None:
         came = f"Received {type(values).__name__}: pass one, such as [{values!r}]."
         raise ArgumentTypeError(f"{name} must be a list or tuple. {came}")
-    return list(values)
+    return list(found)
 
 
 def like(name: str, value, attribute: str, what: str) -> None:

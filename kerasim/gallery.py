@@ -777,8 +777,8 @@ class Gallery:
         for file in files:
             if not isinstance(file, (str, os.PathLike)):
                 raise ArgumentTypeError("ids must be whole numbers or names of files.")
-            name = os.path.abspath(file) if os.fspath(file) else ""
-            row = known.get(name, known.get(os.path.realpath(name))) if name else None
+            name = str(artifacts.check_path("ids", file))
+            row = known.get(name, known.get(os.path.realpath(name)))
             if row is None:
                 unknown.append(file)
             else:

@@ -129,7 +129,9 @@ def check_size(image_size) -> tuple[int, int] | None:
     """Returns `image_size`, or None, as `(height, width)`, else raises an `ArgumentError`."""
     if image_size is None:
         return None
-    size = tuple(image_size) if np.iterable(image_size) else (image_size, image_size)
+    size = checks.as_tuple(image_size)
+    if size is None:
+        size = (image_size, image_size)
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
     if len(size) != 2 or not all(whole) or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         mend = f"pass a positive whole number or (height, width), {MAX_PIXELS} pixels at most"

@@ -50,7 +50,7 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
     lengths = _distances.paired(rows[0], rows[1], "euclidean")
     with np.errstate(divide="ignore"):
         decades = np.log10(lengths) - np.log10(factor) - np.log10(rows[0].shape[1]) / 2
-    return 20 * (np.log10(data_range) - decades)
+    return 20 * (np.log10(float(data_range)) - decades)
 
 
 def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
@@ -507,7 +507,7 @@ class Verification:
         Reference:
             Platt, 1999, Probabilistic outputs for support vector machines.
         """
-        distances = np.asarray(distances, dtype="float64")
+        distances = checks.real("distances", distances).astype("float64")
         checks.bad_rows("distances", ~np.isfinite(distances).reshape(-1), "NaN or infinity")
         if not distances.size:
             return distances
@@ -750,7 +750,7 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     left = checks.vectors("left", left, rows=1, metric=metric)
     right = checks.vectors("right", right, metric=metric)
     checks.shape("right", right, left.shape, "pass one for each of left, of the same model")
-    pools, n = np.asarray(pools), len(left)
+    pools, n = checks.array("pools", pools), len(left)
     checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
     checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position not at all or more than once")

@@ -129,3 +129,30 @@ FLAGS = {
 def test_a_flag_is_checked_wherever_it_is_taken(name):
     with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a flag"):
         FLAGS[name]()
+
+
+class Foreign:
+    """An array of another library that NumPy cannot read, such as a tensor on a GPU."""
+
+    shape, dtype = (3,), "foreign"
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("can't convert a tensor on cuda:0")
+
+    def __iter__(self):
+        raise NotImplementedError("symbolic")
+
+
+def test_an_array_of_another_library_is_refused_as_such():
+    with pytest.raises(errors.ArgumentTypeError, match="x, a Foreign, .*cuda:0.* NumPy array"):
+        checks.array("x", Foreign())
+    with pytest.raises(
+        errors.ArgumentTypeError, match="x must be a list or tuple. Received Foreign"
+    ):
+        checks.listed("x", Foreign())
+
+
+def test_a_count_beyond_64_bits_is_refused():
+    with pytest.raises(errors.ArgumentError, match="whole number of 64 bits, 1 or more"):
+        checks.integer("n", 10**30)
+    assert checks.integer("seed", 10**30, 0) == 10**30
