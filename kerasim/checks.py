@@ -50,7 +50,7 @@ def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
 
 
 def counted(count: int, one: str, many: str) -> str:
-    """Returns `count` with what is counted: "1 file is", or "2 files are"."""
+    """Returns `count` with what is counted: "1 file is" with `one`, "2 files are" with `many`."""
     return f"{count} {one if count == 1 else many}"
 
 
@@ -118,7 +118,12 @@ def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
 
 
 def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
-    """Returns `x` as an array, else raises an `ArgumentError` for `name` that ends on `mend`."""
+    """Returns `x` as an array, else raises an error for `name`.
+
+    Raises:
+        ArgumentError: If it is a list of rows of several lengths; the message ends on `mend`.
+        ArgumentTypeError: If it is of another library and cannot be made an array.
+    """
     try:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
@@ -129,7 +134,7 @@ def array(name: str, x, mend: str = "pass rows of one length") -> np.ndarray:
 
 
 def as_tuple(values) -> tuple | None:
-    """Returns what can be iterated as a tuple; None for others, such as a symbolic tensor."""
+    """Returns `values` as a tuple; None if they cannot be iterated, such as a symbolic tensor."""
     try:
         return tuple(values)
     except Exception:  # also of other libraries

@@ -1,7 +1,21 @@
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 
-from kerasim import checks, data, errors, export, losses, metrics, training
+from kerasim import (
+    checks,
+    data,
+    errors,
+    export,
+    gallery,
+    images,
+    losses,
+    metrics,
+    models,
+    plots,
+    training,
+)
 
 
 @pytest.mark.parametrize("value", [2.5, "8", None, True, np.bool_(True), np.float32(3)])
@@ -156,3 +170,34 @@ def test_a_count_beyond_64_bits_is_refused():
     with pytest.raises(errors.ArgumentError, match="whole number of 64 bits, 1 or more"):
         checks.integer("n", 10**30)
     assert checks.integer("seed", 10**30, 0) == 10**30
+
+
+SYMBOLIC = keras.Input((4, 4, 3))
+EMBEDDER = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.verification([0.1, 0.2], [1, 0]).score("near"),
+        lambda: metrics.candidate_accuracy(np.eye(3), np.eye(3), [[0, 1], [2]]),
+        lambda: metrics.psnr(np.zeros((1, 8, 8, 1)), Foreign()),
+        lambda: images.read_image(b"", SYMBOLIC),
+        lambda: models.conv_embedder(SYMBOLIC),
+        lambda: losses.EmptyBatches("mean_squared_error"),
+        lambda: losses.EmptyBatches("none such"),
+        lambda: gallery.Gallery.load("gallery", embedder=pd.Series([1, 2])),
+        lambda: gallery.Gallery(EMBEDDER).remove("a\0b"),
+        lambda: plots.network(EMBEDDER, ax="axes"),
+        lambda: plots.latent_distribution(np.eye(3), ax=pd.Series([1.0])),
+    ],
+    ids=lambda call: " ".join(call.__code__.co_names),
+)
+def test_an_argument_of_another_kind_raises_an_error_of_kerasim(call):
+    with pytest.raises(errors.KerasimError):
+        call()
+
+
+def test_psnr_takes_a_range_of_any_whole_number():
+    black, white = np.zeros((1, 8, 8, 1)), np.ones((1, 8, 8, 1))
+    assert metrics.psnr(black, white, 10**30)[0] == pytest.approx(600)
