@@ -297,7 +297,7 @@ def test_a_map_leaves_out_files_that_are_gone_or_cannot_be_decoded(mapped):
     assert "2 items are not on the map, since the file is gone or cannot be decoded" in str(
         caught[0].message
     )
-    assert "hold another image than the one that was embedded" in str(caught[1].message)
+    assert "holds another image than the one that was embedded" in str(caught[1].message)
     kept = [0, 2, 3, 4, 6, 7]
     assert given["images"].files == [files[n] for n in kept]
     assert given["labels"].tolist() == gallery.items["label"].iloc[kept].tolist()
