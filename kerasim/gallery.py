@@ -704,13 +704,14 @@ class Gallery:
             if info["index"]:
                 index = NeighborIndex.of(folder, info["index"], manifest)
                 gallery._built, vectors = (0, index), index.embeddings
+            if vectors.shape[1] != gallery._items.vectors.shape[1]:
+                raise ValueError(f"vectors of {vectors.shape[1]} numbers, not of the embedder")
             if len(vectors) != len(table):
                 raise ValueError(f"{len(vectors)} vectors, {len(table)} items")
             gallery._items = Items(table, vectors, info["next"])
             gallery._items.check()
             if info["pairs"] and info["threshold"] is not None:
-                distances, same = map(np.array, info["pairs"])
-                gallery._calibration = _Calibration(info["threshold"], distances, same)
+                gallery._calibration = _Calibration.of(info["threshold"], info["pairs"])
             gallery._embedder_loads = True
             gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
             gallery._saved.note(path, folder)
@@ -861,6 +862,20 @@ class _Calibration:
     threshold: float
     distances: np.ndarray
     same: np.ndarray
+
+    @classmethod
+    def of(cls, threshold, pairs) -> "_Calibration":
+        """Makes one of what `pairs` gave.
+
+        Raises:
+            ValueError: If these are not a threshold and such pairs.
+        """
+        checks.number("threshold", threshold)
+        if not isinstance(pairs, list) or len(pairs) != 2:
+            raise ValueError("pairs are not a list of distances and a list of flags")
+        distances, same = (checks.real("pairs", part, "fiub") for part in pairs)
+        metrics.verification(distances, same)  # refuses what does not fit
+        return cls(threshold, distances, same)
 
     def pairs(self) -> list[list]:
         """Returns the pairs as values of JSON."""
