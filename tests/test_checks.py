@@ -201,3 +201,16 @@ def test_an_argument_of_another_kind_raises_an_error_of_kerasim(call):
 def test_psnr_takes_a_range_of_any_whole_number():
     black, white = np.zeros((1, 8, 8, 1)), np.ones((1, 8, 8, 1))
     assert metrics.psnr(black, white, 10**30)[0] == pytest.approx(600)
+
+
+def test_a_model_that_returns_a_dictionary_is_refused():
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, {"vector": keras.layers.Flatten()(image)})
+    for use in (
+        lambda: data.embed(model, np.zeros((2, 4, 4, 3))),
+        lambda: gallery.Gallery(model),
+        lambda: models.siamese(model),
+        lambda: export.export_saved_model(model, "never written"),
+    ):
+        with pytest.raises(errors.ArgumentError, match="must return a tensor, not a dictionary"):
+            use()

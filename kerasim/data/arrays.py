@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from kerasim import _keras_files, artifacts, checks
+from kerasim import _keras_compat, _keras_files, artifacts, checks
 from kerasim.data.folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.images import as_float
@@ -145,6 +145,9 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
         came = f"Received {type(model).__name__}, which takes {taken}"
         mend = "pass one of one keras.Input (n, height, width, channels), such as one tower of two"
         raise ArgumentTypeError(f"{name} must be a keras.Model of images. {came}: {mend}.")
+    if _keras_compat.names_outputs(model):
+        mend = "build it with one tensor as its output"
+        raise ArgumentError(f"{name} must return a tensor, not a dictionary: {mend}.")
     if not _is_shape(given):
         mend = 'pass a part of it, such as model.get_layer("encoder")'
         raise ArgumentError(f"{name} must have one output, not {given}: {mend}.")
