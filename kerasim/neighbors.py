@@ -333,9 +333,7 @@ class NeighborIndex:
             ArgumentTypeError: If `unknown` is not of the kind of `labels`.
         """
         checks.number("threshold", threshold)
-        labels = checks.labels(
-            "labels", labels, len(self), "vector in the index", "vectors in the index"
-        )
+        labels = checks.labels("labels", labels, len(self), "vectors in the index")
         other = checks.array("unknown", unknown)
         if other.ndim or other.dtype.kind != labels.dtype.kind:
             what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"
