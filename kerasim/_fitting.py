@@ -40,6 +40,18 @@ _PROBABILITIES = {"binary_crossentropy", "categorical_crossentropy"}
 # A scale below this one in a first layer `Rescaling` expects images in 0..255.
 _BYTE_SCALE = 1 / 50
 
+# Whole numbers beyond this one are levels in 0..255, which layers that multiply by weights that
+# are initialized for a range of about 1 take badly.
+_LEVELS_BEYOND = 50
+_TAKES_RAW_LEVELS = {
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+    keras.layers.Flatten,
+    keras.layers.Dense,
+    keras.layers.Reshape,
+}
+
 
 def check(name: str, model, batches, batch) -> None:
     """Refuses batches that do not fit a compiled network.
@@ -56,11 +68,16 @@ def check(name: str, model, batches, batch) -> None:
     """
     if isinstance(batch, dict):
         return  # of a network with its own `train_step`
+    if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
+        what = f"{name} give {len(batch)} parts"
+        raise ArgumentError(f"{what}, expected (x,), (x, y) or (x, y, sample_weight). Pass these.")
     x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
-    _refuse_strings(name, x, y)
+    _refuse_other_types(name, x, y)
+    _refuse_empty(name, (x, y, weights))
     if getattr(model, "inputs", None):
         _check_inputs(name, model, x)
         _check_rescaling(name, model, batches)
+        _check_levels(name, model, x)
     if {"schedule", "labels"} & set(vars(batches)):
         _check_diffusion(name, model, batches)
     own_step = type(model).train_step is not keras.Model.train_step
@@ -73,23 +90,52 @@ def check(name: str, model, batches, batch) -> None:
         if len(loss) != 1:
             return
         loss = next(iter(loss.values() if isinstance(loss, dict) else loss))
-    _check_targets(name, loss, model, batches, np.asarray(keras.ops.convert_to_numpy(y)), weights)
+    y = np.asarray(keras.ops.convert_to_numpy(y))
+    _check_targets(name, loss, model, batches, x, y, weights)
 
 
-def _refuse_strings(name, x, y) -> None:
+# Kinds of NumPy dtype that no network takes: Keras would drop the imaginary part of numbers.
+_OTHER_KINDS = {
+    **dict.fromkeys("USO", "strings or objects"),
+    **dict.fromkeys("mM", "dates or times"),
+    "c": "complex numbers",
+}
+
+
+def _refuse_other_types(name, x, y) -> None:
     for part, what in ((x, "inputs"), (y, "targets")):
         for leaf in keras.tree.flatten(part):
             kind = getattr(getattr(leaf, "dtype", None), "kind", "")
-            if kind in "USO" and kind:
-                raise ArgumentTypeError(
-                    f"{name} yield strings or objects as {what}. Convert them to class numbers "
-                    "with np.unique(labels, return_inverse=True)[1]."
-                )
+            if kind in _OTHER_KINDS:
+                advice = "Pass real numbers"
+                if kind in "USO":
+                    advice = "Convert them to class numbers with np.unique(labels, "
+                    advice += "return_inverse=True)[1]"
+                raise ArgumentTypeError(f"{name} yield {_OTHER_KINDS[kind]} as {what}. {advice}.")
+
+
+def _refuse_empty(name, parts) -> None:
+    shapes = [np.shape(leaf) for leaf in keras.tree.flatten(parts) if leaf is not None]
+    if any(shape[:1] == (0,) for shape in shapes):
+        raise ArgumentError(f"{name} yield arrays without rows. Pass batches of one row or more.")
+
+
+def _check_rows(name, x, y, weights) -> None:
+    """Refuses targets or weights that are more or fewer than the inputs."""
+    shapes = [np.shape(leaf) for leaf in keras.tree.flatten((x, y, weights)) if leaf is not None]
+    lengths = sorted({shape[0] for shape in shapes if shape})
+    if len(lengths) > 1:
+        counts = " and ".join(map(str, lengths))
+        raise ArgumentError(
+            f"{name} yield arrays of {counts} rows in one batch. Pass as many targets and weights "
+            "as inputs."
+        )
 
 
 def _check_inputs(name, model, x) -> None:
     """Refuses inputs of other names, number or shape than those of a functional network."""
     wanted = {tensor.name: tuple(tensor.shape) for tensor in model.inputs}
+    single = len(wanted) == 1
     if isinstance(x, dict):
         _check_names(name, set(x), set(wanted))
         given = {key: np.shape(x[key]) for key in wanted}
@@ -104,8 +150,9 @@ def _check_inputs(name, model, x) -> None:
     for key, shape in wanted.items():
         if not _fits(given[key][1:], shape[1:]):
             raise ArgumentError(
-                f"{name} yield {key} of shape {given[key][1:]}, but the network takes "
-                f"{_shown(shape[1:])}. Resize the images, or build the network for their shape."
+                f"{name} yield {'inputs' if single else key} of shape {given[key][1:]}, but the "
+                f"network takes {_shown(shape[1:])}. Resize the images, or build the network for "
+                "their shape."
             )
 
 
@@ -138,16 +185,36 @@ def _shown(shape) -> str:
 
 def _check_rescaling(name, model, batches) -> None:
     """Warns of a network that divides images by 255, which kerasim's batches have done."""
-    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
-    while layers and isinstance(layers[0], keras.Model):
-        layers = [x for x in layers[0].layers if not isinstance(x, keras.layers.InputLayer)]
-    if layers and isinstance(layers[0], keras.layers.Rescaling) and isinstance(batches, Batches):
-        scale = np.max(np.abs(layers[0].scale))
+    first = _first_layer(model)
+    if isinstance(first, keras.layers.Rescaling) and isinstance(batches, Batches):
+        scale = np.max(np.abs(first.scale))
         if scale <= _BYTE_SCALE:
             checks.warn(
                 f"{name} yield images in [0, 1], but the first layer of the network multiplies "
                 f"them by {scale:.4g}, as if they were in 0..255. Remove that Rescaling layer."
             )
+
+
+def _check_levels(name, model, x) -> None:
+    """Warns of images in 0..255 for a network that does not bring them to a smaller range."""
+    if len(getattr(x, "shape", ())) != 4:  # no images, or several inputs
+        return
+    images = np.asarray(keras.ops.convert_to_numpy(x))
+    if images.max(initial=0) <= _LEVELS_BEYOND or images.min(initial=0) < 0:
+        return
+    first = _first_layer(model)
+    if type(first) in _TAKES_RAW_LEVELS and (images == np.rint(images)).all():
+        what = f"{name} give images in 0..255, and the network begins with {type(first).__name__}"
+        mend = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)"
+        checks.warn(f"{what}, without a layer that scales them. {mend}.")
+
+
+def _first_layer(model):
+    """Returns the first layer of a network, within inner ones, that is no input."""
+    while isinstance(model, keras.Model):
+        layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+        model = layers[0] if layers else None
+    return model
 
 
 def _check_diffusion(name, model, batches) -> None:
@@ -169,9 +236,10 @@ def _check_classes(name, labels, classes: int, mend: str) -> None:
         raise ArgumentError(f"{name} must be whole numbers: number the classes from 0.")
     low, high = labels.min(), labels.max()
     if low < 0 or high >= classes:
+        advice = f" {mend}={int(high) + 1} or more." if low >= 0 else ""
         raise ArgumentError(
             f"{name} range from {low:g} to {high:g}, but the network has classes 0 to "
-            f"{classes - 1}. Number the classes from 0. {mend}={int(high) + 1} or more."
+            f"{classes - 1}. Number the classes from 0.{advice}"
         )
 
 
@@ -187,12 +255,14 @@ def _loss_name(loss) -> str:
     return known.get(flat, name)
 
 
-def _check_targets(name, loss, model, batches, y, weights) -> None:
+def _check_targets(name, loss, model, batches, x, y, weights) -> None:
     shape = tuple(model.outputs[0].shape)[1:]
     if hasattr(loss, "count_valid"):
         _check_batch_loss(name, loss, batches, y, weights)
         return
     known = _loss_name(loss)
+    if known in _ELEMENTWISE or known == "sparse_categorical_crossentropy":
+        _check_rows(name, x, y, weights)
     if known == "sparse_categorical_crossentropy" or isinstance(loss, losses.ArcFaceLoss):
         _check_labels(name, y, shape, batches)
     elif isinstance(loss, losses.ContrastiveLoss):

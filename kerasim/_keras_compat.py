@@ -12,7 +12,7 @@ import keras
 from keras.src.backend.common import global_state
 from keras.src.saving.serialization_lib import ObjectSharingScope
 
-__all__ = ["ObjectSharingScope", "registered_objects", "variables_in_outline"]
+__all__ = ["ObjectSharingScope", "names_outputs", "registered_objects", "variables_in_outline"]
 
 
 @contextlib.contextmanager
@@ -40,3 +40,11 @@ def registered_objects() -> dict:
     """
     scope: Any = global_state.get_global_attribute("custom_objects_scope_dict", {})
     return {**keras.saving.get_custom_objects(), **scope}
+
+
+def names_outputs(model) -> bool:
+    """Says whether a functional `model` returns a dictionary, even of one tensor.
+
+    `output_shape` is that of the tensor then.
+    """
+    return isinstance(getattr(model, "_outputs_struct", None), dict)

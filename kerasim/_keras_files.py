@@ -391,9 +391,9 @@ def _check_attributes(shown, place: str, item: Any, size: int) -> None:
 def _check_dataset(shown, place: str, dataset: Any) -> int:
     """Returns the bytes of an array that is stored in full."""
     dtype = dataset.dtype
-    is_number = dtype.kind in "fiubc" or (dtype.kind == "V" and dtype.itemsize <= _OPAQUE_BYTES)
+    is_number = dtype.kind in "fiub" or (dtype.kind == "V" and dtype.itemsize <= _OPAQUE_BYTES)
     if not is_number or dataset.shape is None:
-        _refuse_weights(shown, place, f"holds {dtype}, expected numbers")
+        _refuse_weights(shown, place, f"holds {dtype}, expected real numbers")
     if dataset.external or dataset.is_virtual:
         _refuse_weights(shown, place, "takes its values from another file")
     if dataset.id.get_create_plist().get_nfilters():

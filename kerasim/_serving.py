@@ -11,6 +11,7 @@ _JPEG_MARKER = 0xFF
 _JPEG_EXIF, _JPEG_SCAN, _JPEG_END = 0xE1, 0xDA, 0xD9
 _EXIF_ORIENTATION, _EXIF_SHORT = 0x0112, 3
 _PNG_SIGNATURE = b"\x89PNG"
+_PNG_RGB, _PNG_GRAY_ALPHA, _PNG_RGBA = 2, 4, 6
 
 
 def make_decoder(tf, height: int, width: int, channels: int):
@@ -32,14 +33,20 @@ def make_decoder(tf, height: int, width: int, channels: int):
         return pixels, _orientation(tf, encoded, _find_jpeg_exif(tf, encoded))
 
     def png(encoded):
+        bits, color_type = tf.unstack(_bytes(tf, encoded, 24, 2))
+        has_key = _find_png_chunk(tf, encoded, b"tRNS", b"IDAT") >= 0
+        tf.debugging.Assert(
+            (bits < 16) | (color_type != _PNG_RGB) | ~has_key,
+            ["PNG files of 16 bits with one transparent color cannot be decoded here."],
+        )
         pixels = tf.cast(tf.io.decode_png(encoded, channels=4), tf.int32)
         color, alpha = pixels[..., :3], pixels[..., 3:]
-        # Where a file has no alpha TensorFlow puts the largest value of its bit depth (byte 24 of
-        # the file), which below 8 bits is not opaque.
-        filler = tf.bitwise.left_shift(1, _bytes(tf, encoded, 24, 1)) - 1
-        alpha = tf.where(tf.reduce_all(alpha == filler), 255, alpha)
+        # Where a file has no alpha TensorFlow puts the largest value of its bit depth, which below
+        # 8 bits is not opaque.
+        has_alpha = has_key | (color_type == _PNG_GRAY_ALPHA) | (color_type == _PNG_RGBA)
+        alpha = tf.where(has_alpha, alpha, 255)
         on_white = tf.cast((color * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
-        return on_white, _orientation(tf, encoded, _find_png_exif(tf, encoded))
+        return on_white, _orientation(tf, encoded, _find_png_chunk(tf, encoded, b"eXIf"))
 
     def other(encoded):
         _check_bmp_or_gif(tf, encoded)
@@ -95,18 +102,22 @@ def _find_jpeg_exif(tf, encoded):
     return tf.while_loop(has_more, advance, (tf.constant(2), tf.constant(-1)))[1]
 
 
-def _find_png_exif(tf, encoded):
-    """Returns where the TIFF header of the eXIf chunk of a PNG file begins, or -1."""
+def _find_png_chunk(tf, encoded, kind: bytes, end: bytes = b"IEND"):
+    """Returns where the content of the last chunk of a kind begins in a PNG file, or -1.
+
+    Only chunks before the first one of the kind `end` count.
+    """
 
     def has_more(position, found):
-        return (found < 0) & (position >= 8) & (position + 12 <= tf.strings.length(encoded))
+        return (position >= 8) & (position + 12 <= tf.strings.length(encoded))
 
     def advance(position, found):
         head = _bytes(tf, encoded, position, 8)
         length = _number(tf, head[:4])  # negative, as int32, in a damaged file
-        is_exif = tf.reduce_all(head[4:] == [*b"eXIf"])
-        next_position = tf.where(length >= 0, position + 12 + length, -1)
-        return next_position, tf.where(is_exif, position + 8, found)
+        is_wanted = tf.reduce_all(head[4:] == [*kind])
+        is_last = (length < 0) | tf.reduce_all(head[4:] == [*end])
+        next_position = tf.where(is_last, -1, position + 12 + length)
+        return next_position, tf.where(is_wanted, position + 8, found)
 
     return tf.while_loop(has_more, advance, (tf.constant(8), tf.constant(-1)))[1]
 
@@ -117,7 +128,11 @@ def _orientation(tf, encoded, start):
     def read():
         header = _bytes(tf, encoded, start, 8)
         little = header[0] == ord("I")
-        directory = start + _number(tf, header[4:], little)
+        is_tiff = tf.reduce_all(header[:4] == [*b"II*\0"]) | tf.reduce_all(
+            header[:4] == [*b"MM\0*"]
+        )
+        offset = _number(tf, header[4:], little)  # negative, as int32, in a damaged file
+        directory = tf.where(is_tiff & (offset > 0), start + offset, 0)
         count = _number(tf, _bytes(tf, encoded, directory, 2), little)
         available = (tf.strings.length(encoded) - directory - 2) // 12
         count = tf.maximum(tf.where(directory > 0, tf.minimum(count, available), 0), 0)

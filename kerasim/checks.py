@@ -29,6 +29,8 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 _ARCHIVE_BYTES = 256e6
 _ARCHIVE_EXPANSION = 100
 
+_LARGEST_COUNT = 2**63 - 1
+
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """Returns `value` as an `int` from `low` to `high` (None: no end), else raises for `name`.
@@ -39,22 +41,30 @@ def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """
     wanted = f"pass a whole number{_range(low, high)}"
     _of_kind(name, value, numbers.Integral, "an integer", wanted)
+    if low > 0 and value > _LARGEST_COUNT:  # a count, which must fit into an index
+        high, wanted = _LARGEST_COUNT, f"pass a whole number of 64 bits{_range(low, high)}"
     if value < low or (high is not None and value > high):
         raise ArgumentError(f"{name}={value} is out of range: {wanted}.")
     return operator.index(value)
 
 
-def clipped(name: str, value: int, most: int, what: str) -> int:
+def counted(count: int, one: str, many: str) -> str:
+    """Returns `count` with what is counted: "1 file is" with `one`, "2 files are" with `many`."""
+    return f"{count} {one if count == 1 else many}"
+
+
+def clipped(name: str, value: int, most: int, one: str, many: str) -> int:
     """Returns `value`, or `most` with a warning if it is larger.
 
     Args:
         name: Argument that the warning names.
         value: How many were asked for.
         most: How many there are.
-        what: What they are, such as "vectors in the index".
+        one, many: What one and several of them are, such as "item of the map".
     """
     if value > most:
-        warn(f"{name}={value} is more than the {most} {what}: {most} are returned.")
+        held, returned = counted(most, one, many), counted(most, "is", "are")
+        warn(f"{name}={value} is more than the {held}: {returned} returned.")
     return min(value, most)
 
 
@@ -107,9 +117,17 @@ def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
 
 
 def array(name: str, x, mend: str = "pass rows of one length", masked: bool = False) -> np.ndarray:
-    """Returns `x` as an array, else raises an `ArgumentError` for `name` that ends on `mend`.
+    """Returns `x` as an array, else raises an error for `name`.
 
-    Masked entries are refused, because the values below a mask mean nothing, unless `masked`.
+    Args:
+        name: Argument that a message names.
+        x: Anything.
+        mend: End of the message about rows of several lengths.
+        masked: Whether masked entries are accepted. The values below a mask mean nothing.
+
+    Raises:
+        ArgumentError: If it is a list of rows of several lengths, or has masked entries.
+        ArgumentTypeError: If it is of another library and cannot be converted.
     """
     if not masked and np.ma.is_masked(x):
         what = f"{name} has {np.ma.count_masked(x)} masked entries"
@@ -120,6 +138,17 @@ def array(name: str, x, mend: str = "pass rows of one length", masked: bool = Fa
         raise ArgumentError(
             f"{name} cannot be converted to one array ({error}): {mend}."
         ) from error
+    except Exception as error:  # of another library, such as for a tensor on another device
+        what = f"{name}, a {type(x).__name__}, cannot be converted to an array ({error})"
+        raise ArgumentTypeError(f"{what}: convert it to a NumPy array.") from error
+
+
+def as_tuple(values) -> tuple | None:
+    """Returns `values` as a tuple; None if they cannot be iterated, such as a symbolic tensor."""
+    try:
+        return tuple(values)
+    except Exception:  # also of other libraries
+        return None
 
 
 def kind(name: str, value, kinds, mend: str) -> None:
@@ -277,10 +306,11 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
 
 def listed(name: str, values) -> list:
     """Returns `values` as a list, else raises an `ArgumentTypeError` for `name`."""
-    if isinstance(values, (str, bytes)) or not np.iterable(values):
+    found = as_tuple(values)
+    if isinstance(values, (str, bytes)) or found is None:
         came = f"Received {type(values).__name__}: pass a list, such as [{values!r}]."
         raise ArgumentTypeError(f"{name} must be a list or tuple. {came}")
-    return list(values)
+    return list(found)
 
 
 def like(name: str, value, attribute: str, what: str) -> None:

@@ -7,9 +7,10 @@ gallery; `fetch` downloads data sets. `kerasim COMMAND --help` describes each co
 
 Each command is one call of `gallery.Gallery`, `data` or `export`. What can be checked without
 Keras, which takes seconds to import, is checked first. Exit codes: 0 success, 1 verified as
-different, 2 an error, 130 interrupted.
+different, 2 an error, 130 interrupted, 141 if the output was closed, as `head` does.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -27,6 +28,8 @@ _OPTIONS = {
     'on_error="skip"': "--on-error skip",
     "replace=True": "--replace",
     "pass its path as weights": "pass its path as --weights",
+    "Pass another image_shape": "Pass another --size",
+    "Pass some of items['file'] or items['id']": "Pass files as query prints them",
 }
 
 app = typer.Typer(
@@ -117,9 +120,12 @@ def embed(
     try:
         added = opened.add(folder, on_error=on_error, path=gallery)
     except KeyboardInterrupt:  # `add` has saved what it embedded
+        from kerasim import checks
+
         _complain(
             "interrupted",
-            f"{len(opened) - before} images were added to {gallery}. "
+            f"{checks.counted(len(opened) - before, 'image was', 'images were')} added to "
+            f"{gallery}. "
             "The same command adds the rest.",
         )
         raise
@@ -215,6 +221,8 @@ def write_map(
     as_json: Json = False,
 ):
     """Writes the map of a gallery as one HTML page."""
+    if page.suffix.lower() not in (".html", ".htm"):  # it may be an image, in place of the page
+        raise ArgumentError(f"The page {page} would replace any file. Pass a name ending in .html.")
     written = _open(gallery).write_map(page, title=title, on_error=on_error)
     _say({"page": str(written)}, as_json)
 
@@ -241,7 +249,7 @@ def export(
             f"--format {target} does not fit the path {path}. The path of an ONNX file ends in "
             ".onnx, the folder of a SavedModel does not."
         )
-    if model.is_dir():
+    if _is_folder(model):
         embedder = _open(model).embedder
     else:
         _check_file(model)
@@ -331,10 +339,18 @@ def _import_keras() -> None:
 
 
 def _check_folder(path: Path) -> None:
-    if not path.exists():
+    from kerasim import artifacts
+
+    if not artifacts.exists(path):
         raise ArtifactError(f"There is no folder {path}. Check the path.")
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder. Pass a folder of images.")
+
+
+def _is_folder(path: Path) -> bool:
+    from kerasim import artifacts
+
+    return artifacts.exists(path) and path.is_dir()
 
 
 def _check_file(path) -> None:
@@ -347,8 +363,15 @@ def _gallery_exists(path: Path) -> bool:
     """Says whether there is a gallery at `path`; an empty folder is none."""
     from kerasim import artifacts
 
+    if not artifacts.exists(path):
+        return False
     saved = artifacts.find(artifacts.place(path))
-    return saved.exists() and (not saved.is_dir() or any(saved.iterdir()))
+    try:
+        return not saved.is_dir() or any(saved.iterdir())
+    except OSError as error:
+        raise ArtifactError(
+            f"Cannot list the folder {saved}: {error.strerror}. Check its permissions."
+        ) from error
 
 
 def _open(path: Path):
@@ -441,16 +464,34 @@ def _readable(value) -> str:
 def main() -> None:
     """Runs the command line."""
     warnings.showwarning = lambda message, *_: _complain("warning", message)
-    for stream in (sys.stdout, sys.stderr):  # a file name may hold any byte
-        stream.reconfigure(errors="backslashreplace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the process was started without it
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a file name may hold any byte
+    stdout = sys.stdout
     try:
+        _refuse_empty_arguments(sys.argv[1:])
         app()
+    except SystemExit:
+        if sys.stdout is not stdout:  # Typer replaces it, and exits with 1, if it was closed
+            sys.exit(141)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # 1 would say that two images are different
         ours = isinstance(error, KerasimError)
         _complain("error", error if ours else f"{type(error).__name__}: {error}")
         sys.exit(2)
+
+
+def _refuse_empty_arguments(arguments: list[str]) -> None:
+    """Refuses an empty path, which would stand for the working folder."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        if not argument and not before.startswith("-"):
+            raise ArgumentError(
+                "An argument is empty, such as that of a shell variable that is not set. "
+                "Pass the path of a file or folder."
+            )
 
 
 def _complain(kind: str, message) -> None:

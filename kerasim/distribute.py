@@ -220,6 +220,13 @@ class ShardedIndex:
         self.settings = NeighborIndex(metric, kind, **settings).settings()
         self.shards = checks.integer("shards", shards)
 
+    def __repr__(self) -> str:
+        held = "empty"
+        if hasattr(self, "shape"):
+            held = f"{self.shape[0]} vectors of {self.shape[1]} numbers"
+        settings = f"metric={self.settings['metric']!r}, kind={self.settings['kind']!r}"
+        return f"<ShardedIndex {settings}: {held} in {self.shards} shards>"
+
     def fit(self, embeddings) -> "ShardedIndex":
         """Takes the vectors to search.
 
@@ -272,7 +279,13 @@ class ShardedIndex:
         if not hasattr(self, "shape"):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         ray = _ray()
-        k = checks.clipped("k", checks.integer("k", k), self.shape[0], "vectors in the index")
+        k = checks.clipped(
+            "k",
+            checks.integer("k", k),
+            self.shape[0],
+            "vector in the index",
+            "vectors in the index",
+        )
         x = ray.put(checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
         starts, sizes = self._starts[:-1], np.diff(self._starts).tolist()
         shards = zip(self._actors, sizes, strict=True)

@@ -106,7 +106,8 @@ class Gallery:
         items, calibration = self._items, self._calibration
         classes = len(set(items.table["label"][items.live]) - {""})
         parts = [
-            f"{len(items)} items" + (f" of {classes} classes" if classes else ""),
+            checks.counted(len(items), "item", "items")
+            + (f" of {checks.counted(classes, 'class', 'classes')}" if classes else ""),
             f"metric={self.settings['metric']!r}",
             f"kind={self.settings['kind']!r}",
             f"embedder {self.embedder.name!r} {self.image_shape} -> {items.vectors.shape[1]}",
@@ -314,13 +315,14 @@ class Gallery:
             self.gone = _gone_files(self._items)
             self._warn_once("gone", self.gone, _GONE)
 
-    def _warn_once(self, kind: str, files, text: str) -> None:
+    def _warn_once(self, kind: str, files, text: tuple[str, str, str]) -> None:
         """Warns of those files of which this gallery has not warned yet."""
         new = [file for file in files if f"{kind} {file}" not in self._warned]
         self._warned.update(f"{kind} {file}" for file in new)
         if new:
             names = checks.shown_names(os.path.basename(file) for file in new)
-            checks.warn(text.format(count=len(new), names=names))
+            what = checks.counted(len(new), *text[:2])
+            checks.warn(f"{what} {text[2].format(names=names)}")
 
     def query(self, images=None, k: int = 10, ids=None) -> pd.DataFrame:
         """Finds the most similar images.
@@ -358,7 +360,9 @@ class Gallery:
         if vectors is None:
             vectors = items.vectors[items.positions(self._known_ids(items, ids))]
         live = items.live
-        most = checks.clipped("k", k, int(live.sum()), "items of the gallery")
+        most = checks.clipped(
+            "k", k, int(live.sum()), "item of the gallery", "items of the gallery"
+        )
         asked = most
         while True:  # a graph holds removed items, too
             distances, found = index.query(vectors, asked)
@@ -588,10 +592,12 @@ class Gallery:
         if images is None:
             images, kept = self._thumbnails(items, on_error)
         if len(kept) < _MAP_ITEMS:
-            what = f"The map has {len(kept)} images to show"
+            what = f"The map has {checks.counted(len(kept), 'image', 'images')} to show"
             raise ArgumentError(f"{what}, but needs {_MAP_ITEMS} or more: add more images.")
         vectors = items.vectors[kept]
-        k = checks.clipped("k", k, len(vectors) - 1, "other items of the map")
+        k = checks.clipped(
+            "k", k, len(vectors) - 1, "other item of the map", "other items of the map"
+        )
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
         nearest = {}
         zeros = not vectors.any(axis=1).all()  # which have no direction
@@ -703,13 +709,14 @@ class Gallery:
             if info["index"]:
                 index = NeighborIndex.of(folder, info["index"], manifest)
                 gallery._built, vectors = (0, index), index.embeddings
+            if vectors.shape[1] != gallery._items.vectors.shape[1]:
+                raise ValueError(f"vectors of {vectors.shape[1]} numbers, not of the embedder")
             if len(vectors) != len(table):
                 raise ValueError(f"{len(vectors)} vectors, {len(table)} items")
             gallery._items = Items(table, vectors, info["next"])
             gallery._items.check()
             if info["pairs"] and info["threshold"] is not None:
-                distances, same = map(np.array, info["pairs"])
-                gallery._calibration = _Calibration(info["threshold"], distances, same)
+                gallery._calibration = _Calibration.of(info["threshold"], info["pairs"])
             gallery._embedder_loads = True
             gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
             gallery._saved.note(path, folder)
@@ -778,14 +785,15 @@ class Gallery:
                 raise ArgumentTypeError(
                     f"ids must be whole numbers or names of files, not {type(file).__name__}."
                 )
-            name = os.path.abspath(file) if os.fspath(file) else ""
+            name = str(artifacts.check_path("ids", file)) if os.fspath(file) else ""
             row = known.get(name, known.get(os.path.realpath(name))) if name else None
             if row is None:
                 unknown.append(file)
             else:
                 found.append(ids[row])
         if unknown:
-            what = f"{len(unknown)} files are not in the gallery: {checks.shown_names(unknown)}"
+            held = checks.counted(len(unknown), "file is", "files are")
+            what = f"{held} not in the gallery: {checks.shown_names(unknown)}"
             raise ArgumentError(f"{what}. Pass values of items['file'] or items['id'].")
         return np.array(found, "int64")
 
@@ -834,13 +842,20 @@ class Gallery:
         return metrics.pair_distances(left, right, self.settings["metric"])
 
 
-_LEFT_OUT = "{count} files are left out, see `skipped`: {names}."
+# Of one file, of several, and what follows.
+_LEFT_OUT = ("file is", "files are", "left out, see `skipped`: {names}.")
 _GONE = (
-    "The files of {count} items are missing: {names}. Call prune() to remove these items, or"
-    " relocate(old_root, new_root) if their folder was moved."
+    "file of an item is",
+    "files of items are",
+    "missing: {names}. Call prune() to remove these items, or relocate(old_root, new_root) if "
+    "their folder was moved.",
 )
-_NOT_ON_MAP = "{count} files are missing or cannot be decoded, and are not on the map: {names}."
-_CHANGED = "{count} files have changed since they were embedded: {names}. Add them again."
+_NOT_ON_MAP = (
+    "item is",
+    "items are",
+    "not on the map, because the file is missing or cannot be decoded: {names}.",
+)
+_CHANGED = ("file has", "files have", "changed since the last add: {names}. Add them again.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -850,6 +865,20 @@ class _Calibration:
     threshold: float
     distances: np.ndarray
     same: np.ndarray
+
+    @classmethod
+    def of(cls, threshold, pairs) -> "_Calibration":
+        """Makes one of what `pairs` gave.
+
+        Raises:
+            ValueError: If these are not a threshold and such pairs.
+        """
+        checks.number("threshold", threshold)
+        if not isinstance(pairs, list) or len(pairs) != 2:
+            raise ValueError("pairs are not a list of distances and a list of flags")
+        distances, same = (checks.real("pairs", part, "fiub") for part in pairs)
+        metrics.verification(distances, same)  # refuses what does not fit
+        return cls(threshold, distances, same)
 
     def pairs(self) -> list[list]:
         """Returns the pairs as values of JSON."""
@@ -878,12 +907,14 @@ class _Calibration:
         negative, positive = rates["negative_pairs"], rates["positive_pairs"]
         expected = far * negative
         if expected < _FEW_PAIRS:
+            pairs = checks.counted(negative, "negative pair", "negative pairs")
             checks.warn(
-                f"The threshold is determined by few pairs: far={far:g} of {negative} negative "
-                f"pairs is {expected:.3g} pairs. Pass more negative pairs, or a larger far."
+                f"The threshold is determined by few pairs: far={far:g} of {pairs} is "
+                f"{expected:.3g} pairs. Pass more negative pairs, or a larger far."
             )
         if positive < _FEW_PAIRS:
-            what = f"The rate of rejected positive pairs is measured on {positive} pairs"
+            pairs = checks.counted(positive, "pair", "pairs")
+            what = f"The rate of rejected positive pairs is measured on {pairs}"
             checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
 
 

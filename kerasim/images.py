@@ -9,7 +9,9 @@ search and the command line all use this decoder, so an image always has the sam
 import contextlib
 import io
 import os
+import struct
 import threading
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -33,6 +35,7 @@ _BAND_PIXELS = 1_000_000
 
 # What makes an image of EXIF orientation 2, 3 ... 8 upright.
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_EXIF_SHORT = 3
 _UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), start=2)}
 
 
@@ -101,7 +104,9 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if unknown else f"{type(error).__name__}: {error}"
+        reason = (
+            "unknown format or kind of pixels" if unknown else f"{type(error).__name__}: {error}"
+        )
         mend = f"expected a complete image in one of {', '.join(FORMATS)}. Replace or remove it"
         raise ImageError(f"Cannot decode {name} ({reason}): {mend}.") from error
 
@@ -124,7 +129,9 @@ def check_size(image_size) -> tuple[int, int] | None:
     """Returns `image_size`, or None, as `(height, width)`, else raises an `ArgumentError`."""
     if image_size is None:
         return None
-    size = tuple(image_size) if np.iterable(image_size) else (image_size, image_size)
+    size = checks.as_tuple(image_size)
+    if size is None:
+        size = (image_size, image_size)
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
     if len(size) != 2 or not all(whole) or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         mend = f"pass a positive whole number or (height, width), {MAX_PIXELS} pixels at most"
@@ -158,7 +165,10 @@ def _check_extent(image, name: str) -> None:
 def _decode(image, name: str, size, channels: int) -> np.ndarray:
     key = _transparency_key(image, name)  # while the raw mode of the file is known
     inverted = _check_samples(image, name)
+    has_transparency = "transparency" in image.info
     image.load()
+    if not has_transparency:  # in a PNG it counts only in front of the pixels
+        image.info.pop("transparency", None)
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -182,10 +192,32 @@ def _orientation(image):
     """Returns the EXIF orientation, or 0. Web browsers ignore that of XMP metadata, too."""
     if image.format == "TIFF":
         return image.tag_v2.get(ExifTags.Base.Orientation, 0)
-    exif = Image.Exif()
-    with contextlib.suppress(Exception):  # damaged EXIF says nothing about the pixels
-        exif.load(image.info.get("exif", b""))
-        return exif.get(ExifTags.Base.Orientation, 0)
+    with contextlib.suppress(struct.error):  # damaged EXIF says nothing about the pixels
+        return _exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+    return 0
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """Returns the orientation in EXIF data that starts with its TIFF header, or 0.
+
+    Only a value of type SHORT counts, as in web browsers and in `_serving`; Pillow takes any type.
+
+    Raises:
+        struct.error: If the data end too early.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 0
+    (directory,) = struct.unpack_from(f"{order}I", exif, 4)
+    (count,) = struct.unpack_from(f"{order}H", exif, directory)
+    for start in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind, length = struct.unpack_from(f"{order}HHI", exif, start)
+        if (tag, kind) == (ExifTags.Base.Orientation, _EXIF_SHORT) and length:
+            # Of several values the first counts; more than two lie outside of the entry.
+            place = start + 8
+            if length > 2:
+                (place,) = struct.unpack_from(f"{order}I", exif, place)
+            return struct.unpack_from(f"{order}H", exif, place)[0]
     return 0
 
 
@@ -196,6 +228,8 @@ def _check_samples(image, name: str) -> bool:
         Whether 0 is white in samples that Pillow leaves as they are, those of more than 8 bits.
     """
     tags = image.tag_v2 if image.format == "TIFF" else {}
+    if tags.get(ExifTags.Base.PlanarConfiguration) == 2:
+        _check_planes(image, name)
     sample_formats = {*np.ravel(tags.get(ExifTags.Base.SampleFormat, 1)).tolist()}
     if image.mode == "I" or not sample_formats <= {1, 3}:
         raise ImageError(
@@ -203,6 +237,19 @@ def _check_samples(image, name: str) -> bool:
             "Convert it to 8 or 16 unsigned bits per channel."
         )
     return tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
+def _check_planes(image, name: str) -> None:
+    """Refuses a TIFF that holds one plane for each channel, if Pillow would confuse them."""
+    bits = {*np.ravel(image.tag_v2.get(ExifTags.Base.BitsPerSample, 1)).tolist()}
+    is_compressed = image.tile[0][0] == "libtiff"
+    is_read = bits == {8} or (bits == {16} and is_compressed)
+    if len(image.getbands()) > 1 and not (is_read and image.mode in ("RGB", "RGBA")):
+        raise ImageError(
+            f"{name} stores one plane for each channel ({image.mode}, {max(bits)} bits), which is "
+            "only read for RGB of 8 bits and for compressed RGB of 16 bits. Save it again with "
+            "PlanarConfiguration 1, or with 8 bits per channel."
+        )
 
 
 def _from_16_bits(image, inverted: bool, key: int | None):
@@ -229,7 +276,7 @@ def _from_floats(image, inverted: bool, name: str):
     return Image.fromarray(255 - levels if inverted else levels)
 
 
-def _transparency_key(image, name: str):
+def _transparency_key(image, name: str) -> Any:
     """Returns the color or gray level of a PNG that is transparent, at 8 bits (16 for 16-bit gray).
 
     None if there is none, or for a palette, whose transparency Pillow converts itself.
@@ -243,11 +290,16 @@ def _transparency_key(image, name: str):
             f"{name} has 16 bits per channel and one transparent color, which 8 bits cannot "
             "represent. Save it again with an alpha channel, or with 8 bits per channel."
         )
+    # Only as many bits of a key count as a sample has.
     if image.mode == "1":
-        return 255 * key
+        return 255 * (key & 1)
     if image.mode == "L" and ";" in raw_mode:  # samples of 2 or 4 bits, which Pillow scales
-        return key * 255 // (2 ** int(raw_mode.split(";")[1]) - 1)
-    return key
+        largest = 2 ** int(raw_mode.split(";")[1]) - 1
+        return (key & largest) * 255 // largest
+    if image.mode == "RGB":
+        red, green, blue = key
+        return red & 255, green & 255, blue & 255
+    return key & 255 if image.mode == "L" else key
 
 
 def _clear_to_white(image, key):

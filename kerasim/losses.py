@@ -465,7 +465,7 @@ class EmptyBatches(keras.metrics.Sum):
 
     def __init__(self, loss, name="empty_batches", **kwargs):
         super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
-        self.loss = keras.losses.get(loss)
+        self.loss = keras.losses.get(loss) if isinstance(loss, dict) else loss  # one that was saved
         if not hasattr(self.loss, "count_valid"):
             came = f"Received {loss!r}: pass a loss such as losses.TripletLoss()."
             raise ArgumentTypeError(f"loss must compare the images of a batch. {came}")

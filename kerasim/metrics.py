@@ -53,7 +53,7 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
     lengths = _distances.paired(rows[0], rows[1], "euclidean")
     with np.errstate(divide="ignore"):
         decades = np.log10(lengths) - np.log10(factor) - np.log10(numbers) / 2
-    return 20 * (np.log10(data_range) - decades)
+    return 20 * (np.log10(float(data_range)) - decades)
 
 
 def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:

@@ -237,7 +237,9 @@ class NeighborIndex:
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         state = self._state
         size, width = state.embeddings.shape
-        k = checks.clipped("k", checks.integer("k", k), size, "vectors in the index")
+        k = checks.clipped(
+            "k", checks.integer("k", k), size, "vector in the index", "vectors in the index"
+        )
         x = checks.vectors("x", x, width, 0, self.metric)
         distances, indices = self._answer(state, state.engine, x, k)
         checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)

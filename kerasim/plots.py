@@ -422,7 +422,10 @@ def _check_some(name, images) -> Any:
 def _axes(ax, size):
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    if ax is None:
+        return plt.subplots(figsize=size, layout="constrained")[1]
+    checks.like("ax", ax, "set_xlabel", "axes of matplotlib")
+    return ax
 
 
 def _legend(ax, *entries, **style):

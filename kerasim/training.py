@@ -460,6 +460,9 @@ class _Run(keras.callbacks.Callback):
 
     def check_first_batches(self):
         """Refuses data that does not fit the network, or is not finite, before the first step."""
+        for name, batches in (("batches", self.batches), ("validation", self.validation)):
+            if batches is not None and not len(batches):
+                raise ArgumentError(f"{name} is empty: its len is 0. Pass one batch or more.")
         self.batches.epoch = len(self.history)
         batch = self.batches[0]
         for n, leaf in enumerate(keras.tree.flatten(batch)):

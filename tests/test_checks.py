@@ -1,7 +1,21 @@
+import keras
 import numpy as np
+import pandas as pd
 import pytest
 
-from kerasim import checks, data, errors, export, losses, metrics, training
+from kerasim import (
+    checks,
+    data,
+    errors,
+    export,
+    gallery,
+    images,
+    losses,
+    metrics,
+    models,
+    plots,
+    training,
+)
 
 
 @pytest.mark.parametrize("value", [2.5, "8", None, True, np.bool_(True), np.float32(3)])
@@ -129,3 +143,74 @@ FLAGS = {
 def test_a_flag_is_checked_wherever_it_is_taken(name):
     with pytest.raises(errors.ArgumentTypeError, match=f"{name} must be a bool"):
         FLAGS[name]()
+
+
+class Foreign:
+    """An array of another library that NumPy cannot read, such as a tensor on a GPU."""
+
+    shape, dtype = (3,), "foreign"
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("can't convert a tensor on cuda:0")
+
+    def __iter__(self):
+        raise NotImplementedError("symbolic")
+
+
+def test_an_array_of_another_library_is_refused_as_such():
+    with pytest.raises(errors.ArgumentTypeError, match="x, a Foreign, .*cuda:0.* NumPy array"):
+        checks.array("x", Foreign())
+    with pytest.raises(
+        errors.ArgumentTypeError, match="x must be a list or tuple. Received Foreign"
+    ):
+        checks.listed("x", Foreign())
+
+
+def test_a_count_beyond_64_bits_is_refused():
+    with pytest.raises(errors.ArgumentError, match="whole number of 64 bits, 1 or more"):
+        checks.integer("n", 10**30)
+    assert checks.integer("seed", 10**30, 0) == 10**30
+
+
+SYMBOLIC = keras.Input((4, 4, 3))
+EMBEDDER = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.verification([0.1, 0.2], [1, 0]).score("near"),
+        lambda: metrics.candidate_accuracy(np.eye(3), np.eye(3), [[0, 1], [2]]),
+        lambda: metrics.psnr(np.zeros((1, 8, 8, 1)), Foreign()),
+        lambda: images.read_image(b"", SYMBOLIC),
+        lambda: models.conv_embedder(SYMBOLIC),
+        lambda: losses.EmptyBatches("mean_squared_error"),
+        lambda: losses.EmptyBatches("none such"),
+        lambda: gallery.Gallery.load("gallery", embedder=pd.Series([1, 2])),
+        lambda: gallery.Gallery(EMBEDDER).remove("a\0b"),
+        lambda: plots.network(EMBEDDER, ax="axes"),
+        lambda: plots.latent_distribution(np.eye(3), ax=pd.Series([1.0])),
+    ],
+    ids=lambda call: " ".join(call.__code__.co_names),
+)
+def test_an_argument_of_another_kind_raises_an_error_of_kerasim(call):
+    with pytest.raises(errors.KerasimError):
+        call()
+
+
+def test_psnr_takes_a_range_of_any_whole_number():
+    black, white = np.zeros((1, 8, 8, 1)), np.ones((1, 8, 8, 1))
+    assert metrics.psnr(black, white, 10**30)[0] == pytest.approx(600)
+
+
+def test_a_model_that_returns_a_dictionary_is_refused():
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, {"vector": keras.layers.Flatten()(image)})
+    for use in (
+        lambda: data.embed(model, np.zeros((2, 4, 4, 3))),
+        lambda: gallery.Gallery(model),
+        lambda: models.siamese(model),
+        lambda: export.export_saved_model(model, "never written"),
+    ):
+        with pytest.raises(errors.ArgumentError, match="must return a tensor, not a dictionary"):
+            use()

@@ -283,3 +283,46 @@ def test_help_comes_without_keras_and_a_wrong_call_is_exit_code_2():
     assert done.returncode == 0 and "heavy: []" in done.stdout and "gallery" in done.stdout
     command = [sys.executable, "-m", "kerasim", "nonsense"]
     assert subprocess.run(command, capture_output=True).returncode == 2
+
+
+def test_a_place_that_cannot_be_looked_at_is_named(place, run):
+    unreadable = "x" * 300  # longer than a file name may be
+    for arguments in (
+        ("info", unreadable),
+        ("embed", unreadable, "gallery", "--embedder", "model.keras"),
+        ("embed", "pictures", unreadable, "--embedder", "model.keras"),
+        ("export", unreadable, "saved"),
+        ("relocate", "gallery", "old", unreadable),
+    ):
+        code, _, errors = run(*arguments)
+        assert code == 2 and "File name too long" in errors and "OSError" not in errors
+        assert errors.startswith("kerasim: error: Cannot read ")
+
+
+@pytest.mark.parametrize("arguments", [("embed", "", "gallery"), ("calibrate", "gallery", "")])
+def test_an_empty_argument_does_not_stand_for_the_working_folder(place, run, arguments):
+    code, _, errors = run(*arguments)
+    assert code == 2 and errors.startswith("kerasim: error: An argument is empty")
+
+
+def test_a_page_does_not_replace_an_image(gallery, place, run):
+    before = (place / "pictures/dark/0.png").read_bytes()
+    code, _, errors = run("map", "gallery", "pictures/dark/0.png")
+    assert code == 2 and "ending in .html" in errors
+    assert (place / "pictures/dark/0.png").read_bytes() == before
+
+
+def test_an_output_that_is_closed_is_not_reported_as_another_exit_code():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "kerasim", "--version"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode == 141 and done.stderr == b""
+
+
+def test_the_command_line_runs_without_standard_streams(place):
+    code = "import sys; sys.stdout = sys.stderr = None; sys.argv[1:] = ['info', 'nowhere']\n"
+    code += "from kerasim import cli; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")

@@ -215,3 +215,14 @@ def test_images_of_the_same_bytes_and_another_shape_are_no_copies():
     assert len(data.find_copies(one, other)) == 0
     assert len(data.find_copies(one, one.astype("float32")[:, :, :2])) == 0
     assert len(data.find_copies(one, one)) == 1
+
+
+def test_the_same_shape_in_another_color_is_no_near_duplicate():
+    rng = np.random.default_rng(0)
+    shape, texture = np.zeros((32, 32, 1)), np.kron(rng.random((16, 16, 3)), np.ones((2, 2, 1)))
+    shape[8:24, 8:24] = 0.6
+    red, blue = shape * (1, 0, 0), shape * (0, 0, 1)
+    even = [np.full((32, 32, 3), color) for color in ((0.3, 0, 0), (0, 0.3, 0), (0.31, 0, 0))]
+    images = np.stack([red, blue, texture, texture[..., [2, 0, 1]], *even, 0.9 * red])
+    assert data.find_near_copies(images).tolist() == [[6, 4], [7, 0]]
+    assert data.find_near_copies(np.rint(255 * images).astype("uint8")).tolist() == [[6, 4], [7, 0]]

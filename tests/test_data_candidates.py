@@ -65,7 +65,7 @@ def test_near_copies_are_found_across_blocks(monkeypatch):
 def test_a_missing_picture_or_column_is_named(folder):
     table = pd.read_csv(folder / "pairs.csv")
     table.assign(right=["r9", *table["right"][1:]]).to_csv(folder / "pairs.csv", index=False)
-    with pytest.raises(ArtifactError, match="names 1 images that do not have .*right.*'r9'"):
+    with pytest.raises(ArtifactError, match="names 1 image that does not have .*right.*'r9'"):
         data.pair_folder(folder)
     table.rename(columns={"left": "query"}).to_csv(folder / "pairs.csv", index=False)
     with pytest.raises(ArtifactError, match="columns 'query', 'right'; expected left, right"):
@@ -81,9 +81,7 @@ def test_a_missing_picture_or_column_is_named(folder):
 @pytest.mark.parametrize("row", ["l0,r0,r1", "l0", "l0,"])
 def test_rows_of_too_many_or_too_few_names_are_refused(folder, row):
     (folder / "pairs.csv").write_text(f"left,right\n{row}\nl1,r1\n")
-    with pytest.raises(
-        ArtifactError, match="not a valid CSV|empty cells in 1 rows, .* row 1 after"
-    ):
+    with pytest.raises(ArtifactError, match="not a valid CSV|empty cells in 1 row, .* row 1 after"):
         data.pair_folder(folder)
     (folder / "pairs.csv").write_text("left,right\nl0,r0,r1\nl1,r1,r2\n")
     with pytest.raises(ArtifactError, match="not a valid CSV file"):
@@ -238,7 +236,7 @@ def test_scores_are_written_under_the_header_of_the_candidates(tmp_path):
 @pytest.mark.parametrize("name", ["=cmd()|x", "+1", "-1", "@a", "\ta", "＝1"])
 def test_names_that_a_spreadsheet_would_run_are_written_exactly_with_a_warning(name, tmp_path):
     candidates = pd.DataFrame([["a", "b"], [name, "c"]], columns=["left", "c0"])
-    with pytest.warns(UserWarning, match="1 names would be run as formulas") as caught:
+    with pytest.warns(UserWarning, match="1 name would be run as a formula") as caught:
         data.write_scores(tmp_path / "out.csv", candidates, [[0.5], [-0.5]])
     assert caught[0].filename == __file__
     assert data.read_candidates(tmp_path / "out.csv")["left"].tolist() == ["a", name]
@@ -249,7 +247,7 @@ def test_scores_and_candidates_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match="columns 'left', 'c0', 'c2'; expected left, c0, c1"):
         data.read_candidates(tmp_path / "bad.csv")
     (tmp_path / "short.csv").write_text("left,c0,c1\na,b,c\nd,e\n")
-    with pytest.raises(ArtifactError, match="empty cells in 1 rows, .* row 2 after"):
+    with pytest.raises(ArtifactError, match="empty cells in 1 row, .* row 2 after"):
         data.read_candidates(tmp_path / "short.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ArtifactError, match="not a valid CSV file"):

@@ -108,7 +108,7 @@ def test_a_class_folder_without_a_picture_is_listed_and_no_class(tmp_path):
     picture(tmp_path / "ant" / "1.png")
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / ".DS_Store").write_bytes(b"Bud1")
-    with pytest.warns(UserWarning, match="1 files in .* are left out: 'bee'"):
+    with pytest.warns(UserWarning, match="1 file in .* is left out: 'bee'"):
         found = data.image_folder(tmp_path, 4)
     assert found.class_names == ["ant"]
     assert found.skipped == [(tmp_path / "bee", "an empty folder, not a class")]
@@ -174,7 +174,7 @@ def test_a_file_is_an_image_by_its_content_whatever_its_suffix(kind, name, tmp_p
 def test_a_file_that_is_not_an_image_is_listed_with_the_reason(name, content, reason, tmp_path):
     picture(tmp_path / "x.png")
     (tmp_path / name).write_bytes(content)
-    with pytest.warns(UserWarning, match=f"1 files in .* left out: '{name}'"):
+    with pytest.warns(UserWarning, match=f"1 file in .* left out: '{name}'"):
         found = data.image_folder(tmp_path, 4)
     assert [file.name for file in found.files] == ["x.png"]
     assert re.search(reason, found.skipped[0][1])
@@ -331,7 +331,7 @@ def test_a_subfolder_without_permission_is_listed_and_not_just_dropped(visible):
     picture(visible / "open" / "a.png")
     picture(visible / "shut" / "b.png")
     (visible / "shut").chmod(0)
-    with unprivileged(), pytest.warns(UserWarning, match="1 files in .* left out: 'shut'"):
+    with unprivileged(), pytest.warns(UserWarning, match="1 file in .* left out: 'shut'"):
         found = data.image_folder(visible, 4)
     ((path, reason),) = found.skipped
     assert path.name == "shut" and "Permission denied" in reason

@@ -98,7 +98,7 @@ def test_the_pairs_of_a_seed_are_for_ever():
 
 
 REFUSED = [
-    (np.zeros(4, int), ArgumentError, "1 classes, 0: 2 or more"),
+    (np.zeros(4, int), ArgumentError, "1 class, 0: 2 or more"),
     (np.array([0, 0, 1, 2]), ArgumentError, r"2 classes of fewer than 2 images: 1, 2\. Add"),
     (
         np.zeros((4, 1), int),
@@ -132,10 +132,10 @@ def test_a_class_folder_of_one_image_is_refused_by_its_label_and_name(tmp_path):
         for n in range(count):
             picture(tmp_path / name / f"{n}.png", 20 * n)
     folder = data.image_folder(tmp_path, 4)
-    with pytest.raises(ArgumentError, match=r"1 classes of fewer than 2 images: 0 \('ant'\)\. Add"):
+    with pytest.raises(ArgumentError, match=r"1 class of fewer than 2 images: 0 \('ant'\)\. Add"):
         data.PairBatches(folder, folder.labels)
     others = np.array([7, *folder.labels[1:]])  # numbers of the user's own have no such names
-    with pytest.raises(ArgumentError, match=r"1 classes of fewer than 2 images: 7\. Add"):
+    with pytest.raises(ArgumentError, match=r"1 class of fewer than 2 images: 7\. Add"):
         data.PairBatches(folder, others)
 
 
@@ -311,7 +311,7 @@ def test_a_copy_with_another_label_is_reported(drawn):
     images = MARKED.copy()
     images[39] = images[0]
     with pytest.warns(
-        UserWarning, match="1 images are copies .* label, the first is image 39, a copy of 0"
+        UserWarning, match="1 image is a copy .* label, the first is image 39, a copy of 0"
     ):
         drawn(images, OF_MARKED)
 

@@ -287,7 +287,7 @@ def galleries(cluster, sharded, embedder, root, tmp_path_factory):
         patch.setattr(ray.data.Dataset, "iter_batches", iter_batches)
         for settings in ({"chunk": 4}, {"embed": embed}):
             gallery, path = Gallery(embedder), tmp_path_factory.mktemp("gallery") / "gallery"
-            with pytest.warns(UserWarning, match="1 files are left out"):
+            with pytest.warns(UserWarning, match="1 file is left out"):
                 gallery.add(root, on_error="skip", **settings)
             gallery.save(path)
             made.append((gallery, path))
@@ -332,3 +332,10 @@ def test_a_row_that_comes_twice_is_an_error(cluster, embedder, folder, monkeypat
 
 def test_a_shard_whose_node_died_is_made_again_elsewhere(sharded, galleries):
     assert_whole(sharded["euclidean"], "euclidean")
+
+
+def test_an_index_is_shown_on_one_line():
+    index = distribute.ShardedIndex("cosine", shards=3)
+    assert repr(index) == "<ShardedIndex metric='cosine', kind='exact': empty in 3 shards>"
+    index.shape = (40, 8)  # as `fit` sets it, with a cluster
+    assert repr(index).endswith("40 vectors of 8 numbers in 3 shards>")

@@ -3,6 +3,7 @@ import json
 import struct
 import subprocess
 import sys
+import zlib
 
 import keras
 import numpy as np
@@ -260,7 +261,7 @@ def test_encoded_files_are_turned_upright_as_read_image_does(orientation, form, 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("before", [b"", b"\xff\xe2\0\x06abcd", b"\xff\xff\xe2\0\x03a"])
-@pytest.mark.parametrize("kind, count", [(3, 1), (3, 2), (2, 1), (3, 0)])
+@pytest.mark.parametrize("kind, count", [(3, 1), (3, 2), (3, 0), (2, 1), (4, 1), (8, 1), (9, 1)])
 def test_exif_is_read_in_either_byte_order_and_behind_other_segments(
     kind, count, before, order, pixels
 ):
@@ -283,8 +284,10 @@ def test_exif_that_is_damaged_leaves_the_image_as_it_is(pixels):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     data = exif.tobytes()
-    for cut in (7, 10, 14, 18, 22):
-        content = encode(image, "JPEG", exif=data[:cut])
+    damaged = [data[:cut] for cut in (7, 10, 14, 18, 22)]
+    damaged += [data.replace(b"MM\0*", b"MM\0+"), data.replace(b"MM\0*\0", b"MM\0*\xff")]
+    for exif in damaged:
+        content = encode(image, "JPEG", exif=exif)
         (served,) = loaded.serve_bytes([content])
         decoded = read_image(content, channels=channels).ravel()
         assert np.abs(served - decoded).max() * 255 < 1.01
@@ -318,13 +321,53 @@ def other_files():
     yield "TIFF", encode(rgb, "TIFF")
 
 
-@pytest.mark.parametrize("content", [pytest.param(file, id=name) for name, file in other_files()])
+def png_files():
+    """Yields PNG files with transparent colors and several EXIF chunks, by name."""
+    rng = np.random.default_rng(0)
+
+    def png(bits, color_type, before=(), after=()):
+        header = struct.pack(">IIBBBBB", SIZE, SIZE, bits, color_type, 0, 0, 0)
+        row = SIZE * bits * {2: 3}.get(color_type, 1) // 8
+        rows = b"".join(b"\0" + rng.bytes(row) for _ in range(SIZE))
+        chunks = [
+            (b"IHDR", header),
+            *before,
+            (b"IDAT", zlib.compress(rows)),
+            *after,
+            (b"IEND", b""),
+        ]
+        parts = [
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        ]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+    for bits in (1, 2, 4):
+        for alpha in (0, 2**bits - 1, 255):
+            palette = (b"PLTE", rng.bytes(3 * 2**bits)), (b"tRNS", bytes([alpha] * 2**bits))
+            yield f"palette of {bits} bits, alpha {alpha}", png(bits, 3, palette)
+    for bits in (2, 4, 8):
+        key = (b"tRNS", struct.pack(">H", 2**bits + 1))
+        yield f"gray of {bits} bits, key of more bits", png(bits, 0, [key])
+    yield "RGB of 16 bits with a key", png(16, 2, [(b"tRNS", bytes(6))])
+    yield "key behind the pixels", png(8, 0, after=[(b"tRNS", bytes([0, 77]))])
+    upright, turned = (b"MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0" + n for n in (b"\1", b"\6"))
+    exif = [(b"eXIf", data + bytes(6)) for data in (upright, turned)]
+    yield "two EXIF chunks", png(8, 2, exif[:1], exif[1:])
+    yield "EXIF with the prefix of JPEG", png(8, 2, [(b"eXIf", b"Exif\0\0" + exif[1][1])])
+
+
+FILES = [pytest.param(file, id=name) for name, file in (*other_files(), *png_files())]
+
+
+@pytest.mark.parametrize("content", FILES)
 def test_a_file_is_decoded_as_read_image_does_or_refused(content, pixels):
     channels, loaded = pixels
     try:
         (served,) = loaded.serve_bytes([content])
     except ImageError:
         return
+    # What read_image refuses is refused by the server, too.
     decoded = data.as_float(decode(content, channels=channels)[0]).ravel()
     assert np.abs(served - decoded).max() * 255 < 1.01
 

@@ -279,3 +279,63 @@ def test_what_cannot_be_judged_passes():
     check(embedder(lambda y, x: keras.ops.mean(x)), data.ImageBatches(IMAGES, LABELS))
     two = keras.Model(inputs, [inputs, inputs])
     check(compiled(two, ["mse", "mse"]), Own(IMAGES, (IMAGES, IMAGES)))
+
+
+class OneBatch(keras.utils.PyDataset):
+    """One batch of a user's own."""
+
+    def __init__(self, *batch):
+        super().__init__()
+        self.batch = batch
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.batch
+
+
+SMALL = np.random.default_rng(0).random((6, 4, 4, 1), dtype="float32")
+TARGETS = np.arange(6) % 3
+
+
+def flat_classifier(*layers):
+    stack = [keras.Input((4, 4, 1)), *layers, keras.layers.Flatten(), keras.layers.Dense(3)]
+    model = keras.Sequential(stack)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-6), loss)
+    return model
+
+
+@pytest.mark.parametrize(
+    "batch, kind, message",
+    [
+        ((SMALL, TARGETS[:4]), ArgumentError, "arrays of 4 and 6 rows in one batch"),
+        ((SMALL, TARGETS, np.ones(5)), ArgumentError, "arrays of 5 and 6 rows in one batch"),
+        ((SMALL[:0], TARGETS[:0]), ArgumentError, "arrays without rows"),
+        ((SMALL, TARGETS, None, None), ArgumentError, "give 4 parts"),
+        ((SMALL + 1j, TARGETS), ArgumentTypeError, "complex numbers as inputs"),
+        ((SMALL, np.zeros(6, "datetime64[s]")), ArgumentTypeError, "dates or times as targets"),
+        ((SMALL, np.array([*"abcabc"])), ArgumentTypeError, "Number the classes"),
+        ((SMALL[:, :3], TARGETS), ArgumentError, r"give inputs of shape \(3, 4, 1\)"),
+        ((SMALL, TARGETS - 1), ArgumentError, r"from -1 to 1, .* Number the classes from 0\.$"),
+    ],
+)
+def test_a_batch_of_other_arrays_is_refused_before_training(batch, kind, message):
+    with pytest.raises(kind, match=message):
+        training.fit(flat_classifier(), OneBatch(*batch), 1, verbose=0)
+
+
+def test_a_data_set_without_batches_is_refused(monkeypatch):
+    monkeypatch.setattr(OneBatch, "__len__", lambda self: 0)
+    with pytest.raises(ArgumentError, match="batches is empty"):
+        training.fit(flat_classifier(), OneBatch(SMALL, TARGETS), 1, verbose=0)
+
+
+def test_images_in_0_to_255_are_warned_of_unless_the_network_scales_them():
+    levels = np.rint(255 * SMALL)
+    with pytest.warns(UserWarning, match="images in 0..255, and the network begins with Flatten"):
+        training.fit(flat_classifier(), OneBatch(levels, TARGETS), 1, verbose=0)
+    scaled = flat_classifier(keras.layers.Rescaling(1 / 255))
+    training.fit(scaled, OneBatch(levels.astype("uint8"), TARGETS), 1, verbose=0)
+    training.fit(flat_classifier(), OneBatch(200 * SMALL + 0.5, TARGETS), 1, verbose=0)

@@ -260,7 +260,7 @@ def test_a_gallery_of_files_is_written_as_a_page(folder, tmp_path):
     page = gallery.write_map(tmp_path / "map.html", title="Pictures", k=7)
     assert "class-1" in page.read_text() and "7.png" in page.read_text()
     gallery.add(IMAGES[:1])
-    with pytest.raises(ArgumentError, match="1 of 9 items were added as arrays, without a file"):
+    with pytest.raises(ArgumentError, match="No file is known for 1 of 9 items"):
         gallery.write_map(tmp_path / "map.html")
 
 
@@ -480,3 +480,32 @@ def test_a_picture_embedded_as_zeros_is_named_and_left_out_under_cosine(folder):
 def test_more_pairs_than_a_gallery_keeps_are_refused(monkeypatch):
     with pytest.raises(ArgumentError, match="the number of pairs=200001 is out of range"):
         Gallery(EMBEDDER).calibrate(IMAGES, IMAGES, np.ones(200_001))
+
+
+@pytest.mark.parametrize(
+    "threshold, pairs",
+    [
+        ("near", [[0.1, 0.2], [1, 0]]),
+        (float("nan"), [[0.1, 0.2], [1, 0]]),
+        (0.1, "ab"),
+        (0.1, [[0.1, 0.2], [1]]),
+        (0.1, [[0.1, float("nan")], [1, 0]]),
+        (0.1, [[0.1, 0.2], [1, 1]]),
+        (0.1, [[], []]),
+    ],
+)
+def test_a_calibration_that_is_none_is_not_loaded(threshold, pairs, tmp_path):
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten()])
+    forged = Gallery(model)
+    forged.add(np.random.default_rng(0).random((3, 4, 4, 1)))
+    forged.save(tmp_path / "forged")
+
+    def copy(folder, manifest):
+        files = {name: (folder / name).read_bytes() for name in manifest.files}
+        return files, {**manifest.info, "threshold": threshold, "pairs": pairs}
+
+    files, info = artifacts.read(tmp_path / "forged", "gallery", copy)
+    fill = lambda folder: [(folder / name).write_bytes(files[name]) for name in files]  # noqa: E731
+    artifacts.write(tmp_path / "forged", "gallery", fill, info)
+    with pytest.raises(ArtifactError, match="cannot be loaded as gallery"):
+        Gallery.load(tmp_path / "forged")

@@ -129,7 +129,7 @@ def test_a_changed_file_that_cannot_be_decoded_is_refused_or_its_item_removed(ro
     with pytest.raises(ImageError, match="a.bmp"):
         gallery.add(root)
     assert len(gallery) == 3
-    with pytest.warns(UserWarning, match="1 files are left out, see `skipped`: 'a.bmp'"):
+    with pytest.warns(UserWarning, match="1 file is left out, see `skipped`: 'a.bmp'"):
         gallery.add(root, on_error="skip")
     assert gallery.items["id"].tolist() == [1, 2]
 
@@ -139,7 +139,9 @@ def test_a_file_that_is_gone_is_reported_once_and_dropped_by_prune(kind, root):
     gallery = filled(root, kind)
     gone = root / "cat" / "b.bmp"
     gone.unlink()
-    with pytest.warns(UserWarning, match=r"1 items are missing: 'b.bmp'.*prune\(\)") as caught:
+    with pytest.warns(
+        UserWarning, match=r"1 file of an item is missing: 'b.bmp'.*prune\(\)"
+    ) as caught:
         gallery.add(root)
     assert caught[0].filename == __file__
     assert gallery.gone == [str(gone)] and len(gallery) == 3
@@ -279,7 +281,7 @@ def test_an_item_is_removed_by_id_or_by_file(kind, chosen, root):
 
 def test_a_file_that_is_not_in_the_gallery_cannot_be_removed(root):
     gallery = filled(root)
-    with pytest.raises(ArgumentError, match="1 files are not in the gallery: .*other.bmp"):
+    with pytest.raises(ArgumentError, match="1 file is not in the gallery: .*other.bmp"):
         gallery.remove([root / "cat" / "a.bmp", root / "other.bmp"])
     assert len(gallery) == 3
 
@@ -387,7 +389,7 @@ def test_a_file_that_is_missing_or_another_image_keeps_its_old_name(root):
     os.rename(root, moved)
     put(moved / "cat" / "a.bmp", 9)
     (moved / "cat" / "b.bmp").unlink()
-    with pytest.warns(UserWarning, match="2 of 3 items keep their old names"):
+    with pytest.warns(UserWarning, match="Old names were kept for 2 of 3 items"):
         assert gallery.relocate(root, moved).tolist() == [2]
     assert gallery.gone == [str(root / "cat" / "a.bmp"), str(root / "cat" / "b.bmp")]
 
@@ -397,7 +399,7 @@ def test_two_items_never_get_the_same_file(root):
     moved = root.parent / "moved"
     shutil.copytree(root, moved)
     gallery.add(moved)
-    with pytest.warns(UserWarning, match="3 of 3 items keep their old names"):
+    with pytest.warns(UserWarning, match="Old names were kept for 3 of 3 items"):
         assert gallery.relocate(root, moved).tolist() == []
     assert gallery.items["file"].nunique() == 6
 

@@ -302,10 +302,10 @@ def test_a_map_leaves_out_files_that_are_gone_or_cannot_be_decoded(mapped):
     with pytest.warns(UserWarning) as caught:
         gallery.write_map("map.html", k=5)
     assert [warning.filename for warning in caught] == [__file__] * 2
-    assert "2 files are missing or cannot be decoded, and are not on the map" in str(
+    assert "2 items are not on the map, because the file is missing or cannot be decoded" in str(
         caught[0].message
     )
-    assert "have changed since they were embedded" in str(caught[1].message)
+    assert "changed since the last add" in str(caught[1].message)
     kept = [0, 2, 3, 4, 6, 7]
     assert given["images"].files == [files[n] for n in kept]
     assert given["labels"].tolist() == gallery.items["label"].iloc[kept].tolist()
@@ -338,5 +338,5 @@ def test_a_map_shows_as_many_neighbors_as_there_are_with_a_warning(mapped):
 def test_near_copies_leave_out_files_that_are_gone(mapped):
     gallery, _ = mapped
     Path(gallery.items["file"][0]).unlink()
-    with pytest.warns(UserWarning, match="1 items are missing"):
+    with pytest.warns(UserWarning, match="1 file of an item is missing"):
         gallery.near_copies()

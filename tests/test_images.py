@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from helpers import unprivileged
 from PIL import Image
 
@@ -627,3 +628,30 @@ def test_threads_that_decode_leave_the_warning_filters_as_they_were(monkeypatch)
     after = list(warnings.filters)
     warnings.filters[:] = before  # what leaks here must not silence the tests that follow
     assert after == before
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("dtype", ["uint8", ">u2", "<u2"])
+def test_a_tiff_of_one_plane_for_each_channel_is_read_or_refused(dtype, channels, compression):
+    bits = 8 * np.dtype(dtype).itemsize
+    samples = np.random.default_rng(0).integers(0, 2**bits, (6, 8, channels)).astype(dtype)
+    content = io.BytesIO()
+    tifffile.imwrite(
+        content,
+        np.moveaxis(samples, 2, 0).copy(),
+        byteorder=dtype[0] if dtype[0] in "<>" else "<",
+        compression=compression,
+        extrasamples=["unassalpha"] if channels != 3 else None,
+        photometric="rgb" if channels > 2 else "minisblack",
+        planarconfig="separate",
+    )
+    try:
+        found = read_image(content.getvalue(), dtype="uint8")
+    except ImageError:
+        assert channels == 2 or (bits == 16 and compression is None)
+        return
+    levels = in_8_bits(samples.astype(int), bits)
+    alpha = levels[..., 3:] / 255 if channels == 4 else 1
+    right = levels[..., :3] * alpha + 255 * (1 - alpha)
+    np.testing.assert_allclose(found, right, atol=0.51)

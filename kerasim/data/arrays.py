@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from kerasim import _keras_files, artifacts, checks
+from kerasim import _keras_compat, _keras_files, artifacts, checks
 from kerasim.data.folders import ImageFolder, in_threads
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.images import as_float
@@ -16,6 +16,7 @@ from kerasim.images import as_float
 _THUMBNAIL = 16  # rows and columns of the thumbnails that near-duplicates are found by
 _EVEN_DEVIATION = 1.0  # standard deviation, of 255 levels, below which a thumbnail is even
 _EVEN_DIFFERENCE = 8.0  # largest difference of two even images that are near-duplicates
+_COLOR_CORRELATION = 0.9  # least one of near-duplicates in color, if min_correlation is larger
 _ROUNDING = 1e-6  # of the float32 product of two unit vectors
 
 
@@ -149,6 +150,9 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
         came = f"Received {type(model).__name__}, which takes {taken}"
         mend = "pass a model with one input (n, height, width, channels), such as one tower"
         raise ArgumentTypeError(f"{name} must be a keras.Model of images. {came}: {mend}.")
+    if _keras_compat.names_outputs(model):
+        mend = "build it with one tensor as its output"
+        raise ArgumentError(f"{name} must return a tensor, not a dictionary: {mend}.")
     if not _is_shape(given):
         mend = 'pass a part of it, such as model.get_layer("encoder")'
         raise ArgumentError(f"{name} must have one output, not {given}: {mend}.")
@@ -320,9 +324,11 @@ def find_near_copies(images, min_correlation: float = 0.975) -> np.ndarray:
 
     Each image becomes a gray thumbnail of 16 x 16 pixels. Two images are near-duplicates if the
     Pearson correlation of their thumbnails is `min_correlation` or more: a change of brightness
-    or contrast leaves the correlation as it is, noise and compression hardly change it. An even
-    image (white, black, one gray) has no correlation with anything; two of them are
-    near-duplicates if their gray levels differ by 8 of 255 or less. Crops, rotations and mirror
+    or contrast leaves the correlation as it is, noise and compression hardly change it. The
+    correlation of the thumbnails in color must be 0.9 or more, too (or `min_correlation`, if that
+    is smaller), so that the same shape in red and in blue is no near-duplicate. An even image
+    (white, black, one color) has no correlation with anything; two of them are near-duplicates if
+    each channel differs by 8 of 255 levels or less. Crops, rotations and mirror
     images are not found. `benchmarks/near_duplicates.py` measures what is found.
 
     Args:
@@ -344,7 +350,8 @@ def find_near_copies(images, min_correlation: float = 0.975) -> np.ndarray:
         [[2, 0]]
     """
     min_correlation = checks.number("min_correlation", min_correlation, 0, 1)
-    thumbnails = _thumbnails(check_images("images", images))
+    colors = _thumbnails(check_images("images", images))
+    thumbnails = colors.mean(axis=2, dtype="float64")
     levels = thumbnails.mean(axis=1)
     patterns = thumbnails - levels[:, None]
     norms = np.linalg.norm(patterns, axis=1)
@@ -360,12 +367,32 @@ def find_near_copies(images, min_correlation: float = 0.975) -> np.ndarray:
         similar |= (even[rows, None] & even[: start + 1024]) & (
             np.abs(levels[rows, None] - levels[: start + 1024]) <= _EVEN_DIFFERENCE
         )
-        found.append(np.argwhere(np.tril(similar, start - 1)) + [start, 0])
+        pairs = np.argwhere(np.tril(similar, start - 1)) + [start, 0]
+        if colors.shape[2] > 1:
+            least = min(min_correlation, _COLOR_CORRELATION)
+            chunks = [pairs[first : first + 1024] for first in range(0, len(pairs), 1024)]
+            found += [chunk[_are_colors_similar(colors, chunk, least)] for chunk in chunks]
+        else:
+            found.append(pairs)
     return np.concatenate(found)
 
 
+def _are_colors_similar(colors, pairs, min_correlation: float) -> np.ndarray:
+    """Says for each pair of thumbnails `(n, 256, channels)` whether their colors are similar."""
+    sides = [colors[rows].astype("float64") for rows in pairs.T]
+    means = [side.mean(axis=1) for side in sides]
+    even = [(side.std(axis=1) < _EVEN_DEVIATION).all(axis=1) for side in sides]
+    # Over all channels together: what differs between them is the color.
+    left, right = (side - side.mean(axis=(1, 2), keepdims=True) for side in sides)
+    product = (left * right).sum(axis=(1, 2))
+    norms = np.sqrt((left**2).sum(axis=(1, 2)) * (right**2).sum(axis=(1, 2)))
+    is_correlated = product >= (min_correlation - _ROUNDING) * norms
+    is_equal = (np.abs(means[0] - means[1]) <= _EVEN_DIFFERENCE).all(axis=1)
+    return np.where(even[0] & even[1], is_equal, is_correlated & ~even[0] & ~even[1])
+
+
 def _thumbnails(images) -> np.ndarray:
-    """Returns gray thumbnails `(n, 256)` of `images`, in levels from 0 to 255."""
+    """Returns thumbnails `(n, 256, channels)` of `images`, in float32 levels from 0 to 255."""
     if isinstance(images, ImageFolder):  # near-duplicates at one size are so at any other
         images = ImageFolder(images.files, None, [], [], (128, 128), 3)
     if min(images.shape[1:3]) < _THUMBNAIL:
@@ -373,10 +400,13 @@ def _thumbnails(images) -> np.ndarray:
             f"images have shape {images.shape}, smaller than {_THUMBNAIL} x {_THUMBNAIL} pixels. "
             "Enlarge them first."
         )
-    thumbnails = np.empty((len(images), _THUMBNAIL, _THUMBNAIL), dtype="float32")
+    side, channels = _THUMBNAIL, images.shape[3]
+    thumbnails = np.empty((len(images), side, side, channels), dtype="float32")
     for row in range(len(images)):
         image = images[row]
         scale = 255 if image.dtype.kind == "f" else 1
-        gray = Image.fromarray((scale * image.mean(axis=-1)).astype("float32"))
-        thumbnails[row] = gray.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
-    return thumbnails.reshape(len(images), _THUMBNAIL**2).astype("float64")
+        for channel in range(channels):
+            plane = Image.fromarray((scale * image[..., channel]).astype("float32"))
+            small = plane.resize((side, side), Image.Resampling.BOX)
+            thumbnails[row, ..., channel] = small
+    return thumbnails.reshape(len(images), side**2, channels)

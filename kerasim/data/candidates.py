@@ -47,8 +47,9 @@ def pair_folder(path, image_size=None) -> PairFolder:
         wrong = [name for name in pairs[side] if stems[name] != 1]
         if wrong:
             shown = ", ".join(f"{checks.shown(name)} ({stems[name]} files)" for name in wrong[:5])
+            images = checks.counted(len(wrong), "image that does", "images that do")
             raise ArtifactError(
-                f"pairs.csv names {len(wrong)} images that do not have exactly one file in "
+                f"pairs.csv names {images} not have exactly one file in "
                 f"{checks.shown(root / side)}: {shown}. Names have no suffix. Add or remove files, "
                 "or remove these rows."
             )
@@ -123,7 +124,8 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
     table = pd.DataFrame(rows.to_numpy()[1:], columns=rows.iloc[0].to_list())
     empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
     if len(empty):
-        where = f"{len(empty)} rows, the first of them row {empty[0] + 1} after the header"
+        rows = checks.counted(len(empty), "row", "rows")
+        where = f"{rows}, the first of them row {empty[0] + 1} after the header"
         raise ArtifactError(
             f"{checks.shown(file)} has empty cells in {where}: fill in or remove them."
         )
@@ -170,7 +172,7 @@ def _warn_of_formulas(names) -> None:
     found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
     if found:
         what = (
-            f"{len(found)} names would be run as formulas by a spreadsheet: "
-            f"{checks.shown_names(found)}"
+            f"{checks.counted(len(found), 'name', 'names')} would be run as a formula by a "
+            f"spreadsheet: {checks.shown_names(found)}"
         )
         checks.warn(f"{what}. Do not open the file in a spreadsheet, or rename these images.")

@@ -50,7 +50,7 @@ def fetch(name: str, folder=None) -> Path:
     checks.choice("name", name, tuple(_FILES))
     folder = data_dir() if folder is None else artifacts.check_path("folder", folder)
     target = folder / _FILES[name]
-    if target.exists():
+    if artifacts.exists(target):
         print(f"{target} is already there.")
         return target
     print(f"Downloading {name} to {target} ...", flush=True)

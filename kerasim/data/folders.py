@@ -43,11 +43,12 @@ class ImageFolder:
         return len(self.files)
 
     def __repr__(self) -> str:
-        parts = [f"{len(self)} images of {self.shape[1:]}"]
+        parts = [f"{checks.counted(len(self), 'image', 'images')} of {self.shape[1:]}"]
         if self.labels is not None:
-            parts.append(f"{len(self.class_names)} classes: {checks.shown_names(self.class_names)}")
+            classes = checks.counted(len(self.class_names), "class", "classes")
+            parts.append(f"{classes}: {checks.shown_names(self.class_names)}")
         if self.skipped:
-            parts.append(f"{len(self.skipped)} files skipped")
+            parts.append(f"{checks.counted(len(self.skipped), 'file', 'files')} skipped")
         return f"<ImageFolder: {'; '.join(parts)}>"
 
     def __getitem__(self, rows) -> np.ndarray:
@@ -173,15 +174,14 @@ def image_folder(
         bad = [(file, reason) for file, (reason, _) in found if reason]
         check_usable(bad, len(files), on_error)
         animated = [file for file, (_, more) in found if more]
-        _warn(
-            animated,
-            f"files in {checks.shown(root)} have several frames, of which the first is used",
-        )
+        where = f"in {checks.shown(root)} with several frames, of which the first is used"
+        _warn(animated, f"file {where}", f"files {where}")
         files = [file for file, (reason, _) in found if not reason]
         skipped += bad
     if not files:
         raise ArtifactError(no_image(root, skipped))
-    _warn([file for file, _ in skipped], f"files in {checks.shown(root)} are left out")
+    where = f"in {checks.shown(root)}"
+    _warn([file for file, _ in skipped], f"file {where} is left out", f"files {where} are left out")
     classes = [class_of(file, root) for file in files]
     if labels is None or not any(classes):
         return ImageFolder(files, None, [], skipped, size, channels)
@@ -220,9 +220,10 @@ def no_image(root: Path, skipped) -> str:
     """Returns the message that the folder `root` holds nothing but the files `skipped`."""
     listed = "".join(f"\n{checks.shown(file)}: {reason}" for file, reason in skipped[:20])
     what = f"There is no usable image in {checks.shown(root)}"
-    return (
-        f"{what}: put {', '.join(FORMATS)} files there. {len(skipped)} files were left out:{listed}"
-    )
+    message = f"{what}: put {', '.join(FORMATS)} files there."
+    if not skipped:
+        return message
+    return f"{message} {checks.counted(len(skipped), 'file was', 'files were')} left out:{listed}"
 
 
 def check_usable(bad, count: int, on_error: str) -> None:
@@ -328,9 +329,10 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _warn(files, what: str) -> None:
+def _warn(files, one: str, many: str) -> None:
     if files:
-        checks.warn(f"{len(files)} {what}: {checks.shown_names(file.name for file in files)}.")
+        names = checks.shown_names(file.name for file in files)
+        checks.warn(f"{checks.counted(len(files), one, many)}: {names}.")
 
 
 def in_threads(function, files) -> list:

@@ -18,14 +18,16 @@ class _Classes:
         found = np.unique(labels, return_inverse=True, return_counts=True)
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
-            held = f"{len(self.names)} classes, {', '.join(map(str, self.names))}"
+            count = checks.counted(len(self.names), "class", "classes")
+            held = f"{count}, {', '.join(map(str, self.names))}"
             raise ArgumentError(f"labels hold {held}: 2 or more are needed. Add another class.")
         small = self.names[self.counts < fewest]
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
                 shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
-            held = f"{len(small)} classes of fewer than {fewest} images: {', '.join(shown)}"
+            classes = checks.counted(len(small), "class", "classes")
+            held = f"{classes} of fewer than {fewest} images: {', '.join(shown)}"
             raise ArgumentError(f"labels hold {held}. Add images, or leave out those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
@@ -125,9 +127,10 @@ class _LabelledBatches(Batches):
             copies = find_copies(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
             if len(torn):
+                copies_found = checks.counted(len(torn), "image is a copy", "images are copies")
                 checks.warn(
-                    f"{len(torn)} images are copies of an image with another label, the first is "
-                    f"image {torn[0, 0]}, a copy of {torn[0, 1]}. They can form a positive and a "
+                    f"{copies_found} of an image with another label, the first is image "
+                    f"{torn[0, 0]}, a copy of {torn[0, 1]}. Both can form a positive and a "
                     "negative pair at the same time. Correct the labels, or remove the copies."
                 )
 

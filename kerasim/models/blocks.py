@@ -35,7 +35,7 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
     Raises:
         ArgumentError: If they are not; the message names the nearest sizes.
     """
-    shape = tuple(image_shape) if np.iterable(image_shape) else ()
+    shape = checks.as_tuple(image_shape) or ()
     if len(shape) != 3:
         raise ArgumentTypeError(
             f"image_shape={image_shape!r} is not an image shape. Pass (height, width, channels), "
