@@ -11,7 +11,7 @@ import numpy as np
 from kerasim import _items, checks, data
 from kerasim._items import Items, Stamp
 from kerasim.data.folders import in_threads
-from kerasim.errors import ImageError
+from kerasim.errors import ArgumentError, ImageError
 from kerasim.images import decode
 
 PIECE = 32  # images between two updates of the progress bar, and the most that an interrupt loses
@@ -88,19 +88,25 @@ class Files:
         return found
 
     def compare(self, given: Given, items: Items) -> Comparison:
-        """Compares files with the items that name them."""
+        """Compares files with the items that name them.
+
+        Raises:
+            ArgumentError: If one file is given twice, with different labels.
+        """
         ids, labels = items.table["id"].tolist(), items.table["label"].tolist()
         stamps, known = items.stamps(), self.rows(items)
         names = set(items.table["file"])
-        new, seen, looked = [], set(), []
+        new, seen, looked = [], {}, []  # the position at which each path came first
         for n, (file, real) in enumerate(zip(given.files, _real_paths(given.files), strict=True)):
             if not file:  # like no other image
                 new.append(n)
                 continue
             # An item whose file has become a link to another file is compared under its own name.
             if file in seen or real in seen and file not in names:
+                _refuse_two_labels(given, seen.get(file, seen.get(real)), n)
                 continue
-            seen |= {file, real}
+            seen.setdefault(file, n)
+            seen.setdefault(real, n)
             row = known.get(file, known.get(real))
             if row is None:
                 new.append(n)
@@ -267,6 +273,16 @@ class Taken:
             row = self._items.positions([self.replaced[n]])[0]
             old = self._items.table["label"].iloc[row]
         return label if label and (self.given.explicit or not old) else old
+
+
+def _refuse_two_labels(given: Given, first: int, again: int) -> None:
+    """Refuses a file that the caller passed twice, at two positions, with different labels."""
+    labels = given.labels[first], given.labels[again]
+    if given.explicit and labels[0] != labels[1]:
+        raise ArgumentError(
+            f"labels has {labels[0]!r} and {labels[1]!r} for {checks.shown(given.files[again])}, "
+            f"which files holds at positions {first} and {again}. Pass each file once."
+        )
 
 
 def _real_paths(files) -> list[str]:

@@ -362,6 +362,18 @@ def test_a_folder_replaces_no_label_of_a_changed_file(root):
     assert gallery.items["label"].tolist() == ["tabby", "cat", "dog"]
 
 
+def test_a_file_that_is_given_twice_with_different_labels_is_refused(root):
+    gallery, file = filled(root), root / "cat" / "a.bmp"
+    before = gallery.items.copy()
+    with pytest.raises(
+        ArgumentError, match="labels has 'tabby' and 'lion' for .*positions 0 and 1"
+    ):
+        gallery.add([file, file], labels=["tabby", "lion"])
+    assert gallery.items.equals(before)
+    gallery.add([file, file], labels=["tabby", "tabby"])
+    assert gallery.items["label"].tolist().count("tabby") == 1
+
+
 # relocate
 
 
