@@ -318,7 +318,7 @@ def test_a_file_behind_an_earlier_link_is_not_removed_in_the_place_of_another(ro
     gallery = filled(link)
     gallery.add(link)
     link_to(link, root / "dog")
-    with pytest.raises(ArgumentError, match="1 files are not in the gallery"):
+    with pytest.raises(ArgumentError, match="1 file is not in the gallery"):
         gallery.remove(root / "cat" / "a.bmp")
     assert len(gallery) == 2
 
