@@ -691,15 +691,19 @@ def _of_one_kind(labels, unknown) -> tuple[np.ndarray, np.ndarray]:
     other = checks.array("unknown", unknown)
     kinds = {"i" if x.dtype.kind == "u" else x.dtype.kind for x in (labels, other)}
     if other.ndim or len(kinds) > 1:
-        what = f"unknown={unknown!r} is not of the kind of labels ({labels.dtype})"
-        raise ArgumentTypeError(f"{what}: pass such as -1 for numbers, 'unknown' for names.")
+        raise ArgumentTypeError(
+            f"unknown={unknown!r} is not of the type of labels ({labels.dtype}): pass an integer "
+            "such as -1, or for strings 'unknown'."
+        )
     if kinds == {"i"}:
         dtype = np.result_type(labels, np.min_scalar_type(other))
         if dtype.kind == "f":  # of unsigned labels of 64 bits and a negative one
             dtype = np.dtype("int64")
             if labels.max() > np.iinfo(dtype).max:
-                what = f"labels go up to {labels.max()}, and unknown={unknown} is negative"
-                raise ArgumentError(f"{what}: pass another one for unknown.")
+                raise ArgumentError(
+                    f"labels go up to {labels.max()}, and unknown={unknown} is negative: no "
+                    "integer type holds both. Pass another value for unknown."
+                )
         labels, other = labels.astype(dtype), other.astype(dtype)
     return labels, other
 

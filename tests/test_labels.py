@@ -165,7 +165,7 @@ def test_names_beyond_the_first_five_are_left_out_of_a_message():
 
 def test_a_warning_points_at_the_line_that_called_kerasim():
     images = np.concatenate([IMAGES, IMAGES[:1]])
-    with pytest.warns(UserWarning, match="copies of an image with another label") as caught:
+    with pytest.warns(UserWarning, match="copy of an image with another label") as caught:
         data.BalancedBatches(images, [*NAMES, "c"], 2, 2)
     assert [warning.filename for warning in caught] == [__file__]
 

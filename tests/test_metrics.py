@@ -595,7 +595,7 @@ def test_the_accuracy_of_candidates_agrees_with_a_loop(metric):
 
 
 def test_pools_of_several_lengths_are_refused():
-    with pytest.raises(ArgumentError, match="pools cannot be made one array"):
+    with pytest.raises(ArgumentError, match="pools cannot be converted to one array"):
         metrics.candidate_accuracy(np.eye(2), np.eye(2), [[0, 1], [1]])
 
 
