@@ -316,8 +316,8 @@ def flat_classifier(*layers):
         ((SMALL, TARGETS, None, None), ArgumentError, "give 4 parts"),
         ((SMALL + 1j, TARGETS), ArgumentTypeError, "complex numbers as inputs"),
         ((SMALL, np.zeros(6, "datetime64[s]")), ArgumentTypeError, "dates or times as targets"),
-        ((SMALL, np.array([*"abcabc"])), ArgumentTypeError, "Number the classes"),
-        ((SMALL[:, :3], TARGETS), ArgumentError, r"give inputs of shape \(3, 4, 1\)"),
+        ((SMALL, np.array([*"abcabc"])), ArgumentTypeError, "Convert them to class numbers"),
+        ((SMALL[:, :3], TARGETS), ArgumentError, r"yield inputs of shape \(3, 4, 1\)"),
         ((SMALL, TARGETS - 1), ArgumentError, r"from -1 to 1, .* Number the classes from 0\.$"),
     ],
 )

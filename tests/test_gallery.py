@@ -260,7 +260,7 @@ def test_a_gallery_of_files_is_written_as_a_page(folder, tmp_path):
     page = gallery.write_map(tmp_path / "map.html", title="Pictures", k=7)
     assert "class-1" in page.read_text() and "7.png" in page.read_text()
     gallery.add(IMAGES[:1])
-    with pytest.raises(ArgumentError, match="No file is known for 1 of 9 items"):
+    with pytest.raises(ArgumentError, match="1 of 9 items were added as arrays"):
         gallery.write_map(tmp_path / "map.html")
 
 

@@ -349,7 +349,7 @@ def test_an_item_whose_file_became_a_folder_is_gone(root):
     (root / "cat" / "b.bmp").unlink()
     (root / "cat" / "b.bmp").mkdir()
     assert gallery.info()["gone"] == 1
-    with pytest.warns(UserWarning, match="The files of 1 items are gone: 'b.bmp'"):
+    with pytest.warns(UserWarning, match="1 file of an item is missing: 'b.bmp'"):
         gallery.add(root)
     assert gallery.prune().tolist() == [1]
 
@@ -401,7 +401,7 @@ def test_a_file_that_is_missing_or_another_image_keeps_its_old_name(root):
     os.rename(root, moved)
     put(moved / "cat" / "a.bmp", 9)
     (moved / "cat" / "b.bmp").unlink()
-    with pytest.warns(UserWarning, match="Old names were kept for 2 of 3 items"):
+    with pytest.warns(UserWarning, match="2 of 3 items keep their old names"):
         assert gallery.relocate(root, moved).tolist() == [2]
     assert gallery.gone == [str(root / "cat" / "a.bmp"), str(root / "cat" / "b.bmp")]
 
@@ -411,7 +411,7 @@ def test_two_items_never_get_the_same_file(root):
     moved = root.parent / "moved"
     shutil.copytree(root, moved)
     gallery.add(moved)
-    with pytest.warns(UserWarning, match="Old names were kept for 3 of 3 items"):
+    with pytest.warns(UserWarning, match="3 of 3 items keep their old names"):
         assert gallery.relocate(root, moved).tolist() == []
     assert gallery.items["file"].nunique() == 6
 
