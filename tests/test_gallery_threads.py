@@ -90,7 +90,7 @@ OPERATIONS = {  # and at how many lines they are interrupted
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*gone")
+@pytest.mark.filterwarnings("ignore:.*missing")
 @pytest.mark.filterwarnings("ignore:.*keep their old names")
 @pytest.mark.parametrize(
     ("kind", "name"), [*(("exact", name) for name in OPERATIONS), ("hnsw", "add")]
