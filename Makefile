@@ -21,6 +21,9 @@ else
 INSTALL := $(BIN)/python .ci/install.py
 endif
 
+# One worker for each core; each takes whole files, in the order of tests/conftest.py.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo notebooks-demo test test-learn torture coverage cluster browser lint docs notebooks bench lock clean
 
 # Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
@@ -34,12 +37,12 @@ notebooks-demo: $(VENV)/.ok
 
 # Everything that CI runs: style, types, unit tests, fault tests, the demo and the README's examples.
 test: lint browser
-	$(BIN)/python -m pytest tests -n auto --dist loadfile
+	$(BIN)/python -m pytest tests $(PARALLEL)
 	$(MAKE) cluster
 
 # Trains every builder on the digits with three seeds, and runs every notebook on them.
 test-learn: $(VENV)/.ok
-	KERASIM_TEST_LEARN=1 $(BIN)/python -m pytest tests/test_learning.py tests/test_notebooks.py -n auto --dist loadfile
+	KERASIM_TEST_LEARN=1 $(BIN)/python -m pytest tests/test_learning.py tests/test_notebooks.py $(PARALLEL)
 
 # Kills, mutants, bombs, NaN: prints each goal beside what was reached. GOALS="G2 G4" runs some.
 torture: $(VENV)/.ok
@@ -47,7 +50,7 @@ torture: $(VENV)/.ok
 
 # The branches that no test takes; see [tool.coverage] in pyproject.toml.
 coverage: $(VENV)/.ok browser
-	$(BIN)/python -m pytest tests -n auto --dist loadfile --cov --cov-report=
+	$(BIN)/python -m pytest tests $(PARALLEL) --cov --cov-report=
 	KERASIM_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/test_distribute.py --cov --cov-append
 
 # A Ray cluster of two nodes, of which one is killed; apart from the other tests, beside which its

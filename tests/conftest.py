@@ -19,7 +19,12 @@ def visible():
             closed.chmod(0o700)
 
 
+# Files of few long tests. They are begun first, so that no worker is left with one at the end.
+SLOW = ("test_notebooks", "test_learning", "test_readme", "test_demo", "test_torture")
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in SLOW)
     for item in items:  # reports carry these, from a worker of pytest-xdist too
         rows = {row for mark in item.iter_markers("fault") for row in mark.args}
         item.user_properties += [("fault", row) for row in sorted(rows)]

@@ -1,4 +1,5 @@
 import hashlib
+import urllib.request
 
 import h5py
 import keras
@@ -248,6 +249,8 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    # It reads the proxies once, and would keep these for later tests.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     with pytest.raises(ArtifactError, match="put the file vgg16_.*notop.h5 into .*/models, or"):
         models.pretrained_embedder("vgg16")
 
