@@ -1,5 +1,6 @@
 """The demo beats its baselines, and fails where it does not."""
 
+import os
 import re
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def finished(tmp_path_factory):
     """The demo as `make demo` runs it, and its folder."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "kerasim._quiet", "examples/demo.py", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True), folder
+    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return subprocess.run(command, capture_output=True, text=True, env=env), folder
 
 
 def test_the_demo_beats_its_baselines(finished):
