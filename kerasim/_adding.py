@@ -103,7 +103,7 @@ class Files:
                 continue
             # An item whose file has become a link to another file is compared under its own name.
             if file in seen or real in seen and file not in names:
-                _refuse_two_labels(given, seen.get(file, seen.get(real)), n)
+                _refuse_two_labels(given, seen[file if file in seen else real], n)
                 continue
             seen.setdefault(file, n)
             seen.setdefault(real, n)
