@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 import typer
 
 import kerasim
-from kerasim.errors import ArgumentError, ArtifactError, KerasimError
+from kerasim.errors import ArgumentError, ArtifactError, ImageError, KerasimError
 
 # How the command line spells what messages of the library recommend.
 _OPTIONS = {
@@ -29,7 +29,7 @@ _OPTIONS = {
     "replace=True": "--replace",
     "pass its path as weights": "pass its path as --weights",
     "Pass another image_shape": "Pass another --size",
-    "Pass some of items['file'] or items['id']": "Pass files as query prints them",
+    "Pass values of items['file'] or items['id']": "Pass files as query prints them",
 }
 
 app = typer.Typer(
@@ -120,15 +120,17 @@ def embed(
     try:
         added = opened.add(folder, on_error=on_error, path=gallery)
     except KeyboardInterrupt:  # `add` has saved what it embedded
-        from kerasim import checks
-
-        _complain(
-            "interrupted",
-            f"{checks.counted(len(opened) - before, 'image was', 'images were')} added to "
-            f"{gallery}. "
-            "The same command adds the rest.",
-        )
+        added = _counted(len(opened) - before, "image was", "images were")
+        _complain("interrupted", f"{added} added to {gallery}. The same command adds the rest.")
         raise
+    except ImageError as error:
+        if len(opened) == before:
+            raise
+        added = _counted(len(opened) - before, "image was", "images were")
+        raise ImageError(
+            f"{error}\n{added} added to {gallery}, which is incomplete. Run the command again, "
+            "after that or with --on-error skip, to add the rest."
+        ) from error
     skipped = [str(file) for file, _ in opened.skipped]
     result = {"added": len(added), "images": len(opened), "gallery": str(gallery)}
     if as_json:
@@ -223,7 +225,10 @@ def write_map(
     """Writes the map of a gallery as one HTML page."""
     if page.suffix.lower() not in (".html", ".htm"):  # it may be an image, in place of the page
         raise ArgumentError(f"The page {page} would replace any file. Pass a name ending in .html.")
-    written = _open(gallery).write_map(page, title=title, on_error=on_error)
+    opened = _open(gallery)
+    count = _counted(len(opened), "image", "images")
+    print(f"Laying out {count}, for half a minute or more ...", file=sys.stderr, flush=True)
+    written = opened.write_map(page, title=title, on_error=on_error)
     _say({"page": str(written)}, as_json)
 
 
@@ -438,22 +443,28 @@ def _print_calibration(rates: dict) -> None:
 
 
 def _print_neighbors(queries: list[str], found) -> None:
-    """Prints a table for each query, with files relative to their common folder."""
+    """Prints a table for each query, with the paths of files from the working folder."""
     queries = [_readable(name) for name in queries]
     table = found[["rank", "file", "label", "distance"]].assign(query=queries)
     if not (table["label"] != "").any():
         table = table.drop(columns="label")
-    files = [file for file in table["file"] if file]
-    folder = os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
-    if folder:
-        print(f"Files are in {_readable(folder)}")
-    table["file"] = [
-        _readable(os.path.relpath(file, folder)) if file else "" for file in table["file"]
-    ]
+    table["file"] = [_readable(_from_working_folder(file)) for file in table["file"]]
     for name in dict.fromkeys(queries):
         rows = table.loc[table["query"] == name].drop(columns="query")
         print(f"\n{name}")
         print(rows.to_string(index=False))
+
+
+def _counted(count: int, one: str, many: str) -> str:
+    from kerasim import checks  # which imports Keras
+
+    return checks.counted(count, one, many)
+
+
+def _from_working_folder(file: str) -> str:
+    """Returns the relative path of a file below the working folder, else its absolute path."""
+    below = file.startswith(os.path.join(os.getcwd(), ""))
+    return os.path.relpath(file) if below else file
 
 
 def _readable(value) -> str:

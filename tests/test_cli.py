@@ -1,8 +1,10 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image
 
 import kerasim
-from kerasim import cli
+from kerasim import _adding, cli
 
 SHAPE = (8, 6, 3)
 
@@ -188,7 +190,7 @@ def test_few_pairs_are_warned_of(gallery, run):
     assert "warning" in errors and "few pairs" in errors
 
 
-def test_tables_show_files_relative_to_their_folder_and_names_in_their_script(
+def test_tables_show_files_from_the_working_folder_and_names_in_their_script(
     place, run, monkeypatch, capsys
 ):
     os.rename("pictures/light/3.png", "pictures/light/船\u202e.png")
@@ -197,9 +199,27 @@ def test_tables_show_files_relative_to_their_folder_and_names_in_their_script(
     with pytest.raises(SystemExit):
         cli.main()
     printed = capsys.readouterr().out
-    assert f"Files are in {place / 'pictures'}\n" in printed
-    assert "light/船\\u202e.png" in printed and "\u202e" not in printed
+    assert "pictures/light/船\\u202e.png" in printed and "\u202e" not in printed
     assert max(map(len, printed.splitlines()[1:])) < 60
+
+
+def test_a_file_is_removed_by_the_path_that_query_prints(place, run, monkeypatch, capsys):
+    run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    monkeypatch.setattr(
+        sys, "argv", ["kerasim", "query", "gallery", "pictures/dark/0.png", "-k", "1"]
+    )
+    with pytest.raises(SystemExit):
+        cli.main()
+    (printed,) = re.findall(r"pictures/\S+\.png", capsys.readouterr().out.splitlines()[-1])
+    assert run("remove", "gallery", printed)[0] == 0
+
+
+def test_a_damaged_image_among_many_is_reported_with_what_was_added(place, run, monkeypatch):
+    monkeypatch.setattr(_adding, "PIECE", 6)
+    Path("pictures/light/damaged.png").write_bytes(b"no image")
+    code, _, errors = run("embed", "pictures", "gallery", "--embedder", "model.keras")
+    assert code == 2 and "damaged.png" in errors
+    assert "images were added to gallery, which is incomplete" in errors
 
 
 def test_a_name_in_any_script_is_printed_as_json(place, run):

@@ -6,13 +6,18 @@ from kerasim import checks
 from kerasim.data.arrays import check_images, find_copies
 from kerasim.data.batches import Batches
 from kerasim.data.folders import ImageFolder
-from kerasim.errors import ArgumentError
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 class _Classes:
     """Labels, sorted, so that partners are drawn by arithmetic and not by search."""
 
     def __init__(self, labels, images=None, fewest=2):
+        if labels is None:
+            raise ArgumentTypeError(
+                "labels is None: pass a label for each image. An image folder has labels if it has "
+                "one subfolder for each class."
+            )
         self.labels = labels = _check_names("labels", labels)
         checks.each("labels", labels, labels.size if images is None else len(images), "images", 1)
         found = np.unique(labels, return_inverse=True, return_counts=True)
@@ -28,7 +33,10 @@ class _Classes:
                 shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
             classes = checks.counted(len(small), "class", "classes")
             held = f"{classes} of fewer than {fewest} images: {', '.join(shown)}"
-            raise ArgumentError(f"labels hold {held}. Add images, or leave out those classes.")
+            raise ArgumentError(
+                f"labels hold {held}. Add images, take fewer of each class, or leave out those "
+                "classes."
+            )
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
