@@ -1,6 +1,7 @@
 """Every example of the README runs, and its result is what the README promises."""
 
 import ast
+import builtins
 import contextlib
 import io
 import re
@@ -92,6 +93,18 @@ def best_non_local_means(noisy, clean, sigma):
                 denoised = np.clip(denoised, 0, 1)[..., None].astype("float32")
                 means.append(metrics.psnr(denoised, clean).mean())
     return max(means)
+
+
+@pytest.mark.parametrize("number", [FIFTEEN_LINES, OWN_IMAGES, VERIFICATION, DIFFUSION, PAIRS])
+def test_an_example_runs_without_the_earlier_ones(number):
+    nodes = list(ast.walk(ast.parse(BLOCKS[number])))
+    known = {arg.arg for node in nodes if isinstance(node, ast.arguments) for arg in node.args}
+    known |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {*dir(builtins)}
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    known |= {name.asname or name.name for node in imports for name in node.names}
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    known |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {node.id for node in names} <= known
 
 
 def test_the_fifteen_lines_reconstruct_better_than_ten_principal_components(examples):
