@@ -187,7 +187,7 @@ def test_a_folder_that_nodes_do_not_see_is_named(cluster, embedder, folder):
 
 
 def test_more_gpus_than_there_are_are_refused(cluster, embedder, folder):
-    with pytest.raises(ClusterError, match="workers=2 of gpus=1 each need more than the 0 GPUs"):
+    with pytest.raises(ClusterError, match="workers=2 with gpus=1 each need more than the 0 GPUs"):
         distribute.embed_folder(embedder, folder, gpus=1)
 
 
