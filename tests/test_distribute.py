@@ -326,7 +326,9 @@ def test_a_row_that_comes_twice_is_an_error(cluster, embedder, folder, monkeypat
         yield from (part, part)
 
     monkeypatch.setattr(ray.data.Dataset, "iter_batches", twice)
-    with pytest.raises(ClusterError, match="60 of 60 images came back never or twice"):
+    with pytest.raises(
+        ClusterError, match="60 of 60 images were returned by no worker or by several"
+    ):
         distribute.embed_folder(embedder, folder)
 
 
