@@ -42,7 +42,7 @@ def embedder(loss):
 
 
 class Own(keras.utils.PyDataset):
-    """One batch of the user's own."""
+    """A data set of the user's own, with one batch."""
 
     def __init__(self, *batch):
         super().__init__()
@@ -281,20 +281,6 @@ def test_what_cannot_be_judged_passes():
     check(compiled(two, ["mse", "mse"]), Own(IMAGES, (IMAGES, IMAGES)))
 
 
-class OneBatch(keras.utils.PyDataset):
-    """One batch of a user's own."""
-
-    def __init__(self, *batch):
-        super().__init__()
-        self.batch = batch
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        return self.batch
-
-
 SMALL = np.random.default_rng(0).random((6, 4, 4, 1), dtype="float32")
 TARGETS = np.arange(6) % 3
 
@@ -323,19 +309,19 @@ def flat_classifier(*layers):
 )
 def test_a_batch_of_other_arrays_is_refused_before_training(batch, kind, message):
     with pytest.raises(kind, match=message):
-        training.fit(flat_classifier(), OneBatch(*batch), 1, verbose=0)
+        training.fit(flat_classifier(), Own(*batch), 1, verbose=0)
 
 
 def test_a_data_set_without_batches_is_refused(monkeypatch):
-    monkeypatch.setattr(OneBatch, "__len__", lambda self: 0)
+    monkeypatch.setattr(Own, "__len__", lambda self: 0)
     with pytest.raises(ArgumentError, match="batches is empty"):
-        training.fit(flat_classifier(), OneBatch(SMALL, TARGETS), 1, verbose=0)
+        training.fit(flat_classifier(), Own(SMALL, TARGETS), 1, verbose=0)
 
 
 def test_images_in_0_to_255_are_warned_of_unless_the_network_scales_them():
     levels = np.rint(255 * SMALL)
     with pytest.warns(UserWarning, match="images in 0..255, and the network begins with Flatten"):
-        training.fit(flat_classifier(), OneBatch(levels, TARGETS), 1, verbose=0)
+        training.fit(flat_classifier(), Own(levels, TARGETS), 1, verbose=0)
     scaled = flat_classifier(keras.layers.Rescaling(1 / 255))
-    training.fit(scaled, OneBatch(levels.astype("uint8"), TARGETS), 1, verbose=0)
-    training.fit(flat_classifier(), OneBatch(200 * SMALL + 0.5, TARGETS), 1, verbose=0)
+    training.fit(scaled, Own(levels.astype("uint8"), TARGETS), 1, verbose=0)
+    training.fit(flat_classifier(), Own(200 * SMALL + 0.5, TARGETS), 1, verbose=0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +217,10 @@ def test_a_calibration_tells_both_error_rates_with_intervals(tmp_path):
 
 
 def test_a_calibration_on_enough_pairs_does_not_warn():
-    calibrated(n=20, far=0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibrated(n=20, far=0.5)
+    assert caught == []
 
 
 def test_few_positive_pairs_are_warned_of():

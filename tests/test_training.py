@@ -422,7 +422,10 @@ def test_a_network_that_has_converged_or_learns_slowly_is_not_warned_of(rate):
 
 def test_equal_images_are_no_sign_of_a_network_that_has_stopped_learning():
     batches = ImageBatches(np.zeros((12, 4, 4, 1), "float32"), batch_size=2)
-    training.fit(saturated(200.0), batches, 20, verbose=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training.fit(saturated(200.0), batches, 20, verbose=0)
+    assert not any("stopped learning" in str(warning.message) for warning in caught)
 
 
 # What stops a run from outside
