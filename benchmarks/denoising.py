@@ -139,7 +139,7 @@ def specialists(images, net):
 
 
 if __name__ == "__main__":
-    mnist = data.load("mnist", image_size=32)
+    mnist = data.load_dataset("mnist", image_size=32)
     general = trained(unet(), "denoiser-large")
     for part in (labels, specialists):
         if sys.argv[1:] in ([], [part.__name__]):

@@ -70,7 +70,7 @@ def sampler():
 def denoising():
     if not RUN.exists():
         sys.exit(f"{RUN} is missing: run KERASIM_DATA_DIR=<folder> make notebooks first.")
-    clean = data.load("mnist", image_size=32).x_test[:BM3D_IMAGES]
+    clean = data.load_dataset("mnist", image_size=32).x_test[:BM3D_IMAGES]
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = models.unet(
         SHAPE, (48, 96, 192), attention=2, num_classes=10, patch=2, schedule=SCHEDULE

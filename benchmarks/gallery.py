@@ -4,7 +4,7 @@
 
 Embedding a folder of 10,000 JPEG files of 200 x 245 with SqueezeNet, against `predict` on arrays
 decoded beforehand, in turns of 2,000 (reach: at least 0.9 of its speed; weights are random, which
-takes no other time). An exact query through `Gallery` against `data.embed` and `NeighborIndex`,
+takes no other time). An exact query through `Gallery` against `embedding.embed` and `NeighborIndex`,
 60,000 pictures, 64 numbers (reach: at most 1.1 times as long). Then graphs of a million vectors of
 64 numbers, each in a process of its own (reach: 0.95 recall, under 1 ms a query, under 2 GB, at
 most 1.1 times the time of faiss on the same graph).
@@ -70,7 +70,7 @@ def folder():
 def exact():
     import keras
 
-    from kerasim import data
+    from kerasim import embedding
     from kerasim.gallery import Gallery
     from kerasim.neighbors import NeighborIndex
 
@@ -81,10 +81,10 @@ def exact():
     )
     gallery = Gallery(embedder)
     gallery.add(images, chunk=60_000)
-    index = NeighborIndex("cosine").fit(data.embed(embedder, images))
+    index = NeighborIndex("cosine").fit(embedding.embed(embedder, images))
     calls = (
         lambda: gallery.query(images[:1000]),
-        lambda: index.query(data.embed(embedder, images[:1000])),
+        lambda: index.query(embedding.embed(embedder, images[:1000])),
     )
     ours, theirs = np.min([[seconds(call)[0] for call in calls] for _ in range(7)], axis=0)
     print(

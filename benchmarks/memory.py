@@ -14,7 +14,7 @@ import time
 def train():
     from kerasim import data, models, training
 
-    images = data.load("cifar10", dtype="uint8")
+    images = data.load_dataset("cifar10", dtype="uint8")
     model = models.conv_autoencoder()
     model.compile("adam", "mse")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What `data.find_near_copies` finds: false pairs and recall on four kinds of images.
+"""What `duplicates.find_near_duplicates` finds: false pairs and recall on four kinds of images.
 
 MNIST and CIFAR-10 (a JPEG copy) and Totally-Looks-Like come from `data.data_dir()`; the drawings
 are made here. A false pair is a pair of different images that is reported; the sets hold a few
@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kerasim import data
+from kerasim import data, duplicates
 
 CHANGED = 300
 
@@ -71,7 +71,7 @@ def drawing(seed):
 def image_sets():
     rng = np.random.default_rng(0)
     for name in ("mnist", "cifar10"):
-        images = data.load(name, dtype="uint8").x_train
+        images = data.load_dataset(name, dtype="uint8").x_train
         yield name, images[rng.permutation(len(images))[:3000]]
     files = sorted((data.data_dir() / "tll" / "left").iterdir())
     folder = data.ImageFolder(files, None, [], [], (128, 128), 3)
@@ -82,12 +82,12 @@ def image_sets():
 def main():
     for name, images in image_sets():
         n = len(images)
-        false = len(data.find_near_copies(images))
+        false = len(duplicates.find_near_duplicates(images))
         print(f"{name}: {n} images, {false} false pairs of {n * (n - 1) // 2:,}")
         originals = images[:CHANGED]
         for change, function in changes(np.random.default_rng(1)).items():
             copies = np.stack([function(image) for image in originals])
-            found = data.find_near_copies(np.concatenate([originals, copies])).tolist()
+            found = duplicates.find_near_duplicates(np.concatenate([originals, copies])).tolist()
             recall = np.mean([[CHANGED + row, row] in found for row in range(CHANGED)])
             print(f"    {change:22} {recall:.3f}")
 

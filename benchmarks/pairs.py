@@ -140,7 +140,7 @@ def main():
     peer = parser.parse_args().peer
     from kerasim import data
 
-    images = data.load("mnist", dtype="uint8")
+    images = data.load_dataset("mnist", dtype="uint8")
     if peer:
         print(min(train(peer, images.x_train, images.y_train)))
         return

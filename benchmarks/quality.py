@@ -12,7 +12,7 @@ import pandas as pd
 from skimage.restoration import denoise_nl_means
 from sklearn.decomposition import PCA
 
-from kerasim import data, metrics, models, neighbors, training
+from kerasim import data, embedding, metrics, models, neighbors, training
 
 RUNS = Path("runs/notebooks/cifar10")
 SIGMA, SEED, BM3D_IMAGES = 0.1, 0, 200
@@ -33,7 +33,7 @@ def trained(model, *runs):
 def main():
     if not RUNS.exists():
         sys.exit(f"{RUNS} is missing: run KERASIM_DATA_DIR=<folder> make notebooks first.")
-    images = data.load("cifar10", dtype="uint8")
+    images = data.load_dataset("cifar10", dtype="uint8")
     clean = data.as_float(images.x_test)
     flat_train = data.as_float(images.x_train).reshape(len(images.x_train), -1)
     flat_test = clean.reshape(len(clean), -1)
@@ -47,7 +47,7 @@ def main():
     ):
         model, notes[run] = trained(builder(), run)
         encoder = model.get_layer("encoder")
-        codes[run] = tuple(data.embed(encoder, x) for x in (images.x_train, images.x_test))
+        codes[run] = tuple(embedding.embed(encoder, x) for x in (images.x_train, images.x_test))
         redrawn[run] = model.predict(clean, verbose=0).reshape(len(clean), -1)
     codes["pixels"], notes["pixels"] = (flat_train, flat_test), "yardstick"
     rows = []

@@ -73,7 +73,7 @@ def pictures(root, n):
 def embedding():
     import keras
 
-    from kerasim import data, distribute, models
+    from kerasim import data, distribute, embedding, models
     from kerasim.gallery import Gallery
 
     keras.utils.set_random_seed(0)
@@ -85,7 +85,7 @@ def embedding():
         pictures(root, IMAGES[-1])
         folder = data.image_folder(root, (245, 200), check=False)
         Gallery(embedder).add(root / "00000.jpg")
-        data.embed_folder(embedder, folder.take(slice(0, 300)))  # both sizes of batch
+        embedding.embed_folder(embedder, folder.take(slice(0, 300)))  # both sizes of batch
         times = []
         for n in IMAGES:
             gallery, files = Gallery(embedder), list(map(str, folder.files[:n]))
@@ -97,7 +97,7 @@ def embedding():
             call = functools.partial(distribute.embed_folder, embedder, part)
             taken, (vectors, _) = by_the_clock(call)
             cluster.append(taken)
-        alone, (local, _) = by_the_clock(lambda: data.embed_folder(embedder, some))
+        alone, (local, _) = by_the_clock(lambda: embedding.embed_folder(embedder, some))
         return {
             "times": times,
             "read": sum(file.stat().st_size for file in folder.files) / len(folder),

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.decomposition import PCA
 
-from kerasim import data, explorer, export, losses, metrics, models, plots, training
+from kerasim import data, embedding, explorer, export, losses, metrics, models, plots, training
 from kerasim.neighbors import NeighborIndex
 from kerasim.projection import Projection
 
@@ -94,7 +94,7 @@ class Clock:
 
 def load_digits() -> Digits:
     """Returns the bundled digits; the last fifth of the training images is the validation split."""
-    digits = data.load("digits")
+    digits = data.load_dataset("digits")
     count = len(digits.x_train) * 4 // 5
     return Digits(
         x_train=digits.x_train[:count],
@@ -109,7 +109,7 @@ def load_digits() -> Digits:
 def embed_all(embedder: keras.Model, digits: Digits) -> Embeddings:
     """Returns the embeddings of all images."""
     parts = (digits.x_train, digits.x_val, digits.x_test)
-    return Embeddings(*(data.embed(embedder, images) for images in parts))
+    return Embeddings(*(embedding.embed(embedder, images) for images in parts))
 
 
 def flatten_all(digits: Digits) -> Embeddings:
@@ -285,7 +285,7 @@ def export_and_read_back(embedder, images: np.ndarray, folder: Path, clock: Cloc
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{READER.name} failed:\n{done.stderr}")
-    difference = np.abs(np.load(outputs) - data.embed(embedder, images)).max()
+    difference = np.abs(np.load(outputs) - embedding.embed(embedder, images)).max()
     print(f"The embeddings that it computes there differ by at most {difference:.1g}.")
     if not difference < 1e-4:
         raise RuntimeError(f"The embeddings of the exported model differ by {difference:.3g}.")

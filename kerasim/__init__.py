@@ -6,7 +6,7 @@ The workflow is the same for every network:
 
 An embedder is any `keras.Model` that maps images to vectors: the encoder of an autoencoder, the
 tower of a Siamese network, a pretrained backbone. `data` loads images. `models` builds networks,
-which `training.fit` trains with one of the `losses`. `data.embed` computes embeddings. `neighbors`
+which `training.fit` trains with one of the `losses`. `embedding.embed` computes embeddings. `neighbors`
 finds the nearest ones, `metrics` evaluates the results, `projection` computes a map, `plots` and
 `explorer` display it, and `export` writes the embedder for a server. `gallery` stores all of this
 in one folder, and `cli` is the command line. `diffusion` generates and denoises images.

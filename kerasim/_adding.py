@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from kerasim import _items, checks, data
+from kerasim import _checks, _folders, _items, data, embedding
+from kerasim._folders import in_threads
 from kerasim._items import Items, Stamp
-from kerasim.data.folders import in_threads
 from kerasim.errors import ArgumentError, ImageError
 from kerasim.images import decode
 
@@ -163,7 +163,7 @@ class Taken:
 
     def pieces(self, rows):
         """Splits rows: Ray's workers take a whole chunk, other functions a few images at once."""
-        step = PIECE if self.embed is data.embed_folder else max(1, len(rows))
+        step = PIECE if self.embed is embedding.embed_folder else max(1, len(rows))
         return [rows[start : start + step] for start in range(0, len(rows), step)]
 
     def applied(self, items: Items) -> Items:
@@ -183,7 +183,7 @@ class Taken:
         bad = [(files[n], reasons[n]) for n in piece if n in reasons]
         if bad and self.on_error == "raise":
             bad += self._undecodable([n for n in chunk if n > piece[-1]])
-            data.check_usable(bad, len(chunk), self.on_error)
+            _folders.check_usable(bad, len(chunk), self.on_error)
         good = [n for n in rest if n not in reasons]
         rows = [(self._id(n), files[n], self._label(n), stamps[n], vectors[n]) for n in good]
         self._lost += [self.replaced[n] for n in rest if n in reasons and n in self.replaced]
@@ -235,12 +235,12 @@ class Taken:
         if isinstance(images, data.ImageFolder):
             vectors, failed = self.embed(self.embedder, images.take(np.array(rows)))
         else:
-            vectors = data.embed(self.embedder, images[np.array(rows)], progress=False)
+            vectors = embedding.embed(self.embedder, images[np.array(rows)], progress=False)
             failed = [""] * len(rows)
         for n, vector, reason in zip(rows, vectors, failed, strict=True):
             if not reason and self.metric == "cosine" and not vector.any():
                 file = self.given.files[n]
-                name = checks.shown(file) if file else f"Image {n}"
+                name = _checks.shown(file) if file else f"Image {n}"
                 reason = f"{name} has an embedding of zeros, whose cosine distance is undefined."
             if reason:
                 reasons[n] = reason
@@ -280,7 +280,7 @@ def _refuse_two_labels(given: Given, first: int, again: int) -> None:
     labels = given.labels[first], given.labels[again]
     if given.explicit and labels[0] != labels[1]:
         raise ArgumentError(
-            f"labels has {labels[0]!r} and {labels[1]!r} for {checks.shown(given.files[again])}, "
+            f"labels has {labels[0]!r} and {labels[1]!r} for {_checks.shown(given.files[again])}, "
             f"which files holds at positions {first} and {again}. Pass each file once."
         )
 

@@ -10,8 +10,8 @@ import keras
 import ml_dtypes
 import numpy as np
 
-from kerasim import checks, diffusion, losses
-from kerasim.data.batches import Batches
+from kerasim import _checks, diffusion, losses
+from kerasim.data._batches import Batches
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 # Losses that compare a target and an output value by value; Keras broadcasts their shapes.
@@ -189,7 +189,7 @@ def _check_rescaling(name, model, batches) -> None:
     if isinstance(first, keras.layers.Rescaling) and isinstance(batches, Batches):
         scale = np.max(np.abs(first.scale))
         if scale <= _BYTE_SCALE:
-            checks.warn(
+            _checks.warn(
                 f"{name} yield images in [0, 1], but the first layer of the network multiplies "
                 f"them by {scale:.4g}, as if they were in 0..255. Remove that Rescaling layer."
             )
@@ -206,7 +206,7 @@ def _check_levels(name, model, x) -> None:
     if type(first) in _TAKES_RAW_LEVELS and (images == np.rint(images)).all():
         what = f"{name} give images in 0..255, and the network begins with {type(first).__name__}"
         mend = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)"
-        checks.warn(f"{what}, without a layer that scales them. {mend}.")
+        _checks.warn(f"{what}, without a layer that scales them. {mend}.")
 
 
 def _first_layer(model):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kerasim import checks
+from kerasim import _checks
 from kerasim.errors import ImageError
 
 # Objects, since strings of pandas on pyarrow have no place for names that are not UTF-8.
@@ -61,14 +61,14 @@ def stamp_of(file) -> Stamp:
     Raises:
         ImageError: If it is missing, not a regular file, or cannot be read.
     """
-    checks.regular_file(file, ImageError)
+    _checks.regular_file(file, ImageError)
     now = time.time_ns()
     try:
         status = os.stat(file)  # before reading: what changes later is noticed the next time
         with open(file, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise ImageError(f"Cannot read {checks.shown(file)}: {error.strerror}.") from error
+        raise ImageError(f"Cannot read {_checks.shown(file)}: {error.strerror}.") from error
     settled = now - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS
     modified = status.st_mtime_ns if settled else -1
     return Stamp(status.st_size, modified, status.st_ctime_ns, sha256)

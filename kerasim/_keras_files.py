@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import keras
 
-from kerasim import _keras_compat, checks
+from kerasim import _checks, _keras_compat
 from kerasim import layers as _layers  # noqa: F401 (registers the layers of kerasim with Keras)
 from kerasim.errors import ArgumentError, ArtifactError, KerasimError
 
@@ -155,7 +155,7 @@ def load_model(path: Path) -> keras.Model:
             is not on the list of this module, or arrays that are not stored in full.
         Exception: Of any kind, if the file is damaged.
     """
-    checks.archive(path)
+    _checks.archive(path)
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
         _check_members(path, archive)
         config = json.loads(_read_config(path, archive))
@@ -171,7 +171,7 @@ def load_model(path: Path) -> keras.Model:
         held = weights.stat().st_size
         if declared > held:
             raise ArtifactError(
-                f"{checks.shown(path)} declares {declared} weights, but holds only {held} bytes of "
+                f"{_checks.shown(path)} declares {declared} weights, but holds only {held} bytes of "
                 "weights. Building the model would fill the memory. Save it again with model.save."
             )
         with _keras_compat.ObjectSharingScope():
@@ -238,7 +238,7 @@ def check_hdf5(path, shown=None) -> None:
         raise
     except Exception as error:  # h5py raises errors of many kinds
         raise ArtifactError(
-            f"{checks.shown(shown)} holds damaged weights ({type(error).__name__}: {error}). "
+            f"{_checks.shown(shown)} holds damaged weights ({type(error).__name__}: {error}). "
             "Save the model or its weights again with Keras."
         ) from error
     if total > size:
@@ -275,7 +275,7 @@ def _check_members(path, archive) -> None:
     names = set(archive.namelist())
     if not {_CONFIG, _WEIGHTS} <= names or not names <= _MEMBERS:
         raise ArtifactError(
-            f"{checks.shown(path)} holds the files {sorted(names)[:6]}, expected "
+            f"{_checks.shown(path)} holds the files {sorted(names)[:6]}, expected "
             f"{sorted(_MEMBERS)}. Save the model again with model.save, without layers that keep "
             "files of their own."
         )
@@ -286,7 +286,7 @@ def _read_config(path, archive) -> bytes:
         content = member.read(_CONFIG_BYTES + 1)
     if len(content) > _CONFIG_BYTES:
         raise ArtifactError(
-            f"{checks.shown(path)} holds a {_CONFIG} of more than {_CONFIG_BYTES} bytes. "
+            f"{_checks.shown(path)} holds a {_CONFIG} of more than {_CONFIG_BYTES} bytes. "
             "Check that it is the right file."
         )
     return content
@@ -370,7 +370,7 @@ def _is_listed(allowed: set, module, name) -> bool:
 
 def _refuse(path, what: str, place: str) -> NoReturn:
     raise ArtifactError(
-        f"{checks.shown(path)} cannot be loaded: it names {what} at {place[:200]}, which is not "
+        f"{_checks.shown(path)} cannot be loaded: it names {what} at {place[:200]}, which is not "
         "run for safety. Build the model from layers of Keras without Lambda, from layers of "
         "kerasim, or from your own layers, registered with "
         "keras.saving.register_keras_serializable in a module that is imported before, and save it "
@@ -406,7 +406,7 @@ def _check_dataset(shown, place: str, dataset: Any) -> int:
 
 def _refuse_weights(shown, place: str, what: str) -> NoReturn:
     raise ArtifactError(
-        f"{checks.shown(shown)} cannot be loaded: in its weights, {place[:200]!r} {what}. Every "
+        f"{_checks.shown(shown)} cannot be loaded: in its weights, {place[:200]!r} {what}. Every "
         "array must be stored in the file itself, uncompressed. Save the model or its weights "
         "again with Keras."
     )

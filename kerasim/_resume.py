@@ -31,7 +31,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerasim import checks, data
+from kerasim import _checks, _content, data
 from kerasim.errors import ArgumentError
 
 # Attributes that Keras sets on every callback.
@@ -160,7 +160,7 @@ def _describe_array(value) -> str:
         value = value.to_numpy()
     if not isinstance(value, data.ImageFolder):
         value = np.asarray(keras.ops.convert_to_numpy(value))
-    return f"array {names}{tuple(value.shape)} {value.dtype} {data.digest(value)[:16]}"
+    return f"array {names}{tuple(value.shape)} {value.dtype} {_content.content_hash(value)[:16]}"
 
 
 def arguments(value, above: tuple = ()) -> dict:
@@ -230,7 +230,7 @@ def warn_of_hidden(name: str, value, saved: dict, now: dict, state=()) -> None:
         what = f"{name} ({type(value).__name__}) does not keep its arguments {unknown} under"
         which = f"these names, and its attributes {keys} differ from those of the run so far"
         mend = "If they decide the numbers, choose another run_dir"
-        checks.warn(f"{what} {which}. {mend}.")
+        _checks.warn(f"{what} {which}. {mend}.")
 
 
 def _is_of_library(kind: type) -> bool:
@@ -603,7 +603,7 @@ def _size(arrays) -> int:
 
 
 def _digest(encoded, arrays) -> str:
-    contents = [data.digest(array) for array in arrays.values()]
+    contents = [_content.content_hash(array) for array in arrays.values()]
     return hashlib.sha256(f"{encoded}{contents}".encode()).hexdigest()
 
 
@@ -797,7 +797,7 @@ class Callbacks:
             return lines
         what = f"{self._name(position)} has different functions than in the run so far"
         mend = "Its state starts anew. If it affects the training, choose another run_dir"
-        checks.warn(f"{what}. {mend}.")
+        _checks.warn(f"{what}. {mend}.")
         return []
 
     def stoppers(self, epoch) -> list[int]:

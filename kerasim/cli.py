@@ -259,7 +259,7 @@ def export(
     else:
         _check_file(model)
         _import_keras()
-        embedder = kerasim.data.load_embedder(model)
+        embedder = kerasim.embedding.load_embedder(model)
     if named_onnx:
         kerasim.export.export_onnx(embedder, path, replace)
     else:
@@ -344,33 +344,33 @@ def _import_keras() -> None:
 
 
 def _check_folder(path: Path) -> None:
-    from kerasim import artifacts
+    from kerasim import _artifacts
 
-    if not artifacts.exists(path):
+    if not _artifacts.exists(path):
         raise ArtifactError(f"There is no folder {path}. Check the path.")
     if not path.is_dir():
         raise ArtifactError(f"{path} is not a folder. Pass a folder of images.")
 
 
 def _is_folder(path: Path) -> bool:
-    from kerasim import artifacts
+    from kerasim import _artifacts
 
-    return artifacts.exists(path) and path.is_dir()
+    return _artifacts.exists(path) and path.is_dir()
 
 
 def _check_file(path) -> None:
-    from kerasim import artifacts
+    from kerasim import _artifacts
 
-    artifacts.check_file(path)
+    _artifacts.check_file(path)
 
 
 def _gallery_exists(path: Path) -> bool:
     """Says whether there is a gallery at `path`; an empty folder is none."""
-    from kerasim import artifacts
+    from kerasim import _artifacts
 
-    if not artifacts.exists(path):
+    if not _artifacts.exists(path):
         return False
-    saved = artifacts.find(artifacts.place(path))
+    saved = _artifacts.find(_artifacts.place(path))
     try:
         return not saved.is_dir() or any(saved.iterdir())
     except OSError as error:
@@ -403,7 +403,7 @@ def _is_file_name(embedder: str) -> bool:
 
 def _load_embedder(name: str, weights: str, size: int):
     if _is_file_name(name):
-        return kerasim.data.load_embedder(name)
+        return kerasim.embedding.load_embedder(name)
     return kerasim.models.pretrained_embedder(
         name.lower(),
         weights=weights,
@@ -456,9 +456,9 @@ def _print_neighbors(queries: list[str], found) -> None:
 
 
 def _counted(count: int, one: str, many: str) -> str:
-    from kerasim import checks  # which imports Keras
+    from kerasim import _checks  # which imports Keras
 
-    return checks.counted(count, one, many)
+    return _checks.counted(count, one, many)
 
 
 def _from_working_folder(file: str) -> str:

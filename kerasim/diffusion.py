@@ -14,82 +14,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasim import checks, data
+from kerasim import _checks, _image_checks, _keras_compat, data
 from kerasim.errors import ArgumentError, ArgumentTypeError
-
-
-class NoiseSchedule:
-    """The shares of image and noise at each step of the diffusion process.
-
-    Step t, from 0, holds `sqrt(abar_t) x + sqrt(1 - abar_t) noise` in model space. "linear" has
-    betas from 1e-4 to 0.02, "cosine" those of a squared cosine, none above 0.999. A linear
-    schedule of far fewer than 1,000 steps leaves part of the image at the last one.
-
-    Args:
-        steps: Number of steps, 1 or more.
-        kind: "linear" or "cosine".
-
-    Attributes:
-        alphas_cumprod: abar, `(steps,)` float64, falling.
-        sigmas: `(steps,)` float64, rising: the noise of an image in [0, 1] that has the
-            signal-to-noise ratio of that step, `sqrt((1 - abar) / abar) / 2`.
-
-    Raises:
-        ArgumentError: If there are no steps, or the kind is not known.
-
-    Reference:
-        Ho et al., 2020. https://arxiv.org/abs/2006.11239; cosine: Nichol & Dhariwal, 2021.
-        https://arxiv.org/abs/2102.09672
-    """
-
-    def __init__(self, steps: int = 1000, kind: str = "linear"):
-        self.steps = checks.integer("steps", steps)
-        checks.choice("kind", kind, ("linear", "cosine"))
-        self.kind = kind
-        if kind == "linear":
-            betas = np.linspace(1e-4, 0.02, self.steps)
-        else:
-            left = np.cos((np.linspace(0, 1, self.steps + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
-            betas = np.minimum(1 - left[1:] / left[:-1], 0.999)
-        self.alphas_cumprod = np.cumprod(1 - betas)
-        self.sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod) / 2
-
-    def __repr__(self) -> str:
-        return f"NoiseSchedule({self.steps}, {self.kind!r})"
-
-    def add_noise(self, x, noise, t):
-        """Adds the noise of a step to each image, in model space.
-
-        Args:
-            x: Images `(n, ...)` in [-1, 1].
-            noise: Of the same shape, drawn from a standard Gaussian.
-            t: `(n,)` steps, integers from 0.
-
-        Returns:
-            float32 of that shape, `sqrt(abar_t) x + sqrt(1 - abar_t) noise`.
-        """
-        left = self.alphas_cumprod[t].reshape(-1, *[1] * (np.ndim(x) - 1))
-        return np.sqrt(left).astype("float32") * x + np.sqrt(1 - left).astype("float32") * noise
-
-    def step_for_sigma(self, sigma):
-        """Finds the step with the signal-to-noise ratio of images with noise `sigma`.
-
-        Args:
-            sigma: Standard deviation of the noise of images in [0, 1]; a number or an array.
-
-        Returns:
-            The nearest step; int64 of the shape of `sigma`.
-
-        Raises:
-            ArgumentError: If sigma is negative, not finite, or above that of the last step.
-        """
-        sigma = checks.real("sigma", sigma).astype("float64")
-        rows = sigma.reshape(-1)
-        checks.bad_rows("sigma", ~(rows >= 0), "a negative number or NaN")
-        most = self.sigmas[-1]
-        checks.bad_rows("sigma", rows > most, f"noise above {most:.4g}, the schedule's last step,")
-        # Half-way between two steps the nearer one changes.
-        return np.searchsorted((self.sigmas[1:] + self.sigmas[:-1]) / 2, sigma)
+from kerasim.schedules import NoiseSchedule
 
 
 def sample(
@@ -137,8 +64,8 @@ def sample(
     if left > 0.01:
         what = f"the last step of schedule keeps {100 * np.sqrt(left):.0f} % of the image"
         raise ArgumentError(f'{what}, expected pure noise: pass more steps, or kind="cosine".')
-    n = checks.integer("shape[0]", shape[0])
-    rng = np.random.default_rng(checks.integer("seed", seed, 0))
+    n = _checks.integer("shape[0]", shape[0])
+    rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     noise = rng.standard_normal((n, *image_shape), dtype="float32")
     # The last steps of a cosine hold so little that they would blow up any error of the network.
     start = np.full(n, np.flatnonzero(schedule.alphas_cumprod >= 4e-5)[-1])
@@ -186,33 +113,33 @@ def denoise(
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; the mean: Efron, 2011, Tweedie's
         formula and selection bias.
     """
-    checks.choice("output", output, ("mean", "sample"))
-    images = data.check_shape("images", images, _check_model(model, schedule))
-    steps = checks.integer("steps", steps, 1, schedule.steps)
+    _checks.choice("output", output, ("mean", "sample"))
+    images = _image_checks.check_shape("images", images, _check_model(model, schedule))
+    steps = _checks.integer("steps", steps, 1, schedule.steps)
     images = np.asarray(images[:])
     if images.dtype.kind != "f" and images.dtype != np.uint8:
         raise ArgumentTypeError(f"images must be float or uint8, not {images.dtype}. Convert them.")
     images = data.as_float(images)
-    checks.finite("images", images)
+    _checks.finite("images", images)
     if (sigma is None) == (estimator is None):
         what = f"sigma and estimator are both {'None' if sigma is None else 'given'}"
         raise ArgumentError(f"{what}: pass sigma, or a model such as models.noise_estimator.")
     if sigma is None:
-        shape, width = data.check_embedder("estimator", estimator)
-        data.check_shape("images", images, shape)
+        shape, width = _image_checks.check_embedder("estimator", estimator)
+        _image_checks.check_shape("images", images, shape)
         if width != 1:
             mend = "pass a model that returns one, such as models.noise_estimator"
             raise ArgumentError(f"estimator returns {width} numbers for an image: {mend}.")
         sigma = _predict(estimator, images)[:, 0] if len(images) else []
-    sigma = checks.real("sigma", sigma).astype("float64")
+    sigma = _checks.real("sigma", sigma).astype("float64")
     if sigma.ndim:
-        checks.each("sigma", sigma, len(images), "images", 1)
+        _checks.each("sigma", sigma, len(images), "images", 1)
     sigma = np.broadcast_to(sigma, len(images)).copy()
-    checks.bad_rows("sigma", sigma > 5, "noise above 5, in units of [0, 1] (divided by 255?),")
+    _checks.bad_rows("sigma", sigma > 5, "noise above 5, in units of [0, 1] (divided by 255?),")
     t = schedule.step_for_sigma(sigma)
     # Of 10,000 images of 1,024 pixels one in fifty sets has a value 6 sigma away, none one of 8.
     far = np.maximum(-images.min((1, 2, 3)), images.max((1, 2, 3)) - 1) > 8 * sigma + 1e-6
-    checks.bad_rows("images", far, "values more than 8 sigma outside [0, 1]")
+    _checks.bad_rows("images", far, "values more than 8 sigma outside [0, 1]")
     left = np.sqrt(schedule.alphas_cumprod[t]).astype("float32")
     x = left[:, None, None, None] * (2 * images - 1)
     steps = 1 if output == "mean" else min(steps, int(t.max(initial=0)) + 1)
@@ -221,7 +148,7 @@ def denoise(
 
 def _check_model(model, schedule) -> tuple[int, int, int]:
     """Returns the image shape of a network that takes images and t, and is of that schedule."""
-    checks.like("schedule", schedule, "alphas_cumprod", "a NoiseSchedule")
+    _checks.like("schedule", schedule, "alphas_cumprod", "a NoiseSchedule")
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
         what = "model must be a keras.Model with inputs named images and t"
@@ -253,7 +180,7 @@ def check_schedule(name: str, model, schedule) -> None:
 
 def _check_labels(model, labels, guidance, n):
     """Returns labels for the network: those given, else those of no class, if it has classes."""
-    if checks.number("guidance", guidance, 0) and labels is None:
+    if _checks.number("guidance", guidance, 0) and labels is None:
         raise ArgumentError(f"guidance={guidance} needs labels: pass labels, or guidance=0.")
     if "labels" not in [x.name for x in model.inputs]:
         if labels is not None:
@@ -263,7 +190,7 @@ def _check_labels(model, labels, guidance, n):
     if labels is None:
         return np.full(n, -1)
     classes = model.get_layer("classes").input_dim - 1  # the last says that there is no label
-    return data.check_classes(labels, n, classes)
+    return _image_checks.check_classes(labels, n, classes)
 
 
 def _coefficients(before, after, eta):
@@ -276,9 +203,9 @@ def _coefficients(before, after, eta):
 
 def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
     """Runs the reverse process from x, at step `start` of each image, and returns images."""
-    steps = checks.integer("steps", steps, 1, schedule.steps)
-    checks.number("eta", eta, 0, 1)
-    seed = checks.integer("seed", seed, 0, 2**31 - 1)
+    steps = _checks.integer("steps", steps, 1, schedule.steps)
+    _checks.number("eta", eta, 0, 1)
+    seed = _checks.integer("seed", seed, 0, 2**31 - 1)
     labels = _check_labels(model, labels, guidance, len(x))
     if not len(x):
         return x
@@ -299,7 +226,7 @@ def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
 def _predict(model, inputs):
     """Returns what `model` gives for `inputs`, arrays of as many rows, in batches of 128."""
     cuts = range(0, len(keras.tree.flatten(inputs)[0]), 128)
-    return data.predict(
+    return _keras_compat.predict_batches(
         model, (keras.tree.map_structure(lambda x, n=n: x[n : n + 128], inputs) for n in cuts)
     )
 

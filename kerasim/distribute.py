@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import _keras_files, checks, data
+from kerasim import _checks, _image_checks, _keras_files, data, embedding
 from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
 from kerasim.neighbors import NeighborIndex
 
@@ -92,7 +92,7 @@ def _mirrored(devices):
 def embed_folder(
     embedder, images, batch_size: int = 256, chunk: int = 1024, workers: int = 2, gpus: int = 0
 ) -> tuple[np.ndarray, list[str]]:
-    """Embeds files on a Ray cluster; as `data.embed_folder`, to the bit on equal machines.
+    """Embeds files on a Ray cluster; as `embedding.embed_folder`, to the bit on equal machines.
 
     Ray Data hands out chunks to `workers` processes, each of which loads the embedder once; the
     chunks of a node that dies are embedded again elsewhere; should Ray give up, what has come back
@@ -116,18 +116,18 @@ def embed_folder(
         ClusterError: If the cluster cannot be reached or has too few GPUs, or a node lacks the
             images or has other versions of kerasim, Keras, the backend, NumPy, Pillow or faiss;
             before work starts. Later, if it cannot finish; nothing is returned then.
-        ArgumentError: As `data.embed_folder`.
-        ArgumentTypeError: As `data.embed_folder`, or if `images` are no folder.
+        ArgumentError: As `embedding.embed_folder`.
+        ArgumentTypeError: As `embedding.embed_folder`, or if `images` are no folder.
         DependencyError: If Ray is not installed.
     """
-    shape, dim = data.check_embedder("embedder", embedder)
-    mend = "pass data.image_folder(path, image_size), or embed arrays with data.embed"
-    checks.kind("images", images, data.ImageFolder, mend)
-    data.check_shape("images", images, shape)
-    checks.integer("batch_size", batch_size)
-    checks.integer("workers", workers)
-    checks.integer("gpus", gpus, 0)
-    starts = range(0, len(images), checks.integer("chunk", chunk))
+    shape, dim = _image_checks.check_embedder("embedder", embedder)
+    mend = "pass data.image_folder(path, image_size), or embed arrays with embedding.embed"
+    _checks.kind("images", images, data.ImageFolder, mend)
+    _image_checks.check_shape("images", images, shape)
+    _checks.integer("batch_size", batch_size)
+    _checks.integer("workers", workers)
+    _checks.integer("gpus", gpus, 0)
+    starts = range(0, len(images), _checks.integer("chunk", chunk))
     vectors, reasons = np.empty((len(images), dim), "float32"), np.empty(len(images), object)
     times = np.zeros(len(images), "int64")
     if not starts:
@@ -189,12 +189,14 @@ class _Worker:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "embedder.keras")
             path.write_bytes(network)
-            self.embedder = data.load_embedder(path)
+            self.embedder = embedding.load_embedder(path)
 
     def __call__(self, batch):
         (start,) = batch["start"]
         rows = np.arange(len(self.images))[start : start + self.chunk]
-        vectors, reasons = data.embed_folder(self.embedder, self.images.take(rows), self.batch_size)
+        vectors, reasons = embedding.embed_folder(
+            self.embedder, self.images.take(rows), self.batch_size
+        )
         return {"row": rows, "vector": vectors, "reason": np.array(reasons, object)}
 
 
@@ -218,7 +220,7 @@ class ShardedIndex:
 
     def __init__(self, metric: str = "euclidean", kind: str = "exact", shards: int = 2, **settings):
         self.settings = NeighborIndex(metric, kind, **settings).settings()
-        self.shards = checks.integer("shards", shards)
+        self.shards = _checks.integer("shards", shards)
 
     def __repr__(self) -> str:
         held = "empty"
@@ -243,7 +245,7 @@ class ShardedIndex:
             DependencyError: If Ray is not installed.
         """
         metric = self.settings["metric"]
-        embeddings = checks.vectors("embeddings", embeddings, None, self.shards, metric)
+        embeddings = _checks.vectors("embeddings", embeddings, None, self.shards, metric)
         ray = _ray()
         _probe(ray)
 
@@ -279,19 +281,19 @@ class ShardedIndex:
         if not hasattr(self, "shape"):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         ray = _ray()
-        k = checks.clipped(
+        k = _checks.clipped(
             "k",
-            checks.integer("k", k),
+            _checks.integer("k", k),
             self.shape[0],
             "vector in the index",
             "vectors in the index",
         )
-        x = ray.put(checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
+        x = ray.put(_checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
         starts, sizes = self._starts[:-1], np.diff(self._starts).tolist()
         shards = zip(self._actors, sizes, strict=True)
         asked = [actor.query.remote(x, min(k, size)) for actor, size in shards]
         try:
-            answers = ray.get(asked, timeout=checks.number("timeout", timeout, 0))
+            answers = ray.get(asked, timeout=_checks.number("timeout", timeout, 0))
         except ray.exceptions.RayError as error:
             raise _cause(error) from error
         distances = np.hstack([near for near, _ in answers])
@@ -360,7 +362,7 @@ def _probe(ray, file=None) -> None:
             raise ClusterError(f"Node {name} has {unlike}: install the same versions on all nodes.")
         if not sees:
             mend = "put the folder on a disk that all nodes see at the same path"
-            raise ClusterError(f"Node {name} does not see {checks.shown(file)}: {mend}.")
+            raise ClusterError(f"Node {name} does not see {_checks.shown(file)}: {mend}.")
 
 
 def _cause(error):

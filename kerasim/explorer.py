@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kerasim import _distances, artifacts, checks
+from kerasim import _artifacts, _checks, _distances
 from kerasim._distances import METRICS
-from kerasim.data import as_float, check_images
-from kerasim.images import check_channels
+from kerasim._image_checks import check_images
+from kerasim.images import as_float, check_channels
 
 # With the markers color-blind readers can distinguish them; contrast of 3 to 1 or more on white and
 # on dark pages.
@@ -60,14 +60,14 @@ def write_explorer(
     from bokeh.resources import INLINE
     from jinja2 import Template
 
-    coordinates = checks.vectors("coordinates", coordinates, 2, rows=1).astype("float64")
+    coordinates = _checks.vectors("coordinates", coordinates, 2, rows=1).astype("float64")
     too_far = np.abs(coordinates).max(axis=1) > _LARGEST
-    checks.bad_rows("coordinates", too_far, f"numbers above {_LARGEST:g}, too large to draw,")
+    _checks.bad_rows("coordinates", too_far, f"numbers above {_LARGEST:g}, too large to draw,")
     coordinates = coordinates - _distances.middle(coordinates)
     count = len(coordinates)
     images = check_images("images", images)
     check_channels(images.shape[-1])
-    checks.each("images", range(len(images)), count, "coordinates")
+    _checks.each("images", range(len(images)), count, "coordinates")
     names, classes = _classes(np.zeros(count, int) if labels is None else labels, count)
     side = min(64 if count <= 10_000 else 32, max(images.shape[1:3]))
     page = {
@@ -87,12 +87,12 @@ def write_explorer(
     plot = _plot(coordinates, classes)
     html = file_html(plot, INLINE, title=title, template=template, template_variables=told)
     # Names of files may hold bytes that are no text.
-    return artifacts.write_file(path, html.encode(errors="backslashreplace"))
+    return _artifacts.write_file(path, html.encode(errors="backslashreplace"))
 
 
 def _classes(labels, count: int) -> tuple[list[str], np.ndarray]:
     """Returns the names of the classes, "no label" last if one is missing, and that of each row."""
-    labels, absent = checks.optional_labels("labels", labels, count, "images")
+    labels, absent = _checks.optional_labels("labels", labels, count, "images")
     found, classes = np.unique(labels[~absent], return_inverse=True)
     names = [str(name) for name in found]
     positions = np.full(count, len(names))
@@ -129,12 +129,12 @@ def _plot(coordinates, classes):
 def _check_neighbors(neighbors, count):
     """Returns (k, packed positions) of each metric."""
     packed = {}
-    checks.like("neighbors", neighbors, "items", "a dict of metrics")
+    _checks.like("neighbors", neighbors, "items", "a dict of metrics")
     for metric, rows in neighbors.items():
-        checks.choice("metric of neighbors", metric, METRICS)
+        _checks.choice("metric of neighbors", metric, METRICS)
         name = f"neighbors[{metric!r}]"
-        rows = checks.array(name, rows)
-        checks.positions(name, rows, count, "pass the indices of NeighborIndex.query")
+        rows = _checks.array(name, rows)
+        _checks.positions(name, rows, count, "pass the indices of NeighborIndex.query")
         packed[metric] = rows.shape[1], _packed(rows)
     return packed
 

@@ -21,9 +21,9 @@ import keras
 import numpy as np
 from PIL import Image
 
-from kerasim import artifacts, checks
+from kerasim import _artifacts, _checks, _model_identity
+from kerasim._image_checks import check_images, check_shape, shapes_of
 from kerasim._serving import make_decoder
-from kerasim.data import as_float, check_images, check_shape, shapes_of
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -32,6 +32,7 @@ from kerasim.errors import (
     ImageError,
     KerasimError,
 )
+from kerasim.images import as_float
 
 _KIND = "saved_model"
 
@@ -69,9 +70,9 @@ def export_saved_model(model, path, replace: bool = False) -> None:
     """
     tf = _tensorflow()
     shape = _check_model(model)
-    place = artifacts.place(path)
-    if not checks.flag("replace", replace) and artifacts.version_of(place):
-        artifacts.check_replaceable(artifacts.find(place), _KIND)
+    place = _artifacts.place(path)
+    if not _checks.flag("replace", replace) and _artifacts.version_of(place):
+        _artifacts.check_replaceable(_artifacts.find(place), _KIND)
         raise ArtifactError(_exists("an export", path))
     height, width, channels = shape
     decode = make_decoder(tf, height, width, channels)
@@ -110,7 +111,7 @@ def export_saved_model(model, path, replace: bool = False) -> None:
         )
 
     info = {"image_shape": [height, width, channels]}
-    artifacts.write(path, _KIND, fill, info, artifacts.fingerprint(model))
+    _artifacts.write(path, _KIND, fill, info, _model_identity.fingerprint(model))
 
 
 def export_onnx(model, path, replace: bool = False) -> None:
@@ -133,7 +134,7 @@ def export_onnx(model, path, replace: bool = False) -> None:
         ArtifactError: If there is a file, or it cannot be written.
     """
     shape = _check_model(model)
-    if not checks.flag("replace", replace) and artifacts.exists(path):
+    if not _checks.flag("replace", replace) and _artifacts.exists(path):
         raise ArtifactError(_exists("a file", path))
     try:
         import onnx
@@ -155,7 +156,7 @@ def export_onnx(model, path, replace: bool = False) -> None:
             options.log_severity_level = 4  # of what goes wrong the exception tells
             session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
         _check_equal(model, shape, "ONNX file", lambda x: session.run(None, {"images": x})[0])
-        artifacts.write_file(path, file.read_bytes())
+        _artifacts.write_file(path, file.read_bytes())
 
 
 @contextlib.contextmanager
@@ -179,7 +180,7 @@ def _refusing(kind: str):
 def _quiet_tf2onnx():
     """Keeps tf2onnx from logging what is raised or found by running its file."""
     # tf2onnx asks NumPy for names that will go.
-    with checks.no_warnings(category=FutureWarning):
+    with _checks.no_warnings(category=FutureWarning):
         with _log_level(logging.getLogger("tf2onnx"), logging.CRITICAL):
             yield
 
@@ -201,7 +202,7 @@ _log_lock = threading.RLock()
 
 def _exists(what: str, path) -> str:
     advice = "choose another path, or pass replace=True to overwrite it"
-    return f"There is {what} at {checks.shown(path)} already: {advice}."
+    return f"There is {what} at {_checks.shown(path)} already: {advice}."
 
 
 def _one_line(error: Exception) -> str:
@@ -290,21 +291,21 @@ def load_saved_model(path, trust: bool = False):
         ArtifactError: If the folder is missing, damaged or not kerasim's and not trusted.
         DependencyError: If TensorFlow is not installed.
     """
-    checks.flag("trust", trust)
+    _checks.flag("trust", trust)
     tf = _tensorflow()
 
     def load(folder, manifest=None):
         return SavedModel(tf.saved_model.load(str(folder)))
 
-    folder = artifacts.check_path("path", path)
-    if trust and not (folder / artifacts.MANIFEST).exists():
+    folder = _artifacts.check_path("path", path)
+    if trust and not (folder / _artifacts.MANIFEST).exists():
         try:
             return load(folder)
         except Exception as error:
             raise ArtifactError(
                 f"{folder} is not a SavedModel: {error}. Check the path."
             ) from error
-    return artifacts.read(folder, _KIND, load)
+    return _artifacts.read(folder, _KIND, load)
 
 
 class SavedModel:

@@ -27,11 +27,23 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from kerasim import _items, _keras_files, artifacts, checks, data, metrics
+from kerasim import (
+    _artifacts,
+    _checks,
+    _folders,
+    _image_checks,
+    _items,
+    _keras_files,
+    _model_identity,
+    data,
+    duplicates,
+    embedding,
+    metrics,
+)
 from kerasim._adding import PIECE, Files, Given, Taken, columns
+from kerasim._folders import EMPTY_FOLDER, class_of, find_images, in_threads, no_image
 from kerasim._items import Items
 from kerasim._sources import are_integers, encoded, label_texts, sources
-from kerasim.data.folders import EMPTY_FOLDER, class_of, find_images, in_threads, no_image
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
 from kerasim.images import decode
@@ -49,7 +61,7 @@ class Gallery:
     """A searchable collection of images: add images, find the most similar ones, save.
 
     Images are given as a folder (see `data.image_folder`), a file or several, encoded images
-    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `data.embed`. Several are a
+    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `embedding.embed`. Several are a
     list, tuple, array, pandas Series or iterator.
 
     Args:
@@ -79,7 +91,7 @@ class Gallery:
     """
 
     def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
-        self.image_shape, dim = data.check_embedder("embedder", embedder)
+        self.image_shape, dim = _image_checks.check_embedder("embedder", embedder)
         if None in self.image_shape:
             what = f"embedder takes images of any size, {self.image_shape}"
             raise ArgumentError(f"{what}: build it with an image_shape.")
@@ -89,7 +101,7 @@ class Gallery:
         self.changed: list[str] = []
         self.moved: list[tuple[str, str]] = []
         self.gone: list[str] = []
-        self._fingerprint = artifacts.fingerprint(embedder)
+        self._fingerprint = _model_identity.fingerprint(embedder)
         self._embedder_loads = False  # tried at the first save
         self._calibration: _Calibration | None = None
         self._items = Items.empty(dim)
@@ -98,7 +110,7 @@ class Gallery:
         self._changing = threading.RLock()  # held by each method that changes the gallery
         self._growing = threading.RLock()  # held while the index grows; taken after `_changing`
         self._assigning = threading.RLock()  # held for an assignment of `_items`
-        self._saved = artifacts.Known()
+        self._saved = _artifacts.Known()
         self._warned: set[str] = set()  # files that a warning has named
         self._files = Files()
 
@@ -106,8 +118,8 @@ class Gallery:
         items, calibration = self._items, self._calibration
         classes = len(set(items.table["label"][items.live]) - {""})
         parts = [
-            checks.counted(len(items), "item", "items")
-            + (f" of {checks.counted(classes, 'class', 'classes')}" if classes else ""),
+            _checks.counted(len(items), "item", "items")
+            + (f" of {_checks.counted(classes, 'class', 'classes')}" if classes else ""),
             f"metric={self.settings['metric']!r}",
             f"kind={self.settings['kind']!r}",
             f"embedder {self.embedder.name!r} {self.image_shape} -> {items.vectors.shape[1]}",
@@ -147,7 +159,7 @@ class Gallery:
         """
         if self._calibration is None:
             raise ArgumentError("The gallery is not calibrated: call calibrate with known pairs.")
-        threshold = checks.number("threshold", value)
+        threshold = _checks.number("threshold", value)
         self._calibration = dataclasses.replace(self._calibration, threshold=threshold)
 
     @property
@@ -199,7 +211,7 @@ class Gallery:
         on_error: str = "raise",
         path=None,
         chunk: int = 1024,
-        embed=data.embed_folder,
+        embed=embedding.embed_folder,
     ):
         """Embeds images and adds them.
 
@@ -239,8 +251,8 @@ class Gallery:
             ArgumentError: If images or labels do not fit, or the embedder has changed.
             ArtifactError: If `path` cannot be written, or holds what another process saved.
         """
-        checks.integer("chunk", chunk)
-        checks.choice("on_error", on_error, ("raise", "skip"))
+        _checks.integer("chunk", chunk)
+        _checks.choice("on_error", on_error, ("raise", "skip"))
         with self._changing:
             self._check_embedder()
             if path is not None:
@@ -320,9 +332,9 @@ class Gallery:
         new = [file for file in files if f"{kind} {file}" not in self._warned]
         self._warned.update(f"{kind} {file}" for file in new)
         if new:
-            names = checks.shown_names(os.path.basename(file) for file in new)
-            what = checks.counted(len(new), *text[:2])
-            checks.warn(f"{what} {text[2].format(names=names)}")
+            names = _checks.shown_names(os.path.basename(file) for file in new)
+            what = _checks.counted(len(new), *text[:2])
+            _checks.warn(f"{what} {text[2].format(names=names)}")
 
     def query(self, images=None, k: int = 10, ids=None) -> pd.DataFrame:
         """Finds the most similar images.
@@ -348,19 +360,19 @@ class Gallery:
             >>> found = gallery.query(["a.jpg", "b.jpg"], k=3)
             >>> gallery.query(found["file"])
         """
-        checks.integer("k", k)
+        _checks.integer("k", k)
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
         if (images is None) == (ids is None):
             raise ArgumentError("query takes either images or ids: pass one of them.")
         if ids is None and are_integers(images):
             images, ids = None, images
-        vectors = None if ids is not None else data.embed(self.embedder, self._images(images))
+        vectors = None if ids is not None else embedding.embed(self.embedder, self._images(images))
         items, index = self._indexed()
         if vectors is None:
             vectors = items.vectors[items.positions(self._known_ids(items, ids))]
         live = items.live
-        most = checks.clipped(
+        most = _checks.clipped(
             "k", k, int(live.sum()), "item of the gallery", "items of the gallery"
         )
         asked = most
@@ -393,8 +405,8 @@ class Gallery:
         Raises:
             ArgumentError: As `metrics.verification`.
         """
-        same = checks.array("same", same).reshape(-1)
-        checks.integer("the number of pairs", len(same), 2, _PAIRS)
+        same = _checks.array("same", same).reshape(-1)
+        _checks.integer("the number of pairs", len(same), 2, _PAIRS)
         distances = self._distances(left, right)
         threshold = metrics.verification(distances, same).threshold(far)
         calibration = _Calibration(threshold, distances, same)
@@ -495,11 +507,11 @@ class Gallery:
             >>> gallery.relocate("/home/ann/photos", "/mnt/photos")
         """
         old, new = (
-            str(artifacts.check_path(name, path)).rstrip(os.sep)
+            str(_artifacts.check_path(name, path)).rstrip(os.sep)
             for name, path in (("old_root", old_root), ("new_root", new_root))
         )
         if not os.path.isdir(new + os.sep):
-            raise ArtifactError(f"new_root {checks.shown(new)} is not a folder: pass a folder.")
+            raise ArtifactError(f"new_root {_checks.shown(new)} is not a folder: pass a folder.")
         with self._changing:
             items = self._items
             files = items.table["file"].tolist()
@@ -522,10 +534,10 @@ class Gallery:
             self._assign(items)
             self.gone = _gone_files(items)
         if left:
-            checks.warn(
+            _checks.warn(
                 f"{len(left)} of {len(rows)} items keep their old names, since their file below "
                 "new_root is missing, holds another image or belongs to another item: "
-                f"{checks.shown_names(left)}."
+                f"{_checks.shown_names(left)}."
             )
         return np.array(sorted(ids), "int64")
 
@@ -534,8 +546,8 @@ class Gallery:
         with self._changing:
             self._assign(self._items.compacted())
 
-    def near_copies(self, min_correlation: float = 0.975) -> pd.DataFrame:
-        """Lists pairs of files that are near-duplicates, by `data.find_near_copies`.
+    def near_duplicates(self, min_correlation: float = 0.975) -> pd.DataFrame:
+        """Lists pairs of files that are near-duplicates, by `duplicates.find_near_duplicates`.
 
         Args:
             min_correlation: Least correlation of two thumbnails, from 0 to 1.
@@ -552,7 +564,7 @@ class Gallery:
         gone = [file for file in files if _items.is_gone(file)]
         self._warn_once("gone", gone, _GONE)
         files = [file for file in files if file not in set(gone)]
-        found = data.find_near_copies(self._folder(files), min_correlation)
+        found = duplicates.find_near_duplicates(self._folder(files), min_correlation)
         names = np.array(files, dtype=object)
         return pd.DataFrame(names[found], columns=["copy", "original"], dtype=object)
 
@@ -585,17 +597,17 @@ class Gallery:
             ImageError: If `on_error="raise"` and a file is gone or cannot be decoded.
             ArtifactError: If the page cannot be written.
         """
-        checks.integer("k", k)
-        checks.choice("on_error", on_error, ("raise", "skip"))
+        _checks.integer("k", k)
+        _checks.choice("on_error", on_error, ("raise", "skip"))
         items = self._items.compacted()
         kept = np.arange(len(items.table))
         if images is None:
             images, kept = self._thumbnails(items, on_error)
         if len(kept) < _MAP_ITEMS:
-            what = f"The map has {checks.counted(len(kept), 'image', 'images')} to show"
+            what = f"The map has {_checks.counted(len(kept), 'image', 'images')} to show"
             raise ArgumentError(f"{what}, but needs {_MAP_ITEMS} or more: add more images.")
         vectors = items.vectors[kept]
-        k = checks.clipped(
+        k = _checks.clipped(
             "k", k, len(vectors) - 1, "other item of the map", "other items of the map"
         )
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
@@ -628,7 +640,7 @@ class Gallery:
 
         found = list(zip(files, in_threads(thumbnail, files), strict=True))
         bad = [(file, image) for file, image in found if isinstance(image, str)]
-        data.check_usable(bad, len(files), on_error)
+        _folders.check_usable(bad, len(files), on_error)
         self._warn_once("map", [file for file, _ in bad], _NOT_ON_MAP)
         states = zip(files, self._file_states(items), strict=True)
         changed = [file for file, state in states if state == "changed"]
@@ -649,11 +661,11 @@ class Gallery:
                 folder cannot be written.
             ArgumentError: If the embedder has changed, or could not be loaded again.
         """
-        checks.flag("replace", replace)
+        _checks.flag("replace", replace)
         with self._changing:
             self._check_embedder()
-            path = artifacts.place(path)
-            with artifacts.lock(path.parent / f".{path.name}.lock", path):
+            path = _artifacts.place(path)
+            with _artifacts.lock(path.parent / f".{path.name}.lock", path):
                 self._saved.check(path, _KIND, replace)
                 self._write(path)
 
@@ -684,7 +696,7 @@ class Gallery:
                 index.fill(folder)
 
         self._saved.expect(path, token)
-        artifacts.write(path, _KIND, fill, info, self._fingerprint)
+        _artifacts.write(path, _KIND, fill, info, self._fingerprint)
         self._saved.note(path)
 
     @classmethod
@@ -703,7 +715,10 @@ class Gallery:
         """
 
         def load(folder, manifest):
-            info, model = manifest.info, embedder or data.load_embedder(folder / "embedder.keras")
+            info, model = (
+                manifest.info,
+                embedder or embedding.load_embedder(folder / "embedder.keras"),
+            )
             gallery = cls(model, **info["settings"])
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
@@ -722,8 +737,8 @@ class Gallery:
             gallery._saved.note(path, folder)
             return gallery
 
-        expected = None if embedder is None else artifacts.fingerprint(embedder)
-        return artifacts.read(path, _KIND, load, expected)
+        expected = None if embedder is None else _model_identity.fingerprint(embedder)
+        return _artifacts.read(path, _KIND, load, expected)
 
     def _indexed(self) -> tuple[Items, NeighborIndex]:
         """Returns the items, and an index of exactly their vectors.
@@ -756,7 +771,7 @@ class Gallery:
         return items.compacted() if self.settings["kind"] == "exact" else items
 
     def _check_embedder(self):
-        now = artifacts.fingerprint(self.embedder)
+        now = _model_identity.fingerprint(self.embedder)
         if not len(self._items.table):
             self._fingerprint = now
         if now != self._fingerprint:
@@ -765,7 +780,7 @@ class Gallery:
 
     def _known_ids(self, items: Items, ids) -> np.ndarray:
         """Returns `ids` as an array, each of which is in the gallery."""
-        ids = checks.array("ids", ids).ravel()
+        ids = _checks.array("ids", ids).ravel()
         if not ids.size:
             return np.empty(0, "int64")
         if ids.dtype.kind not in "iu":
@@ -785,15 +800,15 @@ class Gallery:
                 raise ArgumentTypeError(
                     f"ids must be whole numbers or names of files, not {type(file).__name__}."
                 )
-            name = str(artifacts.check_path("ids", file)) if os.fspath(file) else ""
+            name = str(_artifacts.check_path("ids", file)) if os.fspath(file) else ""
             row = known.get(name, known.get(os.path.realpath(name))) if name else None
             if row is None:
                 unknown.append(file)
             else:
                 found.append(ids[row])
         if unknown:
-            held = checks.counted(len(unknown), "file is", "files are")
-            what = f"{held} not in the gallery: {checks.shown_names(unknown)}"
+            held = _checks.counted(len(unknown), "file is", "files are")
+            what = f"{held} not in the gallery: {_checks.shown_names(unknown)}"
             raise ArgumentError(f"{what}. Pass values of items['file'] or items['id'].")
         return np.array(found, "int64")
 
@@ -813,9 +828,9 @@ class Gallery:
             images = list(images)
         given = sources(images)
         if given is None:
-            return data.check_shape("images", images, self.image_shape)
+            return _image_checks.check_shape("images", images, self.image_shape)
         if all(isinstance(source, (str, os.PathLike)) for source in given):
-            return self._folder([artifacts.check_file(source) for source in given])
+            return self._folder([_artifacts.check_file(source) for source in given])
         height, width, channels = self.image_shape
 
         def pixels(position):
@@ -835,10 +850,13 @@ class Gallery:
             files, rows = np.unique(
                 [*map(str, left.files), *map(str, right.files)], return_inverse=True
             )
-            vectors = data.embed(self.embedder, self._folder(files.tolist()))[rows]
+            vectors = embedding.embed(self.embedder, self._folder(files.tolist()))[rows]
             left, right = vectors[: len(left)], vectors[len(left) :]
         else:
-            left, right = data.embed(self.embedder, left), data.embed(self.embedder, right)
+            left, right = (
+                embedding.embed(self.embedder, left),
+                embedding.embed(self.embedder, right),
+            )
         return metrics.pair_distances(left, right, self.settings["metric"])
 
 
@@ -873,10 +891,10 @@ class _Calibration:
         Raises:
             ValueError: If these are not a threshold and such pairs.
         """
-        checks.number("threshold", threshold)
+        _checks.number("threshold", threshold)
         if not isinstance(pairs, list) or len(pairs) != 2:
             raise ValueError("pairs are not a list of distances and a list of flags")
-        distances, same = (checks.real("pairs", part, "fiub") for part in pairs)
+        distances, same = (_checks.real("pairs", part, "fiub") for part in pairs)
         metrics.verification(distances, same)  # refuses what does not fit
         return cls(threshold, distances, same)
 
@@ -907,15 +925,15 @@ class _Calibration:
         negative, positive = rates["negative_pairs"], rates["positive_pairs"]
         expected = far * negative
         if expected < _FEW_PAIRS:
-            pairs = checks.counted(negative, "negative pair", "negative pairs")
-            checks.warn(
+            pairs = _checks.counted(negative, "negative pair", "negative pairs")
+            _checks.warn(
                 f"The threshold is determined by few pairs: far={far:g} of {pairs} is "
                 f"{expected:.3g} pairs. Pass more negative pairs, or a larger far."
             )
         if positive < _FEW_PAIRS:
-            pairs = checks.counted(positive, "pair", "pairs")
+            pairs = _checks.counted(positive, "pair", "pairs")
             what = f"The rate of rejected positive pairs is measured on {pairs}"
-            checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
+            _checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
 
 
 class _Thumbnails(data.ImageFolder):
@@ -978,16 +996,16 @@ def _without_clashes(new_names: dict, files) -> dict:
 
 def _not_below(root: str, files) -> str:
     """Returns the message that no file lies below `root`."""
-    what = f"No item has a file below old_root {checks.shown(root)}"
+    what = f"No item has a file below old_root {_checks.shown(root)}"
     named = [file for file in files if file]
     if not named:
         return f"{what}: all items were added as arrays, without a file."
-    return f"{what}: pass {checks.shown(os.path.commonpath(named))} or a folder below it."
+    return f"{what}: pass {_checks.shown(os.path.commonpath(named))} or a folder below it."
 
 
 def _check_have_files(files) -> None:
     without = files.count("")
     if without:
         held = f"{without} of {len(files)} items were added as arrays, without a file"
-        fix = "pass images=, or to find near copies call data.find_near_copies on them"
+        fix = "pass images=, or to find near copies call duplicates.find_near_duplicates on them"
         raise ArgumentError(f"{held}: {fix}.")

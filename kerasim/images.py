@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from kerasim import checks
+from kerasim import _checks
 from kerasim.errors import ArgumentError, ImageError
 
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
@@ -66,10 +66,10 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
         ArgumentError: If size, channels or dtype are others.
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
-    checks.choice("dtype", dtype, ("float32", "uint8"))
+    _checks.choice("dtype", dtype, ("float32", "uint8"))
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))
     if animated:
-        checks.warn(f"{_name(source)} has several frames: the first is used.")
+        _checks.warn(f"{_name(source)} has several frames: the first is used.")
     return pixels if dtype == "uint8" else as_float(pixels)
 
 
@@ -89,12 +89,12 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         ImageError: As `read_image`.
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
-    checks.kind("source", source, (bytes, str, os.PathLike), "pass a path or a file's bytes")
+    _checks.kind("source", source, (bytes, str, os.PathLike), "pass a path or a file's bytes")
     name, file = _name(source), io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         if file is source:
-            checks.regular_file(source, ImageError)
-        with checks.no_warnings("PIL."), Image.open(file, formats=FORMATS) as image:
+            _checks.regular_file(source, ImageError)
+        with _checks.no_warnings("PIL."), Image.open(file, formats=FORMATS) as image:
             _check_extent(image, name)
             large = image.width * image.height > _LARGE_PIXELS
             with _large_images if large else contextlib.nullcontext():
@@ -120,7 +120,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
 
 def check_channels(channels) -> int:
     """Returns `channels` if it is 1 or 3, else raises an `ArgumentError`."""
-    if checks.integer("channels", channels) not in (1, 3):
+    if _checks.integer("channels", channels) not in (1, 3):
         raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for gray.")
     return int(channels)
 
@@ -129,7 +129,7 @@ def check_size(image_size) -> tuple[int, int] | None:
     """Returns `image_size`, or None, as `(height, width)`, else raises an `ArgumentError`."""
     if image_size is None:
         return None
-    size = checks.as_tuple(image_size)
+    size = _checks.as_tuple(image_size)
     if size is None:
         size = (image_size, image_size)
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
@@ -140,7 +140,7 @@ def check_size(image_size) -> tuple[int, int] | None:
 
 
 def _name(source) -> str:
-    return "the encoded image" if isinstance(source, bytes) else checks.shown(source)
+    return "the encoded image" if isinstance(source, bytes) else _checks.shown(source)
 
 
 def _check_extent(image, name: str) -> None:

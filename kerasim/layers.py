@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasim import checks
+from kerasim import _checks
 from kerasim.errors import ArgumentError
 
 DISTANCES = ("euclidean", "squared_euclidean", "cosine")
@@ -115,7 +115,7 @@ class Distance(_Layer):
     """
 
     def __init__(self, metric: str = "euclidean", **kwargs):
-        checks.choice("metric", metric, DISTANCES)
+        _checks.choice("metric", metric, DISTANCES)
         super().__init__(**kwargs)
         self.metric = metric
 
@@ -156,7 +156,7 @@ class CosineClassifier(_Layer):
 
     def __init__(self, num_classes: int, **kwargs):
         super().__init__(**kwargs)
-        self.num_classes = checks.integer("num_classes", num_classes)
+        self.num_classes = _checks.integer("num_classes", num_classes)
 
     def build(self, input_shape):
         shape = input_shape[-1], self.num_classes
@@ -191,7 +191,7 @@ class Sampling(_Layer):
 
     def __init__(self, weight: float = 1.0, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.weight, self.seed = checks.number("weight", weight, 0), seed
+        self.weight, self.seed = _checks.number("weight", weight, 0), seed
         self.seeds = keras.random.SeedGenerator(seed)
 
     def call(self, inputs, training=False):
@@ -223,7 +223,7 @@ class TimeEmbedding(_Layer):
     """
 
     def __init__(self, dim: int, **kwargs):
-        if checks.integer("dim", dim, 2) % 2:
+        if _checks.integer("dim", dim, 2) % 2:
             raise ArgumentError(
                 f"dim={dim} is odd: pass an even number, for as many sines as cosines."
             )
@@ -276,7 +276,7 @@ class AttentionPooling(_Layer):
 
     def __init__(self, dim: int = 128, **kwargs):
         super().__init__(**kwargs)
-        self.dim = checks.integer("dim", dim)
+        self.dim = _checks.integer("dim", dim)
 
     def build(self, input_shape):
         self.hidden = self.add_weight(shape=(input_shape[-1], self.dim), name="hidden")
@@ -320,7 +320,7 @@ class GeneralizedMean(_Layer):
 
     def __init__(self, p: float = 3.0, **kwargs):
         super().__init__(**kwargs)
-        self.p = checks.number("p", p, 1)
+        self.p = _checks.number("p", p, 1)
 
     def build(self, input_shape):
         constant = keras.initializers.Constant(self.p)
@@ -363,7 +363,7 @@ class BackbonePreprocessing(_Layer):
         """
         builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
         builders["squeezenet"] = "VGG16"
-        checks.choice(argument, name, tuple(builders))
+        _checks.choice(argument, name, tuple(builders))
         return getattr(keras.applications, builders[name])
 
     def call(self, inputs):

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasim import checks
+from kerasim import _checks
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.layers import DISTANCES, Configured, full_precision, length, root, unit
 
@@ -117,8 +117,8 @@ class ContrastiveLoss(_Loss):
 
     def __init__(self, margin: float = 1.0, squared_margin: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.margin = checks.number("margin", margin, 0)
-        self.squared_margin = checks.flag("squared_margin", squared_margin)
+        self.margin = _checks.number("margin", margin, 0)
+        self.squared_margin = _checks.flag("squared_margin", squared_margin)
 
     def _check_shapes(self, true, predicted):
         if len(true) > 1 and true[1:] != (1,) or len(predicted) > 1 and predicted[1:] != (1,):
@@ -147,8 +147,8 @@ class _TripletLoss(_BatchLoss):
 
     def __init__(self, margin: float = 0.2, mining: str = "all", **kwargs):
         super().__init__(**kwargs)
-        checks.choice("mining", mining, ("all", "semi_hard", "hard"))
-        self.margin, self.mining = checks.number("margin", margin, 0), mining
+        _checks.choice("mining", mining, ("all", "semi_hard", "hard"))
+        self.margin, self.mining = _checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
             raise ArgumentError(
                 'mining="semi_hard" needs a margin above 0: margin=0 leaves no triplet.'
@@ -190,7 +190,7 @@ class TripletLoss(_TripletLoss):
         self, margin: float = 0.2, distance: str = "euclidean", mining: str = "all", **kwargs
     ):
         super().__init__(margin, mining, **kwargs)
-        checks.choice("distance", distance, DISTANCES)
+        _checks.choice("distance", distance, DISTANCES)
         self.distance = distance
 
     def _costs(self, y_true, y_pred):
@@ -245,7 +245,7 @@ class _SoftmaxLoss(_BatchLoss):
 
     def __init__(self, temperature: float = 0.1, **kwargs):
         super().__init__(**kwargs)
-        self.temperature = checks.number("temperature", temperature, 1e-6)
+        self.temperature = _checks.number("temperature", temperature, 1e-6)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -303,7 +303,7 @@ class AngularLoss(_BatchLoss):
 
     def __init__(self, angle: float = 40.0, **kwargs):
         super().__init__(**kwargs)
-        self.angle = checks.number("angle", angle, 1e-3, 89.9)
+        self.angle = _checks.number("angle", angle, 1e-3, 89.9)
 
     def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
@@ -339,9 +339,9 @@ class MultiSimilarityLoss(_BatchLoss):
 
     def __init__(self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, **kwargs):
         super().__init__(**kwargs)
-        self.alpha = checks.number("alpha", alpha, 1e-6)
-        self.beta = checks.number("beta", beta, 1e-6)
-        self.base = checks.number("base", base, -1, 1)
+        self.alpha = _checks.number("alpha", alpha, 1e-6)
+        self.beta = _checks.number("beta", beta, 1e-6)
+        self.base = _checks.number("base", base, -1, 1)
 
     def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
@@ -431,8 +431,8 @@ class ArcFaceLoss(_Loss):
 
     def __init__(self, margin: float = 0.5, scale: float = 64.0, **kwargs):
         super().__init__(**kwargs)
-        self.margin = checks.number("margin", margin, 0, math.pi / 2)
-        self.scale = checks.number("scale", scale, 1e-6)
+        self.margin = _checks.number("margin", margin, 0, math.pi / 2)
+        self.scale = _checks.number("scale", scale, 1e-6)
 
     def call(self, y_true, y_pred):
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
@@ -482,7 +482,7 @@ def _array_of_list(x):
     """Returns a list of numbers as an array; Keras would take it for a structure of tensors."""
     if not isinstance(x, (list, tuple)) or any(map(ops.is_tensor, keras.tree.flatten(x))):
         return x
-    return checks.array("y_true and y_pred", x)
+    return _checks.array("y_true and y_pred", x)
 
 
 def _holds_text(labels) -> bool:

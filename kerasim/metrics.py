@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from kerasim import _distances, checks
+from kerasim import _checks, _distances
 from kerasim._distances import METRICS
 from kerasim.errors import ArgumentError
 
@@ -119,8 +119,8 @@ def frechet_distance(features_a, features_b) -> float:
     Reference:
         Dowson & Landau, 1982; Heusel et al., 2017. https://arxiv.org/abs/1706.08500
     """
-    a = checks.vectors("features_a", features_a, rows=2).astype("float64")
-    b = checks.vectors("features_b", features_b, a.shape[1], rows=2).astype("float64")
+    a = _checks.vectors("features_a", features_a, rows=2).astype("float64")
+    b = _checks.vectors("features_b", features_b, a.shape[1], rows=2).astype("float64")
     factor = _distances.lift(a, b)
     origin = _distances.middle(_distances.spread(a)) * factor
     both, exponent = _distances.to_unit_range(np.concatenate([a, b]) * factor - origin)
@@ -159,20 +159,20 @@ def _bures_distance(a, b) -> float:
 
 def _check_both(images, reference, data_range):
     """Returns images and references, as finite float arrays of one shape."""
-    checks.number("data_range", data_range, 1e-300)
-    images, reference = checks.array("images", images), checks.array("reference", reference)
-    checks.shape("images", images, [None] * 4, "pass (n, height, width, channels)")
+    _checks.number("data_range", data_range, 1e-300)
+    images, reference = _checks.array("images", images), _checks.array("reference", reference)
+    _checks.shape("images", images, [None] * 4, "pass (n, height, width, channels)")
     if not all(images.shape[1:]):
         raise ArgumentError(f"images has shape {images.shape}: pass images of one pixel or more.")
-    checks.shape("reference", reference, images.shape, "pass the shape of images")
+    _checks.shape("reference", reference, images.shape, "pass the shape of images")
     if "f" != images.dtype.kind or "f" != reference.dtype.kind:
         kinds = f"images ({images.dtype}) and reference ({reference.dtype})"
         mend = "divide uint8 by 255, or pass both as float with data_range=255"
         raise ArgumentError(f"{kinds} must be float: {mend}.")
-    images = checks.as_float64_or_narrower("images", images)
-    reference = checks.as_float64_or_narrower("reference", reference)
-    checks.finite("images", images)
-    checks.finite("reference", reference)
+    images = _checks.as_float64_or_narrower("images", images)
+    reference = _checks.as_float64_or_narrower("reference", reference)
+    _checks.finite("images", images)
+    _checks.finite("reference", reference)
     return images, reference
 
 
@@ -214,20 +214,22 @@ def retrieval(
     Reference:
         Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505
     """
-    checks.choice("metric", metric, METRICS)
-    checks.flag("per_query", per_query)
-    queries = checks.vectors("queries", queries, rows=1, metric=metric)
-    query_labels = checks.labels("query_labels", query_labels, len(queries), "queries")
+    _checks.choice("metric", metric, METRICS)
+    _checks.flag("per_query", per_query)
+    queries = _checks.vectors("queries", queries, rows=1, metric=metric)
+    query_labels = _checks.labels("query_labels", query_labels, len(queries), "queries")
     alone = gallery is None
     if alone:
         if gallery_labels is not None:
             raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
         gallery, gallery_labels = queries, query_labels
     else:
-        gallery = checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
-        gallery_labels = checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
+        gallery = _checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
+        gallery_labels = _checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
     most = len(gallery) - alone
-    ks = [checks.integer("each of ks", k, 1, most) for k in checks.array("ks", ks).ravel().tolist()]
+    ks = [
+        _checks.integer("each of ks", k, 1, most) for k in _checks.array("ks", ks).ravel().tolist()
+    ]
     relevant = _count_relevant(query_labels, gallery_labels) - alone
     if not (relevant > 0).any():
         raise ArgumentError(
@@ -384,16 +386,16 @@ def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float
     """
     from scipy.stats import bootstrap
 
-    values = checks.as_float64_or_narrower("values", checks.real("values", values))
+    values = _checks.as_float64_or_narrower("values", _checks.real("values", values))
     values = values.astype("float64")
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
         held = f"{len(valid)} numbers, in shape {values.shape}"
         raise ArgumentError(f"values holds {held}: pass an array (n,) of two or more.")
-    checks.bad_rows("values", np.isinf(values), "infinity")
+    _checks.bad_rows("values", np.isinf(values), "infinity")
     valid, exponent = _distances.to_unit_range(valid)
-    rng = np.random.default_rng(checks.integer("seed", seed, 0))
-    times, batch = checks.integer("resamples", resamples), max(1, 2**22 // len(valid))
+    rng = np.random.default_rng(_checks.integer("seed", seed, 0))
+    times, batch = _checks.integer("resamples", resamples), max(1, 2**22 // len(valid))
     settings = {"n_resamples": times, "batch": batch, "method": "percentile", "rng": rng}
     low, high = bootstrap((valid,), np.mean, **settings).confidence_interval
     return float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
@@ -418,15 +420,15 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
         >>> pair_distances([[3.0, 4.0]], [[0.0, 0.0]], metric="euclidean")
         array([5.])
     """
-    checks.choice("metric", metric, METRICS)
-    left = checks.vectors("left", left, metric=metric)
-    right = checks.vectors("right", right, metric=metric)
-    checks.shape(
+    _checks.choice("metric", metric, METRICS)
+    left = _checks.vectors("left", left, metric=metric)
+    right = _checks.vectors("right", right, metric=metric)
+    _checks.shape(
         "right", right, left.shape, "pass one for each row of left, embedded by the same model"
     )
     distances = _distances.paired(left, right, metric)
     too_far = "a distance above 1.8e308, the largest float64,"
-    checks.bad_rows("left", np.isinf(distances), too_far)
+    _checks.bad_rows("left", np.isinf(distances), too_far)
     return distances
 
 
@@ -475,7 +477,7 @@ class Verification:
             ArgumentError: If `far` is out of range.
         """
         # 0.29 * 100 is a little less than 29.
-        allowed = int(checks.number("far", far, 0, 1) * len(self.unlike) + 1e-6)
+        allowed = int(_checks.number("far", far, 0, 1) * len(self.unlike) + 1e-6)
         if allowed == len(self.unlike):
             return float(max(self.like[-1], self.unlike[-1]))
         return float(np.nextafter(self.unlike[allowed], -np.inf))
@@ -493,7 +495,7 @@ class Verification:
         Raises:
             ArgumentError: If the threshold is not finite.
         """
-        checks.number("threshold", threshold)
+        _checks.number("threshold", threshold)
         accepted, wrong = (_count_accepted(x, threshold) for x in (self.like, self.unlike))
         far = float(wrong / len(self.unlike))
         frr = float((len(self.like) - accepted) / len(self.like))
@@ -520,8 +522,8 @@ class Verification:
         Reference:
             Platt, 1999, Probabilistic outputs for support vector machines.
         """
-        distances = checks.real("distances", distances, "bfiu").astype("float64")
-        checks.bad_rows("distances", ~np.isfinite(distances).reshape(-1), "NaN or infinity")
+        distances = _checks.real("distances", distances, "bfiu").astype("float64")
+        _checks.bad_rows("distances", ~np.isfinite(distances).reshape(-1), "NaN or infinity")
         if not distances.size:
             return distances
         curve, standardized = self._curve
@@ -573,10 +575,10 @@ def verification(distances, same) -> Verification:
     """
     from sklearn.metrics import auc, roc_curve
 
-    distances = checks.real("distances", distances, "bfiu").reshape(-1)
-    distances = checks.as_float64_or_narrower("distances", distances).astype("float64")
-    same = checks.array("same", same).reshape(-1)
-    checks.each("same", same, len(distances), "distances")
+    distances = _checks.real("distances", distances, "bfiu").reshape(-1)
+    distances = _checks.as_float64_or_narrower("distances", distances).astype("float64")
+    same = _checks.array("same", same).reshape(-1)
+    _checks.each("same", same, len(distances), "distances")
     is_known = np.isin(same, (0, 1)).all()
     if not is_known or len(np.unique(same.astype(bool))) < 2:
         held = ", ".join(list(dict.fromkeys(map(repr, same.tolist())))[:5])
@@ -584,7 +586,7 @@ def verification(distances, same) -> Verification:
             f"same holds the values {held}, expected both 1 (positive pairs) and 0 (negative "
             "pairs). Pass pairs of both kinds, without missing values."
         )
-    checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
+    _checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
     like, unlike = np.sort(distances[same]), np.sort(distances[~same])
     # By place instead of distance: two distances may be too near or too far for a difference.
@@ -645,9 +647,9 @@ def all_pairs(
     """
     from sklearn.metrics import auc
 
-    checks.choice("metric", metric, METRICS)
-    x = checks.vectors("embeddings", embeddings, rows=2, metric=metric)
-    labels = checks.labels("labels", labels, len(x), "embeddings")
+    _checks.choice("metric", metric, METRICS)
+    x = _checks.vectors("embeddings", embeddings, rows=2, metric=metric)
+    labels = _checks.labels("labels", labels, len(x), "embeddings")
     n = len(x)
     counts = np.unique(labels, return_counts=True)[1]
     like = int((counts * (counts - 1) // 2).sum())
@@ -655,8 +657,8 @@ def all_pairs(
     if not like or not unlike:
         mend = "pass two classes or more, one of them with two images or more"
         raise ArgumentError(f"labels make {like} positive and {unlike} negative pairs: {mend}.")
-    rng = np.random.default_rng(checks.integer("seed", seed, 0))
-    drawn = rng.multinomial(n, np.full(n, 1 / n), checks.integer("resamples", resamples))
+    rng = np.random.default_rng(_checks.integer("seed", seed, 0))
+    drawn = rng.multinomial(n, np.full(n, 1 / n), _checks.integer("resamples", resamples))
     weights = np.concatenate([np.ones((1, n)), drawn])
     (x,) = _distances.without_overflow(x)
 
@@ -761,17 +763,17 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     """
     from scipy.stats import binomtest
 
-    checks.choice("metric", metric, METRICS)
-    left = checks.vectors("left", left, rows=1, metric=metric)
-    right = checks.vectors("right", right, metric=metric)
-    checks.shape(
+    _checks.choice("metric", metric, METRICS)
+    left = _checks.vectors("left", left, rows=1, metric=metric)
+    right = _checks.vectors("right", right, metric=metric)
+    _checks.shape(
         "right", right, left.shape, "pass one for each row of left, embedded by the same model"
     )
-    pools, n = checks.array("pools", pools), len(left)
-    checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
+    pools, n = _checks.array("pools", pools), len(left)
+    _checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
-    checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position zero times or more than once")
-    checks.integer("k", k, 1, pools.shape[1])
+    _checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position zero times or more than once")
+    _checks.integer("k", k, 1, pools.shape[1])
     left, right = _distances.without_overflow(left, right)
     queries = np.repeat(np.arange(n), pools.shape[1])
     distances = _distances.paired_rows(left, right, queries, pools.ravel(), metric)

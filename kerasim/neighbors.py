@@ -41,7 +41,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from kerasim import _distances, artifacts, checks
+from kerasim import _artifacts, _checks, _distances, _model_identity
 from kerasim._distances import METRICS
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
@@ -99,14 +99,14 @@ class NeighborIndex:
         ef_construction: int = 200,
         ef_search: int = 64,
     ):
-        checks.choice("metric", metric, METRICS)
-        checks.choice("kind", kind, ("exact", "hnsw"))
+        _checks.choice("metric", metric, METRICS)
+        _checks.choice("kind", kind, ("exact", "hnsw"))
         self.metric, self.kind = metric, kind
-        self.m = checks.integer("m", m, 2)
-        self.ef_construction = checks.integer("ef_construction", ef_construction)
-        self.ef_search = checks.integer("ef_search", ef_search)
+        self.m = _checks.integer("m", m, 2)
+        self.ef_construction = _checks.integer("ef_construction", ef_construction)
+        self.ef_search = _checks.integer("ef_search", ef_search)
         self.recall_, self.fingerprint = 1.0, None
-        self._saved = artifacts.Known()
+        self._saved = _artifacts.Known()
 
     def __repr__(self) -> str:
         held = "empty"
@@ -129,7 +129,7 @@ class NeighborIndex:
         Raises:
             ArgumentError: On NaN, infinity or, under "cosine", zero vectors, with their rows.
         """
-        return self._fit(checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
+        return self._fit(_checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
 
     def _fit(self, embeddings, links=None, first=None, representatives=None):
         """Takes checked vectors and, of a graph that was read from a file, its links."""
@@ -172,7 +172,7 @@ class NeighborIndex:
         if not len(self):
             return self.fit(embeddings)
         width = self.embeddings.shape[1]
-        embeddings = checks.vectors("embeddings", embeddings, width, 0, self.metric)
+        embeddings = _checks.vectors("embeddings", embeddings, width, 0, self.metric)
         both = np.concatenate([self.embeddings, embeddings])
         fingerprint, first = self.fingerprint, self._state.first
         # The center and the scale of a few rows may not suit those that come later.
@@ -237,12 +237,12 @@ class NeighborIndex:
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
         state = self._state
         size, width = state.embeddings.shape
-        k = checks.clipped(
-            "k", checks.integer("k", k), size, "vector in the index", "vectors in the index"
+        k = _checks.clipped(
+            "k", _checks.integer("k", k), size, "vector in the index", "vectors in the index"
         )
-        x = checks.vectors("x", x, width, 0, self.metric)
+        x = _checks.vectors("x", x, width, 0, self.metric)
         distances, indices = self._answer(state, state.engine, x, k)
-        checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)
+        _checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)
         return distances, indices
 
     def _answer(self, state, engine, x, k):
@@ -332,8 +332,8 @@ class NeighborIndex:
                 is `unknown`.
             ArgumentTypeError: If `unknown` is not of the kind of `labels`.
         """
-        checks.number("threshold", threshold)
-        labels = checks.labels("labels", labels, len(self), "vectors in the index")
+        _checks.number("threshold", threshold)
+        labels = _checks.labels("labels", labels, len(self), "vectors in the index")
         labels, other = _of_one_kind(labels, unknown)
         if (labels == other).any():
             raise ArgumentError(
@@ -357,9 +357,11 @@ class NeighborIndex:
         """
         if not len(self):
             raise ArgumentError("The index is empty: call fit(embeddings) before save.")
-        fingerprint = self.fingerprint if embedder is None else artifacts.fingerprint(embedder)
+        fingerprint = (
+            self.fingerprint if embedder is None else _model_identity.fingerprint(embedder)
+        )
         self._saved.check(path, _KIND, replace)
-        artifacts.write(path, _KIND, self.fill, self.info(), fingerprint)
+        _artifacts.write(path, _KIND, self.fill, self.info(), fingerprint)
         self._saved.note(path)
 
     def settings(self) -> dict:
@@ -375,7 +377,7 @@ class NeighborIndex:
         return info
 
     def fill(self, folder) -> None:
-        """Writes the files of the index into `folder`, an empty one, for `artifacts.write`."""
+        """Writes the files of the index into `folder`, an empty one, for `_artifacts.write`."""
         _write_array(folder / "embeddings.npy", self.embeddings)
         if self.kind == "hnsw":
             _write_array(folder / "groups.npy", self._state.groups.representatives)
@@ -397,31 +399,31 @@ class NeighborIndex:
         Raises:
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
         """
-        expected = None if embedder is None else artifacts.fingerprint(embedder)
+        expected = None if embedder is None else _model_identity.fingerprint(embedder)
 
         def load(folder, manifest):
             index = cls.of(folder, manifest.info, manifest)
             index._saved.note(path, folder)
             return index
 
-        return artifacts.read(path, _KIND, load, expected)
+        return _artifacts.read(path, _KIND, load, expected)
 
     @classmethod
     def of(cls, folder, info, manifest) -> "NeighborIndex":
-        """Makes an index of files that `fill` wrote, once `artifacts.read` has checked them.
+        """Makes an index of files that `fill` wrote, once `_artifacts.read` has checked them.
 
         Args:
             folder: Where they are.
             info: What `info` gave.
-            manifest: `artifacts.Manifest` of the folder.
+            manifest: `_artifacts.Manifest` of the folder.
 
         Raises:
             ArgumentError: If the vectors are not finite.
         """
         index = cls(**info["settings"])
-        vectors = artifacts.read_array(folder / "embeddings.npy")
-        checks.vectors("embeddings", vectors, None, 1, index.metric)
-        checks.integer("first", info["first"], 1, len(vectors))
+        vectors = _artifacts.read_array(folder / "embeddings.npy")
+        _checks.vectors("embeddings", vectors, None, 1, index.metric)
+        _checks.integer("first", info["first"], 1, len(vectors))
         links = representatives = None
         if index.kind == "hnsw" and not (folder / "levels.npy").exists():
             index._fit(vectors)  # of the first version, whose file of faiss is not trusted
@@ -429,11 +431,11 @@ class NeighborIndex:
             return index
         if index.kind == "hnsw":
             links = _Links(
-                artifacts.read_array(folder / "levels.npy"),
-                artifacts.read_array(folder / "links.npy"),
+                _artifacts.read_array(folder / "levels.npy"),
+                _artifacts.read_array(folder / "links.npy"),
                 info["entry_point"],
             )
-            representatives = artifacts.read_array(folder / "groups.npy")
+            representatives = _artifacts.read_array(folder / "groups.npy")
             _check_groups(representatives, len(vectors), len(links.levels))
             _check_links(links, index.m)
         index._fit(vectors, links, info["first"], representatives)
@@ -688,7 +690,7 @@ def _of_one_kind(labels, unknown) -> tuple[np.ndarray, np.ndarray]:
         ArgumentError: If no integers of 64 bits hold both.
         ArgumentTypeError: If `unknown` is not of the kind of `labels`.
     """
-    other = checks.array("unknown", unknown)
+    other = _checks.array("unknown", unknown)
     kinds = {"i" if x.dtype.kind == "u" else x.dtype.kind for x in (labels, other)}
     if other.ndim or len(kinds) > 1:
         raise ArgumentTypeError(
@@ -771,6 +773,6 @@ def _check_links(links: _Links, m: int) -> None:
         linked = neighbors[places]
         if (levels[linked[linked >= 0]] <= level).any():
             raise ArtifactError(f"links.npy links nodes on a level where they are not. {advice}")
-    checks.integer("entry_point", links.entry_point, 0, size - 1)
+    _checks.integer("entry_point", links.entry_point, 0, size - 1)
     if levels[links.entry_point] != levels.max():
         raise ArtifactError(f"entry_point={links.entry_point} is not on the top level. {advice}")

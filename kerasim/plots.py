@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from kerasim import checks
-from kerasim.data import as_float, check_images
+from kerasim import _checks
+from kerasim._image_checks import check_images
 from kerasim.errors import ArgumentError
+from kerasim.images import as_float
 
 # The palette of Okabe & Ito (2008), which color-blind readers can distinguish.
 COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #999999 #5D3A9B".split()
@@ -36,8 +37,8 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     Raises:
         ArgumentError: If `keys` is empty, or names a column that `frame` lacks.
     """
-    checks.like("frame", frame, "keys", "a table, as training.fit returns it")
-    keys = [str(key) for key in checks.listed("keys", keys)]
+    _checks.like("frame", frame, "keys", "a table, as training.fit returns it")
+    keys = [str(key) for key in _checks.listed("keys", keys)]
     missing = [key for key in ("epoch", *keys) if key not in list(frame)]
     if missing or not keys:
         raise ArgumentError(f"keys={missing} are not in the history: pass some of {list(frame)}.")
@@ -74,9 +75,9 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
     """
     images = _check_some("images", images)
     if titles is not None:
-        checks.each("titles", titles, len(images), "images")
-    columns = min(checks.integer("columns", columns), len(images))
-    size = checks.number("size", size, 0.01, 100)
+        _checks.each("titles", titles, len(images), "images")
+    columns = min(_checks.integer("columns", columns), len(images))
+    size = _checks.number("size", size, 0.01, 100)
     rows = -(-len(images) // columns)
     height, width = np.shape(images[0])[:2]
     room = 0.25 if titles is not None else 0
@@ -101,7 +102,7 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
         ArgumentError: If the rows have different shapes, or the number of labels is not theirs.
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
-    labels = checks.listed("labels", labels)
+    labels = _checks.listed("labels", labels)
     shapes = [np.shape(row) for row in rows]
     if len(labels) != len(rows) or len(set(shapes)) != 1:
         what = f"labels={tuple(labels)} and rows of shapes {shapes} do not match"
@@ -129,8 +130,8 @@ def denoising(noisy, denoised, clean, psnr=None):
     """
     names = ["noisy", "denoised", "clean"]
     if psnr is not None:
-        for n, value in enumerate(checks.each("psnr", psnr, 2, "rows, noisy and denoised", 1)):
-            names[n] += f"\n{checks.number('each of psnr', value):.1f} dB"
+        for n, value in enumerate(_checks.each("psnr", psnr, 2, "rows, noisy and denoised", 1)):
+            names[n] += f"\n{_checks.number('each of psnr', value):.1f} dB"
     return reconstructions(noisy, denoised, clean, labels=names)
 
 
@@ -148,7 +149,7 @@ def latent_distribution(codes, ax=None, title: str = ""):
     Raises:
         ArgumentError: If there are fewer rows, or values are not finite.
     """
-    codes = checks.vectors("codes", codes, rows=2)
+    codes = _checks.vectors("codes", codes, rows=2)
     ax = _axes(ax, (7, 3))
     positions = np.arange(1, codes.shape[1] + 1)
     violins: Any = ax.violinplot(list(codes.T), positions, showextrema=False, widths=0.85)
@@ -181,12 +182,12 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
         ArgumentError: If there are fewer distances, they are not finite, or `same` is of another
             length.
     """
-    distances = checks.real("distances", distances).reshape(-1, 1)
-    distances = checks.vectors("distances", distances, rows=2)[:, 0]
-    same = checks.real("same", same, "bfiu").reshape(-1)
-    same = checks.each("same", same, len(distances), "distances").astype(bool)
+    distances = _checks.real("distances", distances).reshape(-1, 1)
+    distances = _checks.vectors("distances", distances, rows=2)[:, 0]
+    same = _checks.real("same", same, "bfiu").reshape(-1)
+    same = _checks.each("same", same, len(distances), "distances").astype(bool)
     if threshold is not None:
-        checks.number("threshold", threshold)
+        _checks.number("threshold", threshold)
     ax = _axes(ax, (6, 3))
     edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
     for kind, chosen, color, hatch in (
@@ -220,7 +221,7 @@ def roc(verification, ax=None, label: str = ""):
     Raises:
         ArgumentTypeError: If `verification` is something else.
     """
-    checks.like("verification", verification, "eer", "the result of metrics.verification")
+    _checks.like("verification", verification, "eer", "the result of metrics.verification")
     ax, label = _axes(ax, (4, 4)), str(label)
     color = COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
@@ -255,17 +256,17 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
         ArgumentError: If the number of images or labels is not that of points, or a label has no
             name.
     """
-    coordinates = checks.vectors("coordinates", coordinates, 2, rows=1)
+    coordinates = _checks.vectors("coordinates", coordinates, 2, rows=1)
     if images is not None:
         images = _check_some("images", images)
-        checks.each("images", range(len(images)), len(coordinates), "coordinates")
-    checks.integer("seed", seed, 0)
+        _checks.each("images", range(len(images)), len(coordinates), "coordinates")
+    _checks.integer("seed", seed, 0)
     if labels is not None:
-        labels, absent = checks.optional_labels("labels", labels, len(coordinates), "coordinates")
+        labels, absent = _checks.optional_labels("labels", labels, len(coordinates), "coordinates")
         classes = np.unique(labels[~absent])
         names = [str(label) for label in classes]
         if class_names is not None:
-            class_names = checks.listed("class_names", class_names)
+            class_names = _checks.listed("class_names", class_names)
             numbered = labels.dtype.kind in "iu"
             if len(classes) and not (
                 numbered and classes[0] >= 0 and classes[-1] < len(class_names)
@@ -333,17 +334,17 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
     Raises:
         ArgumentError: If the shapes do not match.
     """
-    queries, found = _check_some("queries", queries), checks.array("found", found)
-    checks.shape("found", found, (len(queries), *[None] * 4), "pass images[indices]")
+    queries, found = _check_some("queries", queries), _checks.array("found", found)
+    _checks.shape("found", found, (len(queries), *[None] * 4), "pass images[indices]")
     _check_some("found", found.reshape(found.shape[0] * found.shape[1], *found.shape[2:]))
     shapes = {"distances": (distances, found.shape[:2]), "labels": (labels, found.shape[:2])}
     shapes["query_labels"] = query_labels, found.shape[:1]
     for name, (rows, shape) in shapes.items():
         if rows is not None:
-            checks.shape(name, rows, shape, "pass those of the images found")
+            _checks.shape(name, rows, shape, "pass those of the images found")
     if labels is not None and query_labels is not None:
-        labels, no_label = checks.optional_labels("labels", labels, None, "images")
-        query_labels, no_query_label = checks.optional_labels(
+        labels, no_label = _checks.optional_labels("labels", labels, None, "images")
+        query_labels, no_query_label = _checks.optional_labels(
             "query_labels", query_labels, None, "queries"
         )
         known = ~(no_label | no_query_label[:, None])
@@ -424,7 +425,7 @@ def _axes(ax, size):
 
     if ax is None:
         return plt.subplots(figsize=size, layout="constrained")[1]
-    checks.like("ax", ax, "set_xlabel", "axes of matplotlib")
+    _checks.like("ax", ax, "set_xlabel", "axes of matplotlib")
     return ax
 
 

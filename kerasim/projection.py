@@ -9,7 +9,7 @@ UMAP model. `trustworthiness_` measures how well the map preserves neighbors.
 
 import numpy as np
 
-from kerasim import _distances, artifacts, checks
+from kerasim import _artifacts, _checks, _distances
 from kerasim.errors import ArgumentError
 from kerasim.neighbors import NeighborIndex
 
@@ -47,10 +47,10 @@ class Projection:
     """
 
     def __init__(self, n_neighbors: int = 15, min_dist: float = 0.1, seed: int = 0):
-        self.n_neighbors = checks.integer("n_neighbors", n_neighbors, 2)
-        self.min_dist = checks.number("min_dist", min_dist, 0, 1)
-        self.seed = checks.integer("seed", seed, 0)
-        self._saved = artifacts.Known()
+        self.n_neighbors = _checks.integer("n_neighbors", n_neighbors, 2)
+        self.min_dist = _checks.number("min_dist", min_dist, 0, 1)
+        self.seed = _checks.integer("seed", seed, 0)
+        self._saved = _artifacts.Known()
 
     def __repr__(self) -> str:
         settings = f"n_neighbors={self.n_neighbors}, min_dist={self.min_dist}, seed={self.seed}"
@@ -73,7 +73,7 @@ class Projection:
             ArgumentError: On too few rows, NaN or infinity, or if a vector is more than 1.8e308,
                 the largest float64, away from its neighbors.
         """
-        x = checks.vectors("x", x)
+        x = _checks.vectors("x", x)
         least = max(self.n_neighbors + 1, _FEWEST)
         if len(x) < least:
             what = f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more"
@@ -84,7 +84,7 @@ class Projection:
         first, group = _distinct(x)
         if len(first) == 1:
             what = f"All {len(x)} rows of x are equal: there is no structure to project"
-            checks.warn(f"{what}, and the map shows none.")
+            _checks.warn(f"{what}, and the map shows none.")
         if len(first) < _FEWEST:
             places = _principal(_in_float32(x[first]))
         else:
@@ -101,7 +101,7 @@ class Projection:
         # UMAP compares the distances of each vector with each other alone: their unit is free.
         distances = (distances / distances[:, -1:]).astype("float32")
         # UMAP takes seconds to import; it is compiled as it runs.
-        with checks.no_warnings():
+        with _checks.no_warnings():
             from umap import UMAP
 
             umap = UMAP(
@@ -156,7 +156,7 @@ class Projection:
             np.savez(folder / "arrays.npz", x=self._index.embeddings, coordinates=self.coordinates_)
 
         self._saved.check(path, _KIND, replace)
-        artifacts.write(path, _KIND, fill, info)
+        _artifacts.write(path, _KIND, fill, info)
         self._saved.note(path)
 
     @classmethod
@@ -174,7 +174,7 @@ class Projection:
         """
 
         def load(folder, manifest):
-            arrays = artifacts.read_arrays(folder / "arrays.npz", ("x", "coordinates"))
+            arrays = _artifacts.read_arrays(folder / "arrays.npz", ("x", "coordinates"))
             projection = cls(**manifest.info["settings"])
             projection.coordinates_ = arrays["coordinates"]
             projection._index = NeighborIndex().fit(arrays["x"])
@@ -182,7 +182,7 @@ class Projection:
             projection._saved.note(path, folder)
             return projection
 
-        return artifacts.read(path, _KIND, load)
+        return _artifacts.read(path, _KIND, load)
 
     def _trustworthiness(self, x) -> float:
         from sklearn.manifold import trustworthiness

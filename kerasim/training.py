@@ -20,9 +20,20 @@ import keras
 import numpy as np
 import pandas as pd
 
-from kerasim import _fitting, _resume, artifacts, checks, data, metrics
-from kerasim.data.batches import Batches
-from kerasim.devices import Devices
+from kerasim import (
+    _artifacts,
+    _checks,
+    _content,
+    _fitting,
+    _image_checks,
+    _model_identity,
+    _resume,
+    data,
+    embedding,
+    metrics,
+)
+from kerasim._devices import Devices
+from kerasim.data._batches import Batches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
 _KIND = "training_state"
@@ -129,20 +140,20 @@ def fit(
     _check_batches("batches", batches)
     if validation is not None:
         _check_batches("validation", validation)
-    epochs = checks.integer("epochs", epochs)
-    checks.flag("resume", resume)
-    checks.kind("model", model, keras.Model, "build a keras.Model first")
+    epochs = _checks.integer("epochs", epochs)
+    _checks.flag("resume", resume)
+    _checks.kind("model", model, keras.Model, "build a keras.Model first")
     if not model.compiled:
         raise ArgumentError(f"model {model.name!r} is not compiled: call model.compile first.")
     if not model.variables:
         mend = "begin it with keras.Input(image_shape), or call it once: model(batches[0][0])"
         raise ArgumentError(f"model {model.name!r} has no weights yet: {mend}.")
     callbacks = _check_callbacks(callbacks)
-    run_dir = None if run_dir is None else artifacts.check_path("run_dir", run_dir)
+    run_dir = None if run_dir is None else _artifacts.check_path("run_dir", run_dir)
     devices = Devices(model)
     lock = contextlib.nullcontext()
     if devices.writes and run_dir is not None:
-        lock = artifacts.lock(run_dir / ".lock")
+        lock = _artifacts.lock(run_dir / ".lock")
     with lock, devices.scope():
         devices.check(model.loss, batches=batches, validation=validation)
         if not model.optimizer.built:
@@ -165,7 +176,7 @@ def _check_batches(name, batches) -> None:
     mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
     if hasattr(batches, "element_spec"):
         mend += "; a tf.data pipeline cannot be resumed, pass it to model.fit instead"
-    checks.kind(name, batches, keras.utils.PyDataset, mend)
+    _checks.kind(name, batches, keras.utils.PyDataset, mend)
     if batches.num_batches is None:
         raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
@@ -184,15 +195,15 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     Raises:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
-    checks.flag("best", best)
-    checks.kind("model", model, keras.Model, "build a keras.Model first")
-    run_dir = artifacts.check_path("run_dir", run_dir)
-    arrays, info = artifacts.read(run_dir / "state", _KIND, _load)
+    _checks.flag("best", best)
+    _checks.kind("model", model, keras.Model, "build a keras.Model first")
+    run_dir = _artifacts.check_path("run_dir", run_dir)
+    arrays, info = _artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / "state"
     weights = _final_weights(arrays, info.get("averages", {}))
     if best:
         path = run_dir / "best"
-        weights, best_info = artifacts.read(path, "weights", _load)
+        weights, best_info = _artifacts.read(path, "weights", _load)
         if best_info.get("run") != info.get("run"):
             what = f"{path} holds weights of a different run than {run_dir / 'state'}"
             raise ArtifactError(f"{what}: pass best=False, or train with validation again.")
@@ -241,22 +252,22 @@ class RetrievalCallback(keras.callbacks.Callback):
         prefix: str = "val",
     ):
         super().__init__()
-        data.check_embedder("embedder", embedder)
+        _image_checks.check_embedder("embedder", embedder)
         # Queries and their labels, then those of the gallery if there is one.
-        self.embedder, self.parts = embedder, [data.check_images("images", images)]
+        self.embedder, self.parts = embedder, [_image_checks.check_images("images", images)]
         n = len(self.parts[0])
         if n < 2:
             raise ArgumentError(f"images holds {n}: pass two or more.")
-        self.labels = [checks.labels("labels", labels, n, "images")]
+        self.labels = [_checks.labels("labels", labels, n, "images")]
         if gallery is not None:
-            self.parts.append(data.check_images("gallery", gallery))
+            self.parts.append(_image_checks.check_images("gallery", gallery))
             count = len(self.parts[1])
             name = "gallery_labels"
-            self.labels.append(checks.labels(name, gallery_labels, count, "images of the gallery"))
+            self.labels.append(_checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
             raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
-        checks.choice("metric", metric, metrics.METRICS)
-        self.metric, self.k, self.prefix = metric, checks.integer("k", k), prefix
+        _checks.choice("metric", metric, metrics.METRICS)
+        self.metric, self.k, self.prefix = metric, _checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
         self.baselines: dict = {}  # name in the history: figure
         self.warned: list = []  # what it has warned of
@@ -270,7 +281,7 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def settings(self) -> dict:
         """Returns what decides the figures, for `fit` to compare on resume."""
-        held_out = [data.digest(part) for part in (*self.parts, *self.labels)]
+        held_out = [_content.content_hash(part) for part in (*self.parts, *self.labels)]
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
 
@@ -328,7 +339,7 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def _score(self) -> dict:
         """Returns the figures of the embedder as it is; NaN if an embedding is zero."""
-        parts = [data.embed(self.embedder, part, progress=False) for part in self.parts]
+        parts = [embedding.embed(self.embedder, part, progress=False) for part in self.parts]
         if not all(part.any(axis=1).all() for part in parts):
             return dict.fromkeys((*self.keys, "pair_cosine"), np.nan)
         lengths = np.linalg.norm(parts[0], axis=1, keepdims=True)
@@ -345,7 +356,7 @@ class RetrievalCallback(keras.callbacks.Callback):
     def _warn(self, what, text):
         if what not in self.warned:
             self.warned.append(what)
-            checks.warn(text)
+            _checks.warn(text)
 
 
 class _Run(keras.callbacks.Callback):
@@ -399,10 +410,10 @@ class _Run(keras.callbacks.Callback):
 
     def restore(self):
         """Takes up what `run_dir` holds, if it holds a run, and refuses another run."""
-        if self.run_dir is None or not artifacts.exists(self.run_dir / "state"):
+        if self.run_dir is None or not _artifacts.exists(self.run_dir / "state"):
             return
         path = self.run_dir / "state"
-        arrays, info = artifacts.read(path, _KIND, _load)
+        arrays, info = _artifacts.read(path, _KIND, _load)
         self._accept_changed_rate(info["settings"], arrays)
         lines = list(_resume.differences(info["settings"], self.settings))
         lines += self.callbacks.match(info["states"]["callbacks"])
@@ -467,7 +478,7 @@ class _Run(keras.callbacks.Callback):
         batch = self.batches[0]
         for n, leaf in enumerate(keras.tree.flatten(batch)):
             array = np.array(keras.ops.convert_to_numpy(leaf), ndmin=1)
-            checks.finite(f"array {n} of batches[0]", array)
+            _checks.finite(f"array {n} of batches[0]", array)
         _fitting.check("batches", self.network, self.batches, batch)
         if not isinstance(batch, dict):
             inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
@@ -480,8 +491,8 @@ class _Run(keras.callbacks.Callback):
     def train(self, epochs, verbose):
         """Trains up to epoch `epochs`."""
         if self.run_dir is not None:
-            artifacts.check_replaceable(self.run_dir / "state", _KIND)
-            artifacts.check_replaceable(self.run_dir / "best", "weights")
+            _artifacts.check_replaceable(self.run_dir / "state", _KIND)
+            _artifacts.check_replaceable(self.run_dir / "best", "weights")
         self.check_first_batches()
         done = len(self.history)
         if done:
@@ -490,7 +501,7 @@ class _Run(keras.callbacks.Callback):
             self._remove_earlier()
             self.saved = _arrays(self.variables), {}
         try:
-            with data.clear_errors(self.batches, self.validation, kept=self.kept):
+            with translate_errors(self.batches, self.validation, kept=self.kept):
                 self.network.fit(
                     self.devices.part(_in_order(self.batches)),
                     epochs=epochs,
@@ -518,7 +529,7 @@ class _Run(keras.callbacks.Callback):
         """Removes what an earlier run, or a run whose state was removed, left in `run_dir`."""
         if self.writes:
             for name, kind in (("state", _KIND), ("best", "weights")):
-                artifacts.remove(self.run_dir / name, kind)
+                _artifacts.remove(self.run_dir / name, kind)
             (self.run_dir / "history.csv").unlink(missing_ok=True)
 
     def _put_back(self):
@@ -527,7 +538,7 @@ class _Run(keras.callbacks.Callback):
             return
         with contextlib.suppress(ArtifactError):  # the error that came first is the one to raise
             if self.saved is None:
-                arrays, info = artifacts.read(self.run_dir / "state", _KIND, _load)
+                arrays, info = _artifacts.read(self.run_dir / "state", _KIND, _load)
                 self.saved, self.history = (arrays, info["states"]), info["history"]
             arrays, states = self.saved
             _assign(self.run_dir, self.variables, _of_groups(arrays, "model", "optimizer"))
@@ -605,7 +616,7 @@ class _Run(keras.callbacks.Callback):
         if np.isfinite(loss) and not any(loss >= earlier for earlier in before):
             best = _save(_final_weights(arrays, self.averages))
             info = {"run": self.id, "epoch": len(history)}
-            artifacts.write(self.run_dir / "best", "weights", best, info)
+            _artifacts.write(self.run_dir / "best", "weights", best, info)
         stopped = bool(self.network.stop_training)
         info = {
             "run": self.id,
@@ -617,7 +628,7 @@ class _Run(keras.callbacks.Callback):
             "stopped_by": self.callbacks.stoppers(len(history) - 1) if stopped else [],
             "states": states,
         }
-        artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
+        _artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
 
     def warn_if_dead(self):
         """Warns, once, if the loss has not moved for many steps and the outputs are all equal.
@@ -634,7 +645,7 @@ class _Run(keras.callbacks.Callback):
         steps = (len(recent) - 1) * self.batches.num_batches
         what = f"The loss has stayed at {high:.4g} for {steps} steps, and the network returns the"
         mend = "Train it again with a lower learning rate, or with another initialization"
-        checks.warn(f"{what} same output for every image: it has stopped learning. {mend}.")
+        _checks.warn(f"{what} same output for every image: it has stopped learning. {mend}.")
 
     def _outputs_are_equal(self) -> bool:
         """Says whether the network returns the same for different inputs of the first batch."""
@@ -652,17 +663,17 @@ class _Run(keras.callbacks.Callback):
         ends = [callback.on_train_end for callback in self.callbacks.callbacks]
         if all(getattr(end, "__func__", end) is default for end in ends):
             return
-        arrays, info = artifacts.read(self.run_dir / "state", _KIND, _load)
+        arrays, info = _artifacts.read(self.run_dir / "state", _KIND, _load)
         last = _final_weights(arrays, self.averages)
         chosen = _arrays(_named("model", self.network.variables))
         if any(last[key].tobytes() != array.tobytes() for key, array in chosen.items()):
             arrays |= {f"final/{key}": array for key, array in chosen.items()}
-            artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
+            _artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
 
     def write_table(self):
         if self.writes:
             table = pd.DataFrame(self.history).to_csv(index=False)
-            artifacts.write_file(self.run_dir / "history.csv", table.encode())
+            _artifacts.write_file(self.run_dir / "history.csv", table.encode())
 
     def kept(self) -> str:
         """Says what the run keeps, as the end of a sentence on what stopped it."""
@@ -726,9 +737,9 @@ def _rows_are_equal(arrays, tolerance) -> bool:
 
 
 def _check_callbacks(callbacks) -> list:
-    callbacks = checks.listed("callbacks", callbacks)
+    callbacks = _checks.listed("callbacks", callbacks)
     for callback in callbacks:
-        checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
+        _checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
             raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, since fit adds one.")
     return callbacks
@@ -743,7 +754,7 @@ def _load(folder, manifest):
         for name, kind in _STATE_INFO.items():
             if not isinstance(manifest.info.get(name), kind):
                 raise ValueError(f"its manifest has no {name!r} of type {kind.__name__}")
-    return _resume.unpack(artifacts.read_arrays(folder / "arrays.npz")), manifest.info
+    return _resume.unpack(_artifacts.read_arrays(folder / "arrays.npz")), manifest.info
 
 
 def _save(arrays):
@@ -806,7 +817,7 @@ def _settings(model, batches, validation) -> dict:
     compiled = _compiled_arguments(model)
     described = {
         "backend": keras.backend.backend(),
-        "model": artifacts.architecture(model),
+        "model": _model_identity.architecture(model),
         "dtype_policy": model.dtype_policy.name,
         "floatx": keras.config.floatx(),
         "optimizer": _describe_optimizer(model.optimizer),

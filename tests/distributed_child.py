@@ -12,7 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import data, distribute, losses, models, training
+from kerasim import data, distribute, embedding, losses, models, training
 from kerasim.errors import ArgumentError
 
 IMAGES = np.random.default_rng(0).random((24, 4, 4, 1), dtype="float32")
@@ -44,7 +44,7 @@ def train(name, *epochs, loss=None, images=IMAGES):
         run = FOLDER / f"run-{name}"
         history = training.fit(net, batches, until, run, held_out, callbacks=[score], verbose=0)
     weights = np.concatenate([keras.ops.convert_to_numpy(w).ravel() for w in net.weights])
-    vectors = data.embed(embedder, IMAGES[:7], batch_size=4)
+    vectors = embedding.embed(embedder, IMAGES[:7], batch_size=4)
     names = {"loss", "val_loss", "val_recall@1"} & set(history)
     found = {key: history[key] for key in sorted(names)}
     np.savez(FOLDER / f"{name}{PROCESS}.npz", weights=weights, vectors=vectors, **found)

@@ -13,10 +13,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import data, diffusion, losses, metrics, models, training
+from kerasim import data, diffusion, embedding, losses, metrics, models, training
 from kerasim.neighbors import NeighborIndex
 
-DIGITS = data.load("digits")
+DIGITS = data.load_dataset("digits")
 IMAGE_SHAPE = DIGITS.x_train.shape[1:]
 # Thresholds are chosen on the last training images, which the embedders do not train on.
 FITTED = slice(0, 1200)
@@ -136,9 +136,9 @@ def all_pairs(embeddings, labels, metric):
 def with_yardsticks(embedder, untrained, metric):
     """Returns the figures of an embedder, of the untrained one and of raw pixels."""
     pixels = DIGITS.x_test.reshape(len(DIGITS.x_test), -1)
-    validation = data.embed(embedder, DIGITS.x_train[VALIDATION])
+    validation = embedding.embed(embedder, DIGITS.x_train[VALIDATION])
     return {
-        "trained": embedding_figures(data.embed(embedder, DIGITS.x_test), validation, metric),
+        "trained": embedding_figures(embedding.embed(embedder, DIGITS.x_test), validation, metric),
         "untrained": embedding_figures(untrained, metric=metric),
         "pixels": embedding_figures(pixels, metric=metric),
     }
@@ -148,7 +148,7 @@ def train_embedder(builder, seed, steps=120):
     """Returns an embedder trained with SupCon, and its untrained embeddings of test images."""
     keras.utils.set_random_seed(seed)
     embedder = EMBEDDERS[builder]()
-    untrained = data.embed(embedder, DIGITS.x_test)
+    untrained = embedding.embed(embedder, DIGITS.x_test)
     batches = data.BalancedBatches(
         DIGITS.x_train[FITTED], DIGITS.y_train[FITTED], m=10, k=8, batches=steps // 8, seed=seed
     )
@@ -163,7 +163,7 @@ def supcon(builder, seed):
 def ensemble(members):
     embedders = {model.name: model for model in (*members, models.ensemble(members))}
     return {
-        name: embedding_figures(data.embed(model, DIGITS.x_test))
+        name: embedding_figures(embedding.embed(model, DIGITS.x_test))
         for name, model in embedders.items()
     }
 
@@ -172,7 +172,7 @@ def siamese(seed, steps=200):
     """Equal error rate over all pairs of test images, Euclidean distance."""
     keras.utils.set_random_seed(seed)
     embedder = models.conv_embedder(IMAGE_SHAPE, 32, (16, 32, 64))
-    untrained = data.embed(embedder, DIGITS.x_test)
+    untrained = embedding.embed(embedder, DIGITS.x_test)
     batches = data.PairBatches(
         DIGITS.x_train[FITTED],
         DIGITS.y_train[FITTED],
@@ -218,10 +218,10 @@ def classifier(embedder):
 
     An image has the label of the training image that is nearest to it by cosine distance.
     """
-    index = NeighborIndex(metric="cosine").fit(data.embed(embedder, DIGITS.x_train))
+    index = NeighborIndex(metric="cosine").fit(embedding.embed(embedder, DIGITS.x_train))
 
     def classify(images):
-        return DIGITS.y_train[index.query(data.embed(embedder, images), k=1)[1][:, 0]]
+        return DIGITS.y_train[index.query(embedding.embed(embedder, images), k=1)[1][:, 0]]
 
     return classify, float(np.mean(classify(DIGITS.x_test) == DIGITS.y_test))
 
@@ -304,7 +304,7 @@ def pretrained(pooling, seed, steps=50):
     )
     enlarge = keras.layers.UpSampling2D(2, interpolation="bilinear")
     embedder = keras.Sequential([keras.Input(IMAGE_SHAPE), enlarge, squeezenet])
-    untrained = data.embed(embedder, DIGITS.x_test)
+    untrained = embedding.embed(embedder, DIGITS.x_test)
     batches = data.BalancedBatches(
         DIGITS.x_train[FITTED], DIGITS.y_train[FITTED], m=10, k=4, batches=steps // 5, seed=seed
     )

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from helpers import unprivileged
 
-from kerasim import artifacts
+from kerasim import _artifacts, _model_identity
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
 
 KIND = "numbers"
@@ -39,14 +39,14 @@ def fill_with(value, size=50):
 
 
 def save(path, value=1.0, kind=KIND, **kwargs):
-    return artifacts.write(path, kind, fill_with(value), info={"value": value}, **kwargs)
+    return _artifacts.write(path, kind, fill_with(value), info={"value": value}, **kwargs)
 
 
 def load_value(folder, manifest):
     """Loads all files of an artefact; they are torn if they do not hold one value."""
     values = {
         manifest.info["value"],
-        *artifacts.read_arrays(folder / "arrays.npz")["x"].tolist(),
+        *_artifacts.read_arrays(folder / "arrays.npz")["x"].tolist(),
         float((folder / "table.csv").read_text().split()[1]),
         *np.load(folder / "sub" / "codes.npy").tolist(),
     }
@@ -55,7 +55,7 @@ def load_value(folder, manifest):
 
 
 def read(path, **kwargs):
-    return artifacts.read(path, KIND, load_value, **kwargs)
+    return _artifacts.read(path, KIND, load_value, **kwargs)
 
 
 def contents(folder):
@@ -69,11 +69,11 @@ def contents(folder):
 
 def reseal(path, **changes):
     """Changes fields of a manifest and gives it the digest that belongs to them."""
-    file = Path(path) / artifacts.MANIFEST
+    file = Path(path) / _artifacts.MANIFEST
     body = json.loads(file.read_text())
     del body["manifest_sha256"]
     body.update(changes)
-    file.write_text(json.dumps({**body, "manifest_sha256": artifacts._digest(body)}))
+    file.write_text(json.dumps({**body, "manifest_sha256": _artifacts._digest(body)}))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def saved(tmp_path):
 def swap(request, monkeypatch):
     """Runs a test with the swap in one step, and as on systems that lack it."""
     if not request.param:
-        monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(_artifacts, "_exchange", lambda one, other: False)
 
 
 # What is written is read
@@ -103,27 +103,27 @@ def test_a_second_save_replaces_the_first_and_leaves_nothing_beside_it(tmp_path,
 
 
 def test_the_manifest_names_files_kind_and_versions(saved):
-    manifest = artifacts.read(saved, KIND, lambda folder, manifest: manifest)
+    manifest = _artifacts.read(saved, KIND, lambda folder, manifest: manifest)
     assert (manifest.kind, sorted(manifest.files)) == (KIND, sorted(FILES))
     assert set(manifest.versions) == {"kerasim", "keras", "numpy", "python"}
 
 
 def test_keys_of_info_that_are_numbers_do_not_damage_the_manifest(tmp_path):
     info = {"value": 1.0, "recall": {10: 0.5, 9: 0.4}}
-    artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), info)
+    _artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), info)
     assert read(tmp_path / "saved") == 1.0
 
 
 def test_info_that_is_no_json_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(ArgumentTypeError, match="info must hold JSON values"):
-        artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), {"x": np.zeros(2)})
+        _artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), {"x": np.zeros(2)})
     assert os.listdir(tmp_path) == []
 
 
 def test_info_too_large_for_a_manifest_is_refused_when_it_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "_MANIFEST_BYTES", 2000)
+    monkeypatch.setattr(_artifacts, "_MANIFEST_BYTES", 2000)
     with pytest.raises(ArgumentError, match="over 2000"):
-        artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), {"x": "y" * 2000})
+        _artifacts.write(tmp_path / "saved", KIND, fill_with(1.0), {"x": "y" * 2000})
 
 
 def test_a_link_is_written_through(tmp_path):
@@ -140,7 +140,7 @@ def test_an_error_of_what_is_saved_comes_out_unchanged_and_the_old_stays(saved):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        artifacts.write(saved, KIND, fill)
+        _artifacts.write(saved, KIND, fill)
     assert read(saved) == 1.0 and os.listdir(saved.parent) == ["saved"]
 
 
@@ -197,11 +197,11 @@ def test_a_truncated_file_is_called_damaged_with_its_sizes(saved, name, cut):
 
 @pytest.mark.fault(12)
 def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
-    file = saved / artifacts.MANIFEST
+    file = saved / _artifacts.MANIFEST
     whole = file.read_bytes()
     for cut in range(20):
         file.write_bytes(whole[: len(whole) * cut // 20])
-        with pytest.raises(ArtifactError, match=f"{artifacts.MANIFEST} is damaged"):
+        with pytest.raises(ArtifactError, match=f"{_artifacts.MANIFEST} is damaged"):
             read(saved)
 
 
@@ -215,7 +215,7 @@ def test_garbage_of_the_right_length_is_found(saved, name):
 
 
 @pytest.mark.fault(13)
-@pytest.mark.parametrize("name", [*FILES, artifacts.MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, _artifacts.MANIFEST])
 def test_a_flipped_bit_is_found_at_200_of_200_places(saved, name):
     rng, file = random.Random(0), saved / name
     whole, found = file.read_bytes(), 0
@@ -266,8 +266,8 @@ def test_a_link_in_the_place_of_a_file_is_refused(saved, tmp_path):
 
 
 def test_a_manifest_that_is_a_link_is_refused(saved, tmp_path):
-    os.rename(saved / artifacts.MANIFEST, tmp_path / "manifest")
-    (saved / artifacts.MANIFEST).symlink_to(tmp_path / "manifest")
+    os.rename(saved / _artifacts.MANIFEST, tmp_path / "manifest")
+    (saved / _artifacts.MANIFEST).symlink_to(tmp_path / "manifest")
     with pytest.raises(ArtifactError, match="kerasim.json is a link"):
         read(saved)
 
@@ -286,7 +286,9 @@ def test_a_save_leaves_the_file_that_another_name_leads_to_as_it_is(saved, tmp_p
 
 
 @pytest.mark.fault(19)
-@pytest.mark.parametrize("ask", [artifacts.exists, lambda p: artifacts.check_replaceable(p, KIND)])
+@pytest.mark.parametrize(
+    "ask", [_artifacts.exists, lambda p: _artifacts.check_replaceable(p, KIND)]
+)
 def test_a_place_that_may_not_be_looked_at_is_named(visible, ask):
     (visible / "closed").mkdir(mode=0o700)
     with unprivileged(), pytest.raises(ArtifactError, match="Cannot read .*closed/it: Permission"):
@@ -325,21 +327,21 @@ def test_a_manifest_of_another_form_is_refused_even_under_a_good_digest(saved, c
 
 @pytest.mark.fault(10)
 def test_a_manifest_nested_200000_deep_is_refused(saved):
-    (saved / artifacts.MANIFEST).write_text("[" * 200_000)
+    (saved / _artifacts.MANIFEST).write_text("[" * 200_000)
     with pytest.raises(ArtifactError, match="is damaged"):
         read(saved)
 
 
 @pytest.mark.fault(10)
 def test_a_huge_manifest_is_refused_unparsed(saved):
-    with open(saved / artifacts.MANIFEST, "ab") as file:
+    with open(saved / _artifacts.MANIFEST, "ab") as file:
         file.truncate(2**30)
     with pytest.raises(ArtifactError, match="is larger than"):
         read(saved)
 
 
 def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
-    (saved / artifacts.MANIFEST).write_bytes(b"{}")
+    (saved / _artifacts.MANIFEST).write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="remove it and save again"):
         save(saved, 2.0)
 
@@ -359,7 +361,7 @@ def mutate(rng, whole):
 
 
 @pytest.mark.fault(15)
-@pytest.mark.parametrize("name", [*FILES, artifacts.MANIFEST])
+@pytest.mark.parametrize("name", [*FILES, _artifacts.MANIFEST])
 def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
     rng, file = random.Random(1), saved / name
     whole = file.read_bytes()
@@ -379,7 +381,7 @@ def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path)
     for _ in range(300):
         file.write_bytes(mutate(rng, whole))
         try:
-            arrays = artifacts.read_arrays(file, ("x", "y"))
+            arrays = _artifacts.read_arrays(file, ("x", "y"))
         except KerasimError:
             continue
         np.testing.assert_array_equal(arrays["x"], np.arange(50))
@@ -388,7 +390,7 @@ def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path)
 
 @pytest.mark.fault(15)
 def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothing(saved):
-    rng, file = random.Random(3), saved / artifacts.MANIFEST
+    rng, file = random.Random(3), saved / _artifacts.MANIFEST
     whole = file.read_bytes()
     odd = [None, True, -1, 10**30, 1.5, float("nan"), "", "x", [], [[]], {}, {"size": 1}]
     for _ in range(300):
@@ -400,9 +402,9 @@ def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothin
             place.pop(key, None)
         else:
             place[key] = rng.choice(odd)
-        file.write_text(json.dumps({**body, "manifest_sha256": artifacts._digest(body)}))
+        file.write_text(json.dumps({**body, "manifest_sha256": _artifacts._digest(body)}))
         try:
-            assert artifacts.read(saved, KIND, lambda folder, manifest: "loaded") == "loaded"
+            assert _artifacts.read(saved, KIND, lambda folder, manifest: "loaded") == "loaded"
         except KerasimError:
             pass
 
@@ -413,7 +415,7 @@ def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothin
 @pytest.mark.fault(17)
 def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
     reseal(saved, schema=2, versions={"kerasim": "9.8.7"}, more="fields")
-    wanted = rf"schema 2, written by kerasim 9\.8\.7; kerasim {artifacts.__version__} .*Upgrade"
+    wanted = rf"schema 2, written by kerasim 9\.8\.7; kerasim {_artifacts.__version__} .*Upgrade"
     with pytest.raises(ArtifactError, match=wanted):
         read(saved)
 
@@ -424,12 +426,12 @@ def test_an_artefact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
         raise ZeroDivisionError("no such layer")
 
     with pytest.raises(ArtifactError, match=r"no such layer.*kerasim .*keras .*numpy"):
-        artifacts.read(saved, KIND, load)
+        _artifacts.read(saved, KIND, load)
 
 
 def test_another_kind_is_refused(saved):
     with pytest.raises(ArtifactError, match="holds a numbers, not a diary"):
-        artifacts.read(saved, "diary", load_value)
+        _artifacts.read(saved, "diary", load_value)
 
 
 @pytest.mark.fault(18)
@@ -467,7 +469,7 @@ def test_a_fingerprint_survives_saving_and_loading(keras, tmp_path):
     model = embedder(keras)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    assert artifacts.fingerprint(loaded) == artifacts.fingerprint(model)
+    assert _model_identity.fingerprint(loaded) == _model_identity.fingerprint(model)
 
 
 def test_a_fingerprint_does_not_depend_on_the_dtype_policy_of_the_process(keras, tmp_path):
@@ -479,14 +481,14 @@ def test_a_fingerprint_does_not_depend_on_the_dtype_policy_of_the_process(keras,
         loaded = keras.saving.load_model(tmp_path / "model.keras")
     finally:
         keras.config.set_dtype_policy(before)
-    assert artifacts.fingerprint(loaded) == artifacts.fingerprint(model)
+    assert _model_identity.fingerprint(loaded) == _model_identity.fingerprint(model)
 
 
 def test_a_fingerprint_does_not_depend_on_a_loss_that_keras_cannot_save(keras):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    before = artifacts.fingerprint(model)
+    before = _model_identity.fingerprint(model)
     model.compile("sgd", functools.partial(keras.losses.mean_squared_error))
-    assert artifacts.fingerprint(model) == before
+    assert _model_identity.fingerprint(model) == before
     assert model.get_config() and "get_compile_config" not in vars(model)
 
 
@@ -494,10 +496,10 @@ def test_a_fingerprint_does_not_depend_on_which_layers_are_frozen(keras):
     layers = keras.layers
     inner = keras.Sequential([keras.Input((2,)), layers.Dense(2), layers.BatchNormalization()])
     model = keras.Sequential([inner, layers.Dense(2)])
-    before = artifacts.fingerprint(model), artifacts.architecture(model)
+    before = _model_identity.fingerprint(model), _model_identity.architecture(model)
     inner.trainable = False
-    assert artifacts.fingerprint(model) == before[0]
-    assert artifacts.architecture(model) != before[1]
+    assert _model_identity.fingerprint(model) == before[0]
+    assert _model_identity.architecture(model) != before[1]
 
 
 def test_a_model_that_keras_cannot_describe_is_refused(keras):
@@ -507,34 +509,38 @@ def test_a_model_that_keras_cannot_describe_is_refused(keras):
             self.function = function
 
     with pytest.raises(ArgumentError, match="configuration of Own: .* Give its class, .* a get_co"):
-        artifacts.fingerprint(Own(lambda x: x))
+        _model_identity.fingerprint(Own(lambda x: x))
 
 
 def test_a_fingerprint_does_not_depend_on_how_keras_counts_names(keras):
-    assert artifacts.fingerprint(embedder(keras)) == artifacts.fingerprint(embedder(keras))
+    assert _model_identity.fingerprint(embedder(keras)) == _model_identity.fingerprint(
+        embedder(keras)
+    )
 
 
 @pytest.mark.fault(18)
 def test_a_fingerprint_changes_with_a_weight(keras):
     model = embedder(keras)
-    before = artifacts.fingerprint(model)
+    before = _model_identity.fingerprint(model)
     kernel = model.weights[0]
     kernel.assign(kernel.numpy() + np.eye(16, 3, dtype="float32") * 1e-6)
-    assert artifacts.fingerprint(model) != before
+    assert _model_identity.fingerprint(model) != before
 
 
 @pytest.mark.fault(18)
 def test_a_fingerprint_changes_with_a_moving_average(keras):
     model = embedder(keras)
-    before = artifacts.fingerprint(model)
+    before = _model_identity.fingerprint(model)
     model.layers[-1].moving_mean.assign([0.0, 0.0, 1e-6])
-    assert artifacts.fingerprint(model) != before
+    assert _model_identity.fingerprint(model) != before
 
 
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("other", [{"scale": 2.5}, {"activation": "tanh"}], ids=str)
 def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other):
-    assert artifacts.fingerprint(embedder(keras, **other)) != artifacts.fingerprint(embedder(keras))
+    assert _model_identity.fingerprint(embedder(keras, **other)) != _model_identity.fingerprint(
+        embedder(keras)
+    )
 
 
 @pytest.mark.fault(18)
@@ -544,7 +550,7 @@ def test_a_fingerprint_changes_with_the_size_of_the_images_where_no_weight_does(
         images = keras.Input((size, size, 1))
         x = keras.layers.Conv2D(2, 3, kernel_initializer="ones")(images)
         models.append(keras.Model(images, keras.layers.GlobalAveragePooling2D()(x)))
-    assert artifacts.fingerprint(models[0]) != artifacts.fingerprint(models[1])
+    assert _model_identity.fingerprint(models[0]) != _model_identity.fingerprint(models[1])
 
 
 # The parts of generated networks: a layer, its settings, and others that give other vectors.
@@ -597,7 +603,7 @@ def shuffled(rng):
 def test_an_architecture_that_is_built_twice_has_one_fingerprint_whatever_its_names(keras, seed):
     rng, parts, functional = generated(seed)
     one, other = (network(keras, parts, shuffled(rng), functional) for _ in range(2))
-    assert artifacts.fingerprint(one) == artifacts.fingerprint(other)
+    assert _model_identity.fingerprint(one) == _model_identity.fingerprint(other)
 
 
 @pytest.mark.fault(18)
@@ -608,7 +614,7 @@ def test_a_generated_network_with_another_setting_has_another_fingerprint(keras,
     kind, n = parts[which]
     changed[which] = kind, (n + rng.randrange(1, len(MENU[kind]))) % len(MENU[kind])
     one, other = (network(keras, each, names, functional) for each in (parts, changed))
-    assert artifacts.fingerprint(one) != artifacts.fingerprint(other)
+    assert _model_identity.fingerprint(one) != _model_identity.fingerprint(other)
 
 
 @pytest.mark.fault(18)
@@ -623,7 +629,7 @@ def test_generated_networks_of_other_topologies_have_other_fingerprints(keras, s
         network(keras, parts, names, skip=True),
         network(keras, parts, names, functional, dtype="float16"),
     ]
-    assert len(set(map(artifacts.fingerprint, variants))) == len(variants)
+    assert len(set(map(_model_identity.fingerprint, variants))) == len(variants)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -633,7 +639,7 @@ def test_a_fingerprint_survives_a_fresh_build_from_the_saved_configuration(keras
     model.compile("adam", "mse")
     again = keras.models.model_from_json(model.to_json())
     again.set_weights(model.get_weights())
-    assert artifacts.fingerprint(again) == artifacts.fingerprint(model)
+    assert _model_identity.fingerprint(again) == _model_identity.fingerprint(model)
 
 
 @pytest.mark.fault(18)
@@ -641,13 +647,13 @@ def test_a_fingerprint_survives_a_fresh_build_from_the_saved_configuration(keras
 def test_a_generated_network_with_another_weight_has_another_fingerprint(keras, seed):
     rng, parts, functional = generated(seed)
     model = network(keras, [*parts, ("Conv2D", 0)], shuffled(rng), functional)
-    before = artifacts.fingerprint(model)
+    before = _model_identity.fingerprint(model)
     weights = model.get_weights()
     which = rng.randrange(len(weights))
     place = rng.randrange(weights[which].size)
     weights[which].flat[place] = np.nextafter(weights[which].flat[place], np.float32(9))
     model.set_weights(weights)
-    assert artifacts.fingerprint(model) != before
+    assert _model_identity.fingerprint(model) != before
 
 
 @pytest.mark.fault(18)
@@ -658,7 +664,7 @@ def test_layers_that_are_wired_otherwise_have_another_fingerprint(keras):
         left, right = one(images), other(images)
         return keras.Model(images, left - right if first else right - left)
 
-    assert artifacts.fingerprint(wired(True)) != artifacts.fingerprint(wired(False))
+    assert _model_identity.fingerprint(wired(True)) != _model_identity.fingerprint(wired(False))
 
 
 @pytest.mark.fault(18)
@@ -669,9 +675,9 @@ def test_an_inner_model_is_known_by_what_it_does_and_not_by_its_name_or_its_trai
         inner.name = name
         return keras.Sequential([keras.Input((4, 4, 1)), inner, keras.layers.Flatten()])
 
-    one = artifacts.fingerprint(outer("relu", "a", "adam"))
-    assert artifacts.fingerprint(outer("relu", "b", "sgd")) == one
-    assert artifacts.fingerprint(outer("tanh", "a", "adam")) != one
+    one = _model_identity.fingerprint(outer("relu", "a", "adam"))
+    assert _model_identity.fingerprint(outer("relu", "b", "sgd")) == one
+    assert _model_identity.fingerprint(outer("tanh", "a", "adam")) != one
 
 
 # Paths
@@ -693,8 +699,8 @@ def test_a_path_with_no_artefact_is_named(tmp_path, way):
 
 @pytest.mark.fault(19)
 def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
-    (saved / artifacts.MANIFEST).unlink()
-    os.mkfifo(saved / artifacts.MANIFEST)
+    (saved / _artifacts.MANIFEST).unlink()
+    os.mkfifo(saved / _artifacts.MANIFEST)
     with pytest.raises(ArtifactError, match="not a regular file"):
         read(saved)
 
@@ -727,7 +733,7 @@ def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
     def refuse(path, size=None):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(artifacts, "_describe", refuse)
+    monkeypatch.setattr(_artifacts, "_describe", refuse)
     with pytest.raises(ArtifactError, match=f"{saved}.*Permission denied.*permissions"):
         read(saved)
 
@@ -737,7 +743,7 @@ def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
 def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
     path = tmp_path / place
-    for write in (save, lambda path: artifacts.write_file(path, b"x")):
+    for write in (save, lambda path: _artifacts.write_file(path, b"x")):
         with pytest.raises(ArtifactError, match=re.escape(str(path))):
             write(path)
 
@@ -751,14 +757,14 @@ def test_the_root_folder_is_not_replaced():
 
 
 def test_a_single_file_is_replaced_whole(tmp_path):
-    artifacts.write_file(tmp_path / "new" / "table.csv", b"old")
-    artifacts.write_file(tmp_path / "new" / "table.csv", b"new")
+    _artifacts.write_file(tmp_path / "new" / "table.csv", b"old")
+    _artifacts.write_file(tmp_path / "new" / "table.csv", b"new")
     assert contents(tmp_path) == {"new/table.csv": b"new"}
 
 
 def test_a_folder_is_not_replaced_by_a_single_file(saved):
     with pytest.raises(ArtifactError, match=re.escape(str(saved))):
-        artifacts.write_file(saved, b"x")
+        _artifacts.write_file(saved, b"x")
     assert read(saved) == 1.0 and os.listdir(saved.parent) == ["saved"]
 
 
@@ -778,7 +784,7 @@ def umask(request):
 
 def test_what_is_new_has_the_permissions_that_the_user_wants_for_new_files(tmp_path, umask):
     save(tmp_path / "saved")
-    artifacts.write_file(tmp_path / "page.html", b"x")
+    _artifacts.write_file(tmp_path / "page.html", b"x")
     for path in tmp_path.rglob("*"):
         assert mode(path) == (0o777 if path.is_dir() else 0o666) & ~umask
 
@@ -795,15 +801,15 @@ def test_a_folder_that_is_replaced_keeps_its_permissions(saved, swap, wanted):
 
 @pytest.mark.parametrize("wanted", [0o600, 0o640, 0o400, 0o666], ids=oct)
 def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, wanted):
-    path = artifacts.write_file(tmp_path / "page.html", b"x")
+    path = _artifacts.write_file(tmp_path / "page.html", b"x")
     path.chmod(wanted)
-    artifacts.write_file(path, b"y")
+    _artifacts.write_file(path, b"y")
     assert mode(path) == wanted and path.read_bytes() == b"y"
 
 
 def test_files_of_a_folder_keep_their_permissions_and_new_ones_take_those_of_the_manifest(saved):
     (saved / "table.csv").chmod(0o640)
-    (saved / artifacts.MANIFEST).chmod(0o600)
+    (saved / _artifacts.MANIFEST).chmod(0o600)
     (saved / "sub").chmod(0o700)
 
     def fill(folder):
@@ -811,19 +817,19 @@ def test_files_of_a_folder_keep_their_permissions_and_new_ones_take_those_of_the
         (folder / "new").write_bytes(b"x")
         (folder / "more").mkdir()
 
-    artifacts.write(saved, KIND, fill, info={"value": 2.0})
-    modes = {"table.csv": 0o640, "new": 0o600, artifacts.MANIFEST: 0o600, "sub": 0o700}
+    _artifacts.write(saved, KIND, fill, info={"value": 2.0})
+    modes = {"table.csv": 0o640, "new": 0o600, _artifacts.MANIFEST: 0o600, "sub": 0o700}
     assert {name: mode(saved / name) for name in modes} == modes
     assert mode(saved / "more") == mode(saved)
 
 
-@pytest.mark.parametrize("write", [save, lambda path: artifacts.write_file(path, b"x")])
+@pytest.mark.parametrize("write", [save, lambda path: _artifacts.write_file(path, b"x")])
 def test_what_replaces_something_is_private_until_it_is_in_its_place(tmp_path, monkeypatch, write):
     path = write(tmp_path / "it")
     path.chmod(0o700 if path.is_dir() else 0o600)
-    seen, real = [], artifacts._keep_permissions
+    seen, real = [], _artifacts._keep_permissions
     monkeypatch.setattr(
-        artifacts, "_keep_permissions", lambda new, old: (seen.append(mode(new)), real(new, old))
+        _artifacts, "_keep_permissions", lambda new, old: (seen.append(mode(new)), real(new, old))
     )
     write(path)
     assert seen == [0o700 if path.is_dir() else 0o600]
@@ -849,14 +855,14 @@ def test_another_group_gets_no_more_than_others_have(saved, monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", chown)
-    artifacts._copy_permissions(saved, other)
+    _artifacts._copy_permissions(saved, other)
     assert mode(saved) == 0o700
 
 
 @pytest.mark.fault(26)
 def test_folders_that_a_save_makes_are_synced_with_their_parents(tmp_path, monkeypatch):
-    synced, real = set(), artifacts._sync
-    monkeypatch.setattr(artifacts, "_sync", lambda path: (synced.add(Path(path)), real(path)))
+    synced, real = set(), _artifacts._sync
+    monkeypatch.setattr(_artifacts, "_sync", lambda path: (synced.add(Path(path)), real(path)))
     save(tmp_path / "new" / "deeper" / "saved")
     assert {tmp_path, tmp_path / "new", tmp_path / "new" / "deeper"} <= synced
 
@@ -866,7 +872,7 @@ def test_a_save_that_fails_leaves_no_folders_that_it_made(tmp_path):
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        artifacts.write(tmp_path / "new" / "deeper" / "saved", KIND, fill)
+        _artifacts.write(tmp_path / "new" / "deeper" / "saved", KIND, fill)
     assert os.listdir(tmp_path) == []
 
 
@@ -906,7 +912,7 @@ def test_the_old_stays_and_nothing_is_left_when_a_call_fails(saved, monkeypatch,
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("turn", [1, 2])
 def test_the_old_stays_when_a_rename_of_the_swap_fails(saved, monkeypatch, turn):
-    monkeypatch.setattr(artifacts, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(_artifacts, "_exchange", lambda one, other: False)
     before = contents(saved.parent)
     with monkeypatch.context() as patch:
         fail_at(patch, "rename", turn)
@@ -944,7 +950,7 @@ def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
         raise OSError(5, "Input/output error", str(other))
 
     before = contents(saved.parent)
-    monkeypatch.setattr(artifacts, "_exchange", refuse)
+    monkeypatch.setattr(_artifacts, "_exchange", refuse)
     with pytest.raises(ArtifactError, match=f"{saved}.*Input/output error.*unchanged"):
         save(saved, 2.0)
     assert contents(saved.parent) == before
@@ -964,10 +970,10 @@ def test_the_new_is_whole_and_not_called_unchanged_when_only_the_last_sync_fails
 @pytest.mark.fault(23)
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_an_old_single_file_stays_when_a_call_fails(tmp_path, monkeypatch, name):
-    path = artifacts.write_file(tmp_path / "table.csv", b"old")
+    path = _artifacts.write_file(tmp_path / "table.csv", b"old")
     fail_at(monkeypatch, name, 1)
     with pytest.raises(ArtifactError, match=f"{path}.*No space left.*unchanged"):
-        artifacts.write_file(path, b"new")
+        _artifacts.write_file(path, b"new")
     assert contents(tmp_path) == {"table.csv": b"old"}
 
 
@@ -977,12 +983,12 @@ def test_a_full_disk_keeps_the_old_and_says_how_much_was_written(saved):
     before = contents(saved.parent)
     code = f"""
 import resource, signal
-from kerasim import artifacts
+from kerasim import _artifacts
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
-    artifacts.write({str(saved)!r}, "numbers", lambda f: (f / "x").write_bytes(bytes(10**6)))
-except artifacts.ArtifactError as error:
+    _artifacts.write({str(saved)!r}, "numbers", lambda f: (f / "x").write_bytes(bytes(10**6)))
+except _artifacts.ArtifactError as error:
     print(error)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
@@ -993,7 +999,7 @@ except artifacts.ArtifactError as error:
 @pytest.mark.fault(26)
 def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, monkeypatch, swap):
     calls = []
-    real_sync, real_exchange, real_rename = artifacts._sync, artifacts._exchange, os.rename
+    real_sync, real_exchange, real_rename = _artifacts._sync, _artifacts._exchange, os.rename
 
     def log(kind, real):
         def call(*args):
@@ -1002,13 +1008,13 @@ def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, mon
 
         return call
 
-    monkeypatch.setattr(artifacts, "_sync", log("sync", real_sync))
-    monkeypatch.setattr(artifacts, "_exchange", log("swap", real_exchange))
+    monkeypatch.setattr(_artifacts, "_sync", log("sync", real_sync))
+    monkeypatch.setattr(_artifacts, "_exchange", log("swap", real_exchange))
     monkeypatch.setattr(os, "rename", log("rename", real_rename))
     save(saved, 2.0)
     temporary = next(args[1] for args in calls if args[0] == "swap")
     synced = {os.path.normpath(args[1]) for args in calls[: len(FILES) + 3]}
-    wanted = {f"{temporary}/{name}" for name in (*FILES, artifacts.MANIFEST, "sub")}
+    wanted = {f"{temporary}/{name}" for name in (*FILES, _artifacts.MANIFEST, "sub")}
     assert synced == {temporary, *wanted}
     assert [args[0] for args in calls[len(FILES) + 3 :]][0] == "swap"
     assert calls[-1] == ("sync", str(saved.parent))
@@ -1019,13 +1025,13 @@ def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, mon
 
 DYING = """
 import os, sys
-from kerasim import artifacts
+from kerasim import _artifacts
 
 def fill(folder):
     (folder / "half").write_bytes(b"x")
     os._exit(9)  # as a kill ends it, which the first process of a namespace ignores
 
-artifacts.write(sys.argv[1], "numbers", fill)
+_artifacts.write(sys.argv[1], "numbers", fill)
 """
 
 
@@ -1050,7 +1056,7 @@ def test_what_a_killed_save_leaves_is_removed_where_each_program_has_the_same_nu
     subprocess.run([*alone, DYING, saved])
     assert len(strays(saved.parent)) == 1
     code = (
-        "import sys; from kerasim import artifacts; artifacts.write(sys.argv[1], 'numbers', print)"
+        "import sys; from kerasim import artifacts; _artifacts.write(sys.argv[1], 'numbers', print)"
     )
     subprocess.run([*alone, code, saved], check=True, capture_output=True)
     assert os.listdir(saved.parent) == ["saved"]
@@ -1063,7 +1069,7 @@ def test_what_another_save_is_writing_is_left_alone(saved):
         save(saved, 2.0)  # sweeps
         assert (folder / "mine").exists()
 
-    artifacts.write(saved, KIND, fill)
+    _artifacts.write(saved, KIND, fill)
     assert sorted(os.listdir(saved)) == ["kerasim.json", "mine"]
 
 
@@ -1083,7 +1089,7 @@ def test_only_temporaries_of_the_name_that_is_saved_are_removed(saved):
 
 
 def test_a_temporary_that_is_swept_before_it_is_locked_is_made_again(saved, monkeypatch):
-    real, swept = artifacts._hold, []
+    real, swept = _artifacts._hold, []
 
     def hold(descriptor, path):
         if not swept:
@@ -1091,7 +1097,7 @@ def test_a_temporary_that_is_swept_before_it_is_locked_is_made_again(saved, monk
             path.rmdir()
         return real(descriptor, path)
 
-    monkeypatch.setattr(artifacts, "_hold", hold)
+    monkeypatch.setattr(_artifacts, "_hold", hold)
     save(saved, 2.0)
     assert swept and read(saved) == 2.0
 
@@ -1101,11 +1107,11 @@ def test_a_file_system_without_locks_is_written_and_not_swept(saved, monkeypatch
         raise OSError(errno.ENOLCK, "No locks available")
 
     (saved.parent / ".saved.0123456789abcdef.tmp").mkdir()
-    monkeypatch.setattr(artifacts.fcntl, "flock", flock)
+    monkeypatch.setattr(_artifacts.fcntl, "flock", flock)
     save(saved, 2.0)
     assert read(saved) == 2.0 and strays(saved.parent) == [".saved.0123456789abcdef.tmp"]
     with pytest.raises(ArtifactError, match="No locks available"):
-        with artifacts.lock(saved.parent / ".lock"):
+        with _artifacts.lock(saved.parent / ".lock"):
             pass
 
 
@@ -1124,9 +1130,9 @@ def die_in_swap(monkeypatch, saved, turn):
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "_exchange", lambda one, other: False)
+        patch.setattr(_artifacts, "_exchange", lambda one, other: False)
         patch.setattr(os, "rename", rename)
-        patch.setattr(artifacts.shutil, "rmtree", lambda *args, **kwargs: None)
+        patch.setattr(_artifacts.shutil, "rmtree", lambda *args, **kwargs: None)
         with pytest.raises(Killed):
             save(saved, 2.0)
 
@@ -1135,7 +1141,7 @@ def die_in_swap(monkeypatch, saved, turn):
 @pytest.mark.parametrize(("turn", "left"), [(1, 1.0), (2, 1.0), (3, 2.0)])
 def test_a_writer_killed_between_two_renames_leaves_old_or_new(saved, monkeypatch, turn, left):
     die_in_swap(monkeypatch, saved, turn)
-    assert artifacts.exists(saved) and read(saved) == left
+    assert _artifacts.exists(saved) and read(saved) == left
 
 
 @pytest.mark.fault(21)
@@ -1150,11 +1156,11 @@ def test_the_save_after_a_kill_between_two_renames_cleans_up(saved, monkeypatch,
 SAVER = """
 import sys
 import numpy as np
-from kerasim import artifacts
+from kerasim import _artifacts
 
 path, value = sys.argv[1], int(sys.argv[2])
 if sys.argv[3] == "fallback":
-    artifacts._exchange = lambda one, other: False
+    _artifacts._exchange = lambda one, other: False
 
 def fill(folder):
     np.savez(folder / "arrays.npz", x=np.full(50, value))
@@ -1164,7 +1170,7 @@ def fill(folder):
 
 while True:
     value += 1
-    artifacts.write(path, "numbers", fill, info={"value": value})
+    _artifacts.write(path, "numbers", fill, info={"value": value})
     print(value, flush=True)
 """
 
@@ -1216,7 +1222,7 @@ def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
         save(saved, 2.0)
 
     with pytest.raises(ArtifactError, match="was replaced 20 times"):
-        artifacts.read(saved, KIND, load)
+        _artifacts.read(saved, KIND, load)
 
 
 def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved):
@@ -1229,7 +1235,7 @@ def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved)
             raise FileNotFoundError("as if a file had gone with the old folder")
         return load_value(folder, manifest)
 
-    assert artifacts.read(saved, KIND, load) == 1.0 and len(turns) == 2
+    assert _artifacts.read(saved, KIND, load) == 1.0 and len(turns) == 2
 
 
 # The lock
@@ -1241,8 +1247,8 @@ def test_a_second_holder_is_refused_with_the_process_that_holds_it_and_freed_by_
 ):
     code = f"""
 import time
-from kerasim import artifacts
-with artifacts.lock({str(tmp_path / ".lock")!r}):
+from kerasim import _artifacts
+with _artifacts.lock({str(tmp_path / ".lock")!r}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -1250,21 +1256,21 @@ with artifacts.lock({str(tmp_path / ".lock")!r}):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ArtifactError, match=f"{tmp_path} is in use by process {holder.pid}\\."):
-            with artifacts.lock(tmp_path / ".lock"):
+            with _artifacts.lock(tmp_path / ".lock"):
                 pass
         holder.kill()
-    with artifacts.lock(tmp_path / ".lock"):
+    with _artifacts.lock(tmp_path / ".lock"):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def test_nothing_is_left_of_a_lock_nor_of_the_folders_that_were_made_for_it(tmp_path):
-    with artifacts.lock(tmp_path / "new" / "folder" / ".lock"):
+    with _artifacts.lock(tmp_path / "new" / "folder" / ".lock"):
         assert (tmp_path / "new" / "folder" / ".lock").exists()
     assert os.listdir(tmp_path) == []
 
 
 def test_a_lock_that_was_opened_before_its_holder_removed_it_is_taken_anew(tmp_path, monkeypatch):
-    path, real, turns = tmp_path / ".lock", artifacts.fcntl.flock, []
+    path, real, turns = tmp_path / ".lock", _artifacts.fcntl.flock, []
 
     def flock(descriptor, how):
         if not turns:
@@ -1272,17 +1278,17 @@ def test_a_lock_that_was_opened_before_its_holder_removed_it_is_taken_anew(tmp_p
             path.unlink()  # as a holder does that releases the lock at this moment
         return real(descriptor, how)
 
-    monkeypatch.setattr(artifacts.fcntl, "flock", flock)
-    with artifacts.lock(path):
+    monkeypatch.setattr(_artifacts.fcntl, "flock", flock)
+    with _artifacts.lock(path):
         assert path.read_text() == str(os.getpid())
         with pytest.raises(ArtifactError, match="is in use by process"):
-            with artifacts.lock(path):
+            with _artifacts.lock(path):
                 pass
     assert turns and not path.exists()
 
 
 def test_a_lock_that_another_process_has_replaced_is_not_removed(tmp_path):
-    with artifacts.lock(tmp_path / ".lock"):
+    with _artifacts.lock(tmp_path / ".lock"):
         (tmp_path / ".lock").unlink()
         (tmp_path / ".lock").write_text("another")
     assert (tmp_path / ".lock").read_text() == "another"
@@ -1294,7 +1300,7 @@ def test_one_of_many_holders_at_a_time_has_a_lock(tmp_path):
     def work():
         for _ in range(50):
             try:
-                with artifacts.lock(tmp_path / ".lock"):
+                with _artifacts.lock(tmp_path / ".lock"):
                     count[0] += 1
                     most.append(count[0])
                     time.sleep(0)
@@ -1312,15 +1318,15 @@ def test_one_of_many_holders_at_a_time_has_a_lock(tmp_path):
 
 def test_a_lock_is_free_after_its_block_even_after_an_error(tmp_path):
     for _ in range(2):
-        with pytest.raises(ZeroDivisionError), artifacts.lock(tmp_path / ".lock"):
+        with pytest.raises(ZeroDivisionError), _artifacts.lock(tmp_path / ".lock"):
             raise ZeroDivisionError
 
 
 def test_a_lock_is_held_on_a_full_disk_too(tmp_path, monkeypatch):
     calls = fail_at(monkeypatch, "pwrite", 1)
-    with artifacts.lock(tmp_path / ".lock"):
+    with _artifacts.lock(tmp_path / ".lock"):
         with pytest.raises(ArtifactError, match="in use by process unknown"):
-            with artifacts.lock(tmp_path / ".lock"):
+            with _artifacts.lock(tmp_path / ".lock"):
                 pass
     assert calls
 
@@ -1328,7 +1334,7 @@ def test_a_lock_is_held_on_a_full_disk_too(tmp_path, monkeypatch):
 def test_a_lock_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / "file" / ".lock"))):
-        with artifacts.lock(tmp_path / "file" / ".lock"):
+        with _artifacts.lock(tmp_path / "file" / ".lock"):
             pass
 
 
@@ -1337,8 +1343,8 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path):
 
 def test_arrays_are_read_by_name_or_all(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.arange(3), y=np.eye(2))
-    assert list(artifacts.read_arrays(tmp_path / "a.npz", ["y"])) == ["y"]
-    assert sorted(artifacts.read_arrays(tmp_path / "a.npz")) == ["x", "y"]
+    assert list(_artifacts.read_arrays(tmp_path / "a.npz", ["y"])) == ["y"]
+    assert sorted(_artifacts.read_arrays(tmp_path / "a.npz")) == ["x", "y"]
 
 
 @pytest.mark.fault(6)
@@ -1350,14 +1356,14 @@ def test_an_object_array_is_refused_with_file_and_key_and_never_unpickled(tmp_pa
     file = tmp_path / "a.npz"
     np.savez(file, x=np.arange(3), evil=np.array([Bomb()], dtype=object))
     with pytest.raises(ArtifactError, match=f"{file}, array 'evil', .*objects"):
-        artifacts.read_arrays(file)
+        _artifacts.read_arrays(file)
     assert not (tmp_path / "canary").exists()
 
 
 def test_a_missing_array_is_named_with_those_expected(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.arange(3))
     with pytest.raises(ArtifactError, match=r"a\.npz has no array 'y', expected \['x', 'y'\]"):
-        artifacts.read_arrays(tmp_path / "a.npz", ["x", "y"])
+        _artifacts.read_arrays(tmp_path / "a.npz", ["x", "y"])
 
 
 @pytest.mark.fault(12)
@@ -1367,14 +1373,14 @@ def test_a_truncated_npz_is_named(tmp_path, cut):
     whole = (tmp_path / "a.npz").read_bytes()
     (tmp_path / "a.npz").write_bytes(whole[:cut])
     with pytest.raises(ArtifactError, match=r"a\.npz is damaged"):
-        artifacts.read_arrays(tmp_path / "a.npz")
+        _artifacts.read_arrays(tmp_path / "a.npz")
 
 
 def test_a_member_that_is_no_array_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("x.npy", b"hello")
     with pytest.raises(ArtifactError, match=r"a\.npz, array 'x', is damaged"):
-        artifacts.read_arrays(tmp_path / "a.npz")
+        _artifacts.read_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.fault(8)
@@ -1384,7 +1390,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_inflated(tmp_path):
             for _ in range(260):
                 member.write(bytes(10**6))
     with pytest.raises(ArtifactError, match="claims to hold 260000000 bytes: refused"):
-        artifacts.read_arrays(tmp_path / "a.npz")
+        _artifacts.read_arrays(tmp_path / "a.npz")
 
 
 def write_header(stream, shape, dtype="<f8"):
@@ -1401,12 +1407,12 @@ def test_an_array_whose_header_does_not_fit_its_file_is_refused(tmp_path, shape)
             write_header(member, shape)
             member.write(bytes(16))
     with pytest.raises(ArtifactError, match="array 'x', is damaged .*claims"):
-        artifacts.read_arrays(tmp_path / "a.npz")
+        _artifacts.read_arrays(tmp_path / "a.npz")
     with open(tmp_path / "a.npy", "wb") as file:
         write_header(file, shape)
         file.write(bytes(16))
     with pytest.raises(ArtifactError, match="a.npy is damaged .*claims"):
-        artifacts.read_array(tmp_path / "a.npy")
+        _artifacts.read_array(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("dtype", ["f4", "<f8", ">i4", "u1", "?", "c8", "U3"])
@@ -1416,8 +1422,8 @@ def test_an_array_is_read_as_it_was_saved(tmp_path, dtype, shape):
     np.save(tmp_path / "a.npy", array)
     np.savez_compressed(tmp_path / "a.npz", x=np.asfortranarray(array))
     for found in (
-        artifacts.read_array(tmp_path / "a.npy"),
-        artifacts.read_arrays(tmp_path / "a.npz")["x"],
+        _artifacts.read_array(tmp_path / "a.npy"),
+        _artifacts.read_arrays(tmp_path / "a.npz")["x"],
     ):
         np.testing.assert_array_equal(found, array)
         assert found.dtype == array.dtype
@@ -1427,7 +1433,7 @@ def test_an_array_is_read_as_it_was_saved(tmp_path, dtype, shape):
 def test_a_single_array_of_objects_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([object], dtype=object), allow_pickle=True)
     with pytest.raises(ArtifactError, match="a.npy is damaged or holds objects"):
-        artifacts.read_array(tmp_path / "a.npy")
+        _artifacts.read_array(tmp_path / "a.npy")
 
 
 @pytest.mark.fault(8)
@@ -1436,7 +1442,7 @@ def test_arrays_in_a_compression_without_bounds_are_refused(tmp_path, method):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
         archive.writestr("x.npy", b"x")
     with pytest.raises(ArtifactError, match="'x.npy' in compression method"):
-        artifacts.read_arrays(tmp_path / "a.npz")
+        _artifacts.read_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.fault(8)
@@ -1446,7 +1452,7 @@ def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
             header = {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
             np.lib.format.write_array_header_1_0(member, header)
     with pytest.raises(ArtifactError, match="array 'x', is damaged"):
-        artifacts.read_arrays(tmp_path / "a.npz")
+        _artifacts.read_arrays(tmp_path / "a.npz")
 
 
 @pytest.mark.fault(19)
@@ -1460,4 +1466,4 @@ def test_a_path_that_is_no_file_is_named(tmp_path, way):
     elif way == "loop":
         path.symlink_to(path)
     with pytest.raises(ArtifactError, match=re.escape(str(path))):
-        artifacts.read_arrays(path)
+        _artifacts.read_arrays(path)

@@ -4,8 +4,9 @@ import pandas as pd
 import pytest
 
 from kerasim import (
-    checks,
+    _checks,
     data,
+    embedding,
     errors,
     export,
     gallery,
@@ -21,7 +22,7 @@ from kerasim import (
 @pytest.mark.parametrize("value", [2.5, "8", None, True, np.bool_(True), np.float32(3)])
 def test_what_is_no_integer_is_refused_with_its_type_and_the_range(value):
     with pytest.raises(errors.ArgumentTypeError) as caught:
-        checks.integer("batch_size", value)
+        _checks.integer("batch_size", value)
     for part in ("batch_size", repr(value), type(value).__name__, "1 or more"):
         assert part in str(caught.value)
 
@@ -29,35 +30,35 @@ def test_what_is_no_integer_is_refused_with_its_type_and_the_range(value):
 @pytest.mark.parametrize("value", [0, -1, 9])
 def test_an_integer_out_of_range_is_refused_with_the_range(value):
     with pytest.raises(errors.ArgumentError, match=f"k={value} .* from 1 to 8"):
-        checks.integer("k", value, 1, 8)
+        _checks.integer("k", value, 1, 8)
 
 
 def test_an_integer_of_numpy_becomes_one_of_python():
-    assert type(checks.integer("k", np.int64(8), 1, 8)) is int
+    assert type(_checks.integer("k", np.int64(8), 1, 8)) is int
 
 
 @pytest.mark.parametrize("value", ["1", None, True, 1j])
 def test_what_is_no_number_is_refused_with_its_type(value):
     with pytest.raises(errors.ArgumentTypeError, match=f"sigma .*{type(value).__name__}"):
-        checks.number("sigma", value, 0)
+        _checks.number("sigma", value, 0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 10**400])
 def test_a_number_out_of_range_is_refused_with_the_range(value):
     with pytest.raises(errors.ArgumentError, match="sigma=.* 0 or more"):
-        checks.number("sigma", value, 0)
+        _checks.number("sigma", value, 0)
 
 
 @pytest.mark.parametrize("value", [0, 0.5, np.float32(0.5), np.int8(1)])
 def test_a_number_in_range_becomes_a_float(value):
-    number = checks.number("sigma", value, 0, 1)
+    number = _checks.number("sigma", value, 0, 1)
     assert type(number) is float and number == value
 
 
 @pytest.mark.parametrize("value", ["eucledian", None, 3, ["cosine"]])
 def test_an_unknown_choice_is_refused_with_the_known_ones(value):
     with pytest.raises(errors.ArgumentError) as caught:
-        checks.choice("metric", value, ("cosine", "euclidean"))
+        _checks.choice("metric", value, ("cosine", "euclidean"))
     assert f"metric={value!r}" in str(caught.value)
     assert "'cosine', 'euclidean'" in str(caught.value)
 
@@ -65,7 +66,7 @@ def test_an_unknown_choice_is_refused_with_the_known_ones(value):
 @pytest.mark.parametrize("shape", [(3,), (3, 0), (3, 5), (1, 4), (3, 2, 2)])
 def test_vectors_of_another_shape_are_refused_with_both_shapes(shape):
     with pytest.raises(errors.ArgumentError) as caught:
-        checks.vectors("queries", np.zeros(shape), width=4, rows=2)
+        _checks.vectors("queries", np.zeros(shape), width=4, rows=2)
     assert "queries" in str(caught.value) and "(n, 4)" in str(caught.value)
     assert str(shape) in str(caught.value)
 
@@ -73,7 +74,7 @@ def test_vectors_of_another_shape_are_refused_with_both_shapes(shape):
 @pytest.mark.parametrize("dtype", ["bool", "complex64", "object", "U3"])
 def test_vectors_that_are_no_numbers_are_refused_with_their_dtype(dtype):
     with pytest.raises(errors.ArgumentTypeError, match="queries .* dtype"):
-        checks.vectors("queries", np.zeros((2, 2), dtype))
+        _checks.vectors("queries", np.zeros((2, 2), dtype))
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -81,48 +82,48 @@ def test_vectors_that_are_not_finite_are_refused_with_their_rows(poison):
     x = np.zeros((5, 2))
     x[1, 0] = x[3, 1] = poison
     with pytest.raises(errors.ArgumentError, match="queries .* 2 of 5 rows: 1, 3"):
-        checks.vectors("queries", x)
+        _checks.vectors("queries", x)
 
 
 def test_of_many_bad_rows_ten_are_shown():
     with pytest.raises(errors.ArgumentError, match=r"12 of 12 rows: 0, 1, .*, 9, \.\.\.\. Remove"):
-        checks.bad_rows("x", np.ones(12, bool), "NaN")
+        _checks.bad_rows("x", np.ones(12, bool), "NaN")
 
 
 def test_rows_of_several_lengths_are_refused_by_name():
     with pytest.raises(
         errors.ArgumentError, match="x cannot be converted to one array.*rows of one length"
     ):
-        checks.vectors("x", [[1.0, 2.0], [3.0]])
+        _checks.vectors("x", [[1.0, 2.0], [3.0]])
 
 
 @pytest.mark.parametrize("values", [[1, 2], [[1], [2], [3]], 1, None])
 def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
     with pytest.raises(errors.ArgumentError) as caught:
-        checks.each("labels", values, 3, "images", 1)
+        _checks.each("labels", values, 3, "images", 1)
     assert f"labels has shape {np.shape(values)}, expected (3,)" in str(caught.value)
     assert "pass one for each of the 3 images" in str(caught.value)
 
 
 def test_targets_of_several_lengths_are_refused_by_name():
     with pytest.raises(errors.ArgumentError, match="targets cannot be converted to one array"):
-        checks.each("targets", [[1, 2], [3]], 2, "images")
+        _checks.each("targets", [[1, 2], [3]], 2, "images")
 
 
 def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
-    assert checks.each("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
+    assert _checks.each("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
     with pytest.raises(errors.ArgumentError, match=r"expected \(3, any\): pass one for each"):
-        checks.each("targets", [[1, 2]], 3, "images")
+        _checks.each("targets", [[1, 2]], 3, "images")
 
 
 @pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
 def test_what_is_no_flag_is_refused(value):
     with pytest.raises(errors.ArgumentTypeError, match="flip must be a bool"):
-        checks.flag("flip", value)
+        _checks.flag("flip", value)
 
 
 def test_a_flag_of_numpy_becomes_one_of_python():
-    assert checks.flag("flip", np.bool_(True)) is True
+    assert _checks.flag("flip", np.bool_(True)) is True
 
 
 IMAGES, ANY = np.zeros((4, 8, 8, 1), "float32"), "no/such/folder"
@@ -159,17 +160,17 @@ class Foreign:
 
 def test_an_array_of_another_library_is_refused_as_such():
     with pytest.raises(errors.ArgumentTypeError, match="x, a Foreign, .*cuda:0.* NumPy array"):
-        checks.array("x", Foreign())
+        _checks.array("x", Foreign())
     with pytest.raises(
         errors.ArgumentTypeError, match="x must be a list or tuple. Received Foreign"
     ):
-        checks.listed("x", Foreign())
+        _checks.listed("x", Foreign())
 
 
 def test_a_count_beyond_64_bits_is_refused():
     with pytest.raises(errors.ArgumentError, match="whole number of 64 bits, 1 or more"):
-        checks.integer("n", 10**30)
-    assert checks.integer("seed", 10**30, 0) == 10**30
+        _checks.integer("n", 10**30)
+    assert _checks.integer("seed", 10**30, 0) == 10**30
 
 
 SYMBOLIC = keras.Input((4, 4, 3))
@@ -207,7 +208,7 @@ def test_a_model_that_returns_a_dictionary_is_refused():
     image = keras.Input((4, 4, 3))
     model = keras.Model(image, {"vector": keras.layers.Flatten()(image)})
     uses = [
-        lambda: data.embed(model, np.zeros((2, 4, 4, 3))),
+        lambda: embedding.embed(model, np.zeros((2, 4, 4, 3))),
         lambda: gallery.Gallery(model),
         lambda: models.siamese(model),
     ]

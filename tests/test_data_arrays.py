@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import EMBEDDER, FLOATS, LEVELS, picture
 
-from kerasim import data
+from kerasim import _content, data, duplicates, embedding
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 
 
@@ -24,7 +24,7 @@ def poisoned(value, dtype="float32"):
 DOORS = {
     "ImageBatches": data.ImageBatches,
     "add_noise": lambda images: data.add_noise(images, 0.1),
-    "embed": lambda images: data.embed(EMBEDDER, images),
+    "embed": lambda images: embedding.embed(EMBEDDER, images),
 }
 
 
@@ -143,31 +143,39 @@ def test_the_digest_of_strings_is_of_what_they_say_and_not_of_where_they_lie():
     labels = np.array(["cat", "dog" * 9], dtype=object)
     same = np.array(["".join(["c", "at"]), "".join(["dog"] * 9)], dtype=object)
     other = np.array(["cat", "dog" * 8], dtype=object)
-    assert data.digest(labels) == data.digest(same) != data.digest(other)
+    assert (
+        _content.content_hash(labels) == _content.content_hash(same) != _content.content_hash(other)
+    )
     texts = [np.array(words, dtype=np.dtypes.StringDType()) for words in (labels, same, other)]
-    assert data.digest(texts[0]) == data.digest(texts[1]) != data.digest(texts[2])
+    assert (
+        _content.content_hash(texts[0])
+        == _content.content_hash(texts[1])
+        != _content.content_hash(texts[2])
+    )
 
 
 def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
     path = picture(tmp_path / "a.png", 10)
     folder = data.image_folder(tmp_path, 4)
-    before = data.digest(folder)
-    assert data.digest(data.image_folder(tmp_path, 4)) == before
-    assert data.digest(data.image_folder(tmp_path, 5)) != before
+    before = _content.content_hash(folder)
+    assert _content.content_hash(data.image_folder(tmp_path, 4)) == before
+    assert _content.content_hash(data.image_folder(tmp_path, 5)) != before
     os.utime(path, ns=(0, 0))
-    assert data.digest(folder) == before
+    assert _content.content_hash(folder) == before
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(0, 0))
-    assert data.digest(folder) != before
+    assert _content.content_hash(folder) != before
     path.unlink()
     with pytest.raises(ImageError, match="There is no file .*a.png"):
-        data.digest(folder)
+        _content.content_hash(folder)
 
 
 def test_the_digest_of_a_list_is_that_of_its_array():
-    assert data.digest([[1, 2], [3, 4]]) == data.digest(np.array([[1, 2], [3, 4]]))
+    assert _content.content_hash([[1, 2], [3, 4]]) == _content.content_hash(
+        np.array([[1, 2], [3, 4]])
+    )
 
 
 SAME_BYTES = {  # arrays of the same bytes
@@ -187,9 +195,11 @@ SAME_BYTES = {  # arrays of the same bytes
 
 
 def test_arrays_of_the_same_bytes_have_digests_of_their_own():
-    digests = {name: data.digest(array) for name, array in SAME_BYTES.items()}
+    digests = {name: _content.content_hash(array) for name, array in SAME_BYTES.items()}
     assert len(set(digests.values())) == len(SAME_BYTES)
-    assert digests == {name: data.digest(array.copy()) for name, array in SAME_BYTES.items()}
+    assert digests == {
+        name: _content.content_hash(array.copy()) for name, array in SAME_BYTES.items()
+    }
 
 
 OBJECTS = [1, 1.0, True, "1", b"1", None, "None", (1,), [1], np.zeros(2000), np.eye(2000)[0], "a,b"]
@@ -199,7 +209,7 @@ def test_objects_of_a_list_have_digests_of_their_own():
     def boxed(value):
         array = np.empty(2, object)
         array[0] = value
-        return data.digest(array)
+        return _content.content_hash(array)
 
     assert len({boxed(value) for value in OBJECTS}) == len(OBJECTS)
 
@@ -207,14 +217,14 @@ def test_objects_of_a_list_have_digests_of_their_own():
 def test_the_layout_of_an_array_in_memory_does_not_change_its_digest():
     array = np.arange(24.0).reshape(2, 3, 4)
     for same in (np.asfortranarray(array), array[:, ::-1][:, ::-1], np.repeat(array, 2, 0)[::2]):
-        assert data.digest(same) == data.digest(array)
+        assert _content.content_hash(same) == _content.content_hash(array)
 
 
 def test_images_of_the_same_bytes_and_another_shape_are_no_copies():
     one, other = np.zeros((1, 2, 8, 1), "uint8"), np.zeros((1, 4, 4, 1), "uint8")
-    assert len(data.find_copies(one, other)) == 0
-    assert len(data.find_copies(one, one.astype("float32")[:, :, :2])) == 0
-    assert len(data.find_copies(one, one)) == 1
+    assert len(duplicates.find_duplicates(one, other)) == 0
+    assert len(duplicates.find_duplicates(one, one.astype("float32")[:, :, :2])) == 0
+    assert len(duplicates.find_duplicates(one, one)) == 1
 
 
 def test_the_same_shape_in_another_color_is_no_near_duplicate():
@@ -224,5 +234,8 @@ def test_the_same_shape_in_another_color_is_no_near_duplicate():
     red, blue = shape * (1, 0, 0), shape * (0, 0, 1)
     even = [np.full((32, 32, 3), color) for color in ((0.3, 0, 0), (0, 0.3, 0), (0.31, 0, 0))]
     images = np.stack([red, blue, texture, texture[..., [2, 0, 1]], *even, 0.9 * red])
-    assert data.find_near_copies(images).tolist() == [[6, 4], [7, 0]]
-    assert data.find_near_copies(np.rint(255 * images).astype("uint8")).tolist() == [[6, 4], [7, 0]]
+    assert duplicates.find_near_duplicates(images).tolist() == [[6, 4], [7, 0]]
+    assert duplicates.find_near_duplicates(np.rint(255 * images).astype("uint8")).tolist() == [
+        [6, 4],
+        [7, 0],
+    ]

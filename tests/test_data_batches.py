@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import EMBEDDER, FLOATS, LEVELS, RNG, picture
 
-from kerasim import data, training
+from kerasim import data, embedding, training
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 
 
@@ -219,7 +219,7 @@ def test_a_batch_size_that_is_none_is_refused(batch_size):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
         data.ImageBatches(FLOATS, batch_size=batch_size)
     with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
-        data.embed(EMBEDDER, FLOATS, batch_size=batch_size)
+        embedding.embed(EMBEDDER, FLOATS, batch_size=batch_size)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_settings_are_the_same_for_the_same_data_at_any_epoch():
 
 
 def test_embeddings_are_those_of_the_model_in_order():
-    found = data.embed(EMBEDDER, FLOATS, batch_size=3)
+    found = embedding.embed(EMBEDDER, FLOATS, batch_size=3)
     assert found.shape == (7, 5) and found.dtype == np.float32
     expected = [keras.ops.convert_to_numpy(EMBEDDER(FLOATS[n : n + 1]))[0] for n in range(7)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -261,7 +261,7 @@ def test_embeddings_are_those_of_the_model_in_order():
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_the_batch_size_does_not_change_the_embeddings(batch_size):
     np.testing.assert_allclose(
-        data.embed(EMBEDDER, FLOATS, batch_size), data.embed(EMBEDDER, FLOATS), atol=1e-6
+        embedding.embed(EMBEDDER, FLOATS, batch_size), embedding.embed(EMBEDDER, FLOATS), atol=1e-6
     )
 
 
@@ -269,17 +269,21 @@ def test_the_batch_size_does_not_change_the_embeddings(batch_size):
 def test_floats_of_other_widths_embed_alike(dtype):
     images = np.round(FLOATS * 16) / 16  # exact in each of them
     np.testing.assert_array_equal(
-        data.embed(EMBEDDER, images.astype(dtype)), data.embed(EMBEDDER, images)
+        embedding.embed(EMBEDDER, images.astype(dtype)), embedding.embed(EMBEDDER, images)
     )
 
 
 def test_bytes_embed_as_their_floats():
-    np.testing.assert_array_equal(data.embed(EMBEDDER, LEVELS), data.embed(EMBEDDER, FLOATS))
+    np.testing.assert_array_equal(
+        embedding.embed(EMBEDDER, LEVELS), embedding.embed(EMBEDDER, FLOATS)
+    )
 
 
 def test_a_view_embeds_as_its_copy():
     view = FLOATS[::-2, ::-1]
-    np.testing.assert_array_equal(data.embed(EMBEDDER, view), data.embed(EMBEDDER, view.copy()))
+    np.testing.assert_array_equal(
+        embedding.embed(EMBEDDER, view), embedding.embed(EMBEDDER, view.copy())
+    )
 
 
 def test_a_folder_embeds_as_its_images(tmp_path):
@@ -287,13 +291,14 @@ def test_a_folder_embeds_as_its_images(tmp_path):
         picture(tmp_path / f"{n}.png", level)
     found = data.image_folder(tmp_path, 4, channels=1)
     np.testing.assert_array_equal(
-        data.embed(EMBEDDER, found, batch_size=2), data.embed(EMBEDDER, found[:], batch_size=2)
+        embedding.embed(EMBEDDER, found, batch_size=2),
+        embedding.embed(EMBEDDER, found[:], batch_size=2),
     )
 
 
 @pytest.mark.fault(44)
 def test_no_images_give_no_embeddings():
-    found = data.embed(EMBEDDER, FLOATS[:0])
+    found = embedding.embed(EMBEDDER, FLOATS[:0])
     assert found.shape == (0, 5) and found.dtype == np.float32
 
 
@@ -301,7 +306,7 @@ def test_images_of_another_size_are_refused_with_the_size_the_model_takes():
     with pytest.raises(
         ArgumentError, match=r"images has shape \(7, 4, 4, 3\), expected \(any, 4, 4, 1\)"
     ):
-        data.embed(EMBEDDER, np.zeros((7, 4, 4, 3), "float32"))
+        embedding.embed(EMBEDDER, np.zeros((7, 4, 4, 3), "float32"))
 
 
 def test_embeddings_that_are_not_finite_are_refused_with_their_rows():
@@ -311,27 +316,27 @@ def test_embeddings_that_are_not_finite_are_refused_with_their_rows():
     images = FLOATS.copy()
     images[[1, 4]] = 0
     with pytest.raises(ArgumentError, match="embedder's output .* 2 of 7 rows: 1, 4"):
-        data.embed(model, images)
+        embedding.embed(model, images)
 
 
 def test_a_model_that_gives_no_vectors_is_refused_with_its_output():
     inputs = keras.Input((4, 4, 1))
     with pytest.raises(ArgumentError, match=r"embedder .*\(None, 4, 4, 1\).*encoder"):
-        data.embed(keras.Model(inputs, keras.layers.ReLU()(inputs)), FLOATS)
+        embedding.embed(keras.Model(inputs, keras.layers.ReLU()(inputs)), FLOATS)
 
 
 def test_a_model_that_gives_two_outputs_is_refused():
     inputs = keras.Input((4, 4, 1))
     codes = keras.layers.Flatten()(inputs)
     with pytest.raises(ArgumentError, match="embedder must have one output"):
-        data.embed(keras.Model(inputs, [codes, keras.layers.ReLU()(codes)]), FLOATS)
+        embedding.embed(keras.Model(inputs, [codes, keras.layers.ReLU()(codes)]), FLOATS)
 
 
 def test_a_model_of_pairs_is_refused():
     left, right = keras.Input((4, 4, 1)), keras.Input((4, 4, 1))
     model = keras.Model([left, right], keras.layers.Flatten()(left + right))
     with pytest.raises(ArgumentTypeError, match="embedder .*keras.Model of images.*one tower"):
-        data.embed(model, FLOATS)
+        embedding.embed(model, FLOATS)
 
 
 @pytest.mark.parametrize(
@@ -339,46 +344,48 @@ def test_a_model_of_pairs_is_refused():
 )
 def test_what_is_no_built_model_is_refused_with_its_type(embedder):
     with pytest.raises(ArgumentTypeError, match=f"embedder .*{type(embedder).__name__}"):
-        data.embed(embedder, FLOATS)
+        embedding.embed(embedder, FLOATS)
 
 
 def test_kept_embeddings_are_given_back_while_network_weights_and_images_are_the_same(
     tmp_path, monkeypatch
 ):
-    vectors = data.embed(EMBEDDER, LEVELS, cache=tmp_path)
-    np.testing.assert_array_equal(vectors, data.embed(EMBEDDER, LEVELS))
+    vectors = embedding.embed(EMBEDDER, LEVELS, cache=tmp_path)
+    np.testing.assert_array_equal(vectors, embedding.embed(EMBEDDER, LEVELS))
     other = keras.models.clone_model(EMBEDDER)
     other.set_weights(EMBEDDER.get_weights())
     with monkeypatch.context() as patch:
-        again = "kerasim.data.batches._embed_batches"
+        again = "kerasim.data._batches._embed_batches"
         patch.setattr(again, lambda *_, **__: pytest.fail("embedded again"))
-        np.testing.assert_array_equal(data.embed(EMBEDDER, LEVELS, cache=tmp_path), vectors)
-        np.testing.assert_array_equal(data.embed(other, LEVELS, cache=tmp_path), vectors)
+        np.testing.assert_array_equal(embedding.embed(EMBEDDER, LEVELS, cache=tmp_path), vectors)
+        np.testing.assert_array_equal(embedding.embed(other, LEVELS, cache=tmp_path), vectors)
     other.set_weights([weight + 0.1 for weight in EMBEDDER.get_weights()])
     np.testing.assert_array_equal(
-        data.embed(other, LEVELS, cache=tmp_path), data.embed(other, LEVELS)
+        embedding.embed(other, LEVELS, cache=tmp_path), embedding.embed(other, LEVELS)
     )
     changed = LEVELS.copy()
     changed[0, 0, 0, 0] ^= 1
-    assert len(data.embed(EMBEDDER, changed[:2], cache=tmp_path)) == 2
+    assert len(embedding.embed(EMBEDDER, changed[:2], cache=tmp_path)) == 2
     assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_damaged_kept_embeddings_are_refused(tmp_path):
-    data.embed(EMBEDDER, LEVELS, cache=tmp_path)
+    embedding.embed(EMBEDDER, LEVELS, cache=tmp_path)
     file = next(tmp_path.glob("*/x.npz"))
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="x.npz"):
-        data.embed(EMBEDDER, LEVELS, cache=tmp_path)
+        embedding.embed(EMBEDDER, LEVELS, cache=tmp_path)
 
 
 def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
     files = [picture(tmp_path / f"{n}.png", 60 * n) for n in range(4)]
     files[2].write_bytes(b"no picture")
     folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
-    vectors, reasons = data.embed_folder(EMBEDDER, folder)
+    vectors, reasons = embedding.embed_folder(EMBEDDER, folder)
     assert np.isnan(vectors[2]).all() and "2.png" in reasons[2]
-    np.testing.assert_array_equal(vectors[[0, 1, 3]], data.embed(EMBEDDER, folder.take([0, 1, 3])))
+    np.testing.assert_array_equal(
+        vectors[[0, 1, 3]], embedding.embed(EMBEDDER, folder.take([0, 1, 3]))
+    )
     assert [bool(reason) for reason in reasons] == [False, False, True, False]
 
 
@@ -390,7 +397,7 @@ def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_ten
     (tmp_path / "3.png").unlink()
     for _ in range(2):
         with pytest.raises(ImageError, match="There is no file .*3.png'") as caught:
-            data.embed(EMBEDDER, folder, batch_size=1)
+            embedding.embed(EMBEDDER, folder, batch_size=1)
         assert "node" not in str(caught.value)
 
 
@@ -399,25 +406,25 @@ def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(m
     def run_out(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr("kerasim.data.batches._embed_batches", run_out)
+    monkeypatch.setattr("kerasim.data._batches._embed_batches", run_out)
     with pytest.raises(ArgumentError, match="batch_size=8 needs more memory .* such as 4"):
-        data.embed(EMBEDDER, FLOATS, batch_size=8)
+        embedding.embed(EMBEDDER, FLOATS, batch_size=8)
 
 
 def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
     def breaks(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kerasim.data.batches._embed_batches", breaks)
+    monkeypatch.setattr("kerasim.data._batches._embed_batches", breaks)
     with pytest.raises(ZeroDivisionError):
-        data.embed(EMBEDDER, FLOATS)
+        embedding.embed(EMBEDDER, FLOATS)
 
 
 def test_of_damaged_files_alone_nothing_is_embedded(tmp_path):
     for n in range(2):
         (tmp_path / f"{n}.png").write_bytes(b"no picture")
     folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
-    vectors, reasons = data.embed_folder(EMBEDDER, folder)
+    vectors, reasons = embedding.embed_folder(EMBEDDER, folder)
     assert vectors.shape == (2, 5) and np.isnan(vectors).all() and all(reasons)
 
 
@@ -439,25 +446,25 @@ def generator():
 )
 def test_other_sources_of_images_are_refused_with_what_to_pass(images, wanted):
     with pytest.raises(ArgumentTypeError, match=wanted):
-        data.embed(EMBEDDER, images)
+        embedding.embed(EMBEDDER, images)
 
 
 def test_a_pipeline_of_tensorflow_is_refused_with_what_to_pass():
     tf = pytest.importorskip("tensorflow")
     with pytest.raises(ArgumentTypeError, match="np.concatenate.*for images, labels in dataset"):
-        data.embed(EMBEDDER, tf.data.Dataset.from_tensor_slices(FLOATS).batch(2))
+        embedding.embed(EMBEDDER, tf.data.Dataset.from_tensor_slices(FLOATS).batch(2))
 
 
 def test_one_image_is_refused_with_how_to_pass_it():
     with pytest.raises(ArgumentError, match=r"shape \(4, 4, 1\), that of one image"):
-        data.embed(EMBEDDER, FLOATS[0])
+        embedding.embed(EMBEDDER, FLOATS[0])
 
 
 def test_arguments_in_the_wrong_order_and_names_of_models_are_refused():
     with pytest.raises(ArgumentTypeError, match="wrong order: call embed.embedder, images"):
-        data.embed(FLOATS, EMBEDDER)
+        embedding.embed(FLOATS, EMBEDDER)
     with pytest.raises(ArgumentTypeError, match="embedder is 'squeezenet', .*pretrained_embedder"):
-        data.embed("squeezenet", FLOATS)
+        embedding.embed("squeezenet", FLOATS)
 
 
 def test_targets_that_are_strings_are_refused():
@@ -475,28 +482,28 @@ def test_a_few_batches_are_embedded_without_tracing_and_to_the_same_bits(monkeyp
     expected = np.asarray(model.predict_on_batch(FLOATS))
     if keras.backend.backend() == "tensorflow":
         monkeypatch.setattr(model, "predict_on_batch", lambda _: pytest.fail("traced"))
-    np.testing.assert_array_equal(data.embed(model, FLOATS), expected)
+    np.testing.assert_array_equal(embedding.embed(model, FLOATS), expected)
 
 
 def test_many_batches_are_traced_in_one_size(monkeypatch):
     model, images = net(), np.concatenate([FLOATS] * 3)
-    expected = data.embed(model, images, 21)
+    expected = embedding.embed(model, images, 21)
     sizes, predict = [], model.predict_on_batch
     monkeypatch.setattr(model, "predict_on_batch", lambda x: sizes.append(len(x)) or predict(x))
-    np.testing.assert_allclose(data.embed(model, images, 2), expected, atol=1e-6)
+    np.testing.assert_allclose(embedding.embed(model, images, 2), expected, atol=1e-6)
     assert sizes == [2] * 10 + [1] * (keras.backend.backend() != "tensorflow")
 
 
 def test_embedding_with_many_models_gives_no_warning_of_retracing(caplog):
     for n in range(1, 8):
-        data.embed(net(), FLOATS[:n], 3)
+        embedding.embed(net(), FLOATS[:n], 3)
     assert "retracing" not in caplog.text
 
 
 @pytest.mark.parametrize("progress", [True, False, None])
 def test_a_progress_bar_is_shown_where_it_is_wanted(progress, monkeypatch, capsys):
-    monkeypatch.setattr("kerasim.data.batches._BAR_DELAY", 0)
-    data.embed(EMBEDDER, FLOATS, progress=progress)
+    monkeypatch.setattr("kerasim.data._batches._BAR_DELAY", 0)
+    embedding.embed(EMBEDDER, FLOATS, progress=progress)
     out, error = capsys.readouterr()
     assert ("7/7" in error) == (progress is True) and not out
 

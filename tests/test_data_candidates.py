@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from kerasim import data
+from kerasim import data, duplicates
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 
 RNG = np.random.default_rng(0)
@@ -51,14 +51,14 @@ def test_planted_near_copies_are_found_and_other_pictures_are_not():
     noisy = data.add_noise(images[4:5], 0.03)
     brighter = np.asarray(ImageEnhance.Brightness(scene(9)).enhance(1.15))[None] / np.float32(255)
     planted = np.concatenate([data.as_float(images), noisy, brighter])
-    assert data.find_near_copies(planted).tolist() == [[30, 4], [31, 9]]
-    assert data.find_near_copies(images).shape == (0, 2)
-    assert len(data.find_near_copies(images, min_correlation=0)) > 30
+    assert duplicates.find_near_duplicates(planted).tolist() == [[30, 4], [31, 9]]
+    assert duplicates.find_near_duplicates(images).shape == (0, 2)
+    assert len(duplicates.find_near_duplicates(images, min_correlation=0)) > 30
 
 
 def test_near_copies_are_found_across_blocks(monkeypatch):
     images = np.stack([np.asarray(scene(n % 1030).resize((17, 16))) for n in range(1040)])
-    found = data.find_near_copies(images, min_correlation=1).tolist()
+    found = duplicates.find_near_duplicates(images, min_correlation=1).tolist()
     assert [[1030 + n, n] for n in range(10)] == found
 
 
@@ -105,7 +105,7 @@ def test_groups_do_not_hang_on_the_size_that_is_asked_for(folder):
 
 def test_images_too_small_for_a_thumbnail_are_refused():
     with pytest.raises(ArgumentError, match="smaller than 16 x 16 pixels"):
-        data.find_near_copies(np.zeros((2, 15, 16, 3)))
+        duplicates.find_near_duplicates(np.zeros((2, 15, 16, 3)))
 
 
 def jpeg(image, quality):
@@ -145,47 +145,47 @@ def drawing(seed):
 @pytest.fixture(scope="module", params=["digits", "drawings", "scenes"])
 def unrelated(request):
     if request.param == "digits":
-        return data.load("digits", dtype="uint8").x_train[:400]
+        return data.load_dataset("digits", dtype="uint8").x_train[:400]
     make = drawing if request.param == "drawings" else lambda seed: np.asarray(scene(seed))
     return np.stack([make(seed) for seed in range(60)])
 
 
 def test_unrelated_images_are_hardly_ever_near_duplicates(unrelated):
     n = len(unrelated)
-    assert len(data.find_near_copies(unrelated)) < 0.001 * n * (n - 1) / 2
+    assert len(duplicates.find_near_duplicates(unrelated)) < 0.001 * n * (n - 1) / 2
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changed_images_are_near_duplicates(change, unrelated):
     images = unrelated[:60]
     both = np.concatenate([images, np.stack([change(image) for image in images])])
-    found = {tuple(pair) for pair in data.find_near_copies(both).tolist()}
+    found = {tuple(pair) for pair in duplicates.find_near_duplicates(both).tolist()}
     assert np.mean([(60 + n, n) in found for n in range(60)]) >= 0.95
 
 
 def test_even_images_are_near_duplicates_if_their_levels_are_close():
     levels = np.array([0, 5, 100, 107, 116, 255], dtype="uint8")
     images = np.broadcast_to(levels[:, None, None, None], (6, 20, 20, 3)).copy()
-    assert data.find_near_copies(images).tolist() == [[1, 0], [3, 2]]
+    assert duplicates.find_near_duplicates(images).tolist() == [[1, 0], [3, 2]]
 
 
 def test_an_even_image_is_no_near_duplicate_of_one_with_a_pattern():
     images = np.full((2, 32, 32, 1), 128, dtype="uint8")
     images[1, ::2] = 130
     images[1, :16] += 5
-    assert data.find_near_copies(images).shape == (0, 2)
+    assert duplicates.find_near_duplicates(images).shape == (0, 2)
 
 
 def test_a_faint_pattern_is_found_again():
     rows = np.linspace(100, 106, 64).round().astype("uint8")
     images = np.broadcast_to(rows[:, None, None], (2, 64, 64, 1)).copy()
     images[1] += 40
-    assert data.find_near_copies(images).tolist() == [[1, 0]]
+    assert duplicates.find_near_duplicates(images).tolist() == [[1, 0]]
 
 
 def test_a_negative_is_no_near_duplicate():
     image = np.asarray(scene(0))
-    assert data.find_near_copies(np.stack([image, 255 - image])).shape == (0, 2)
+    assert duplicates.find_near_duplicates(np.stack([image, 255 - image])).shape == (0, 2)
 
 
 def test_a_damaged_picture_is_named(folder):

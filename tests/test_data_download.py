@@ -83,9 +83,9 @@ def test_mnist_is_downloaded_checked_and_found_by_load(mnist, folder, capsys):
     assert data.fetch("mnist") == folder / "mnist.npz"
     assert "Downloading mnist" in capsys.readouterr().out
     np.testing.assert_array_equal(
-        data.load("mnist", dtype="uint8").x_train[..., 0], mnist["x_train"]
+        data.load_dataset("mnist", dtype="uint8").x_train[..., 0], mnist["x_train"]
     )
-    assert data.choose(None, "mnist") == "mnist"
+    assert data.resolve_dataset(None, "mnist") == "mnist"
     assert [path.name for path in folder.iterdir()] == ["mnist.npz"]
 
 
@@ -102,7 +102,7 @@ def test_cifar10_is_downloaded_unpacked_and_found_by_load(server, folder, monkey
             files.addfile(info, io.BytesIO(content))
     redirect(monkeypatch, module, server, archive.name, sha256(archive))
     data.fetch("cifar10")
-    found = data.load("cifar10", dtype="uint8")
+    found = data.load_dataset("cifar10", dtype="uint8")
     assert found.x_train.shape == (50_000, 32, 32, 3) and found.x_test.shape[0] == 10_000
     assert found.x_train[::10_000, 0, 0, 0].tolist() == found.y_train[::10_000].tolist()
     assert (found.y_test == 5).all()

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from helpers import LEVELS, picture
 
-from kerasim import data
+from kerasim import data, duplicates
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(1)
@@ -359,7 +359,7 @@ def test_settings_of_pairs_change_with_what_decides_them(change):
     assert data.LabelledPairBatches(**{**given, **change}).settings() != one
 
 
-# find_copies
+# find_duplicates
 
 
 @pytest.mark.fault(40)
@@ -367,13 +367,13 @@ def test_seven_planted_copies_are_found():
     train, test = RNG.integers(0, 256, (2, 50, 4, 4, 1), dtype="uint8")
     test[[3, 9, 20, 31, 40, 41, 49]] = train[[7, 7, 1, 0, 30, 31, 32]]
     expected = [[3, 7], [9, 7], [20, 1], [31, 0], [40, 30], [41, 31], [49, 32]]
-    assert data.find_copies(test, train).tolist() == expected
-    assert data.find_copies(test).tolist() == [[9, 3]]
-    assert data.find_copies(LEVELS).shape == (0, 2)
+    assert duplicates.find_duplicates(test, train).tolist() == expected
+    assert duplicates.find_duplicates(test).tolist() == [[9, 3]]
+    assert duplicates.find_duplicates(LEVELS).shape == (0, 2)
 
 
 @pytest.mark.fault(40)
 def test_copies_in_a_folder_are_found_by_their_files(tmp_path):
     for n, level in enumerate((10, 20, 10)):
         picture(tmp_path / f"{n}.png", level)
-    assert data.find_copies(data.image_folder(tmp_path, 4)).tolist() == [[2, 0]]
+    assert duplicates.find_duplicates(data.image_folder(tmp_path, 4)).tolist() == [[2, 0]]

@@ -51,7 +51,7 @@ def test_digits_are_their_levels_over_sixteen_three_times_as_large_in_a_margin()
     from sklearn.datasets import load_digits
 
     levels, labels = load_digits(return_X_y=True)
-    digits = data.load("digits")
+    digits = data.load_dataset("digits")
     assert digits.x_train.shape == (1437, 32, 32, 1) and digits.x_test.shape == (360, 32, 32, 1)
     x = np.concatenate([digits.x_train, digits.x_test])[..., 0]
     assert x.dtype == np.float32
@@ -64,7 +64,7 @@ def test_digits_are_their_levels_over_sixteen_three_times_as_large_in_a_margin()
 
 
 def test_digits_as_bytes_are_the_nearest_levels():
-    digits, levels = data.load("digits"), data.load("digits", dtype="uint8")
+    digits, levels = data.load_dataset("digits"), data.load_dataset("digits", dtype="uint8")
     assert levels.x_test.dtype == np.uint8
     np.testing.assert_array_equal(levels.x_test, np.rint(digits.x_test * 255))
 
@@ -72,7 +72,7 @@ def test_digits_as_bytes_are_the_nearest_levels():
 @pytest.mark.parametrize("name, arrays", [("mnist", MNIST), ("cifar10", CIFAR10)])
 def test_a_data_set_is_read_from_its_file(name, arrays, folder):
     np.savez(folder / f"{name}.npz", **arrays)
-    found = data.load(name, dtype="uint8")
+    found = data.load_dataset(name, dtype="uint8")
     for key in ("x_train", "x_test"):
         part = getattr(found, key)
         assert part.dtype == np.uint8 and part.ndim == 4
@@ -85,21 +85,21 @@ def test_a_data_set_is_read_from_its_file(name, arrays, folder):
 
 def test_floats_of_a_data_set_are_its_bytes_over_255(folder):
     np.savez(folder / "mnist.npz", **MNIST)
-    found = data.load("mnist").x_train
+    found = data.load_dataset("mnist").x_train
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found[..., 0], MNIST["x_train"].astype("float32") / 255)
 
 
 def test_class_names_belong_to_the_labels(folder):
     np.savez(folder / "cifar10.npz", **CIFAR10)
-    names = data.load("cifar10").class_names
-    assert data.load("digits").class_names[7] == "7"
+    names = data.load_dataset("cifar10").class_names
+    assert data.load_dataset("digits").class_names[7] == "7"
     assert names[3] == "cat" and names[8] == "ship"
 
 
 def test_padding_puts_the_image_in_the_middle_of_black(folder):
     np.savez(folder / "mnist.npz", **MNIST)
-    found = data.load("mnist", image_size=33, dtype="uint8").x_train
+    found = data.load_dataset("mnist", image_size=33, dtype="uint8").x_train
     assert found.shape == (6, 33, 33, 1)
     np.testing.assert_array_equal(found[:, 2:30, 2:30, 0], MNIST["x_train"])
     assert found.sum() == MNIST["x_train"].sum()
@@ -109,25 +109,25 @@ def test_padding_puts_the_image_in_the_middle_of_black(folder):
 def test_a_data_set_is_never_cropped(size, folder):
     np.savez(folder / "mnist.npz", **MNIST)
     with pytest.raises((ArgumentError, ArgumentTypeError), match="image_size.* 28 or more"):
-        data.load("mnist", image_size=size)
+        data.load_dataset("mnist", image_size=size)
 
 
 @pytest.mark.parametrize("name", ["minst", "", None, 3, "../mnist"])
 def test_an_unknown_data_set_is_refused_with_the_known_ones(name):
     with pytest.raises(ArgumentError, match="name=.*'digits', 'mnist', 'cifar10'"):
-        data.load(name)
+        data.load_dataset(name)
 
 
 @pytest.mark.parametrize("dtype", ["float64", None, np.uint8])
 def test_a_data_set_of_another_dtype_is_refused_with_the_known_ones(dtype):
     with pytest.raises(ArgumentError, match="dtype=.*'float32', 'uint8'"):
-        data.load("digits", dtype=dtype)
+        data.load_dataset("digits", dtype=dtype)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_offline_the_error_says_which_file_to_put_where(name, folder):
     with pytest.raises(ArtifactError) as caught:
-        data.load(name)
+        data.load_dataset(name)
     for part in (f"{name}.npz", str(folder), "x_train", "y_test", "KERASIM_DATA_DIR", "URL fetch"):
         assert part in str(caught.value)
 
@@ -135,13 +135,13 @@ def test_offline_the_error_says_which_file_to_put_where(name, folder):
 def test_a_data_folder_with_an_impossible_name_is_one_without_the_file(folder, monkeypatch):
     monkeypatch.setenv("KERASIM_DATA_DIR", "x" * 300)
     with pytest.raises(ArtifactError, match="There is no .*xxx/mnist.npz"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_without_a_file_keras_is_asked(folder, monkeypatch):
     fetched = [(MNIST["x_train"], MNIST["y_train"]), (MNIST["x_test"], MNIST["y_test"])]
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: fetched)
-    np.testing.assert_array_equal(data.load("mnist", dtype="uint8").y_test, MNIST["y_test"])
+    np.testing.assert_array_equal(data.load_dataset("mnist", dtype="uint8").y_test, MNIST["y_test"])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_without_a_file_keras_is_asked(folder, monkeypatch):
 def test_a_file_of_another_shape_or_dtype_is_refused_with_its_key(key, value, folder):
     np.savez(folder / "mnist.npz", **{**MNIST, key: value})
     with pytest.raises(ArtifactError) as caught:
-        data.load("mnist")
+        data.load_dataset("mnist")
     for part in (str(folder / "mnist.npz"), key, str(value.shape), str(value.dtype), "28, 28"):
         assert part in str(caught.value)
 
@@ -176,13 +176,13 @@ def test_a_file_of_another_shape_or_dtype_is_refused_with_its_key(key, value, fo
 def test_a_file_whose_labels_do_not_fit_its_images_is_refused(changed, folder):
     np.savez(folder / "mnist.npz", **{**MNIST, **changed})
     with pytest.raises(ArtifactError, match="mnist.npz has .* labels for .* images"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_a_file_without_an_array_is_refused_with_its_key(folder):
     np.savez(folder / "mnist.npz", x_train=MNIST["x_train"])
     with pytest.raises(ArtifactError, match="mnist.npz .*'y_train'"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 @pytest.mark.fault(6)
@@ -196,7 +196,7 @@ def test_an_array_of_objects_is_never_unpickled(key, folder):
 
     np.savez(folder / "mnist.npz", **{**MNIST, key: np.array([Attack()], dtype=object)})
     with pytest.raises(ArtifactError, match=f"mnist.npz.*{key}"):
-        data.load("mnist")
+        data.load_dataset("mnist")
     assert not canary.exists()
 
 
@@ -208,7 +208,7 @@ def test_a_truncated_file_is_refused_by_name(part, folder):
     whole = buffer.getvalue()
     (folder / "mnist.npz").write_bytes(whole[: int(part * len(whole))])
     with pytest.raises(ArtifactError, match="mnist.npz.* damaged"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 @pytest.mark.fault(8)
@@ -217,18 +217,18 @@ def test_a_decompression_bomb_is_refused_by_its_directory(folder):
         archive.writestr("x_train.npy", b"0" * 100)
         archive.filelist[0].file_size = 300_000_000  # what the directory, written last, claims
     with pytest.raises(ArtifactError, match="mnist.npz.* 300000000 bytes.*bomb"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_a_folder_in_place_of_the_file_is_refused_as_such(folder):
     (folder / "mnist.npz").mkdir()
     with pytest.raises(ArtifactError, match="mnist.npz' is a folder"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(folder):
     with no_hang(folder / "mnist.npz"), pytest.raises(ArtifactError, match="not a regular file"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_a_file_without_permission_is_refused_by_name(folder, visible, monkeypatch):
@@ -236,23 +236,23 @@ def test_a_file_without_permission_is_refused_by_name(folder, visible, monkeypat
     np.savez(visible / "mnist.npz", **MNIST)
     (visible / "mnist.npz").chmod(0)
     with unprivileged(), pytest.raises(ArtifactError, match="mnist.npz'?: Permission denied"):
-        data.load("mnist")
+        data.load_dataset("mnist")
 
 
 def test_a_name_that_is_given_is_chosen(folder):
     np.savez(folder / "mnist.npz", **MNIST)
-    assert data.choose("cifar10", "mnist") == "cifar10"
+    assert data.resolve_dataset("cifar10", "mnist") == "cifar10"
 
 
 def test_the_default_data_set_is_chosen_and_its_folder_printed_where_its_file_is(folder, capsys):
     np.savez(folder / "mnist.npz", **MNIST)
-    assert data.choose(None, "mnist") == "mnist"
+    assert data.resolve_dataset(None, "mnist") == "mnist"
     assert capsys.readouterr().out == f"Data set: mnist, from {folder}.\n"
 
 
 def test_the_digits_replace_a_missing_file_with_a_warning_that_says_how_to_get_it(folder):
     with pytest.warns(UserWarning) as caught:
-        assert data.choose(None, "mnist") == "digits"
+        assert data.resolve_dataset(None, "mnist") == "digits"
     (warning,) = caught
     assert warning.filename == __file__
     for part in ("mnist.npz", str(folder), "kerasim fetch mnist", "KERASIM_DATA_DIR"):
@@ -302,6 +302,6 @@ def test_an_installed_package_looks_for_data_in_the_working_folder(project, tmp_
 
 
 def test_a_data_set_is_shown_as_one_line():
-    assert repr(data.load("digits")) == (
+    assert repr(data.load_dataset("digits")) == (
         "Dataset(1437 training and 360 test images of 32 x 32 x 1, float32, 10 classes)"
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kerasim import data
-from kerasim.devices import Devices
+from kerasim._devices import Devices
 from kerasim.errors import ArgumentError
 
 CHILD = Path(__file__).with_name("distributed_child.py")

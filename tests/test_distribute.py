@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasim import data, distribute
+from kerasim import data, distribute, embedding
 from kerasim.errors import ArgumentError, ArgumentTypeError, ClusterError, DependencyError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
@@ -243,7 +243,7 @@ def test_what_came_before_ray_gave_up_is_kept(cluster, embedder, folder, monkeyp
         lambda items, **kw: asked.append(len(items)) or from_items(items, **kw),
     )
     vectors, reasons = distribute.embed_folder(embedder, folder, chunk=10)
-    expected, expected_reasons = data.embed_folder(embedder, folder)
+    expected, expected_reasons = embedding.embed_folder(embedder, folder)
     np.testing.assert_array_equal(vectors, expected)
     assert reasons == expected_reasons and asked == [6, 5]
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from PIL import ExifTags, Image
 
-from kerasim import data, export
+from kerasim import data, embedding, export
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -132,7 +132,7 @@ def test_a_fresh_process_gives_what_predict_gives(colour, tmp_path):
     with np.load(names[2]) as out:
         np.testing.assert_allclose(out["arrays"], model.predict(images, verbose=0), atol=1e-5)
         decoded = read_image(names[1])[None]
-        np.testing.assert_allclose(out["encoded"], data.embed(model, decoded), atol=1e-5)
+        np.testing.assert_allclose(out["encoded"], embedding.embed(model, decoded), atol=1e-5)
 
 
 def encode(image, form="PNG", **settings):

@@ -23,6 +23,8 @@ from kerasim import (
     data,
     diffusion,
     distribute,
+    duplicates,
+    embedding,
     errors,
     explorer,
     export,
@@ -111,14 +113,17 @@ def public(root):
             images.read_image,
             {"source": root / "pairs/left/0.png", "image_size": 4, "channels": 3, "dtype": "uint8"},
         ),
-        "data.load": (data.load, {"name": "digits", "image_size": 32, "dtype": "float32"}),
+        "data.load_dataset": (
+            data.load_dataset,
+            {"name": "digits", "image_size": 32, "dtype": "float32"},
+        ),
         "data.image_folder": (
             data.image_folder,
             {"path": root / "pairs", "image_size": 4, "channels": 3, "on_error": "raise"},
         ),
         "data.pair_folder": (data.pair_folder, {"path": root / "pairs", "image_size": 20}),
-        "data.embed": (
-            data.embed,
+        "embedding.embed": (
+            embedding.embed,
             {"embedder": EMBEDDER, "images": FLOATS, "batch_size": 4, "cache": root / "cache"},
         ),
         "data.draw_pairs": (
@@ -134,8 +139,14 @@ def public(root):
             data.add_noise,
             {"images": FLOATS, "sigma": 0.1, "seed": 0, "clip": True},
         ),
-        "data.find_copies": (data.find_copies, {"images": FLOATS, "others": LEVELS}),
-        "data.find_near_copies": (data.find_near_copies, {"images": LARGE, "min_correlation": 0.9}),
+        "duplicates.find_duplicates": (
+            duplicates.find_duplicates,
+            {"images": FLOATS, "others": LEVELS},
+        ),
+        "duplicates.find_near_duplicates": (
+            duplicates.find_near_duplicates,
+            {"images": LARGE, "min_correlation": 0.9},
+        ),
         "data.read_candidates": (data.read_candidates, {"path": root / "candidates.csv"}),
         "data.write_scores": (
             data.write_scores,
@@ -427,7 +438,7 @@ def public(root):
             held().relocate,
             {"old_root": root / "pairs", "new_root": root / "pairs"},
         ),
-        "Gallery.near_copies": (GALLERY.near_copies, {"min_correlation": 0.9}),
+        "Gallery.near_duplicates": (GALLERY.near_duplicates, {"min_correlation": 0.9}),
         "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
         "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),
         "distribute.strategy": (distribute.strategy, {"devices": None}),
@@ -498,7 +509,7 @@ def test_every_public_function_is_tested():
             "digest",
             "as_float",
             "load_embedder",
-            "clear_errors",
+            "translate_errors",
             "Dataset",
         ),
         *("check_classes", "check_embedder", "check_images", "check_shape", "ImageFolder"),
@@ -521,7 +532,7 @@ NOISE = re.compile(r"Traceback|[Nn]ode |tensorflow/|\.cc:|\.cpp|stack trace|self
 SLOW = {  # to call with what is right; 200 cases each for others
     **dict.fromkeys(["export.export_onnx", "Gallery.calibrate", "Gallery.verify"], 10),
     **dict.fromkeys(["explorer.write_explorer", "models.unet", "training.fit"], 25),
-    **dict.fromkeys(["plots.latent_distribution", "Gallery.save", "data.load"], 25),
+    **dict.fromkeys(["plots.latent_distribution", "Gallery.save", "data.load_dataset"], 25),
     **dict.fromkeys([name for name in PUBLIC if name.startswith(("models", "diffusion"))], 80),
     **dict.fromkeys(["plots.roc", "plots.distance_distribution", "Gallery.add"], 80),
 }
@@ -645,9 +656,9 @@ def test_what_is_no_number_in_range_is_refused_by_name_with_the_range(name, valu
 
 
 IMAGES_OF = {  # the arguments that are images, and those of one row for each of them
-    "data.embed": (["images"], []),
+    "embedding.embed": (["images"], []),
     "data.add_noise": (["images"], []),
-    "data.find_near_copies": (["images"], []),
+    "duplicates.find_near_duplicates": (["images"], []),
     "data.ImageBatches": (["images"], ["targets"]),
     "data.PairBatches": (["images"], ["labels"]),
     "data.TripletBatches": (["images"], ["labels"]),

@@ -10,7 +10,7 @@ import pytest
 from helpers import picture
 from PIL import Image
 
-from kerasim import artifacts, data, layers
+from kerasim import _artifacts, embedding, layers
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
@@ -51,8 +51,8 @@ def test_a_query_finds_what_an_index_of_the_embeddings_finds(kind):
     ids = gallery.add(IMAGES, np.arange(30) % 3)
     assert ids.tolist() == list(range(30)) and len(gallery) == 30
     found = gallery.query(IMAGES[:4], k=5)
-    index = NeighborIndex("cosine").fit(data.embed(EMBEDDER, IMAGES))
-    distances, indices = index.query(data.embed(EMBEDDER, IMAGES[:4]), 5)
+    index = NeighborIndex("cosine").fit(embedding.embed(EMBEDDER, IMAGES))
+    distances, indices = index.query(embedding.embed(EMBEDDER, IMAGES[:4]), 5)
     assert list(found.columns) == ["query", "rank", "id", "file", "label", "distance"]
     assert found["id"].tolist() == indices.reshape(-1).tolist()
     assert found["rank"].tolist() == [1, 2, 3, 4, 5] * 4
@@ -144,7 +144,7 @@ def test_near_copies_are_listed_by_file(folder):
         image.convert("RGB").save(folder / "class-1" / strange)
     gallery = Gallery(EMBEDDER)
     gallery.add(folder)
-    found = gallery.near_copies(min_correlation=1)
+    found = gallery.near_duplicates(min_correlation=1)
     assert {tuple(sorted(map(lambda f: f.rsplit("/")[-1], row))) for row in found.to_numpy()} >= {
         ("4.png", strange)
     }
@@ -206,7 +206,7 @@ def test_adding_goes_on_where_it_was_killed(folder, tmp_path):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return data.embed_folder(*args, **more)
+        return embedding.embed_folder(*args, **more)
 
     with pytest.raises(KeyboardInterrupt):
         gallery.add(folder, path=tmp_path / "gallery", chunk=3, embed=dies)
@@ -246,7 +246,7 @@ def test_the_map_shows_the_nearest_of_each_item_by_each_metric(tmp_path, monkeyp
     gallery.write_map(tmp_path / "map.html", images, k=3)
     path, shown, places, labels, nearest, _ = given["all"]
     assert shown is images and places.shape == (31, 2) and labels[-1] == "1"
-    vectors = data.embed(EMBEDDER, images).astype("float64")
+    vectors = embedding.embed(EMBEDDER, images).astype("float64")
     for metric, rows in nearest.items():
         assert rows.shape == (31, 3) and rows[0, 0] == 29 and rows[29, 0] == 0
         index = NeighborIndex(metric).fit(np.delete(vectors, 7, axis=0))
@@ -387,7 +387,7 @@ def test_a_gallery_whose_items_do_not_fit_is_refused(name, table, said, tmp_path
         (folder / name).write_text(table)
 
     info = {"settings": {}, "index": None, "next": 1, "threshold": None, "pairs": None}
-    artifacts.write(tmp_path / "gallery", "gallery", fill, info)
+    _artifacts.write(tmp_path / "gallery", "gallery", fill, info)
     with pytest.raises(ArtifactError, match=f"cannot be loaded as gallery: {said}"):
         Gallery.load(tmp_path / "gallery")
 
@@ -504,8 +504,8 @@ def test_a_calibration_that_is_none_is_not_loaded(threshold, pairs, tmp_path):
         files = {name: (folder / name).read_bytes() for name in manifest.files}
         return files, {**manifest.info, "threshold": threshold, "pairs": pairs}
 
-    files, info = artifacts.read(tmp_path / "forged", "gallery", copy)
+    files, info = _artifacts.read(tmp_path / "forged", "gallery", copy)
     fill = lambda folder: [(folder / name).write_bytes(files[name]) for name in files]  # noqa: E731
-    artifacts.write(tmp_path / "forged", "gallery", fill, info)
+    _artifacts.write(tmp_path / "forged", "gallery", fill, info)
     with pytest.raises(ArtifactError, match="cannot be loaded as gallery"):
         Gallery.load(tmp_path / "forged")

@@ -12,7 +12,7 @@ import pytest
 from helpers import EMBEDDER
 from PIL import Image
 
-from kerasim import artifacts
+from kerasim import _artifacts, _model_identity
 from kerasim._items import Stamp, state_of
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
@@ -477,7 +477,7 @@ def save_in_the_first_layout(gallery, path):
         "threshold": None,
         "pairs": None,
     }
-    artifacts.write(path, "gallery", fill, info, artifacts.fingerprint(gallery.embedder))
+    _artifacts.write(path, "gallery", fill, info, _model_identity.fingerprint(gallery.embedder))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ import pytest
 from helpers import EMBEDDER
 from PIL import Image
 
-from kerasim import _adding, _items, data
+from kerasim import _adding, _items, embedding
 from kerasim import gallery as module
 from kerasim.gallery import Gallery
 from kerasim.neighbors import NeighborIndex
@@ -153,8 +153,8 @@ def test_an_interrupt_while_images_are_embedded_keeps_those_before_it_and_saves_
             raise KeyboardInterrupt
         return embed(*arguments)
 
-    embed = data.embed
-    monkeypatch.setattr("kerasim.data.batches.embed", interrupted)
+    embed = embedding.embed
+    monkeypatch.setattr("kerasim.data._batches.embed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Gallery(EMBEDDER).add(folder, path=tmp_path / "gallery")
     assert len(Gallery.load(tmp_path / "gallery", EMBEDDER)) == 4
@@ -243,7 +243,7 @@ def test_a_query_does_not_wait_for_an_add(folder):
     def embed(*arguments):
         reached.set()
         assert go_on.wait(60)
-        return data.embed_folder(*arguments)
+        return embedding.embed_folder(*arguments)
 
     adding = threading.Thread(target=lambda: gallery.add(folder, embed=embed))
     adding.start()

@@ -343,4 +343,4 @@ def test_near_copies_leave_out_files_that_are_gone(mapped):
     gallery, _ = mapped
     Path(gallery.items["file"][0]).unlink()
     with pytest.warns(UserWarning, match="1 file of an item is missing"):
-        gallery.near_copies()
+        gallery.near_duplicates()

@@ -173,7 +173,7 @@ def test_importing_kerasim_loads_no_library():
 
 
 def test_artifacts_loads_numpy_alone():
-    assert loaded_after("import kerasim.artifacts") == {"numpy"}
+    assert loaded_after("import kerasim._artifacts") == {"numpy"}
 
 
 def test_modules_are_attributes_of_the_package_and_others_are_not():

@@ -17,7 +17,7 @@ import pytest
 from keras.src import api_export
 from keras.src.saving.keras_saveable import KerasSaveable
 
-from kerasim import _keras_compat, _keras_files, data, models
+from kerasim import _keras_compat, _keras_files, embedding, models
 from kerasim.errors import ArgumentError, ArtifactError, KerasimError
 
 IMAGES = np.random.default_rng(0).random((3, 4, 4, 1), dtype="float32")
@@ -310,7 +310,7 @@ def test_no_function_of_keras_is_called_because_a_file_says_so(
     nodes = [{"args": called, "kwargs": {}}]
     path = with_layer(tmp_path / "model.keras", operation, nodes, function=function_of(*function))
     with pytest.raises(ArtifactError, match="which is not run for safety"):
-        data.load_embedder(path)
+        embedding.load_embedder(path)
 
 
 def in_layers(wrap):
@@ -358,7 +358,7 @@ def test_a_hostile_file_is_refused_with_its_path_and_nothing_runs(
     (tmp_path / "secret").write_bytes(b"0" * 192)
     path = save(tmp_path / "model.keras", canary)
     with pytest.raises(ArtifactError) as caught:
-        data.load_embedder(path)
+        embedding.load_embedder(path)
     said = str(caught.value)
     assert said.startswith(f"'{path}' cannot be loaded: it names the class {named} at config.")
     assert "safe_mode" not in said and not canary.exists()
@@ -368,7 +368,7 @@ def test_a_hostile_file_is_refused_with_its_path_and_nothing_runs(
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     path = with_layer(tmp_path / "model.keras", "ReLU", name="../../canary")
     with pytest.raises(ArgumentError, match=re.escape(str(path))):
-        data.load_embedder(path)
+        embedding.load_embedder(path)
 
 
 # What may be loaded, and is
@@ -444,7 +444,7 @@ def test_a_model_that_is_saved_gives_the_same_vectors_once_it_is_loaded(name, tm
         if "seed" not in weight.path:
             weight.assign(weight + 0.01)
     model.save(tmp_path / "model.keras")
-    loaded = data.load_embedder(tmp_path / "model.keras")
+    loaded = embedding.load_embedder(tmp_path / "model.keras")
     expected = np.asarray(model.predict_on_batch(IMAGES))
     np.testing.assert_array_equal(np.asarray(loaded.predict_on_batch(IMAGES)), expected)
 
@@ -452,18 +452,18 @@ def test_a_model_that_is_saved_gives_the_same_vectors_once_it_is_loaded(name, tm
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_file_made_as_the_hostile_ones_are_is_read_without_their_fault(compression, tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None, compression)
-    assert data.load_embedder(path).output_shape == (None, 3)
+    assert embedding.load_embedder(path).output_shape == (None, 3)
     path = with_layer(tmp_path / "model.keras", "Activation", activation="relu")
-    assert data.load_embedder(path).output_shape == (None, 3)
+    assert embedding.load_embedder(path).output_shape == (None, 3)
 
 
 def test_a_layer_of_the_users_own_is_loaded_once_it_is_registered(tmp_path):
     model = keras.Sequential([keras.Input((4, 4, 1)), Doubled(), keras.layers.Flatten()])
     model.save(tmp_path / "model.keras")
     with pytest.raises(ArtifactError, match=r"class .*\.Doubled at .*register_keras_serializable"):
-        data.load_embedder(tmp_path / "model.keras")
+        embedding.load_embedder(tmp_path / "model.keras")
     with keras.saving.CustomObjectScope({"Doubled": Doubled}):
-        loaded = data.load_embedder(tmp_path / "model.keras")
+        loaded = embedding.load_embedder(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict_on_batch(IMAGES), 2 * IMAGES.reshape(3, 16))
 
 
@@ -471,15 +471,13 @@ def test_what_is_loaded_is_not_compiled(tmp_path):
     model = dense()
     model.compile("adam", "mse")
     model.save(tmp_path / "model.keras")
-    assert not data.load_embedder(tmp_path / "model.keras").compiled
+    assert not embedding.load_embedder(tmp_path / "model.keras").compiled
 
 
 @pytest.mark.fault(3)
 def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tmp_path):
     kerasim_layers().save(tmp_path / "model.keras")
-    code = (
-        "import sys; from kerasim import data; print(data.load_embedder(sys.argv[1]).output_shape)"
-    )
+    code = "import sys; from kerasim import data; print(embedding.load_embedder(sys.argv[1]).output_shape)"
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "model.keras"],
         capture_output=True,
@@ -496,7 +494,7 @@ def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tm
 def test_a_model_in_the_old_format_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"is not a .keras file.*save\('model.keras'\)"):
-        data.load_embedder(tmp_path / "model.h5")
+        embedding.load_embedder(tmp_path / "model.h5")
 
 
 @pytest.mark.fault(12)
@@ -505,7 +503,7 @@ def test_a_model_cut_short_is_called_damaged_and_not_missing(length, tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ArgumentError, match="[Tt]he file is damaged") as caught:
-        data.load_embedder(path)
+        embedding.load_embedder(path)
     assert str(path) in str(caught.value) and "not found" not in str(caught.value)
 
 
@@ -519,13 +517,13 @@ def other_config(content):
 )
 def test_a_model_whose_config_is_none_is_called_damaged(content, tmp_path):
     with pytest.raises(ArgumentError, match="loaded as an embedder: .*The file is damaged"):
-        data.load_embedder(rewrite(tmp_path / "model.keras", other_config(content)))
+        embedding.load_embedder(rewrite(tmp_path / "model.keras", other_config(content)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
 def test_a_model_without_config_or_weights_is_refused(name, tmp_path):
     with pytest.raises(ArtifactError, match="holds the files .* expected"):
-        data.load_embedder(rewrite(tmp_path / "model.keras", lambda files: files.pop(name)))
+        embedding.load_embedder(rewrite(tmp_path / "model.keras", lambda files: files.pop(name)))
 
 
 def test_a_model_with_files_of_its_own_is_refused(tmp_path):
@@ -533,7 +531,7 @@ def test_a_model_with_files_of_its_own_is_refused(tmp_path):
         files["assets/vocabulary.txt"] = b"words"
 
     with pytest.raises(ArtifactError, match="holds the files .*assets/vocabulary.txt"):
-        data.load_embedder(rewrite(tmp_path / "model.keras", add))
+        embedding.load_embedder(rewrite(tmp_path / "model.keras", add))
 
 
 @pytest.mark.fault(15)
@@ -547,7 +545,7 @@ def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
             content[place] = rng.integers(256)
         path.write_bytes(content)
         try:
-            data.load_embedder(path)
+            embedding.load_embedder(path)
         except KerasimError:
             refused += 1
     assert refused > 100
@@ -561,7 +559,7 @@ def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
 def test_an_archive_whose_blocks_have_no_bound_is_refused(method, tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None, method)
     with pytest.raises(ArtifactError, match="in compression method"):
-        data.load_embedder(path)
+        embedding.load_embedder(path)
 
 
 @pytest.mark.fault(8)
@@ -570,7 +568,7 @@ def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", b"{}")
     with pytest.raises(ArtifactError, match="two files with the same name"):
-        data.load_embedder(path)
+        embedding.load_embedder(path)
 
 
 # Weights
@@ -662,7 +660,7 @@ def test_an_array_that_is_not_stored_in_the_file_in_full_is_refused(
     with pytest.raises(
         ArtifactError, match=f"model.keras' cannot be loaded: in its weights.*{said}"
     ):
-        data.load_embedder(path)
+        embedding.load_embedder(path)
 
 
 def test_arrays_that_claim_more_than_the_whole_file_are_refused(tmp_path):
@@ -696,11 +694,11 @@ def peak():  # of this process alone: getrusage would start from its parent's
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
 
-data.load_embedder(sys.argv[1])
+embedding.load_embedder(sys.argv[1])
 before, start = peak(), time.perf_counter()
 for path in sys.argv[2:]:
     try:
-        print("loaded", data.load_embedder(path))
+        print("loaded", embedding.load_embedder(path))
     except errors.KerasimError as error:
         print(error)
 print(peak() - before, time.perf_counter() - start)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kerasim import checks, data, explorer, metrics, neighbors, plots, training
+from kerasim import _checks, _image_checks, data, explorer, metrics, neighbors, plots, training
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 matplotlib.use("Agg")
@@ -69,7 +69,7 @@ REFUSE = {  # functions whose result depends on each label
     "TripletBatches": lambda labels: data.TripletBatches(IMAGES, labels),
     "BalancedBatches": lambda labels: data.BalancedBatches(IMAGES, labels, 2, 2),
     "LabelledPairBatches": lambda groups: data.LabelledPairBatches(IMAGES, IMAGES, groups),
-    "DiffusionBatches": lambda labels: data.check_classes(labels, 6),
+    "DiffusionBatches": lambda labels: _image_checks.check_classes(labels, 6),
     "candidate_pools": lambda groups: data.candidate_pools(6, 2, groups=groups),
     "RetrievalCallback": lambda labels: training.RetrievalCallback(embedder(), IMAGES, labels),
 }
@@ -77,9 +77,9 @@ REFUSE = {  # functions whose result depends on each label
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_missing_label_is_found_in_whatever_holds_it(case):
-    labels, absent = checks.optional_labels("labels", CASES[case], 6, "images")
+    labels, absent = _checks.optional_labels("labels", CASES[case], 6, "images")
     assert absent.tolist() == [False, False, True, False, False, False]
-    assert checks.missing(CASES[case]).tolist() == absent.tolist()
+    assert _checks.missing(CASES[case]).tolist() == absent.tolist()
     kept = [str(label) for label, none in zip(labels, absent, strict=True) if not none]
     assert kept in (["a", "a", "b", "c", "c"], ["0", "0", "1", "2", "2"])
 
@@ -126,12 +126,12 @@ def test_a_neighbor_is_framed_only_where_both_labels_are_known():
 @pytest.mark.parametrize("labels", [["a", 1], [0.5, 1.0], [1j, 2], [b"a", "a"], [object(), "a"]])
 def test_labels_of_other_kinds_are_refused_with_their_types(labels):
     with pytest.raises(ArgumentTypeError, match="labels must be integers or strings"):
-        checks.labels("labels", labels, 2, "images")
+        _checks.labels("labels", labels, 2, "images")
 
 
 @pytest.mark.parametrize("labels", [[1, 2], np.array([1, 2], "u1"), [1.0, 2.0], ["a", "b"], [b"a"]])
 def test_labels_of_one_kind_stay_as_they_are(labels):
-    found = checks.labels("labels", labels, len(labels), "images")
+    found = _checks.labels("labels", labels, len(labels), "images")
     assert found.tolist() == list(labels)
 
 
@@ -142,25 +142,25 @@ def test_labels_of_one_kind_stay_as_they_are(labels):
     "name", ["船 8.png", "été.jpg", "فایل\u200cها", "शिव\u200d.png", "a　b", "🙂"]
 )
 def test_a_name_in_any_script_is_shown_as_it_is(name):
-    assert checks.shown(name) == f"'{name}'"
+    assert _checks.shown(name) == f"'{name}'"
 
 
 @pytest.mark.parametrize(
     "name", ["a\nb", "a\x1b[2Jb", "a\udcffb", "a\u202egnp.exe", "a\u2028b", "\0"]
 )
 def test_what_could_break_a_line_or_turn_it_around_is_escaped(name):
-    shown = checks.shown(name)
+    shown = _checks.shown(name)
     assert shown.isascii() and shown.isprintable() and eval(shown) == name
 
 
 @pytest.mark.parametrize("name", ["it's", 'a "b"', "a\\b", "'\""])
 def test_quotes_and_backslashes_of_a_name_can_be_read_back(name):
-    assert eval(checks.shown(name)) == name
+    assert eval(_checks.shown(name)) == name
 
 
 def test_names_beyond_the_first_five_are_left_out_of_a_message():
-    assert checks.shown_names("abcdef") == "'a', 'b', 'c', 'd', 'e', ..."
-    assert checks.shown_names(iter("ab")) == "'a', 'b'"
+    assert _checks.shown_names("abcdef") == "'a', 'b', 'c', 'd', 'e', ..."
+    assert _checks.shown_names(iter("ab")) == "'a', 'b'"
 
 
 def test_a_warning_points_at_the_line_that_called_kerasim():
@@ -174,7 +174,7 @@ def test_warnings_are_ignored_in_one_thread_alone():
     before, heard, inside, done = list(warnings.filters), [], threading.Event(), threading.Event()
 
     def quiet():
-        with checks.no_warnings():
+        with _checks.no_warnings():
             inside.set()
             assert done.wait(60)
             warnings.warn("from the quiet thread", stacklevel=1)
@@ -196,10 +196,10 @@ def test_warnings_are_ignored_in_one_thread_alone():
 def test_warnings_of_some_modules_or_one_class_are_ignored():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with checks.no_warnings("other."), checks.no_warnings(category=FutureWarning):
+        with _checks.no_warnings("other."), _checks.no_warnings(category=FutureWarning):
             warnings.warn("heard", stacklevel=1)
             warnings.warn("not heard", FutureWarning, stacklevel=1)
-        with checks.no_warnings(__name__):
+        with _checks.no_warnings(__name__):
             warnings.warn("not heard", stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["heard"]
 
@@ -208,5 +208,5 @@ def test_a_warning_of_one_line_is_shown_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for _ in range(3):
-            checks.warn("Only once.")
+            _checks.warn("Only once.")
     assert len(caught) == 1

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import data, models
+from kerasim import embedding, models
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 SMALL = {
@@ -21,7 +21,7 @@ def build(builder, image_shape=(8, 8, 3), **settings):
 def test_an_embedder_maps_images_to_vectors(name, shape):
     model = build(name, shape, embedding_dim=7)
     images = np.random.default_rng(0).random((3, *shape), dtype="float32")
-    assert data.embed(model, images).shape == (3, 7)
+    assert embedding.embed(model, images).shape == (3, 7)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -30,7 +30,7 @@ def test_an_embedder_survives_saving(name, tmp_path):
     images = np.random.default_rng(0).random((3, 8, 8, 3), dtype="float32")
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(data.embed(loaded, images), data.embed(model, images))
+    np.testing.assert_array_equal(embedding.embed(loaded, images), embedding.embed(model, images))
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import data, models
+from kerasim import embedding, models
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import BackbonePreprocessing
 from kerasim.models import pretrained
@@ -49,14 +49,16 @@ def test_the_embedder_passes_its_backbone_what_it_was_trained_on():
     )
     prepared = keras.applications.vgg16.preprocess_input(255 * IMAGES)
     features = backbone.predict(prepared, verbose=0).mean(axis=(1, 2))
-    np.testing.assert_allclose(data.embed(net, IMAGES), features, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(embedding.embed(net, IMAGES), features, rtol=1e-4, atol=1e-4)
 
 
 def test_a_layer_can_do_the_preprocessing():
     halve = keras.layers.Rescaling(0.5)
     net = models.pretrained_embedder(tiny(), preprocess=halve, pooling="max", embedding_dim=None)
     same = models.pretrained_embedder(net.get_layer("backbone"), pooling="max", embedding_dim=None)
-    np.testing.assert_allclose(data.embed(net, IMAGES), data.embed(same, IMAGES / 2), atol=1e-6)
+    np.testing.assert_allclose(
+        embedding.embed(net, IMAGES), embedding.embed(same, IMAGES / 2), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten"])
@@ -64,9 +66,9 @@ def test_each_pooling_gives_embeddings_and_loads_again(pooling, tmp_path):
     net = models.pretrained_embedder(tiny(), None, None, pooling, 7, (16, 16, 3))
     net.save(tmp_path / "net.keras")
     loaded = keras.models.load_model(tmp_path / "net.keras")
-    vectors = data.embed(net, IMAGES[:, :16, :16])
+    vectors = embedding.embed(net, IMAGES[:, :16, :16])
     assert vectors.shape == (3, 7)
-    np.testing.assert_array_equal(data.embed(loaded, IMAGES[:, :16, :16]), vectors)
+    np.testing.assert_array_equal(embedding.embed(loaded, IMAGES[:, :16, :16]), vectors)
 
 
 def test_before_training_attention_pooling_is_the_average():
@@ -76,7 +78,7 @@ def test_before_training_attention_pooling_is_the_average():
         models.pretrained_embedder(backbone, pooling=pooling, **settings)
         for pooling in ("attention", "average")
     ]
-    one, other = (data.embed(net, IMAGES) for net in nets)
+    one, other = (embedding.embed(net, IMAGES) for net in nets)
     np.testing.assert_allclose(one, other, rtol=1e-5)  # sums of 3,600 float32 in two orders
     looked = nets[0].get_layer("pooling").attend(nets[0].get_layer("backbone")(IMAGES))
     np.testing.assert_allclose(looked, np.full((3, 60, 60), 1 / 3600), rtol=1e-5)
@@ -103,7 +105,9 @@ def test_stages_are_pooled_and_set_side_by_side():
 
 def test_an_embedder_of_open_size_takes_images_of_any_size():
     net = models.pretrained_embedder(tiny())
-    assert data.embed(net, IMAGES[:, :40]).shape == data.embed(net, IMAGES).shape == (3, 256)
+    assert (
+        embedding.embed(net, IMAGES[:, :40]).shape == embedding.embed(net, IMAGES).shape == (3, 256)
+    )
 
 
 def test_in_mixed_precision_embeddings_are_float32_and_those_of_float32_but_for_rounding():
@@ -133,7 +137,7 @@ def test_a_grey_image_goes_in_three_times():
     )
     one = IMAGES[..., :1]
     np.testing.assert_allclose(
-        data.embed(grey, one), data.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
+        embedding.embed(grey, one), embedding.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
     )
 
 
@@ -191,7 +195,7 @@ def test_weights_are_read_from_a_path(tmp_path):
     again = models.pretrained_embedder(
         "squeezenet", tmp_path / "its.weights.h5", pooling="average", embedding_dim=None
     )
-    np.testing.assert_array_equal(data.embed(again, IMAGES), data.embed(net, IMAGES))
+    np.testing.assert_array_equal(embedding.embed(again, IMAGES), embedding.embed(net, IMAGES))
 
 
 @pytest.mark.fault(16)

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import data, losses, models
+from kerasim import data, embedding, losses, models
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ EMBEDDER = embedder(5)
 
 @pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
 def test_a_siamese_net_gives_the_distance_of_the_embeddings(distance):
-    one, other = data.embed(EMBEDDER, LEFT), data.embed(EMBEDDER, RIGHT)
+    one, other = embedding.embed(EMBEDDER, LEFT), embedding.embed(EMBEDDER, RIGHT)
     expected = {
         "euclidean": np.linalg.norm(one - other, axis=1),
         "squared_euclidean": np.square(one - other).sum(axis=1),
@@ -38,18 +38,18 @@ def test_a_siamese_net_gives_the_distance_of_the_embeddings(distance):
 def test_without_a_distance_it_gives_both_embeddings():
     both = values(models.siamese(EMBEDDER, None)([LEFT, RIGHT]))
     assert both.shape == (6, 2, 5)
-    np.testing.assert_allclose(both[:, 0], data.embed(EMBEDDER, LEFT), atol=1e-6)
-    np.testing.assert_allclose(both[:, 1], data.embed(EMBEDDER, RIGHT), atol=1e-6)
+    np.testing.assert_allclose(both[:, 0], embedding.embed(EMBEDDER, LEFT), atol=1e-6)
+    np.testing.assert_allclose(both[:, 1], embedding.embed(EMBEDDER, RIGHT), atol=1e-6)
 
 
 def test_both_sides_share_the_weights_of_the_embedder():
     tower = embedder()
     net = models.siamese(tower)
     assert net.count_params() == tower.count_params()
-    before = data.embed(tower, LEFT)
+    before = embedding.embed(tower, LEFT)
     net.compile("sgd", losses.ContrastiveLoss())
     net.fit(data.PairBatches(LEFT, np.arange(6) % 2, batch_size=6), verbose=0)
-    assert not np.allclose(data.embed(tower, LEFT), before)
+    assert not np.allclose(embedding.embed(tower, LEFT), before)
 
 
 @pytest.mark.fault(35)
@@ -71,18 +71,18 @@ def test_a_saved_siamese_net_loads_and_agrees(tmp_path):
 def test_an_ensemble_is_unit_embeddings_side_by_side():
     members = [embedder(3, "same_name"), embedder(5, "same_name")]
     joint = models.ensemble(members)
-    parts = [data.embed(member, LEFT) for member in members]
+    parts = [embedding.embed(member, LEFT) for member in members]
     expected = np.concatenate(
         [part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts], axis=1
     )
-    np.testing.assert_allclose(data.embed(joint, LEFT), expected, atol=1e-6)
+    np.testing.assert_allclose(embedding.embed(joint, LEFT), expected, atol=1e-6)
 
 
 def test_a_saved_ensemble_loads_and_agrees(tmp_path):
     joint = models.ensemble([embedder(), embedder()])
     joint.save(tmp_path / "joint.keras")
     loaded = keras.saving.load_model(tmp_path / "joint.keras")
-    np.testing.assert_array_equal(data.embed(loaded, LEFT), data.embed(joint, LEFT))
+    np.testing.assert_array_equal(embedding.embed(loaded, LEFT), embedding.embed(joint, LEFT))
 
 
 TWO_INPUTS = models.siamese(embedder())

@@ -12,7 +12,7 @@ import pytest
 from kerasim import data, diffusion, models
 from kerasim.models import blocks
 
-DIGITS = data.load("digits").x_train[:16]
+DIGITS = data.load_dataset("digits").x_train[:16]
 ACTIVATIONS = ("relu", "silu", "gelu", "elu", "selu", "tanh", "leaky_relu")
 OUTPUT_LAYERS = {"pixels", "image", "up1", "change", "clean", "noise", "velocity", "factor"}
 

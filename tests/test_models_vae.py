@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import data, export, models, training
+from kerasim import data, embedding, export, models, training
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 IMAGES = np.random.default_rng(0).random((12, 8, 8, 1), dtype="float32")
@@ -17,7 +17,7 @@ def test_the_encoder_gives_the_mean_and_the_decoder_images():
     model = build()
     encoder, decoder = model.get_layer("encoder"), model.get_layer("decoder")
     assert encoder.output_shape == (None, 3) and decoder.output_shape == (None, 8, 8, 1)
-    codes = data.embed(encoder, IMAGES)
+    codes = embedding.embed(encoder, IMAGES)
     mean = keras.Model(encoder.input, encoder.get_layer("mean").output)
     np.testing.assert_array_equal(codes, mean.predict(IMAGES, verbose=0))
     images = decoder.predict(codes, verbose=0)
@@ -53,7 +53,7 @@ def test_it_learns_and_its_encoder_exports_without_drawing(tmp_path):
     encoder = model.get_layer("encoder")
     export.export_saved_model(encoder, tmp_path / "encoder")
     served = export.load_saved_model(tmp_path / "encoder")
-    np.testing.assert_allclose(served(IMAGES), data.embed(encoder, IMAGES), atol=1e-5)
+    np.testing.assert_allclose(served(IMAGES), embedding.embed(encoder, IMAGES), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from test_artifacts import reseal
 from threadpoolctl import threadpool_limits
 
-from kerasim import artifacts
+from kerasim import _artifacts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.neighbors import METRICS, NeighborIndex
 
@@ -430,8 +430,8 @@ def forge(path, name, change, **info):
     array = np.load(path / name)
     changed = change(array)
     np.save(path / name, array if changed is None else changed)
-    manifest = json.loads((path / artifacts.MANIFEST).read_text())
-    files = {file: artifacts._describe(path / file) for file in manifest["files"]}
+    manifest = json.loads((path / _artifacts.MANIFEST).read_text())
+    files = {file: _artifacts._describe(path / file) for file in manifest["files"]}
     reseal(path, files=files, info={**manifest["info"], **info})
 
 

@@ -13,7 +13,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from kerasim import artifacts
+from kerasim import _artifacts
 from notebooks import __main__ as notebooks
 from notebooks.__main__ import COMMITTED_OUTPUTS, headline, run
 
@@ -179,7 +179,7 @@ def states(folder):
     paths = sorted([*runs.glob("siamese-*/state"), *runs.glob("form-*/state")])
     return {
         path.parent.name: (
-            artifacts.read_arrays(path / "arrays.npz"),
+            _artifacts.read_arrays(path / "arrays.npz"),
             (path / "arrays.npz").stat().st_mtime_ns,
         )
         for path in paths

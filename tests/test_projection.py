@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
 
-from kerasim import artifacts, projection
+from kerasim import _artifacts, projection
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.projection import Projection
 
@@ -367,7 +367,7 @@ def test_a_fresh_process_puts_new_points_in_the_same_places_without_pickle(
 @pytest.mark.fault(69)
 def test_a_saved_projection_holds_plain_arrays_and_nothing_else(saved):
     assert sorted(file.name for file in saved.iterdir()) == ["arrays.npz", "kerasim.json"]
-    arrays = artifacts.read_arrays(saved / "arrays.npz")
+    arrays = _artifacts.read_arrays(saved / "arrays.npz")
     assert {key: array.dtype.kind for key, array in arrays.items()} == {
         "x": "f",
         "coordinates": "f",

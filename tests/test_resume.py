@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from kerasim import _resume, artifacts, data, training
+from kerasim import _artifacts, _resume, data, training
 from kerasim.errors import ArgumentError, ArtifactError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -66,7 +66,7 @@ def validation():
 
 
 def state_of(run_dir):
-    return artifacts.read(Path(run_dir) / "state", "training_state", training._load)
+    return _artifacts.read(Path(run_dir) / "state", "training_state", training._load)
 
 
 def assert_equal_runs(one, other):
@@ -825,7 +825,7 @@ def test_best_weights_of_another_run_are_refused(tmp_path):
 @pytest.mark.fault(30)
 def test_a_run_whose_state_was_removed_starts_without_what_is_left(tmp_path):
     fit(tmp_path, 2, validation=validation())
-    artifacts.remove(tmp_path / "state", "training_state")
+    _artifacts.remove(tmp_path / "state", "training_state")
     fit(tmp_path, 1)
     assert names(tmp_path) == ["history.csv", "state"]
 
@@ -843,6 +843,6 @@ def test_a_run_without_a_folder_trains_and_saves_nothing(tmp_path, monkeypatch):
 def test_arrays_of_any_type_are_saved(dtype, tmp_path):
     array = np.arange(6).reshape(2, 3).astype(np.dtype(dtype))
     np.savez(tmp_path / "x.npz", **_resume.pack({"x/0": array}))
-    found = _resume.unpack(artifacts.read_arrays(tmp_path / "x.npz"))["x/0"]
+    found = _resume.unpack(_artifacts.read_arrays(tmp_path / "x.npz"))["x/0"]
     assert found.dtype == array.dtype and found.tobytes() == array.tobytes()
     assert found.shape == (2, 3)

@@ -17,7 +17,7 @@ import pytest
 from helpers import picture
 from PIL import Image
 
-from kerasim import artifacts, data, metrics, training
+from kerasim import _artifacts, data, embedding, metrics, training
 from kerasim.data import ImageBatches
 from kerasim.errors import (
     ArgumentError,
@@ -67,10 +67,10 @@ def fit(run_dir, epochs=2, model=None, batches=None, **kwargs):
 
 def read_state(run_dir, name="state"):
     kind = {"state": "training_state", "best": "weights"}[name]
-    return artifacts.read(
+    return _artifacts.read(
         Path(run_dir) / name,
         kind,
-        lambda folder, manifest: (artifacts.read_arrays(folder / "arrays.npz"), manifest.info),
+        lambda folder, manifest: (_artifacts.read_arrays(folder / "arrays.npz"), manifest.info),
     )
 
 
@@ -525,7 +525,7 @@ def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
 def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     name, tmp_path, monkeypatch
 ):
-    real = artifacts._sync
+    real = _artifacts._sync
 
     def full(path):
         table = tmp_path / "history.csv"
@@ -535,7 +535,7 @@ def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
 
     validation = ImageBatches(IMAGES, shuffle=False)
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "_sync", full)
+        patch.setattr(_artifacts, "_sync", full)
         with pytest.raises(ArtifactError, match=f"{tmp_path / name}: No space left.*Free space"):
             fit(tmp_path, 4, validation=validation)
     fit(tmp_path, 4, validation=validation)
@@ -740,7 +740,7 @@ def test_history_csv_is_the_table_that_fit_returns(tmp_path):
 def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv(
     tmp_path, monkeypatch, epochs
 ):
-    real = artifacts.write_file
+    real = _artifacts.write_file
 
     def stop(path, content):
         if content.count(b"\n") == 3:  # a heading and two epochs
@@ -748,7 +748,7 @@ def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv
         return real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifacts, "write_file", stop)
+        patch.setattr(_artifacts, "write_file", stop)
         with pytest.raises(KeyboardInterrupt):
             fit(tmp_path, 3)
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == [1]
@@ -773,8 +773,8 @@ def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
 @pytest.mark.fault(64)
 def test_a_run_in_use_by_another_process_is_refused_with_its_number(finished):
     code = f"""
-from kerasim import artifacts
-with artifacts.lock({str(finished / ".lock")!r}):
+from kerasim import _artifacts
+with _artifacts.lock({str(finished / ".lock")!r}):
     print("held", flush=True)
     input()
 """
@@ -972,14 +972,14 @@ def test_retrieval_figures_stand_in_the_history_beside_their_baselines(tmp_path)
     history = training.fit(net, batches, 3, tmp_path / "run", callbacks=[callback], verbose=0)
     images, labels = classes_of_stripes()
     now = metrics.retrieval(
-        data.embed(callback.embedder, images), labels, metric="euclidean", ks=(1, 5)
+        embedding.embed(callback.embedder, images), labels, metric="euclidean", ks=(1, 5)
     )
     raw = metrics.retrieval(images.reshape(60, -1), labels, metric="euclidean", ks=(1, 5))
     for key in ("recall@1", "precision@5"):
         assert history[f"val_{key}"].iloc[-1] == pytest.approx(now[key])
         np.testing.assert_allclose(history[f"val_{key}_pixels"], raw[key])
         assert history[f"val_{key}_untrained"].nunique() == 1
-    x = data.embed(callback.embedder, images).astype("float64")
+    x = embedding.embed(callback.embedder, images).astype("float64")
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     mean = (x @ x.T)[np.triu_indices(60, 1)].mean()
     assert history["val_pair_cosine"].iloc[-1] == pytest.approx(mean)
@@ -1028,7 +1028,7 @@ def test_two_callbacks_of_one_run_keep_their_figures_apart(tmp_path):
     history = training.fit(
         net, batches, 2, tmp_path / "run", callbacks=[callback, other], verbose=0
     )
-    codes = data.embed(callback.embedder, images)
+    codes = embedding.embed(callback.embedder, images)
     now = metrics.retrieval(codes[:9], labels[:9], codes, labels, ks=(3,))
     assert history["seen_precision@3"].iloc[-1] == pytest.approx(now["precision@3"])
     assert {"val_precision@10", "val_pair_cosine", "seen_pair_cosine"} <= set(history)
@@ -1170,10 +1170,10 @@ def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
 def test_a_state_whose_manifest_lacks_a_part_is_refused(name, tmp_path):
     model = build()
     fit(tmp_path, 1, model=model)
-    file = tmp_path / "state" / artifacts.MANIFEST
+    file = tmp_path / "state" / _artifacts.MANIFEST
     body = json.loads(file.read_text())
     del body["manifest_sha256"], body["info"][name]
-    file.write_text(json.dumps({**body, "manifest_sha256": artifacts._digest(body)}))
+    file.write_text(json.dumps({**body, "manifest_sha256": _artifacts._digest(body)}))
     wanted = f"its manifest has no '{name}'"
     with pytest.raises(ArtifactError, match=wanted):
         training.restore(model, tmp_path)

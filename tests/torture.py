@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT / "tests"))  # as under pytest: helpers, and what te
 import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
 
-from kerasim import artifacts  # noqa: E402
+from kerasim import _artifacts, _model_identity, embedding  # noqa: E402
 from kerasim.errors import ArtifactError, KerasimError  # noqa: E402
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -193,7 +193,7 @@ def _load_gallery(path):
     gallery = Gallery.load(path)
     assert set(gallery.items["label"]) == {str(gallery.threshold)}, "torn"
     found = gallery.index.query(gallery.index.embeddings[:2], 3)
-    made = artifacts.fingerprint(gallery.embedder), gallery.items.to_csv(), gallery.settings
+    made = _model_identity.fingerprint(gallery.embedder), gallery.items.to_csv(), gallery.settings
     return float(gallery.threshold), digest(*found, *made, gallery.index.embeddings)
 
 
@@ -214,19 +214,19 @@ def _save_state(path, value):
     arrays = {f"model/{n}": np.full((40, 40), value + n, "float32") for n in range(3)}
     fill = lambda folder: np.savez(folder / "arrays.npz", **arrays)  # noqa: E731 (as training does)
     info = {"settings": {}, "history": [value], "stopped": False, "states": {}}
-    artifacts.write(path, "training_state", fill, info)
+    _artifacts.write(path, "training_state", fill, info)
 
 
 def _load_state(path):
     from kerasim import training
 
-    arrays, info = artifacts.read(path, "training_state", training._load)
+    arrays, info = _artifacts.read(path, "training_state", training._load)
     assert float(arrays["model/0"][0, 0]) == info["history"][0], "torn"
     return float(info["history"][0]), digest(sorted(arrays), *arrays.values(), info)
 
 
 def _save_file(path, value):
-    artifacts.write_file(path, f"{value}\n".encode() * 20_000)
+    _artifacts.write_file(path, f"{value}\n".encode() * 20_000)
 
 
 def _load_file(path):
@@ -236,14 +236,13 @@ def _load_file(path):
 
 
 def _load_arrays(path):
-    arrays = artifacts.read_arrays(path, ("x", "y"))
+    arrays = _artifacts.read_arrays(path, ("x", "y"))
     return 0.0, digest(*arrays.values())
 
 
 def _load_embedder(path):
-    from kerasim import data
 
-    return 0.0, artifacts.fingerprint(data.load_embedder(path))
+    return 0.0, _model_identity.fingerprint(embedding.load_embedder(path))
 
 
 ARTEFACTS = {
@@ -381,7 +380,7 @@ def _state(run_dir):
     """Returns the saved arrays of a run, and its history without the seconds."""
     from kerasim import training
 
-    arrays, info = artifacts.read(run_dir / "state", "training_state", training._load)
+    arrays, info = _artifacts.read(run_dir / "state", "training_state", training._load)
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in info["history"]]
     return arrays, rows
 
@@ -408,7 +407,7 @@ def killed_runs(times=10, names=BUILDERS, epochs=40):
                     shutil.rmtree(run)
                     continue
                 done += 1
-                kept = len(_state(run)[1]) if artifacts.exists(run / "state") else 0
+                kept = len(_state(run)[1]) if _artifacts.exists(run / "state") else 0
                 if kept < begun:
                     wrong.append(f"{name}, kill {done}: epoch {begun} had begun, {kept} are kept")
             restarts += done
@@ -491,8 +490,8 @@ def seal(path):
     """Makes the manifest of an artefact fit files that were changed: what a forger would do."""
     from test_artifacts import reseal
 
-    names = json.loads((path / artifacts.MANIFEST).read_text())["files"]
-    reseal(path, files={name: artifacts._describe(path / name) for name in names})
+    names = json.loads((path / _artifacts.MANIFEST).read_text())["files"]
+    reseal(path, files={name: _artifacts._describe(path / name) for name in names})
 
 
 def _mutants(jobs, folder, send):
@@ -522,9 +521,9 @@ def _mutants(jobs, folder, send):
         path, load = made[artefact], {**ARTEFACTS, **LOOSE}[artefact][1]
         files = [path] if pattern is None else [f for f in path.glob(pattern) if f.is_file()]
         if pattern == "**/*":
-            files.remove(path / artifacts.MANIFEST)
+            files.remove(path / _artifacts.MANIFEST)
         whole = {file: file.read_bytes() for file in sorted(files)}
-        sealed = (path / artifacts.MANIFEST).read_bytes() if forged else b""
+        sealed = (path / _artifacts.MANIFEST).read_bytes() if forged else b""
         expected, wrong, refused = load(path), [], 0
         forget_peak()
         base = memory("VmRSS")
@@ -549,7 +548,7 @@ def _mutants(jobs, folder, send):
             watched = False
             file.write_bytes(whole[file])
             if forged:
-                (path / artifacts.MANIFEST).write_bytes(sealed)
+                (path / _artifacts.MANIFEST).write_bytes(sealed)
         wrong += [f"{name}: {danger}" for danger in dangers]
         dangers.clear()
         peak = memory("VmHWM") - base
@@ -667,7 +666,6 @@ def _bombs(folder, send):
     import test_keras_files as made
     from test_images import png
 
-    from kerasim import data
     from kerasim.images import read_image
 
     def padded(files):
@@ -698,14 +696,14 @@ def _bombs(folder, send):
         side = int(path.stem)
         path.write_bytes(png(side, side, 1, 0, bytes((1 + (side + 7) // 8) * side)))
     good = made.rewrite(folder / "good.keras", lambda files: None)
-    data.load_embedder(good)
+    embedding.load_embedder(good)
     read_image(png(8, 8, 1, 0, bytes(16)))
     found = {}
     for path, read in [
-        (zipped, data.load_embedder),
-        (folder / "a.npz", artifacts.read_arrays),
+        (zipped, embedding.load_embedder),
+        (folder / "a.npz", _artifacts.read_arrays),
         (folder / "index", _load_index),
-        (asking, data.load_embedder),
+        (asking, embedding.load_embedder),
         *((path, read_image) for path in pictures),
     ]:
         forget_peak()
@@ -856,7 +854,7 @@ def _failing(kind, turns, folder, send):
 
         return wrapped
 
-    os.fsync, artifacts._exchange = patched(os.fsync), patched(artifacts._exchange)
+    os.fsync, _artifacts._exchange = patched(os.fsync), patched(_artifacts._exchange)
     sys.addaudithook(audit)
     save(path, 0.0)
     state.update(count=0, turn=0)
@@ -1034,12 +1032,12 @@ def _injections(folder, names, send):
         except Exception as error:
             wrong.append(f"{name}: {error!r}")
         for kept in ("state", "best"):
-            if artifacts.exists(run_dir / kept):
+            if _artifacts.exists(run_dir / kept):
                 arrays = made.read_state(run_dir, kept)[0]
                 bad = [key for key, array in arrays.items() if not np.isfinite(array).all()]
                 wrong += [f"{name}: {kept} holds NaN in {bad[:3]}"] if bad else []
         late = name not in ("pixel", "infinite pixel", "target", "first batch", "later batch")
-        if late and not artifacts.exists(run_dir / "state"):
+        if late and not _artifacts.exists(run_dir / "state"):
             wrong.append(f"{name}: no state is kept")
     return len(names or cases), wrong
 
@@ -1069,63 +1067,63 @@ def faults():
 # Of each guard: its name, the module, and what must then fail, a goal above in its short form or
 # tests; the text of the package; what stands there once the guard is gone.
 _GUARDS = r"""
-checksum | artifacts.py | G4 names=npy,items forged=0
+checksum | _artifacts.py | G4 names=npy,items forged=0
 if found != expected:
 if False:
 
-manifest's digest | artifacts.py | test_artifacts.py -k flipped_bit
+manifest's digest | _artifacts.py | test_artifacts.py -k flipped_bit
 if body.pop("manifest_sha256") != _digest(body):
 if not body.pop("manifest_sha256"):
 
-size of a manifest | artifacts.py | test_artifacts.py -k huge_manifest
+size of a manifest | _artifacts.py | test_artifacts.py -k huge_manifest
 if len(raw) > _MANIFEST_BYTES:\n        raise ArtifactError
 if False:\n        raise ArtifactError
 
-files beside | artifacts.py | test_artifacts.py -k does_not_name
+files beside | _artifacts.py | test_artifacts.py -k does_not_name
 if extra:
 if False:
 
-way out of the folder | artifacts.py | test_artifacts.py -k outside_its_folder
+way out of the folder | _artifacts.py | test_artifacts.py -k outside_its_folder
 if os.path.isabs(name) or ".." in Path(name).parts:
 if False:
 
-place beside | artifacts.py | G2 kinds=index times=10
+place beside | _artifacts.py | G2 kinds=index times=10
 temporary.mkdir()
 shutil.rmtree(path, ignore_errors=True); temporary = path; temporary.mkdir()
 
-swap in one step | artifacts.py | G11
+swap in one step | _artifacts.py | G11
 _swap(temporary, path)\n    return path
 shutil.rmtree(path, ignore_errors=True); shutil.copytree(temporary, path)\n    return path
 
-replace | artifacts.py | G10 kinds=file
+replace | _artifacts.py | G10 kinds=file
 temporary.write_bytes(content)\n        _sync(temporary)\n        os.replace(temporary, path)
 path.write_bytes(content)
 
-removal of temporaries | artifacts.py | G10 kinds=index
+removal of temporaries | _artifacts.py | G10 kinds=index
 finally:\n        _remove(temporary)
 finally:\n        pass
 
-sync | artifacts.py | test_artifacts.py -k "unchanged or call_fails"
+sync | _artifacts.py | test_artifacts.py -k "unchanged or call_fails"
 os.fsync(descriptor)
 pass
 
-lock | artifacts.py | test_artifacts.py -k second_holder
+lock | _artifacts.py | test_artifacts.py -k second_holder
 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 pass
 
 lock of a gallery | gallery.py | G11
-with artifacts.lock(path.parent / f".{path.name}.lock", path):
+with _artifacts.lock(path.parent / f".{path.name}.lock", path):
 if True:
 
-version | artifacts.py | G11
+version | _artifacts.py | G11
 if version and version not in self._versions.get(path, ()):
 if False:
 
-read again | artifacts.py | test_artifacts.py -k read_again
+read again | _artifacts.py | test_artifacts.py -k read_again
 if _standing(path) != before:\n                continue
 if False:\n                continue
 
-fingerprint | artifacts.py | test_neighbors.py -k of_one_embedder_is_refused
+fingerprint | _artifacts.py | test_neighbors.py -k of_one_embedder_is_refused
 if fingerprint is not None and manifest.fingerprint != fingerprint:
 if False:
 
@@ -1134,10 +1132,10 @@ np.save(written, self
 np.save(file, self
 
 trust | export.py | test_export.py -k foreign_saved_model_is_refused
-if trust and not (folder / artifacts.MANIFEST).exists():
-if not (folder / artifacts.MANIFEST).exists():
+if trust and not (folder / _artifacts.MANIFEST).exists():
+if not (folder / _artifacts.MANIFEST).exists():
 
-claim of an archive | checks.py | G7
+claim of an archive | _checks.py | G7
 if claimed > max(_ARCHIVE_BYTES, _ARCHIVE_EXPANSION * size):
 if False:
 
@@ -1157,20 +1155,20 @@ safe mode | data/arrays.py | G6
 return keras.saving.load_model(path, compile=False)
 return keras.saving.load_model(path, compile=False, safe_mode=False)
 
-width | checks.py | test_projection.py -k another_width
+width | _checks.py | test_projection.py -k another_width
 or width not in (None, x.shape[1])
 or False
 
-zero vectors | checks.py | test_neighbors.py -k zero_vectors_are_refused
+zero vectors | _checks.py | test_neighbors.py -k zero_vectors_are_refused
 if metric == "cosine":
 if False:
 
-NaN in vectors | checks.py | test_neighbors.py -k not_finite
+NaN in vectors | _checks.py | test_neighbors.py -k not_finite
 if x.dtype.kind == "f":
 if False:
 
 NaN in images | data/arrays.py | test_data_arrays.py -k not_finite
-checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
+_checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
 pass
 
 NaN in the loss | training.py | test_training.py -k turns_nan

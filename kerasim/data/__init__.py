@@ -3,34 +3,53 @@
 Images are an array `(n, height, width, channels)`, float32 in [0, 1] or uint8, or an `ImageFolder`,
 which decodes files when they are needed and can be passed wherever an array can. Batches are a
 `keras.utils.PyDataset`. Their order, pairs, noise and shifts depend only on the seed, the epoch and
-the index of the batch, so that a resumed run uses the same batches as an uninterrupted one. `embed`
-computes the embeddings of images.
+the index of the batch, so that a resumed run uses the same batches as an uninterrupted one.
 """
 
-from kerasim.data.arrays import (
-    add_noise,
-    check_classes,
-    check_embedder,
-    check_images,
-    check_shape,
-    digest,
-    find_copies,
-    find_near_copies,
-    load_embedder,
-    shapes_of,
-)
-from kerasim.data.batches import ImageBatches, clear_errors, embed, embed_folder, predict
-from kerasim.data.candidates import candidate_pools, pair_folder, read_candidates, write_scores
-from kerasim.data.download import SQUEEZENET_FILE, SQUEEZENET_SHA256, fetch
-from kerasim.data.folders import ImageFolder, PairFolder, check_usable, image_folder
-from kerasim.data.noise import DiffusionBatches, NoiseBatches
-from kerasim.data.pairs import (
+from kerasim._folders import ImageFolder, image_folder
+from kerasim.data._batches import ImageBatches
+from kerasim.data._candidates import candidate_pools, read_candidates, write_scores
+from kerasim.data._download import fetch
+from kerasim.data._noise import add_noise
+from kerasim.data._noise_batches import DiffusionBatches, NoiseBatches
+from kerasim.data._pair_folders import PairFolder, pair_folder
+from kerasim.data._pairs import (
     BalancedBatches,
-    LabelledPairBatches,
     PairBatches,
+    PositivePairBatches,
     TripletBatches,
     draw_pairs,
     draw_triplets,
 )
-from kerasim.data.sets import Dataset, choose, data_dir, load
+from kerasim.data._sets import Dataset, data_dir, load_dataset, resolve_dataset
 from kerasim.images import as_float
+
+__all__ = [
+    "BalancedBatches",
+    "Dataset",
+    "DiffusionBatches",
+    "ImageBatches",
+    "ImageFolder",
+    "NoiseBatches",
+    "PairBatches",
+    "PairFolder",
+    "PositivePairBatches",
+    "TripletBatches",
+    "add_noise",
+    "as_float",
+    "candidate_pools",
+    "data_dir",
+    "draw_pairs",
+    "draw_triplets",
+    "fetch",
+    "image_folder",
+    "load_dataset",
+    "pair_folder",
+    "read_candidates",
+    "resolve_dataset",
+    "write_scores",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

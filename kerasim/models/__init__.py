@@ -7,9 +7,29 @@ combined like any Keras model. An embedder is a model that maps images to vector
 autoencoder. All models take images in [0, 1]; preprocessing is part of the model.
 """
 
-from kerasim.models.autoencoder import conv_autoencoder, denoising_autoencoder, residual_autoencoder
-from kerasim.models.embedder import conv_embedder, resnet_embedder
-from kerasim.models.pretrained import pretrained_embedder, set_trainable
-from kerasim.models.siamese import ensemble, siamese
-from kerasim.models.unet import noise_estimator, unet
-from kerasim.models.vae import vae
+from kerasim.models._autoencoder import (
+    conv_autoencoder,
+    denoising_autoencoder,
+    residual_autoencoder,
+)
+from kerasim.models._embedder import conv_embedder, resnet_embedder
+from kerasim.models._pretrained import pretrained_embedder, set_trainable
+from kerasim.models._siamese import ensemble, siamese
+from kerasim.models._unet import noise_estimator, unet
+from kerasim.models._vae import vae
+
+__all__ = [
+    "conv_embedder",
+    "ensemble",
+    "noise_estimator",
+    "pretrained_embedder",
+    "resnet_embedder",
+    "set_trainable",
+    "siamese",
+    "unet",
+    "vae",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from kerasim import checks
-from kerasim.data.arrays import check_images, find_copies
-from kerasim.data.batches import Batches
-from kerasim.data.folders import ImageFolder
+from kerasim import _checks
+from kerasim._folders import ImageFolder
+from kerasim._image_checks import check_images
+from kerasim.data._batches import Batches
+from kerasim.duplicates import find_duplicates
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
@@ -19,19 +20,19 @@ class _Classes:
                 "one subfolder for each class."
             )
         self.labels = labels = _check_names("labels", labels)
-        checks.each("labels", labels, labels.size if images is None else len(images), "images", 1)
+        _checks.each("labels", labels, labels.size if images is None else len(images), "images", 1)
         found = np.unique(labels, return_inverse=True, return_counts=True)
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
-            count = checks.counted(len(self.names), "class", "classes")
+            count = _checks.counted(len(self.names), "class", "classes")
             held = f"{count}, {', '.join(map(str, self.names))}"
             raise ArgumentError(f"labels hold {held}: 2 or more are needed. Add another class.")
         small = self.names[self.counts < fewest]
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
-                shown = [f"{n} ({checks.shown(images.class_names[n])})" for n in small[:10]]
-            classes = checks.counted(len(small), "class", "classes")
+                shown = [f"{n} ({_checks.shown(images.class_names[n])})" for n in small[:10]]
+            classes = _checks.counted(len(small), "class", "classes")
             held = f"{classes} of fewer than {fewest} images: {', '.join(shown)}"
             raise ArgumentError(
                 f"labels hold {held}. Add images, take fewer of each class, or leave out those "
@@ -60,7 +61,7 @@ class _Classes:
 
 def _check_names(name, values):
     """Returns integers or strings, none of them missing, as an array of any shape."""
-    return checks.labels(name, values, None, "images")
+    return _checks.labels(name, values, None, "images")
 
 
 def _anchors(size, n, rng):
@@ -85,9 +86,11 @@ def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 
         ArgumentError: If there is one class, or a class of one image; the message names it.
     """
     classes = _Classes(labels)
-    n = len(classes.label) if n is None else checks.integer("n", n)
-    checks.number("positive", positive, 0, 1)
-    return _draw_pairs(classes, n, positive, np.random.default_rng(checks.integer("seed", seed, 0)))
+    n = len(classes.label) if n is None else _checks.integer("n", n)
+    _checks.number("positive", positive, 0, 1)
+    return _draw_pairs(
+        classes, n, positive, np.random.default_rng(_checks.integer("seed", seed, 0))
+    )
 
 
 def _draw_pairs(classes, n, positive, rng):
@@ -112,8 +115,8 @@ def draw_triplets(labels, n: int | None = None, seed: int = 0):
         ArgumentError: As for `draw_pairs`.
     """
     classes = _Classes(labels)
-    n = len(classes.label) if n is None else checks.integer("n", n)
-    return _draw_triplets(classes, n, np.random.default_rng(checks.integer("seed", seed, 0)))
+    n = len(classes.label) if n is None else _checks.integer("n", n)
+    return _draw_triplets(classes, n, np.random.default_rng(_checks.integer("seed", seed, 0)))
 
 
 def _draw_triplets(classes, n, rng):
@@ -130,13 +133,13 @@ class _LabelledBatches(Batches):
         super().__init__(images, **shared)
         self.classes = _Classes(labels, self.images, fewest)
         self.labels = self.classes.labels
-        self.rows = len(self.images) if n is None else checks.integer("n", n)
+        self.rows = len(self.images) if n is None else _checks.integer("n", n)
         if not isinstance(self.images, ImageFolder):
-            copies = find_copies(self.images)
+            copies = find_duplicates(self.images)
             torn = copies[self.labels[copies[:, 0]] != self.labels[copies[:, 1]]]
             if len(torn):
-                copies_found = checks.counted(len(torn), "image is a copy", "images are copies")
-                checks.warn(
+                copies_found = _checks.counted(len(torn), "image is a copy", "images are copies")
+                _checks.warn(
                     f"{copies_found} of an image with another label, the first is image "
                     f"{torn[0, 0]}, a copy of {torn[0, 1]}. Both can form a positive and a "
                     "negative pair at the same time. Correct the labels, or remove the copies."
@@ -171,7 +174,7 @@ class PairBatches(_LabelledBatches):
 
     def __init__(self, images, labels, positive: float = 0.5, **shared):
         super().__init__(images, labels, fewest=2, **shared)
-        self.positive = checks.number("positive", positive, 0, 1)
+        self.positive = _checks.number("positive", positive, 0, 1)
 
     def _draw(self, rng):
         return _draw_pairs(self.classes, self.rows, self.positive, rng)
@@ -226,11 +229,11 @@ class BalancedBatches(_LabelledBatches):
     _own = ("labels", "rows", "m", "k")
 
     def __init__(self, images, labels, m: int, k: int, batches: int | None = None, **shared):
-        self.m, self.k = checks.integer("m", m, 2), checks.integer("k", k, 2)
+        self.m, self.k = _checks.integer("m", m, 2), _checks.integer("k", k, 2)
         super().__init__(images, labels, n=None, fewest=k, batch_size=m * k, **shared)
         if batches is None:
             batches = max(1, len(self.images) // (m * k))
-        self.rows = checks.integer("batches", batches) * m * k
+        self.rows = _checks.integer("batches", batches) * m * k
         if m > len(self.classes.names):
             held = f"but labels hold only {len(self.classes.names)}"
             raise ArgumentError(f"m={m} classes per batch, {held}: pass as many or fewer.")
@@ -274,7 +277,7 @@ class LabelledPairBatches(Batches):
     def __init__(self, left, right, groups=None, **shared):
         super().__init__(left, **shared)
         self.right = check_images("right", right)
-        checks.shape(
+        _checks.shape(
             "right",
             self.right,
             self.images.shape,

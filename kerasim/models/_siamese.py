@@ -3,11 +3,11 @@
 import keras
 from keras import layers
 
-from kerasim import checks
-from kerasim.data import check_embedder
+from kerasim import _checks
+from kerasim._image_checks import check_embedder
 from kerasim.errors import ArgumentError
 from kerasim.layers import DISTANCES, Distance
-from kerasim.models import blocks as parts
+from kerasim.models import _blocks as parts
 
 
 def siamese(
@@ -35,7 +35,7 @@ def siamese(
     """
     shape, dim = check_embedder("embedder", embedder)
     if distance is not None:
-        checks.choice("distance", distance, DISTANCES)
+        _checks.choice("distance", distance, DISTANCES)
     left, right = parts.image_input(shape, "left"), parts.image_input(shape, "right")
     vectors = [embedder(left), embedder(right)]
     if distance is not None:
@@ -63,7 +63,7 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
     Raises:
         ArgumentError: If there are fewer than two models, or they take images of several shapes.
     """
-    embedders = checks.listed("embedders", embedders)
+    embedders = _checks.listed("embedders", embedders)
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]

@@ -10,11 +10,13 @@ import sys
 import keras
 from keras import layers
 
-from kerasim import _keras_files, artifacts, checks
-from kerasim.data import SQUEEZENET_FILE, SQUEEZENET_SHA256, data_dir, shapes_of
+from kerasim import _artifacts, _checks, _keras_files
+from kerasim._image_checks import shapes_of
+from kerasim.data._download import SQUEEZENET_FILE, SQUEEZENET_SHA256
+from kerasim.data._sets import data_dir
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
-from kerasim.models import blocks as parts
+from kerasim.models import _blocks as parts
 
 _POOLINGS = {
     "attention": AttentionPooling,
@@ -85,14 +87,14 @@ def pretrained_embedder(
         https://arxiv.org/abs/1512.03385; SqueezeNet: Iandola et al., 2016.
         https://arxiv.org/abs/1602.07360
     """
-    checks.choice("pooling", pooling, tuple(_POOLINGS))
-    checks.flag("self_attention", self_attention)
-    artifacts.check_path("weights", "none" if weights is None else weights)
+    _checks.choice("pooling", pooling, tuple(_POOLINGS))
+    _checks.flag("self_attention", self_attention)
+    _artifacts.check_path("weights", "none" if weights is None else weights)
     image_shape = parts.check_image_shape(image_shape, open_size=True)
     if image_shape[2] not in (1, 3):
         raise ArgumentError(f"image_shape={image_shape}: pass 3 channels, or 1 for gray images.")
     if stages is not None:
-        stages = tuple(checks.listed("stages", stages))
+        stages = tuple(_checks.listed("stages", stages))
         if not stages:
             raise ArgumentError(
                 f"stages={stages} is empty. Pass names of layers of the backbone, such as "
@@ -123,7 +125,7 @@ def pretrained_embedder(
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
     elif preprocess is not None:
         mend = "pass a name, or a layer such as keras.layers.Rescaling(255)"
-        checks.kind("preprocess", preprocess, layers.Layer, mend)
+        _checks.kind("preprocess", preprocess, layers.Layer, mend)
 
     images = parts.image_input(image_shape)
     x = images
@@ -144,7 +146,7 @@ def pretrained_embedder(
         pooled.append(_POOLINGS[pooling](dtype="float32", name=f"pooling{mark}")(x))
     x = pooled[0] if not several else layers.Concatenate(dtype="float32", name="all")(pooled)
     if embedding_dim is not None:
-        embedding_dim = checks.integer("embedding_dim", embedding_dim)
+        embedding_dim = _checks.integer("embedding_dim", embedding_dim)
         x = parts.dense(x, embedding_dim, "embeddings", dtype="float32")
     embedder = keras.Model(images, x, name=name)
     set_trainable(embedder, trainable)
@@ -177,10 +179,10 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     backbone_layers = embedder.get_layer("backbone").layers
     names = [layer.name for layer in backbone_layers]
     if isinstance(trainable, str):
-        checks.choice("trainable", trainable, names)
+        _checks.choice("trainable", trainable, names)
         first = names.index(trainable)
     else:
-        first = 0 if checks.flag("trainable", trainable) else len(backbone_layers)
+        first = 0 if _checks.flag("trainable", trainable) else len(backbone_layers)
     for n, layer in enumerate(backbone_layers):
         layer.trainable = n >= first
         for norm in _batch_norms(layer):
@@ -222,7 +224,7 @@ def _check_backbone(backbone, image_shape):
 
 
 def _output(backbone, stage):
-    checks.choice("each of stages", stage, [layer.name for layer in backbone.layers])
+    _checks.choice("each of stages", stage, [layer.name for layer in backbone.layers])
     return backbone.get_layer(stage).output
 
 
@@ -261,10 +263,10 @@ def _named(name, weights, image_shape):
                 "`kerasim fetch squeezenet`."
             )
     else:
-        file = artifacts.check_file(weights)
+        file = _artifacts.check_file(weights)
         if file.suffix not in (".h5", ".hdf5"):
             raise ArtifactError(
-                f"{checks.shown(file)} is not an HDF5 file. Pass the weights of the backbone "
+                f"{_checks.shown(file)} is not an HDF5 file. Pass the weights of the backbone "
                 "without its top, as .h5 or .weights.h5."
             )
     try:
@@ -273,7 +275,7 @@ def _named(name, weights, image_shape):
     except ArtifactError:
         raise
     except Exception as error:  # Keras and h5py raise whatever comes
-        what = f"{checks.shown(file)} does not fit the backbone {name!r}, or is damaged"
+        what = f"{_checks.shown(file)} does not fit the backbone {name!r}, or is damaged"
         mend = "pass the weights of that backbone without its top, as .h5 or .weights.h5"
         raise ArtifactError(f"{what} ({error}): {mend}.") from error
     return backbone

@@ -4,9 +4,9 @@ import math
 
 import keras
 
-from kerasim import checks
+from kerasim import _checks
 from kerasim.layers import Sampling
-from kerasim.models import blocks as parts
+from kerasim.models import _blocks as parts
 
 
 def vae(
@@ -26,7 +26,7 @@ def vae(
     lower bound in nats.
 
     In training the decoder gets a latent vector sampled from the Gaussian. In inference it gets
-    the mean, so that `predict`, `data.embed` and exported models are deterministic. `evaluate` and
+    the mean, so that `predict`, `embedding.embed` and exported models are deterministic. `evaluate` and
     `val_loss` use the mean as well and are a little lower than the bound; to compute the bound,
     call the model with `training=True`.
 
@@ -60,9 +60,9 @@ def vae(
         https://arxiv.org/abs/1502.01852
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 2)
-    latent_dim = checks.integer("latent_dim", latent_dim)
-    dense_width = checks.integer("dense_width", dense_width)
-    weight = checks.number("beta", beta, 0) / math.prod(image_shape)
+    latent_dim = _checks.integer("latent_dim", latent_dim)
+    dense_width = _checks.integer("dense_width", dense_width)
+    weight = _checks.number("beta", beta, 0) / math.prod(image_shape)
 
     images = parts.image_input(image_shape)
     x, shape = parts.encoded(images, widths, dense_width, activation)

@@ -3,8 +3,8 @@
 import keras
 from keras import layers
 
-from kerasim import checks
-from kerasim.models import blocks as parts
+from kerasim import _checks
+from kerasim.models import _blocks as parts
 
 
 def conv_embedder(
@@ -48,8 +48,8 @@ def conv_embedder(
         Ioffe & Szegedy, 2015. https://arxiv.org/abs/1502.03167
     """
     image_shape, widths = parts.check_sizes(image_shape, widths)
-    embedding_dim = checks.integer("embedding_dim", embedding_dim)
-    convs = checks.integer("convs", convs)
+    embedding_dim = _checks.integer("embedding_dim", embedding_dim)
+    convs = _checks.integer("convs", convs)
     parts.check_least(image_shape, (2 * convs + 1) * 2 ** (len(widths) - 1), widths)
 
     images = parts.image_input(image_shape)
@@ -62,7 +62,7 @@ def conv_embedder(
             x = parts.conv_norm(x, filters, f"conv{n}_{m}", padding, activation)
     x = layers.GlobalAveragePooling2D(data_format=parts.CHANNELS_LAST, name="average")(x)
     if dense_width is not None:
-        x = parts.dense(x, checks.integer("dense_width", dense_width), "dense")
+        x = parts.dense(x, _checks.integer("dense_width", dense_width), "dense")
         x = parts.batch_norm("dense_norm")(x)
         if activation is not None:
             x = layers.Activation(activation, name="dense_activation")(x)
@@ -103,7 +103,7 @@ def resnet_embedder(
         2015. https://arxiv.org/abs/1502.03167
     """
     image_shape, widths = parts.check_sizes(image_shape, widths)
-    embedding_dim = checks.integer("embedding_dim", embedding_dim)
+    embedding_dim = _checks.integer("embedding_dim", embedding_dim)
     parts.check_least(image_shape, 2 ** (len(widths) - 1), widths)
 
     images = parts.image_input(image_shape)

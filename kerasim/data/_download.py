@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import artifacts, checks
-from kerasim.data.sets import data_dir
+from kerasim import _artifacts, _checks
+from kerasim.data._sets import data_dir
 from kerasim.errors import ArtifactError
 
 SQUEEZENET_FILE = "squeezenet_notop.h5"
@@ -47,10 +47,10 @@ def fetch(name: str, folder=None) -> Path:
         >>> fetch("mnist")  # doctest: +SKIP
         PosixPath('data/mnist.npz')
     """
-    checks.choice("name", name, tuple(_FILES))
-    folder = data_dir() if folder is None else artifacts.check_path("folder", folder)
+    _checks.choice("name", name, tuple(_FILES))
+    folder = data_dir() if folder is None else _artifacts.check_path("folder", folder)
     target = folder / _FILES[name]
-    if artifacts.exists(target):
+    if _artifacts.exists(target):
         print(f"{target} is already there.")
         return target
     print(f"Downloading {name} to {target} ...", flush=True)

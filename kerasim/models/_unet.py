@@ -6,11 +6,11 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasim import checks
-from kerasim.diffusion import NoiseSchedule
+from kerasim import _checks
 from kerasim.errors import ArgumentError
 from kerasim.layers import LogEnergy, TimeEmbedding
-from kerasim.models import blocks as parts
+from kerasim.models import _blocks as parts
+from kerasim.schedules import NoiseSchedule
 
 
 def unet(
@@ -68,13 +68,13 @@ def unet(
         https://arxiv.org/abs/2301.11093; velocity: Salimans & Ho, 2022.
         https://arxiv.org/abs/2202.00512
     """
-    patch = checks.integer("patch", patch)
+    patch = _checks.integer("patch", patch)
     image_shape, widths = parts.check_sizes(image_shape, widths, patch)
-    checks.integer("attention", attention, 0, len(widths))
-    checks.integer("blocks", blocks)
-    checks.integer("groups", groups)
+    _checks.integer("attention", attention, 0, len(widths))
+    _checks.integer("blocks", blocks)
+    _checks.integer("groups", groups)
     if schedule is not None:
-        checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
+        _checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
     if any(width % groups for width in widths):
         raise ArgumentError(
             f"widths={widths} must be multiples of groups={groups}. Change either of them."
@@ -86,7 +86,7 @@ def unet(
     told = layers.Dense(4 * widths[0], "silu", name="time1")(told)
     told = layers.Dense(4 * widths[0], name="time2")(told)
     if num_classes is not None:
-        num_classes = checks.integer("num_classes", num_classes)
+        num_classes = _checks.integer("num_classes", num_classes)
         inputs["labels"] = keras.Input((), dtype="int32", name="labels")
         # One more row than there are classes: the last one stands for "no label", as -1 does.
         label = ops.where(inputs["labels"] < 0, num_classes, inputs["labels"])
@@ -192,7 +192,7 @@ def noise_estimator(
     """
     image_shape, widths = parts.check_sizes(image_shape, widths)
     for side in image_shape[:2]:
-        checks.integer(f"each side of image_shape={image_shape}", side, 2)
+        _checks.integer(f"each side of image_shape={image_shape}", side, 2)
     images = parts.image_input(image_shape)
     x, energies = images, []
     for n, filters in enumerate(widths, start=1):
@@ -207,7 +207,7 @@ def noise_estimator(
         energies.append(LogEnergy(name=f"energy{n}")(x))
         x = layers.ReLU(name=f"act{n}")(x)
     x = layers.Concatenate(name="energies")(energies)
-    x = parts.dense(x, checks.integer("dense_width", dense_width), "dense", "relu")
+    x = parts.dense(x, _checks.integer("dense_width", dense_width), "dense", "relu")
     factor = layers.Dense(1, kernel_initializer="zeros", dtype="float32", name="factor")(x)
     # The sum of four independent pixels has twice their standard deviation.
     rough = ops.diff(ops.diff(images, axis=1), axis=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from kerasim import artifacts, checks
+from kerasim import _artifacts, _checks
 from kerasim.errors import ArtifactError
 from kerasim.images import as_float
 
@@ -78,7 +78,7 @@ def data_dir() -> Path:
     return working / "data"
 
 
-def choose(name: str | None, wanted: str) -> str:
+def resolve_dataset(name: str | None, wanted: str) -> str:
     """Returns the data set to use, prints the choice, and warns if it is a replacement.
 
     Args:
@@ -110,7 +110,7 @@ def choose(name: str | None, wanted: str) -> str:
     return chosen
 
 
-def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Dataset:
+def load_dataset(name: str, image_size: int | None = None, dtype: str = "float32") -> Dataset:
     """Loads a data set: from `<name>.npz` in `data_dir()`, else through `keras.datasets`.
 
     Args:
@@ -129,8 +129,8 @@ def load(name: str, image_size: int | None = None, dtype: str = "float32") -> Da
         ArtifactError: If the file is damaged, or there is none and it cannot be fetched.
         ArgumentError: If name, size or dtype are others.
     """
-    checks.choice("name", name, tuple(_CLASS_NAMES))
-    checks.choice("dtype", dtype, ("float32", "uint8"))
+    _checks.choice("name", name, tuple(_CLASS_NAMES))
+    _checks.choice("dtype", dtype, ("float32", "uint8"))
     x_train, y_train, x_test, y_test = _digits() if name == "digits" else _load_npz(name)
     x_train, x_test = (_prepare(x, image_size, dtype) for x in (x_train, x_test))
     y_train, y_test = (y.reshape(-1).astype("int64") for y in (y_train, y_test))
@@ -151,7 +151,7 @@ def _load_npz(name):
     path = data_dir() / f"{name}.npz"
     keys = ("x_train", "y_train", "x_test", "y_test")
     if os.path.exists(path):
-        parts = tuple(artifacts.read_arrays(path, keys).values())
+        parts = tuple(_artifacts.read_arrays(path, keys).values())
     else:
         try:
             train, test = getattr(keras.datasets, name).load_data()
@@ -176,7 +176,7 @@ def _load_npz(name):
 def _prepare(x, image_size, dtype):
     x = x.reshape(*x.shape[:3], -1)
     if image_size is not None:
-        margin = checks.integer("image_size", image_size, x.shape[1]) - x.shape[1]
+        margin = _checks.integer("image_size", image_size, x.shape[1]) - x.shape[1]
         sides = margin // 2, margin - margin // 2
         x = np.pad(x, ((0, 0), sides, sides, (0, 0)))
     if dtype == "float32":

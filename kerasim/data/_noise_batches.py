@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from kerasim import checks
-from kerasim.data.arrays import check_classes, gaussian_noise
-from kerasim.data.batches import Batches
+from kerasim import _checks
+from kerasim._image_checks import check_classes
+from kerasim.data._batches import Batches
+from kerasim.data._noise import gaussian_noise
 from kerasim.errors import ArgumentTypeError
 
 
@@ -51,15 +52,15 @@ class DiffusionBatches(Batches):
         **shared,
     ):
         super().__init__(images, batch_size, seed, sigma=0.0, **shared)  # a second one is refused
-        checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
+        _checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
             raise ArgumentTypeError(f"steps={steps!r} must be (first, last), such as (0, 99).")
-        last = checks.integer("steps[1]", steps[1], 0, schedule.steps - 1)
-        self.steps = checks.integer("steps[0]", steps[0], 0, last), last
-        checks.choice("weighting", weighting, ("noise", "velocity"))
+        last = _checks.integer("steps[1]", steps[1], 0, schedule.steps - 1)
+        self.steps = _checks.integer("steps[0]", steps[0], 0, last), last
+        _checks.choice("weighting", weighting, ("noise", "velocity"))
         self.schedule, self.weighting = schedule, weighting
-        self.drop_label = checks.number("drop_label", drop_label, 0, 1)
+        self.drop_label = _checks.number("drop_label", drop_label, 0, 1)
         self.labels = None if labels is None else check_classes(labels, len(self.images))
 
     def __getitem__(self, index: int):
@@ -101,13 +102,13 @@ class NoiseBatches(Batches):
 
     def __init__(self, images, low: float = 0.05, high: float = 0.8, target="sigma", **shared):
         super().__init__(images, sigma=0.0, **shared)  # as above
-        self.low = checks.number("low", low, 1e-6)
-        self.high = checks.number("high", high, self.low)
+        self.low = _checks.number("low", low, 1e-6)
+        self.high = _checks.number("high", high, self.low)
         self.target = target
         if isinstance(target, str):
-            checks.choice("target", target, ("sigma", "images"))
+            _checks.choice("target", target, ("sigma", "images"))
         else:
-            self.target = checks.each("target", target, len(self.images), "images")
+            self.target = _checks.each("target", target, len(self.images), "images")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch(index)

@@ -1,6 +1,5 @@
 """Folders of images, decoded when they are asked for."""
 
-import dataclasses
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasim import artifacts, checks
+from kerasim import _artifacts, _checks
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.images import FORMATS, SUFFIXES, as_float, check_channels, check_size, decode
 
@@ -43,12 +42,12 @@ class ImageFolder:
         return len(self.files)
 
     def __repr__(self) -> str:
-        parts = [f"{checks.counted(len(self), 'image', 'images')} of {self.shape[1:]}"]
+        parts = [f"{_checks.counted(len(self), 'image', 'images')} of {self.shape[1:]}"]
         if self.labels is not None:
-            classes = checks.counted(len(self.class_names), "class", "classes")
-            parts.append(f"{classes}: {checks.shown_names(self.class_names)}")
+            classes = _checks.counted(len(self.class_names), "class", "classes")
+            parts.append(f"{classes}: {_checks.shown_names(self.class_names)}")
         if self.skipped:
-            parts.append(f"{checks.counted(len(self.skipped), 'file', 'files')} skipped")
+            parts.append(f"{_checks.counted(len(self.skipped), 'file', 'files')} skipped")
         return f"<ImageFolder: {'; '.join(parts)}>"
 
     def __getitem__(self, rows) -> np.ndarray:
@@ -99,26 +98,6 @@ class ImageFolder:
         return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class PairFolder:
-    """The pairs of a folder. Made by `pair_folder`.
-
-    Attributes:
-        left: `n` images, float32 in [0, 1], decoded as they are asked for.
-        right: `right[i]` is paired with `left[i]`.
-        groups: `(n,)` int64: the same for pairs that near-copies join.
-    """
-
-    left: ImageFolder
-    right: ImageFolder
-    groups: np.ndarray
-
-    def __repr__(self) -> str:
-        groups = len(np.unique(self.groups))
-        shape = self.left.shape[1:]
-        return f"<PairFolder: {len(self.groups)} pairs of images of {shape}; {groups} groups>"
-
-
 def image_folder(
     path,
     image_size,
@@ -161,10 +140,10 @@ def image_folder(
         >>> folder[:10].shape
         (10, 64, 64, 3)
     """
-    checks.choice("on_error", on_error, ("raise", "skip"))
-    checks.flag("check", check)
+    _checks.choice("on_error", on_error, ("raise", "skip"))
+    _checks.flag("check", check)
     if labels is not None:
-        checks.choice("labels", labels, ("folders",))
+        _checks.choice("labels", labels, ("folders",))
     channels, size = check_channels(channels), check_size(image_size)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
@@ -174,13 +153,13 @@ def image_folder(
         bad = [(file, reason) for file, (reason, _) in found if reason]
         check_usable(bad, len(files), on_error)
         animated = [file for file, (_, more) in found if more]
-        where = f"in {checks.shown(root)} with several frames, of which the first is used"
+        where = f"in {_checks.shown(root)} with several frames, of which the first is used"
         _warn(animated, f"file {where}", f"files {where}")
         files = [file for file, (reason, _) in found if not reason]
         skipped += bad
     if not files:
         raise ArtifactError(no_image(root, skipped))
-    where = f"in {checks.shown(root)}"
+    where = f"in {_checks.shown(root)}"
     _warn([file for file, _ in skipped], f"file {where} is left out", f"files {where} are left out")
     classes = [class_of(file, root) for file in files]
     if labels is None or not any(classes):
@@ -206,24 +185,24 @@ def _check_stray(stray, count: int, root: Path) -> None:
     """Warns of images beside the class folders, or refuses them if they are the larger part."""
     if not stray:
         return
-    names = checks.shown_names(file.name for file in stray)
-    what = f"{len(stray)} of {count} images in {checks.shown(root)} lie beside its subfolders"
+    names = _checks.shown_names(file.name for file in stray)
+    what = f"{len(stray)} of {count} images in {_checks.shown(root)} lie beside its subfolders"
     choices = "Move them into a subfolder, or pass labels=None to take all images without labels"
     if 2 * len(stray) >= count:
         raise ArgumentError(
             f"{what}, so it is unclear whether the subfolders are classes: {names}. {choices}."
         )
-    checks.warn(f"{what} and are left out, since they have no class: {names}. {choices}.")
+    _checks.warn(f"{what} and are left out, since they have no class: {names}. {choices}.")
 
 
 def no_image(root: Path, skipped) -> str:
     """Returns the message that the folder `root` holds nothing but the files `skipped`."""
-    listed = "".join(f"\n{checks.shown(file)}: {reason}" for file, reason in skipped[:20])
-    what = f"There is no usable image in {checks.shown(root)}"
+    listed = "".join(f"\n{_checks.shown(file)}: {reason}" for file, reason in skipped[:20])
+    what = f"There is no usable image in {_checks.shown(root)}"
     message = f"{what}: put {', '.join(FORMATS)} files there."
     if not skipped:
         return message
-    return f"{message} {checks.counted(len(skipped), 'file was', 'files were')} left out:{listed}"
+    return f"{message} {_checks.counted(len(skipped), 'file was', 'files were')} left out:{listed}"
 
 
 def check_usable(bad, count: int, on_error: str) -> None:
@@ -251,10 +230,10 @@ def find_images(path) -> tuple[Path, list[Path], list[tuple[Path, str]]]:
     Raises:
         ArtifactError: If it is not a folder.
     """
-    root = artifacts.check_path("path", path)
+    root = _artifacts.check_path("path", path)
     if not os.path.isdir(root):
         raise ArtifactError(
-            f"{checks.shown(root)} is not a folder, or may not be opened. Pass a folder of images, "
+            f"{_checks.shown(root)} is not a folder, or may not be opened. Pass a folder of images, "
             "and check its permissions."
         )
     files, skipped, seen = [], [], set()
@@ -331,8 +310,8 @@ def _is_junk(name: str) -> bool:
 
 def _warn(files, one: str, many: str) -> None:
     if files:
-        names = checks.shown_names(file.name for file in files)
-        checks.warn(f"{checks.counted(len(files), one, many)}: {names}.")
+        names = _checks.shown_names(file.name for file in files)
+        _checks.warn(f"{_checks.counted(len(files), one, many)}: {names}.")
 
 
 def in_threads(function, files) -> list:

@@ -5,8 +5,8 @@ import math
 import keras
 from keras import layers
 
-from kerasim import checks
-from kerasim.models import blocks as parts
+from kerasim import _checks
+from kerasim.models import _blocks as parts
 
 
 def conv_autoencoder(
@@ -48,7 +48,7 @@ def conv_autoencoder(
         et al., 2015. https://arxiv.org/abs/1502.01852
     """
     image_shape, widths = parts.check_sizes(image_shape, widths)
-    latent_dim = checks.integer("latent_dim", latent_dim)
+    latent_dim = _checks.integer("latent_dim", latent_dim)
     dense_widths = parts.check_widths("dense_widths", dense_widths)
     # The last convolution needs 3 pixels; n pixels after pooling and a convolution need 2 n + 2.
     parts.check_least(image_shape, 5 * 2 ** (len(widths) - 1) - 2, widths)
@@ -122,9 +122,9 @@ def residual_autoencoder(
         https://arxiv.org/abs/1502.01852, and Zhang et al., 2019. https://arxiv.org/abs/1901.09321
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 2)
-    latent_dim = checks.integer("latent_dim", latent_dim)
-    checks.integer("blocks", blocks, 0)
-    dense_width = checks.integer("dense_width", dense_width)
+    latent_dim = _checks.integer("latent_dim", latent_dim)
+    _checks.integer("blocks", blocks, 0)
+    dense_width = _checks.integer("dense_width", dense_width)
 
     images = parts.image_input(image_shape)
     x, shape = parts.encoded(images, widths, dense_width, activation, blocks)
@@ -180,7 +180,7 @@ def denoising_autoencoder(
         https://arxiv.org/abs/1901.09321
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 1)
-    checks.integer("blocks", blocks, 0)
+    _checks.integer("blocks", blocks, 0)
 
     def stage(x, filters, name):
         for block in range(1, blocks + 1):

@@ -1,0 +1,90 @@
+"""Folders of pairs of images."""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from kerasim import _artifacts, _checks
+from kerasim._folders import ImageFolder, image_folder
+from kerasim.data._candidates import read_candidates
+from kerasim.duplicates import find_near_duplicates
+from kerasim.errors import ArtifactError
+from kerasim.images import check_size, read_image
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PairFolder:
+    """The pairs of a folder. Made by `pair_folder`.
+
+    Attributes:
+        left: `n` images, float32 in [0, 1], decoded as they are asked for.
+        right: `right[i]` is paired with `left[i]`.
+        groups: `(n,)` int64: the same for pairs that near-copies join.
+    """
+
+    left: ImageFolder
+    right: ImageFolder
+    groups: np.ndarray
+
+    def __repr__(self) -> str:
+        groups = len(np.unique(self.groups))
+        shape = self.left.shape[1:]
+        return f"<PairFolder: {len(self.groups)} pairs of images of {shape}; {groups} groups>"
+
+
+def pair_folder(path, image_size=None) -> PairFolder:
+    """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
+
+    `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
+    Pairs that share an image or a near-copy of one (`find_near_duplicates`), on either side, are in the
+    same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test image is used
+    in training, and pass the groups to `LabelledPairBatches` and `candidate_pools`, so that no
+    image becomes the negative of its own copy.
+
+    Args:
+        path: The folder.
+        image_size: `(height, width)` or one number; None for the size of the first left image.
+
+    Returns:
+        `PairFolder`, with `left`, `right` and `groups`.
+
+    Raises:
+        ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names an image
+            that does not have exactly one file.
+        ImageError: If an image cannot be decoded.
+    """
+    root = _artifacts.check_path("path", path)
+    pairs = read_candidates(root / "pairs.csv", ["left", "right"])
+    if not len(pairs):
+        raise ArtifactError(
+            f"{_checks.shown(root / 'pairs.csv')} has no rows. Write one row for each pair."
+        )
+    size, sides = check_size(image_size), []
+    for side in ("left", "right"):
+        folder = image_folder(root / side, size or 1, labels=None)
+        stems = collections.Counter(file.stem for file in folder.files)
+        wrong = [name for name in pairs[side] if stems[name] != 1]
+        if wrong:
+            shown = ", ".join(f"{_checks.shown(name)} ({stems[name]} files)" for name in wrong[:5])
+            images = _checks.counted(len(wrong), "image that does", "images that do")
+            raise ArtifactError(
+                f"pairs.csv names {images} not have exactly one file in "
+                f"{_checks.shown(root / side)}: {shown}. Names have no suffix. Add or remove files, "
+                "or remove these rows."
+            )
+        named = {file.stem: file for file in folder.files}
+        files = [named[name] for name in pairs[side]]
+        size = size or read_image(files[0]).shape[:2]
+        sides.append(ImageFolder(files, None, [], folder.skipped, size, 3))
+    return PairFolder(*sides, groups=_join(*sides))
+
+
+def _join(left, right):
+    """Returns one number for all pairs that near-copies join, however many lie between them."""
+    from scipy.sparse import coo_matrix, csgraph
+
+    n, both = len(left), ImageFolder(left.files + right.files, None, [], [], left.shape[1:3], 3)
+    copy, original = find_near_duplicates(both).T % n
+    edges = coo_matrix((np.ones(len(copy)), (copy, original)), (n, n))
+    return csgraph.connected_components(edges, directed=False)[1].astype("int64")

@@ -1,0 +1,213 @@
+"""Embedders: from a file to a model, and from images to vectors.
+
+An embedder is a `keras.Model` that maps images to vectors. `load_embedder` reads one from a file
+without running code that the file may hold; `embed` applies one to images, batch by batch.
+"""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from kerasim import _artifacts, _checks, _keras_files, _model_identity
+from kerasim._content import content_hash
+from kerasim._folders import in_threads
+from kerasim._image_checks import check_embedder, check_shape
+from kerasim.data._batches import ImageBatches, translate_errors
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from kerasim.images import read_image
+
+__all__ = ["embed", "embed_folder", "load_embedder"]
+
+# From so many whole batches on, TensorFlow's graph of a network saves more than tracing it costs.
+# Each trace also counts towards TensorFlow's warning of too many of them.
+_GRAPH_BATCHES = 8
+
+# Work shorter than this, in seconds, shows no progress bar.
+_BAR_DELAY = 2.0
+
+
+def embed(
+    embedder, images, batch_size: int = 256, cache=None, progress: bool | None = None
+) -> np.ndarray:
+    """Embeds images with a model, batch by batch.
+
+    Args:
+        embedder: `keras.Model` from images to vectors.
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        batch_size: Images per call.
+        cache: Folder that keeps the embeddings, and gives them back as long as the network, its
+            weights and the images (of a folder: names and contents of its files) are the same.
+        progress: True for a progress bar on stderr if the work takes more than two seconds, False
+            for none; None for one in a terminal.
+
+    Returns:
+        `(n, dim)` float32, in the order of `images`.
+
+    Raises:
+        ArgumentError: If the images do not fit the model, hold NaN or lie outside [0, 1], or
+            if the model gives no vectors or vectors that are not finite.
+        ArgumentTypeError: If `embedder` is no model of one input.
+        ArtifactError: If the cache is damaged or cannot be written.
+    """
+    if isinstance(images, keras.Model) and not isinstance(embedder, keras.Model):
+        what = "embedder and images are in the wrong order"
+        raise ArgumentTypeError(f"{what}: call embed(embedder, images), with the model first.")
+    shape, dim = check_embedder("embedder", embedder)
+    images = check_shape("images", images, shape)
+    _checks.integer("batch_size", batch_size)
+    if progress is not None:
+        progress = _checks.flag("progress", progress)
+    if len(images) == 0:
+        return np.empty((0, dim), dtype="float32")
+    if cache is not None:
+        key = hashlib.sha256(
+            f"{_model_identity.fingerprint(embedder)}{content_hash(images)}".encode()
+        )
+        kept = _artifacts.check_path("cache", cache) / key.hexdigest()[:32]
+        if not _artifacts.exists(kept):
+            embeddings = embed(embedder, images, batch_size, progress=progress)
+            _artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
+        return _artifacts.read(kept, "embeddings", _load)
+    batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
+    # Several devices share whole batches only; they can all embed each image instead.
+    shared = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        with translate_errors(batches):
+            embeddings = _embed_batches(embedder, batches, progress)
+    finally:
+        keras.distribution.set_distribution(shared)
+    _checks.finite("the embedder's output", embeddings)
+    return embeddings
+
+
+def _embed_batches(embedder, batches, progress) -> np.ndarray:
+    """Returns the embeddings of all images of `batches`, float32."""
+    hidden = None if progress is None else not progress  # tqdm takes None for "in a terminal only"
+    traced = _traces(embedder, batches.rows // batches.batch_size)
+    found = []
+    with tqdm(total=batches.rows, unit="image", disable=hidden, delay=_BAR_DELAY) as bar:
+        for images in _ahead(batches):
+            whole = len(images) == batches.batch_size
+            if traced == "always" or traced == "whole batches" and whole:
+                vectors = np.asarray(embedder.predict_on_batch(images))[: len(images)]
+            else:
+                vectors = _call(embedder, images)
+            found.append(vectors.astype("float32", copy=False))
+            bar.update(len(images))
+    return np.concatenate(found)
+
+
+def _traces(embedder, whole_batches: int) -> str:
+    """Returns which batches run through a compiled function: "always", "whole batches" or "never".
+
+    A last, smaller batch would be traced anew. JAX is slow without a compiled function, several
+    devices share batches by it, and a network with its own `predict_step` needs it.
+    """
+    strategy = getattr(embedder, "distribute_strategy", None)
+    shared = strategy is not None and strategy.num_replicas_in_sync > 1
+    own_step = type(embedder).predict_step is not keras.Model.predict_step
+    if keras.backend.backend() != "tensorflow" or shared or own_step:
+        return "always"
+    return "whole batches" if whole_batches >= _GRAPH_BATCHES else "never"
+
+
+def _call(embedder, images) -> np.ndarray:
+    """Returns the embeddings of one batch, without tracing a function."""
+    return np.asarray(keras.ops.convert_to_numpy(embedder(images, training=False)))
+
+
+def _ahead(batches):
+    """Yields the inputs of each batch, while a thread draws the next one."""
+    with ThreadPoolExecutor(1) as pool:
+        drawn = pool.submit(batches.__getitem__, 0)
+        for n in range(1, len(batches) + 1):
+            images, _ = drawn.result()
+            if n < len(batches):
+                drawn = pool.submit(batches.__getitem__, n)
+            yield images
+
+
+def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, list[str]]:
+    """Embeds files of which some may be damaged.
+
+    Args:
+        embedder: `keras.Model` from images to vectors.
+        images: `ImageFolder`; all its images are held at once, as uint8.
+        batch_size: Images per call.
+
+    Returns:
+        `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
+        cannot be decoded, and what is wrong with each file, or "".
+
+    Raises:
+        ArgumentError: As `embed`.
+        ArgumentTypeError: As `embed`.
+    """
+    shape, dim = check_embedder("embedder", embedder)
+    height, width, channels = check_shape("images", images, shape).shape[1:]
+
+    def decode(file):
+        try:
+            return read_image(file, (height, width), channels, "uint8")
+        except ImageError as error:
+            return str(error)
+
+    decoded = in_threads(decode, images.files)
+    reasons = [found if isinstance(found, str) else "" for found in decoded]
+    good = [n for n, reason in enumerate(reasons) if not reason]
+    vectors = np.full((len(decoded), dim), np.nan, "float32")
+    if good:
+        vectors[good] = embed(
+            embedder, np.stack([decoded[n] for n in good]), batch_size, None, False
+        )
+    return vectors, reasons
+
+
+def _load(folder, manifest):
+    return _artifacts.read_arrays(folder / "x.npz", ("x",))["x"]
+
+
+def load_embedder(path) -> keras.Model:
+    """Reads the embedder in a `.keras` file, without running code that the file may hold.
+
+    Layers of kerasim are known in any process that calls this. Layers of your own are found if
+    the module that registers them has been imported.
+
+    Args:
+        path: A file that `keras.Model.save` wrote.
+
+    Returns:
+        The model with its weights, not compiled.
+
+    Raises:
+        ArtifactError: If there is no such file, it holds something that is not run for safety, or
+            it would take far more memory than it is large.
+        ArgumentError: If it is damaged, or has layers that Keras does not know.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+        >>> model.save("embedder.keras")
+        >>> load_embedder("embedder.keras").output_shape
+        (None, 64)
+    """
+    path = _artifacts.check_file(path)
+    if path.suffix != ".keras":
+        raise ArtifactError(
+            f"{_checks.shown(path)} is not a .keras file. Other formats, such as .h5, are not read, "
+            "for safety. If you trust it, convert it: "
+            "keras.saving.load_model(path).save('model.keras')."
+        )
+    try:
+        return _keras_files.load_model(path)
+    except ArtifactError:
+        raise
+    except Exception as error:  # zipfile, json, h5py and Keras raise errors of many kinds
+        reason = _keras_files.describe(error)
+        raise ArgumentError(
+            f"{_checks.shown(path)} cannot be loaded as an embedder: {reason}. The file is damaged, "
+            "or was saved by another version. Save the model again with model.save."
+        ) from error
