@@ -33,9 +33,9 @@ def train(name):
     embedder = models.pretrained_embedder(
         name, weights=None, image_shape=(SIZE, SIZE, 3), trainable=True
     )
-    net = models.siamese(embedder, distance=None)
-    net.compile(keras.optimizers.SGD(1e-3), losses.PairSoftmaxLoss())
-    batches = data.LabelledPairBatches(left, right, batch_size=8)
+    net = models.siamese(embedder, metric=None)
+    net.compile(keras.optimizers.SGD(1e-3), losses.InfoNCELoss())
+    batches = data.PositivePairBatches(left, right, batch_size=8)
     with tempfile.TemporaryDirectory() as folder:
         seconds = training.fit(net, batches, 1, folder, verbose=0)["seconds"].sum()
         export.export_saved_model(embedder, Path(folder, "saved"))

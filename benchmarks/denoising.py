@@ -29,7 +29,14 @@ SHAPE, SCHEDULE, SEED, EPOCHS, SIGMAS = (
 def unet():
     keras.utils.set_random_seed(SEED)
     keras.config.set_dtype_policy("mixed_bfloat16")
-    net = models.unet(SHAPE, (48, 96, 192), attention=2, num_classes=10, patch=2, schedule=SCHEDULE)
+    net = models.unet(
+        SHAPE,
+        (48, 96, 192),
+        num_attention_stages=2,
+        num_classes=10,
+        patch_size=2,
+        schedule=SCHEDULE,
+    )
     keras.config.set_dtype_policy("float32")
     return net
 
@@ -45,7 +52,7 @@ def reader():
 def trained(model, run):
     if not (RUNS / run).exists():
         sys.exit(f"{RUNS / run} is missing: run KERASIM_DATA_DIR=<folder> make notebooks first.")
-    training.restore(model, RUNS / run)
+    training.load_weights(model, RUNS / run)
     return model
 
 
@@ -96,7 +103,7 @@ def labels(images, net):
         guidance = max(tried[way], key=tried[way].get) if way in tried else 0
         start = time.perf_counter()
         hits = kept(noisy, y, classes, guidance, counted)
-        low, high = metrics.interval(hits.astype(float))
+        low, high = metrics.bootstrap_interval(hits.astype(float))
         print(
             f"{way}, guidance {guidance}: label kept {hits.mean():.4f} ({low:.4f} to {high:.4f}), "
             f"{time.perf_counter() - start:.0f} s",
@@ -129,7 +136,7 @@ def specialists(images, net):
             metrics.psnr(diffusion.denoise(model, SCHEDULE, noisy, sigma)[0], images.x_test)
             for model in (special, net)
         )
-        low, high = metrics.interval(general - one)
+        low, high = metrics.bootstrap_interval(general - one)
         difference = f"{(general - one).mean():.2f} ({low:.2f} to {high:.2f})"
         minutes = history["seconds"].sum() / 60
         rows[sigma] = (one.mean(), general.mean(), difference, minutes)

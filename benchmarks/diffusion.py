@@ -73,17 +73,22 @@ def denoising():
     clean = data.load_dataset("mnist", image_size=32).x_test[:BM3D_IMAGES]
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = models.unet(
-        SHAPE, (48, 96, 192), attention=2, num_classes=10, patch=2, schedule=SCHEDULE
+        SHAPE,
+        (48, 96, 192),
+        num_attention_stages=2,
+        num_classes=10,
+        patch_size=2,
+        schedule=SCHEDULE,
     )
     keras.config.set_dtype_policy("float32")
-    training.restore(model, RUN)
+    training.load_weights(model, RUN)
     rows = []
     for n, sigma in enumerate((0.1, 0.25, 0.5), start=1):
         noisy = data.add_noise(clean, sigma, seed=SEED + n, clip=False)
         blocks = [bm3d.bm3d(x[..., 0], sigma) for x in noisy]
         peer = metrics.psnr(np.clip(blocks, 0, 1)[..., None], clean)
         ours = metrics.psnr(diffusion.denoise(model, SCHEDULE, noisy, sigma)[0], clean)
-        low, high = metrics.interval(ours - peer)
+        low, high = metrics.bootstrap_interval(ours - peer)
         between = f"{low:.2f} to {high:.2f}"
         rows.append((sigma, peer.mean(), ours.mean(), (ours - peer).mean(), between))
     columns = ["sigma", "BM3D", "diffusion mean", "difference", "95 %"]

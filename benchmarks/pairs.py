@@ -68,7 +68,7 @@ def train(peer, images, labels):
 
     keras.utils.set_random_seed(0)
     original = models.conv_embedder((28, 28, 1), 2, convs=1, activation=None, dense_width=64)
-    net = models.siamese(original)
+    net = models.siamese(original, metric="euclidean")
     net.compile("adam", losses.ContrastiveLoss(MARGIN))
     if peer == "kerasim":
         batches = data.PairBatches(images, labels, batch_size=BATCH, n=PAIRS)

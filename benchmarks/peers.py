@@ -77,7 +77,7 @@ def graph_kerasim(n):
     from kerasim.neighbors import NeighborIndex
 
     x = draw(n + 1000)[0]
-    built, index = best(lambda: NeighborIndex(kind="hnsw", **GRAPH).fit(x[:n]), 1)
+    built, index = best(lambda: NeighborIndex("euclidean", kind="hnsw", **GRAPH).fit(x[:n]), 1)
     asked, (_, found) = best(lambda: index.query(x[n:], 10))
     return {"build": built, "1,000 queries": asked}, found
 
@@ -246,7 +246,7 @@ def true_neighbours(n):
     from kerasim.neighbors import NeighborIndex
 
     x = draw(n + 1000)[0]
-    return NeighborIndex().fit(x[:n]).query(x[n:], 10)[1]
+    return NeighborIndex("euclidean").fit(x[:n]).query(x[n:], 10)[1]
 
 
 def main(names):

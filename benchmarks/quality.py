@@ -20,13 +20,13 @@ STRENGTH = 0.5  # of non-local means: notebook 04 chose it on training images
 
 
 def interval(values):
-    low, high = metrics.interval(values)
+    low, high = metrics.bootstrap_interval(values)
     return f"{np.mean(values):.5f} ({low:.5f} to {high:.5f})"
 
 
 def trained(model, *runs):
     """Gives `model` the weights of the last of its runs, and says what all of them took."""
-    history = pd.concat([training.restore(model, RUNS / run) for run in runs])
+    history = pd.concat([training.load_weights(model, RUNS / run) for run in runs])
     return model, f"{len(history)} epochs, {history['seconds'].sum() / 60:.0f} minutes"
 
 
@@ -52,7 +52,7 @@ def main():
     codes["pixels"], notes["pixels"] = (flat_train, flat_test), "yardstick"
     rows = []
     for name, (gallery, asked) in codes.items():
-        near = neighbors.NeighborIndex().fit(gallery).query(asked, 10)[1]
+        near = neighbors.NeighborIndex("euclidean").fit(gallery).query(asked, 10)[1]
         precision = (images.y_train[near] == images.y_test[:, None]).mean(axis=1)
         error = np.square(redrawn[name] - flat_test).mean(axis=1) if name in redrawn else None
         shown = "-" if error is None else interval(error)

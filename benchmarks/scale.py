@@ -110,7 +110,9 @@ def embedding():
 def index(kind, n):
     from kerasim.neighbors import NeighborIndex
 
-    NeighborIndex(kind=kind).fit(draw(1000)[0]).query(draw(1000)[1])  # loads what it uses
+    NeighborIndex("euclidean", kind=kind).fit(draw(1000)[0]).query(
+        draw(1000)[1]
+    )  # loads what it uses
     vectors, queries = draw(n)
 
     def resident():
@@ -119,11 +121,11 @@ def index(kind, n):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     before = resident()
-    built, made = seconds(lambda: NeighborIndex(kind=kind).fit(vectors))
+    built, made = seconds(lambda: NeighborIndex("euclidean", kind=kind).fit(vectors))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     held = resident() - before
     if kind == "exact":  # so fast that one time says little
-        built = min(seconds(lambda: NeighborIndex().fit(vectors))[0] for _ in range(3))
+        built = min(seconds(lambda: NeighborIndex("euclidean").fit(vectors))[0] for _ in range(3))
     asked = min(seconds(lambda: made.query(queries, 10))[0] for _ in range(3))
     with tempfile.TemporaryDirectory() as root:
         made.save(Path(root, "index"))
@@ -136,8 +138,8 @@ def shards(n):
     from kerasim.neighbors import NeighborIndex
 
     vectors, queries = draw(n)
-    one = NeighborIndex().fit(vectors)
-    built, two = by_the_clock(lambda: ShardedIndex(shards=2).fit(vectors))
+    one = NeighborIndex("euclidean").fit(vectors)
+    built, two = by_the_clock(lambda: ShardedIndex("euclidean", shards=2).fit(vectors))
     started, _ = by_the_clock(lambda: two.query(queries, 10))
     asked = [
         min(by_the_clock(lambda i=i, x=x: i.query(x, 10))[0] for _ in range(3))

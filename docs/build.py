@@ -16,12 +16,13 @@ ORDER = re.findall(r'^ORDER = """(.*?)__main__', HOUSE, re.S | re.M)[0].split()
 
 
 def names(of) -> dict:
-    """Returns what is public in a module or class; of a folder, what its `__init__` imports."""
-    if of.is_module and of.is_init_module:
-        return {name: KERASIM[path.partition(".")[2]] for name, path in of.imports.items()}
-    found = {**of.inherited_members, **of.members} if of.is_class else of.members
-    own = {n: x for n, x in found.items() if of.is_class or not x.is_alias}
-    told = {n: x for n, x in own.items() if x.docstring or n.isupper()}
+    """Returns what is public in a module, by its `__all__`, or in a class."""
+    if of.is_module:
+        found = {n: of[n].final_target if of[n].is_alias else of[n] for n in of.exports or ()}
+        # A name that is public in another module is documented there.
+        return {n: x for n, x in found.items() if x.module is of or "._" in f".{x.module.path}"}
+    found = {**of.inherited_members, **of.members}
+    told = {n: x for n, x in found.items() if x.docstring or n.isupper()}
     return {n: x for n, x in told.items() if not re.match("_[^_]", n)}
 
 

@@ -139,7 +139,14 @@ def train_autoencoder(autoencoder: keras.Model, digits: Digits, epochs: int, run
 
 def train_embedder(embedder: keras.Model, digits: Digits, epochs: int, run_dir: Path) -> None:
     """Trains the embedder to bring images of one class together and all others apart."""
-    batches = data.BalancedBatches(digits.x_train, digits.y_train, m=10, k=8, batches=20, shift=2)
+    batches = data.BalancedBatches(
+        digits.x_train,
+        digits.y_train,
+        classes_per_batch=10,
+        images_per_class=8,
+        steps_per_epoch=20,
+        shift=2,
+    )
     schedule = keras.optimizers.schedules.CosineDecay(2e-3, epochs * len(batches))
     embedder.compile(keras.optimizers.Adam(schedule), losses.SupConLoss())
     training.fit(embedder, batches, epochs, run_dir, resume=False, verbose=verbosity())
@@ -221,7 +228,7 @@ def verify(embeddings: Embeddings, digits: Digits) -> dict[str, float]:
 
     threshold = verification(embeddings.val, digits.y_val).threshold(MAX_FAR)
     test = verification(embeddings.test, digits.y_test)
-    return {**test.at(threshold), "eer": test.eer}
+    return {**test.error_rates(threshold), "eer": test.eer}
 
 
 def compare_verification(

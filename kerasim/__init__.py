@@ -6,16 +6,17 @@ The workflow is the same for every network:
 
 An embedder is any `keras.Model` that maps images to vectors: the encoder of an autoencoder, the
 tower of a Siamese network, a pretrained backbone. `data` loads images. `models` builds networks,
-which `training.fit` trains with one of the `losses`. `embedding.embed` computes embeddings. `neighbors`
-finds the nearest ones, `metrics` evaluates the results, `projection` computes a map, `plots` and
-`explorer` display it, and `export` writes the embedder for a server. `gallery` stores all of this
-in one folder, and `cli` is the command line. `diffusion` generates and denoises images.
-`distribute` is for work that is too large for one machine.
+which `training.fit` trains with one of the `losses`. `embedding.embed` computes embeddings.
+`neighbors` finds the nearest ones, `metrics` evaluates the results, `projection` computes a map,
+`plots` and `explorer` display it, and `export` writes the embedder for a server. `gallery` stores
+all of this in one folder, and `cli` is the command line. `diffusion` generates and denoises images.
+`duplicates` finds images that occur twice. `distribute` is for work that is too large for one
+machine.
 
 Images are float32 in [0, 1] with channels last. Distances are larger for less similar images.
 Functions that draw random numbers take a seed, and the same seed gives the same result. A saved
-artifact is a folder that is written completely or not at all, and checked before it is used
-(`artifacts`). A module imports only the modules above it on this page.
+artifact is a folder that is written completely or not at all, and checked before it is used. A
+module imports only the modules above it on this page.
 """
 
 import importlib
@@ -23,7 +24,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import pkgutil
 import re
 import sys
 import warnings
@@ -35,7 +35,31 @@ __version__ = "0.1.0"
 # installers ignore.
 _OLDEST = {"keras": "3.15", "numpy": "1.26", "pillow": "12.2"}
 
-_MODULES = [module.name for module in pkgutil.iter_modules(__path__)]
+# The public modules; each imports only those before it.
+_MODULES = (
+    "errors",
+    "images",
+    "layers",
+    "losses",
+    "duplicates",
+    "schedules",
+    "data",
+    "embedding",
+    "neighbors",
+    "metrics",
+    "diffusion",
+    "models",
+    "training",
+    "projection",
+    "plots",
+    "explorer",
+    "export",
+    "distribute",
+    "gallery",
+    "cli",
+)
+
+__all__ = ["__version__", *_MODULES]
 
 
 def _warn_of_old() -> None:
@@ -105,4 +129,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULES])
+    return sorted(__all__)

@@ -287,11 +287,11 @@ def _check_batch_loss(name, loss, batches, y, weights) -> None:
             f"{name} yield sample weights, which {shown} cannot use: it returns one value for a "
             "batch. Leave them out, or draw important images more often."
         )
-    pairs = isinstance(loss, (losses.CosineTripletLoss, losses.PairSoftmaxLoss))
+    pairs = isinstance(loss, (losses.InBatchTripletLoss, losses.InfoNCELoss))
     wanted = [(2,)] if pairs else [(), (1,)]
     if y.shape[1:] not in wanted:
         takes = "groups (batch, 2)" if pairs else "labels (batch,)"
-        mend = "Pass LabelledPairBatches" if pairs else "Pass one class number for each image"
+        mend = "Pass PositivePairBatches" if pairs else "Pass one class number for each image"
         if y.ndim == 2 and not pairs:
             mend += ": convert one-hot rows with np.argmax(targets, axis=1)"
         raise ArgumentError(
@@ -326,7 +326,7 @@ def _check_pairs(name, y, shape) -> None:
         raise ArgumentError(
             f"{name} yield targets of shape {y.shape}, and the network returns {_shown(shape)}. "
             "ContrastiveLoss takes a target and a distance for each pair, (batch, 1). Train "
-            "models.siamese(embedder, distance=...) with PairBatches."
+            "models.siamese(embedder, metric=...) with PairBatches."
         )
     if not np.isin(y, (0, 1)).all():
         raise ArgumentError(

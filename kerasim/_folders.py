@@ -233,8 +233,8 @@ def find_images(path) -> tuple[Path, list[Path], list[tuple[Path, str]]]:
     root = _artifacts.check_path("path", path)
     if not os.path.isdir(root):
         raise ArtifactError(
-            f"{_checks.shown(root)} is not a folder, or may not be opened. Pass a folder of images, "
-            "and check its permissions."
+            f"{_checks.shown(root)} is not a folder, or may not be opened. Pass a folder of "
+            "images, and check its permissions."
         )
     files, skipped, seen = [], [], set()
 

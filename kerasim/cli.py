@@ -23,6 +23,10 @@ import typer
 import kerasim
 from kerasim.errors import ArgumentError, ArtifactError, ImageError, KerasimError
 
+__all__ = [
+    "main",
+]
+
 # How the command line spells what messages of the library recommend.
 _OPTIONS = {
     'on_error="skip"': "--on-error skip",
@@ -164,7 +168,7 @@ def query(
 def calibrate(
     gallery: GalleryPath,
     folder: Annotated[Path, typer.Argument(help="Folder with one subfolder of images per class.")],
-    far: Annotated[
+    max_far: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of negative pairs to accept (FAR).")
     ] = 0.01,
     pairs: Annotated[
@@ -185,7 +189,7 @@ def calibrate(
             f"{folder} has no subfolders. Pass a folder with one subfolder of images per class."
         )
     left, right, same = kerasim.data.draw_pairs(images.labels, pairs, seed=seed)
-    opened.calibrate(images.take(left), images.take(right), same, far)
+    opened.calibrate(images.take(left), images.take(right), same, max_far)
     opened.save(gallery)
     if as_json:
         _print_json(opened.calibration)

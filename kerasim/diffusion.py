@@ -18,6 +18,12 @@ from kerasim import _checks, _image_checks, _keras_compat, data
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
 
+__all__ = [
+    "NoiseSchedule",
+    "denoise",
+    "sample",
+]
+
 
 def sample(
     model,

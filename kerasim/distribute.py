@@ -22,6 +22,12 @@ from kerasim import _checks, _image_checks, _keras_files, data, embedding
 from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
 from kerasim.neighbors import NeighborIndex
 
+__all__ = [
+    "ShardedIndex",
+    "embed_folder",
+    "strategy",
+]
+
 _HOSTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_JOB_ADDRESSES", "TF_CONFIG")
 
 
@@ -218,7 +224,7 @@ class ShardedIndex:
         ArgumentError: If a setting is out of range or not known.
     """
 
-    def __init__(self, metric: str = "euclidean", kind: str = "exact", shards: int = 2, **settings):
+    def __init__(self, metric: str = "cosine", kind: str = "exact", shards: int = 2, **settings):
         self.settings = NeighborIndex(metric, kind, **settings).settings()
         self.shards = _checks.integer("shards", shards)
 

@@ -197,7 +197,7 @@ def load_embedder(path) -> keras.Model:
     path = _artifacts.check_file(path)
     if path.suffix != ".keras":
         raise ArtifactError(
-            f"{_checks.shown(path)} is not a .keras file. Other formats, such as .h5, are not read, "
+            f"{_checks.shown(path)} is not a .keras file. Other formats, such as .h5, are not read "
             "for safety. If you trust it, convert it: "
             "keras.saving.load_model(path).save('model.keras')."
         )
@@ -208,6 +208,6 @@ def load_embedder(path) -> keras.Model:
     except Exception as error:  # zipfile, json, h5py and Keras raise errors of many kinds
         reason = _keras_files.describe(error)
         raise ArgumentError(
-            f"{_checks.shown(path)} cannot be loaded as an embedder: {reason}. The file is damaged, "
-            "or was saved by another version. Save the model again with model.save."
+            f"{_checks.shown(path)} cannot be loaded as an embedder: {reason}. The file is "
+            "damaged, or was saved by another version. Save the model again with model.save."
         ) from error

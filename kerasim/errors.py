@@ -7,6 +7,17 @@ string instead of a number) an `ArgumentTypeError`, even where the `Raises` sect
 the second.
 """
 
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ArtifactError",
+    "ClusterError",
+    "DependencyError",
+    "ImageError",
+    "KerasimError",
+    "TrainingError",
+]
+
 
 class KerasimError(Exception):
     """Base class of all exceptions that kerasim raises deliberately."""

@@ -19,9 +19,13 @@ from kerasim._distances import METRICS
 from kerasim._image_checks import check_images
 from kerasim.images import as_float, check_channels
 
+__all__ = [
+    "write_explorer",
+]
+
 # With the markers color-blind readers can distinguish them; contrast of 3 to 1 or more on white and
 # on dark pages.
-COLOURS = "#0077BB #C06000 #009988 #CC3311 #AA4499 #6A5ACD #808000 #888888 #2E8B57 #D6336C".split()
+COLORS = "#0077BB #C06000 #009988 #CC3311 #AA4499 #6A5ACD #808000 #888888 #2E8B57 #D6336C".split()
 # Bokeh's name of each marker that is more than lines, and the letter that looks like it.
 _NAMES = "circle square triangle diamond inverted_triangle plus hex star square_pin".split()
 _MARKERS = dict(zip(_NAMES, "●■▲◆▼✚⬢★✦", strict=True))
@@ -76,7 +80,7 @@ def write_explorer(
         "classes": None if labels is None else _packed(classes),
         "files": [str(file) for file in images.files] if hasattr(images, "files") else None,
         "neighbors": _check_neighbors({} if neighbors is None else neighbors, count),
-        "colours": COLOURS,
+        "colours": COLORS,
         "marks": list(_MARKERS.values()),
         "columns": _COLUMNS,
         "sheets": _sheets(images, side),
@@ -108,9 +112,9 @@ def _plot(coordinates, classes):
     plot.match_aspect = True
     plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     plot.axis.visible = plot.grid.visible = False
-    markers = (classes + classes // len(COLOURS)) % len(_MARKERS)
+    markers = (classes + classes // len(COLORS)) % len(_MARKERS)
     x, y = np.ascontiguousarray(coordinates.T)
-    colours, shapes = np.array(COLOURS)[classes % len(COLOURS)], np.array(_NAMES)[markers]
+    colours, shapes = np.array(COLORS)[classes % len(COLORS)], np.array(_NAMES)[markers]
     points = ColumnDataSource({"x": x, "y": y, "colour": colours, "marker": shapes})
     rings = ColumnDataSource({"x": [], "y": [], "size": []})
     alpha = float(np.clip(40 / np.sqrt(len(coordinates)), 0.3, 0.9))

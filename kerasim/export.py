@@ -34,6 +34,13 @@ from kerasim.errors import (
 )
 from kerasim.images import as_float
 
+__all__ = [
+    "SavedModel",
+    "export_onnx",
+    "export_saved_model",
+    "load_saved_model",
+]
+
 _KIND = "saved_model"
 
 # How far an export may be from its model, relative to the largest output: rounding in another order

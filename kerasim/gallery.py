@@ -50,6 +50,10 @@ from kerasim.images import decode
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
+__all__ = [
+    "Gallery",
+]
+
 _KIND = "gallery"
 _PAIRS = 200_000  # as many fit into a manifest
 _FEW_PAIRS = 10  # a rate that is measured on fewer pairs says little
@@ -61,8 +65,8 @@ class Gallery:
     """A searchable collection of images: add images, find the most similar ones, save.
 
     Images are given as a folder (see `data.image_folder`), a file or several, encoded images
-    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `embedding.embed`. Several are a
-    list, tuple, array, pandas Series or iterator.
+    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `embedding.embed`. Several are
+    a list, tuple, array, pandas Series or iterator.
 
     Args:
         embedder: `keras.Model` from images of one size to vectors.
@@ -387,7 +391,7 @@ class Gallery:
         table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
         return table.assign(distance=distances[shown])
 
-    def calibrate(self, left, right, same, far: float = 0.01) -> float:
+    def calibrate(self, left, right, same, max_far: float = 0.01) -> float:
         """Fits the threshold and the score of `verify` on known pairs.
 
         `calibration` then returns both error rates on these pairs, with intervals. There is a
@@ -397,7 +401,7 @@ class Gallery:
             left, right: Images that were not used for training; `right[i]` is paired with
                 `left[i]`.
             same: `(n,)`: 1 or True for a positive pair, else 0; n from 2 to 200,000.
-            far: Share of negative pairs that may be accepted, 0 to 1.
+            max_far: Share of negative pairs that may be accepted, 0 to 1.
 
         Returns:
             The threshold, a distance.
@@ -408,11 +412,11 @@ class Gallery:
         same = _checks.array("same", same).reshape(-1)
         _checks.integer("the number of pairs", len(same), 2, _PAIRS)
         distances = self._distances(left, right)
-        threshold = metrics.verification(distances, same).threshold(far)
+        threshold = metrics.verification(distances, same).threshold(max_far)
         calibration = _Calibration(threshold, distances, same)
         with self._changing:
             self._calibration = calibration
-        calibration.warn_of_few_pairs(far)
+        calibration.warn_of_few_pairs(max_far)
         return threshold
 
     def verify(self, left, right) -> pd.DataFrame:
@@ -919,16 +923,16 @@ class _Calibration:
             "positive_pairs": int(same.sum()),
         }
 
-    def warn_of_few_pairs(self, far: float) -> None:
+    def warn_of_few_pairs(self, max_far: float) -> None:
         """Warns if an error rate rests on a handful of pairs."""
         rates = self.rates()
         negative, positive = rates["negative_pairs"], rates["positive_pairs"]
-        expected = far * negative
+        expected = max_far * negative
         if expected < _FEW_PAIRS:
             pairs = _checks.counted(negative, "negative pair", "negative pairs")
             _checks.warn(
-                f"The threshold is determined by few pairs: far={far:g} of {pairs} is "
-                f"{expected:.3g} pairs. Pass more negative pairs, or a larger far."
+                f"The threshold is determined by few pairs: max_far={max_far:g} of {pairs} is "
+                f"{expected:.3g} pairs. Pass more negative pairs, or a larger max_far."
             )
         if positive < _FEW_PAIRS:
             pairs = _checks.counted(positive, "pair", "pairs")

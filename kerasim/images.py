@@ -19,6 +19,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from kerasim import _checks
 from kerasim.errors import ArgumentError, ImageError
 
+__all__ = [
+    "read_image",
+]
+
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")

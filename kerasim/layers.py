@@ -7,7 +7,6 @@ of a formula is infinite (the square root at 0, the norm of a zero vector), the 
 so that such a pair does not stop the training.
 """
 
-import inspect
 import sys
 
 import keras
@@ -15,81 +14,28 @@ import numpy as np
 from keras import layers, ops
 
 from kerasim import _checks
+from kerasim._tensors import (
+    PAIR_METRICS,
+    ConfigMixin,
+    full_precision,
+    l2_normalize,
+    safe_norm,
+)
 from kerasim.errors import ArgumentError
 
-DISTANCES = ("euclidean", "squared_euclidean", "cosine")
+__all__ = [
+    "AttentionPooling",
+    "BackbonePreprocessing",
+    "CosineClassifier",
+    "Distance",
+    "GeMPooling",
+    "LogEnergy",
+    "Sampling",
+    "TimeEmbedding",
+]
 
 
-# Below it TensorFlow takes float32 numbers for 0.
-_LEAST = float(np.finfo("float32").tiny)
-
-# Vectors shorter than this have the gradient of vectors of this length: it would grow without end.
-_SHORT = 1e-6
-
-
-def unit(x, axis: int = -1):
-    """Scales vectors `x`, along `axis`, to length 1. A vector of zeros stays as it is.
-
-    Vectors are divided by their largest number first, so that no square overflows or underflows.
-    The gradient is finite: that of a vector shorter than 1e-6 has the right direction, and the
-    size that it has at 1e-6.
-    """
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
-    bounded = x / ops.maximum(largest, _SHORT)
-    exact = x / ops.where(largest >= _LEAST, largest, 1.0)
-    scaled = bounded + ops.stop_gradient(exact - bounded)
-    # The sum is 1 or more, or 0 for a vector of zeros.
-    squares = ops.sum(ops.square(scaled), axis=axis, keepdims=True)
-    return scaled * ops.rsqrt(ops.maximum(squares, 0.5))
-
-
-def root(squares):
-    """The square root of `squares`, numbers from 0 up, with the gradient 0, not infinity, at 0.
-
-    NaN stays NaN: the vectors of a network that has diverged are not equal.
-    """
-    some = squares > 0
-    rest = ops.stop_gradient(ops.where(squares <= 0, 0.0, squares))
-    return ops.where(some, ops.sqrt(ops.where(some, squares, 1.0)), rest)
-
-
-def length(x):
-    """Returns the lengths of vectors `x` along the last axis, which stays, with `root`'s gradient.
-
-    Vectors are divided by their largest number first, so that no square overflows or underflows.
-    """
-    largest = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
-    usual = (largest >= _LEAST) & (largest < float("inf"))
-    divisor = ops.where(usual, largest, 1.0)
-    return divisor * root(ops.sum(ops.square(x / divisor), axis=-1, keepdims=True))
-
-
-class Configured:
-    """A base of layers and losses: Keras saves each argument, kept as the attribute of its name."""
-
-    def get_config(self):
-        names = inspect.signature(self.__init__).parameters
-        config = super().get_config()  # type: ignore[misc]
-        return {**config, **{name: getattr(self, name) for name in names if name != "kwargs"}}
-
-
-def full_precision(dtype) -> str:
-    """Returns the dtype in which a layer or loss computes that was given `dtype`.
-
-    That is "float64" if `dtype` computes in float64, else "float32": in half precision there are
-    too few digits to distinguish vectors that are close, and constants such as 1e-12 round to 0.
-
-    Args:
-        dtype: Dtype, dtype policy or config of one, as Keras takes it; None for float32.
-
-    Returns:
-        "float32" or "float64".
-    """
-    policy = keras.dtype_policies.get("float32" if dtype is None else dtype)
-    return "float64" if policy.compute_dtype == "float64" else "float32"
-
-
-class _Layer(Configured, layers.Layer):
+class _Layer(ConfigMixin, layers.Layer):
     """Computes in float32 under any dtype policy, or in float64 if its `dtype` says so."""
 
     def __init__(self, **kwargs):
@@ -114,8 +60,8 @@ class Distance(_Layer):
         ArgumentError: If there is no such metric; once it is called, if the widths differ.
     """
 
-    def __init__(self, metric: str = "euclidean", **kwargs):
-        _checks.choice("metric", metric, DISTANCES)
+    def __init__(self, metric: str = "cosine", **kwargs):
+        _checks.choice("metric", metric, PAIR_METRICS)
         super().__init__(**kwargs)
         self.metric = metric
 
@@ -129,9 +75,9 @@ class Distance(_Layer):
         left, right = inputs
         if self.metric == "cosine":
             # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
-            squares = ops.square(unit(left) - unit(right))
+            squares = ops.square(l2_normalize(left) - l2_normalize(right))
             return ops.sum(squares, axis=-1, keepdims=True) / 2
-        distances = length(left - right)
+        distances = safe_norm(left - right)
         return ops.square(distances) if self.metric == "squared_euclidean" else distances
 
 
@@ -163,7 +109,7 @@ class CosineClassifier(_Layer):
         self.kernel = self.add_weight(shape, initializer="glorot_uniform", name="kernel")
 
     def call(self, inputs):
-        return ops.matmul(unit(inputs), unit(self.kernel, axis=0))
+        return ops.matmul(l2_normalize(inputs), l2_normalize(self.kernel, axis=0))
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -301,7 +247,7 @@ class AttentionPooling(_Layer):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class GeneralizedMean(_Layer):
+class GeMPooling(_Layer):
     """The generalized mean of each channel of a feature map (GeM).
 
     Takes `(batch, height, width, channels)` and gives `(batch, channels)`:

@@ -2,14 +2,14 @@
 
 There are three kinds, for different kinds of labels. Positive and negative pairs:
 `ContrastiveLoss`, on the distances that `models.siamese` returns. Classes: most others, on the
-embeddings and labels of a batch. Positive pairs without classes: `CosineTripletLoss` and
-`PairSoftmaxLoss`, for which the other pairs of the batch are the negatives.
+embeddings and labels of a batch. Positive pairs without classes: `InBatchTripletLoss` and
+`InfoNCELoss`, for which the other pairs of the batch are the negatives.
 
 Losses on labeled batches compare all images of a batch with each other: `y_true` holds the labels,
 integers below 2**24 (Keras passes them as float32), `(batch,)` or `(batch, 1)`; `y_pred` the
 embeddings, `(batch, dim)`. The loss is one value for the batch, so weights of single images have no
-effect. A batch without a valid pair or triplet has loss 0 and gradient 0; `EmptyBatches` counts
-such batches.
+effect. A batch without a valid pair or triplet has loss 0 and gradient 0; `EmptyBatchCounter`
+counts such batches.
 """
 
 import inspect
@@ -22,13 +22,33 @@ import numpy as np
 from keras import ops
 
 from kerasim import _checks
+from kerasim._tensors import (
+    PAIR_METRICS,
+    ConfigMixin,
+    full_precision,
+    l2_normalize,
+    safe_norm,
+    safe_sqrt,
+)
 from kerasim.errors import ArgumentError, ArgumentTypeError
-from kerasim.layers import DISTANCES, Configured, full_precision, length, root, unit
+
+__all__ = [
+    "AngularLoss",
+    "ArcFaceLoss",
+    "ContrastiveLoss",
+    "EmptyBatchCounter",
+    "InBatchTripletLoss",
+    "InfoNCELoss",
+    "MultiSimilarityLoss",
+    "NTXentLoss",
+    "SupConLoss",
+    "TripletLoss",
+]
 
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
 
-class _Loss(Configured, keras.Loss):
+class _Loss(ConfigMixin, keras.Loss):
     """Computes in float32, or in float64 if that is asked for, under any dtype policy.
 
     The default name is the class name in snake_case, "sup_con_loss" for `SupConLoss`.
@@ -173,29 +193,27 @@ class TripletLoss(_TripletLoss):
 
     Args:
         margin: In the units of the distance; 0 or more, above 0 for "semi_hard".
-        distance: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity); only the
+        metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity); only the
             last scales the embeddings to unit length.
         mining: "all" valid triplets, those that cost nothing included; "semi_hard":
             `d_ap < d_an < d_ap + margin`; "hard": `d_an <= d_ap`. The mean is over those kept.
         **kwargs: As for `keras.Loss`, such as a `name`.
 
     Raises:
-        ArgumentError: If the margin is out of range, or distance or mining are not known.
+        ArgumentError: If the margin is out of range, or metric or mining are not known.
 
     Reference:
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
     """
 
-    def __init__(
-        self, margin: float = 0.2, distance: str = "euclidean", mining: str = "all", **kwargs
-    ):
+    def __init__(self, margin: float = 0.2, metric: str = "cosine", mining: str = "all", **kwargs):
         super().__init__(margin, mining, **kwargs)
-        _checks.choice("distance", distance, DISTANCES)
-        self.distance = distance
+        _checks.choice("metric", metric, PAIR_METRICS)
+        self.metric = metric
 
     def _costs(self, y_true, y_pred):
         alike, unlike = _masks(y_true)
-        distances = _pairwise(y_pred, self.distance)
+        distances = _pairwise(y_pred, self.metric)
         valid = alike[:, :, None] & unlike[:, None, :]
         return self._mine(distances[:, :, None], distances[:, None, :], valid)
 
@@ -207,20 +225,20 @@ class _TwoSides:
         """Raises an `ArgumentError` unless there are two groups and two embeddings of each pair."""
         if true[1:] != (2,) or len(predicted) != 3 or predicted[1] != 2:
             wanted = "expected groups (batch, 2) and embeddings (batch, 2, dim)"
-            mend = "Use models.siamese(embedder, distance=None) and data.LabelledPairBatches"
+            mend = "Use models.siamese(embedder, metric=None) and data.PositivePairBatches"
             found = f"y_true has shape {true} and y_pred {predicted}"
             raise ArgumentError(f"{found}, {wanted}. {mend}.")
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class CosineTripletLoss(_TwoSides, _TripletLoss):
+class InBatchTripletLoss(_TwoSides, _TripletLoss):
     """Wants each left image nearer to its right one than to the rights of other pairs.
 
     Mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with `d` = 1 - cosine, over
     pairs i, and over pairs j that share no group with i.
 
     `y_true` holds groups `(batch, 2)`, small integers: images that show the same thing share
-    one. `y_pred` is `(batch, 2, dim)`, from `models.siamese(embedder, distance=None)`.
+    one. `y_pred` is `(batch, 2, dim)`, from `models.siamese(embedder, metric=None)`.
 
     Args:
         margin: In units of the cosine, of which 2 is the most; 0 or more, above 0 for "semi_hard".
@@ -249,13 +267,13 @@ class _SoftmaxLoss(_BatchLoss):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class PairSoftmaxLoss(_TwoSides, _SoftmaxLoss):
+class InfoNCELoss(_TwoSides, _SoftmaxLoss):
     """Asks of each left image which right image of the batch is its own.
 
     Mean over i of `-log(e(i, i) / (e(i, i) + sum over j of e(i, j)))`, where `e(i, j) =
     exp(cos(left_i, right_j) / temperature)` and j shares no group with i.
 
-    `y_true` and `y_pred` are those of `CosineTripletLoss`.
+    `y_true` and `y_pred` are those of `InBatchTripletLoss`.
 
     Args:
         temperature: Above 0; the lower, the more the hardest negatives count.
@@ -439,7 +457,7 @@ class ArcFaceLoss(_Loss):
         own = ops.cast(ops.one_hot(labels, ops.shape(y_pred)[-1]), y_pred.dtype)
         cosine = ops.clip(y_pred, -1.0, 1.0)
         # 1 - cosine**2 without its cancellation; `root` has a finite slope where the sine is 0.
-        sine = root((1 - cosine) * (1 + cosine))
+        sine = safe_sqrt((1 - cosine) * (1 + cosine))
         wider = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         past = cosine - self.margin * math.sin(self.margin)
         wider = ops.where(cosine >= -math.cos(self.margin), wider, past)
@@ -449,7 +467,7 @@ class ArcFaceLoss(_Loss):
 
 
 @keras.saving.register_keras_serializable("kerasim")
-class EmptyBatches(keras.metrics.Sum):
+class EmptyBatchCounter(keras.metrics.Sum):
     """Counts the batches of an epoch in which a loss found no valid pair or triplet.
 
     Pass it to `compile` as a metric, and `fit` logs it as "empty_batches". What the loss compares
@@ -520,20 +538,20 @@ def _with_negative(alike, unlike):
 
 def _cosines(left, right=None):
     """Returns the cosine of each vector with each of `right`, or of its own batch."""
-    left = unit(left)
-    return ops.matmul(left, ops.transpose(left if right is None else unit(right)))
+    left = l2_normalize(left)
+    return ops.matmul(left, ops.transpose(left if right is None else l2_normalize(right)))
 
 
-def _pairwise(embeddings, distance):
+def _pairwise(embeddings, metric):
     """Returns the distances of all embeddings, `(batch, batch)`.
 
     They are computed from differences: `|x|**2 - 2 x y + |y|**2` loses the distance of two
     embeddings that lie close together, compared with their length.
     """
-    if distance == "cosine":
+    if metric == "cosine":
         return 1 - _cosines(embeddings)
-    distances = length(embeddings[:, None, :] - embeddings[None, :, :])[..., 0]
-    return ops.square(distances) if distance == "squared_euclidean" else distances
+    distances = safe_norm(embeddings[:, None, :] - embeddings[None, :, :])[..., 0]
+    return ops.square(distances) if metric == "squared_euclidean" else distances
 
 
 def _log_one_plus_sum(exponents):

@@ -3,8 +3,8 @@
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
 separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
 candidates is found; `psnr`, `ssim` and `frechet_distance` compare images, or features of them. A
-score on few images is uncertain: `interval`, `all_pairs` and `candidate_accuracy` return
-confidence intervals. Large sets are processed in blocks, so that memory does not grow with the
+score on few images is uncertain: `bootstrap_interval`, `pairwise_verification` and `candidate_accuracy`
+return confidence intervals. Large sets are processed in blocks, so that memory does not grow with the
 number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
@@ -21,8 +21,22 @@ from kerasim import _checks, _distances
 from kerasim._distances import METRICS
 from kerasim.errors import ArgumentError
 
+__all__ = [
+    "Candidates",
+    "Verification",
+    "bootstrap_interval",
+    "candidate_accuracy",
+    "frechet_distance",
+    "pair_distances",
+    "pairwise_verification",
+    "psnr",
+    "retrieval",
+    "ssim",
+    "verification",
+]
+
 _BLOCK = 64  # MiB of distances worked on at a time
-_EXACT_PAIRS = 2**21  # of which `all_pairs` keeps all distances
+_EXACT_PAIRS = 2**21  # of which `pairwise_verification` keeps all distances
 _REACH = 10.0  # interquartile ranges beyond the quartiles within which distances fit a score
 _BINS = 2**14  # of distances, for intervals, and for more pairs than that
 # Values this much larger than the data range leave SSIM, by cancellation, fewer than five digits.
@@ -364,7 +378,7 @@ class _Search:
         return 1 + closer.sum() + ahead.sum()
 
 
-def interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+def bootstrap_interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
     """Computes the 95 % interval of the mean of `values` with the percentile bootstrap.
 
     For two systems on the same queries, pass the differences of their scores: if the interval
@@ -446,8 +460,8 @@ class Verification:
         auc: Area under `tpr` over `fpr`.
         eer: Rate at which as many negative pairs are accepted as positive ones are rejected.
         eer_threshold: The least distance at which as many are.
-        like: Distances of positive pairs, sorted.
-        unlike: Distances of negative pairs, sorted.
+        positive: Distances of positive pairs, sorted.
+        negative: Distances of negative pairs, sorted.
     """
 
     fpr: np.ndarray
@@ -456,33 +470,33 @@ class Verification:
     auc: float
     eer: float
     eer_threshold: float
-    like: np.ndarray
-    unlike: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
 
     def __repr__(self) -> str:
-        pairs = f"{len(self.like)} positive and {len(self.unlike)} negative pairs"
+        pairs = f"{len(self.positive)} positive and {len(self.negative)} negative pairs"
         error = f"eer={self.eer:.4g} at threshold {self.eer_threshold:.4g}"
         return f"<Verification of {pairs}: auc={self.auc:.4g}, {error}>"
 
-    def threshold(self, far: float) -> float:
-        """Finds the largest threshold that accepts a share of at most `far` of negative pairs.
+    def threshold(self, max_far: float) -> float:
+        """Finds the largest threshold that accepts a share of at most `max_far` of negative pairs.
 
         Args:
-            far: Share of negative pairs that may be accepted, 0 to 1.
+            max_far: Share of negative pairs that may be accepted, 0 to 1.
 
         Returns:
             The threshold, a distance.
 
         Raises:
-            ArgumentError: If `far` is out of range.
+            ArgumentError: If `max_far` is out of range.
         """
         # 0.29 * 100 is a little less than 29.
-        allowed = int(_checks.number("far", far, 0, 1) * len(self.unlike) + 1e-6)
-        if allowed == len(self.unlike):
-            return float(max(self.like[-1], self.unlike[-1]))
-        return float(np.nextafter(self.unlike[allowed], -np.inf))
+        allowed = int(_checks.number("max_far", max_far, 0, 1) * len(self.negative) + 1e-6)
+        if allowed == len(self.negative):
+            return float(max(self.positive[-1], self.negative[-1]))
+        return float(np.nextafter(self.negative[allowed], -np.inf))
 
-    def at(self, threshold: float) -> dict:
+    def error_rates(self, threshold: float) -> dict:
         """Counts what a threshold accepts and rejects.
 
         Args:
@@ -496,9 +510,9 @@ class Verification:
             ArgumentError: If the threshold is not finite.
         """
         _checks.number("threshold", threshold)
-        accepted, wrong = (_count_accepted(x, threshold) for x in (self.like, self.unlike))
-        far = float(wrong / len(self.unlike))
-        frr = float((len(self.like) - accepted) / len(self.like))
+        accepted, wrong = (_count_accepted(x, threshold) for x in (self.positive, self.negative))
+        far = float(wrong / len(self.negative))
+        frr = float((len(self.positive) - accepted) / len(self.positive))
         return {"far": far, "frr": frr, "accuracy": 1 - (far + frr) / 2}
 
     def score(self, distances) -> np.ndarray:
@@ -536,8 +550,8 @@ class Verification:
         from sklearn.linear_model import LogisticRegression
 
         # A few distances far away from all others would leave the curve no slope.
-        usual = np.concatenate([_without_outliers(self.like), _without_outliers(self.unlike)])
-        same = np.repeat([1, 0], [len(self.like), len(self.unlike)])
+        usual = np.concatenate([_without_outliers(self.positive), _without_outliers(self.negative)])
+        same = np.repeat([1, 0], [len(self.positive), len(self.negative)])
         usual, exponent = _distances.to_unit_range(usual[:, None])
         mean, spread = usual.mean(), usual.std() or 1.0
 
@@ -559,8 +573,9 @@ def _without_outliers(distances):
 def verification(distances, same) -> Verification:
     """Measures how well distances separate positive from negative pairs.
 
-    Fit a threshold on pairs of one split, `verification(...).threshold(far=0.01)`, and report it
-    on another, `verification(...).at(threshold)`. No figure depends on the share of positive pairs.
+    Fit a threshold on pairs of one split, `verification(...).threshold(max_far=0.01)`, and report
+    it on another, `verification(...).error_rates(threshold)`. No figure depends on the share of
+    positive pairs.
 
     Args:
         distances: `(n,)` or `(n, 1)`, greater for less similar pairs, as from `pair_distances`.
@@ -588,7 +603,7 @@ def verification(distances, same) -> Verification:
         )
     _checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
-    like, unlike = np.sort(distances[same]), np.sort(distances[~same])
+    positive, negative = np.sort(distances[same]), np.sort(distances[~same])
     # By place instead of distance: two distances may be too near or too far for a difference.
     values, places = np.unique(distances, return_inverse=True)
     fpr, tpr, scores = roc_curve(same, -places)
@@ -597,12 +612,15 @@ def verification(distances, same) -> Verification:
 
     # The curve has corners alone; the threshold of equal errors is looked for among all distances.
     # In whole numbers: 3 / 10 is less than 1 - 7 / 10 in float64.
-    tried = np.concatenate([like, unlike])
-    accepted, rejected = _count_accepted(unlike, tried), len(like) - _count_accepted(like, tried)
-    enough = accepted * len(like) >= rejected * len(unlike)
+    tried = np.concatenate([positive, negative])
+    accepted, rejected = (
+        _count_accepted(negative, tried),
+        len(positive) - _count_accepted(positive, tried),
+    )
+    enough = accepted * len(positive) >= rejected * len(negative)
     equal = float(tried[enough].min())
     area, error = float(auc(fpr, tpr)), _equal_error(fpr, tpr)
-    return Verification(fpr, tpr, thresholds, area, error, equal, like, unlike)
+    return Verification(fpr, tpr, thresholds, area, error, equal, positive, negative)
 
 
 def _count_accepted(distances, threshold):
@@ -615,8 +633,8 @@ def _equal_error(fpr, tpr) -> float:
     return float(np.interp(1, fpr + tpr, fpr))
 
 
-def all_pairs(
-    embeddings, labels, metric: str = "euclidean", seed: int = 0, resamples: int = 200
+def pairwise_verification(
+    embeddings, labels, metric: str = "cosine", seed: int = 0, resamples: int = 200
 ) -> dict:
     """Measures verification over every pair of images, with 95 % intervals.
 
@@ -635,8 +653,8 @@ def all_pairs(
 
     Returns:
         "auc" and "eer", see `verification`; "auc_interval" and "eer_interval", `(low, high)`, by
-        the percentile bootstrap over images; "like" and "unlike", numbers of positive and of
-        negative pairs.
+        the percentile bootstrap over images; "positive_pairs" and
+        "negative_pairs", their numbers.
 
     Raises:
         ArgumentError: If vectors and labels do not fit, or there are no positive or no negative
@@ -652,17 +670,19 @@ def all_pairs(
     labels = _checks.labels("labels", labels, len(x), "embeddings")
     n = len(x)
     counts = np.unique(labels, return_counts=True)[1]
-    like = int((counts * (counts - 1) // 2).sum())
-    unlike = n * (n - 1) // 2 - like
-    if not like or not unlike:
+    positive = int((counts * (counts - 1) // 2).sum())
+    negative = n * (n - 1) // 2 - positive
+    if not positive or not negative:
         mend = "pass two classes or more, one of them with two images or more"
-        raise ArgumentError(f"labels make {like} positive and {unlike} negative pairs: {mend}.")
+        raise ArgumentError(
+            f"labels make {positive} positive and {negative} negative pairs: {mend}."
+        )
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     drawn = rng.multinomial(n, np.full(n, 1 / n), _checks.integer("resamples", resamples))
     weights = np.concatenate([np.ones((1, n)), drawn])
     (x,) = _distances.without_overflow(x)
 
-    exact, edges = _summary(x, labels, metric, like, unlike)
+    exact, edges = _summary(x, labels, metric, positive, negative)
     bins = len(edges)
     found = np.zeros((len(weights), 2 * bins))
     for distances, own, other in _pair_blocks(x, metric):
@@ -683,7 +703,7 @@ def all_pairs(
     for key, values in (("auc", areas), ("eer", errors)):
         ends = np.quantile(values[1:] or [np.nan], (0.025, 0.975))
         scores[f"{key}_interval"] = tuple(ends.tolist())
-    return {**scores, "like": like, "unlike": unlike}
+    return {**scores, "positive_pairs": positive, "negative_pairs": negative}
 
 
 def _pair_blocks(x, metric):
@@ -695,14 +715,14 @@ def _pair_blocks(x, metric):
         yield distances[own, other], own + start, other + start
 
 
-def _summary(x, labels, metric, like, unlike):
+def _summary(x, labels, metric, positive, negative):
     """Returns the `Verification` of all pairs, None if they are too many; and edges of bins.
 
     Edges are quantiles of the distances of positive and of negative pairs; of many pairs evenly
     spaced ones are kept.
     """
-    exact = like + unlike <= _EXACT_PAIRS
-    strides = [1 if exact else -(-count // (_EXACT_PAIRS // 2)) for count in (unlike, like)]
+    exact = positive + negative <= _EXACT_PAIRS
+    strides = [1 if exact else -(-count // (_EXACT_PAIRS // 2)) for count in (negative, positive)]
     kept: list[list] = [[], []]
     passed = [0, 0]
     for distances, own, other in _pair_blocks(x, metric):
@@ -724,18 +744,18 @@ class Candidates:
 
     Attributes:
         accuracy: Share of queries whose own candidate is among the `k` nearest.
-        low: Lower end of its 95 % interval, by Wilson's score.
-        high: Upper end.
+        ci_low: Lower end of its 95 % interval, by Wilson's score.
+        ci_high: Upper end.
         ranks: `(n,)` int64: place of the own candidate, from 1 on; a tie counts as lost.
     """
 
     accuracy: float
-    low: float
-    high: float
+    ci_low: float
+    ci_high: float
     ranks: np.ndarray
 
     def __repr__(self) -> str:
-        interval = f"95 % interval {self.low:.4g} to {self.high:.4g}"
+        interval = f"95 % interval {self.ci_low:.4g} to {self.ci_high:.4g}"
         return (
             f"<Candidates of {len(self.ranks)} queries: accuracy={self.accuracy:.4g}, {interval}>"
         )
@@ -753,7 +773,7 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
         metric: "euclidean", "manhattan" or "cosine".
 
     Returns:
-        `Candidates`: `accuracy`, its interval `low` to `high`, and `ranks`.
+        `Candidates`: `accuracy`, its interval `ci_low` to `ci_high`, and `ranks`.
 
     Raises:
         ArgumentError: If the shapes do not fit, or a pool does not hold its own candidate.

@@ -45,6 +45,10 @@ from kerasim import _artifacts, _checks, _distances, _model_identity
 from kerasim._distances import METRICS
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
+__all__ = [
+    "NeighborIndex",
+]
+
 _KIND = "neighbor_index"
 _BUDGET = 64 * 2**20  # bytes of working memory in a query, beside the index and the answer
 _EPS = float(np.finfo("float32").eps)
@@ -93,7 +97,7 @@ class NeighborIndex:
 
     def __init__(
         self,
-        metric: str = "euclidean",
+        metric: str = "cosine",
         kind: str = "exact",
         m: int = 32,
         ef_construction: int = 200,
@@ -321,7 +325,7 @@ class NeighborIndex:
             x: `(n, dim)` vectors of the same model.
             labels: Integers or strings, one for each vector in the index.
             threshold: Largest distance at which a row is accepted, such as
-                `metrics.verification(...).threshold(far=0.01)` on pairs of other classes.
+                `metrics.verification(...).threshold(max_far=0.01)` on pairs of other classes.
             unknown: Label of the rows that are not accepted; of the kind of `labels`.
 
         Returns:

@@ -17,8 +17,23 @@ from kerasim._image_checks import check_images
 from kerasim.errors import ArgumentError
 from kerasim.images import as_float
 
+__all__ = [
+    "COLORS",
+    "MARKERS",
+    "denoising",
+    "distance_distribution",
+    "history",
+    "image_grid",
+    "latent_distribution",
+    "latent_map",
+    "neighbors",
+    "network",
+    "reconstructions",
+    "roc",
+]
+
 # The palette of Okabe & Ito (2008), which color-blind readers can distinguish.
-COLOURS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #999999 #5D3A9B".split()
+COLORS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #999999 #5D3A9B".split()
 MARKERS = "os^DvPX<>p"
 
 
@@ -44,7 +59,7 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
         raise ArgumentError(f"keys={missing} are not in the history: pass some of {list(frame)}.")
     ax = _axes(ax, (6, 3.5))
     for n, key in enumerate(keys):
-        color = COLOURS[n % len(COLOURS)]
+        color = COLORS[n % len(COLORS)]
         for column, style in ((key, "-"), (f"val_{key}", "--")):
             if column in frame:
                 part = "validation" if column.startswith("val_") else "training"
@@ -154,10 +169,10 @@ def latent_distribution(codes, ax=None, title: str = ""):
     positions = np.arange(1, codes.shape[1] + 1)
     violins: Any = ax.violinplot(list(codes.T), positions, showextrema=False, widths=0.85)
     for body in violins["bodies"]:
-        body.set(facecolor=COLOURS[5], alpha=0.7)
+        body.set(facecolor=COLORS[5], alpha=0.7)
     low, middle, high = np.quantile(codes, (0.25, 0.5, 0.75), axis=0)
-    ax.vlines(positions, low, high, color=COLOURS[0], lw=4, label="middle 50 %")
-    ax.plot(positions, middle, "o", color="white", mec=COLOURS[0], ms=4, label="median")
+    ax.vlines(positions, low, high, color=COLORS[0], lw=4, label="middle 50 %")
+    ax.plot(positions, middle, "o", color="white", mec=COLORS[0], ms=4, label="median")
     ax.axhline(0, color="grey", lw=0.5)
     ax.set(xlabel="latent dimension", ylabel="value", xticks=positions)
     ax.set_title(title, parse_math=False)
@@ -191,8 +206,8 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     ax = _axes(ax, (6, 3))
     edges = np.linspace(distances.min(), distances.max() + 1e-9, 81)
     for kind, chosen, color, hatch in (
-        ("positive", distances[same], COLOURS[0], "///"),
-        ("negative", distances[~same], COLOURS[1], "..."),
+        ("positive", distances[same], COLORS[0], "///"),
+        ("negative", distances[~same], COLORS[1], "..."),
     ):
         style = {"color": color, "alpha": 0.35, "edgecolor": color, "hatch": hatch}
         name = f"{kind} pairs ({len(chosen):,})"
@@ -223,7 +238,7 @@ def roc(verification, ax=None, label: str = ""):
     """
     _checks.like("verification", verification, "eer", "the result of metrics.verification")
     ax, label = _axes(ax, (4, 4)), str(label)
-    color = COLOURS[len(ax.get_legend_handles_labels()[1]) % len(COLOURS)]
+    color = COLORS[len(ax.get_legend_handles_labels()[1]) % len(COLORS)]
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
     name = f"{label}: {figures}" if label else figures
     # A figure is some hundred pixels wide; a curve may have millions of corners.
@@ -280,12 +295,12 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
     alpha = float(np.clip(30 / np.sqrt(len(coordinates)), 0.25, 0.9))
     style = {"s": 9, "alpha": alpha, "linewidths": 0}
     if labels is None:
-        ax.scatter(*coordinates.T, color=COLOURS[0], **style)
+        ax.scatter(*coordinates.T, color=COLORS[0], **style)
     else:
         handles = []
         for n, label in enumerate(classes):
-            color = COLOURS[n % len(COLOURS)]
-            marker = MARKERS[(n + n // len(COLOURS)) % len(MARKERS)]
+            color = COLORS[n % len(COLORS)]
+            marker = MARKERS[(n + n // len(COLORS)) % len(MARKERS)]
             rows = coordinates[(labels == label) & ~absent]
             handles.append(ax.scatter(*rows.T, color=color, marker=marker, **style))
         if absent.any():
@@ -357,7 +372,7 @@ def neighbors(queries, found, distances=None, labels=None, query_labels=None):
             _show(ax, found[row, column], title)
             if labels is not None and query_labels is not None and known[row, column]:
                 same = labels[row][column] == query_labels[row]
-                _frame(ax, COLOURS[2] if same else COLOURS[1], "-" if same else "--", 2)
+                _frame(ax, COLORS[2] if same else COLORS[1], "-" if same else "--", 2)
     return figure
 
 
@@ -389,7 +404,7 @@ def network(model, ax=None):
     for kind, shape in steps:
         tall = 0.3 + 0.14 * np.log2(np.prod(shape[:-1]))
         broad = 0.12 + 0.055 * np.log2(shape[-1])
-        color = COLOURS[kinds.index(kind) % len(COLOURS)]
+        color = COLORS[kinds.index(kind) % len(COLORS)]
         style = {"color": color, "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
         ax.bar(left, tall, broad, -tall / 2, align="edge", **style)
         middle = left + broad / 2

@@ -13,6 +13,10 @@ from kerasim import _artifacts, _checks, _distances
 from kerasim.errors import ArgumentError
 from kerasim.neighbors import NeighborIndex
 
+__all__ = [
+    "Projection",
+]
+
 _KIND = "projection"
 _TRUST_ROWS = 2000
 _TRUST_NUMBERS = 1e9  # coordinates compared for trustworthiness, about two seconds

@@ -14,7 +14,7 @@ import inspect
 import math
 import secrets
 import time
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -36,6 +36,12 @@ from kerasim._devices import Devices
 from kerasim.data._batches import Batches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
+__all__ = [
+    "RetrievalCallback",
+    "fit",
+    "load_weights",
+]
+
 _KIND = "training_state"
 
 # A network is called dead if its loss keeps within this share of itself for so many steps, while
@@ -54,14 +60,13 @@ _INSTEAD = {
     "y": "Pass batches, such as kerasim.data.ImageBatches(x, y, batch_size=32)",
     "batch_size": "Pass it to the batches, such as kerasim.data.ImageBatches(x, y, batch_size=32)",
     "shuffle": "Pass it to the batches, such as kerasim.data.ImageBatches(x, y, shuffle=False)",
-    "validation_data": "Pass validation=, such as kerasim.data.ImageBatches(x, y, shuffle=False)",
-    "validation_split": "Split the arrays, and pass batches of the second part as validation=",
+    "validation_split": "Split the arrays, and pass batches of the second part as validation_data=",
     "class_weight": "Draw rare classes more often instead, as kerasim.data.BalancedBatches does",
     "sample_weight": "Pass a keras.utils.PyDataset whose batches are (inputs, targets, weights)",
     "initial_epoch": "Leave it out: with the same run_dir training continues after the last epoch",
     "steps_per_epoch": "Leave it out: an epoch goes through all batches",
     "validation_steps": "Leave it out: validation goes through all batches",
-    "validation_batch_size": "Pass batch_size to the batches given as validation=",
+    "validation_batch_size": "Pass batch_size to the batches given as validation_data=",
     "validation_freq": "Leave it out: validation follows each epoch",
 }
 
@@ -91,7 +96,7 @@ def fit(
     batches,
     epochs: int,
     run_dir=None,
-    validation=None,
+    validation_data=None,
     callbacks=(),
     resume=True,
     verbose="auto",
@@ -106,7 +111,7 @@ def fit(
     A model built under `distribute.strategy` is trained on all its devices.
 
     An optimizer with `use_ema=True` averages the weights. Validation, callbacks at the end of an
-    epoch, `best`, `restore` and the trained model use the averages.
+    epoch, `best`, `load_weights` and the trained model use the averages.
 
     Args:
         model: Compiled `keras.Model`. After training it has the weights of the last epoch, or those
@@ -114,10 +119,10 @@ def fit(
         batches: `keras.utils.PyDataset`. Its attribute `epoch` is set before each epoch, so
             that random draws can depend on it.
         epochs: Number of epochs in all, 1 or more, including those of earlier calls.
-        run_dir: Folder of the run: `state` (an artifact), `best` (with `validation`: the
+        run_dir: Folder of the run: `state` (an artifact), `best` (with `validation_data`: the
             weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing,
             and the run cannot be resumed.
-        validation: `keras.utils.PyDataset`, or None.
+        validation_data: `keras.utils.PyDataset`, or None.
         callbacks: Keras callbacks. Their settings must be those of earlier calls. Their state
             (patience, best value, arrays, lists) is saved and restored; a callback that holds
             something else needs `get_state()` and `set_state(state)`. Those that neither schedule
@@ -138,8 +143,8 @@ def fit(
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
     """
     _check_batches("batches", batches)
-    if validation is not None:
-        _check_batches("validation", validation)
+    if validation_data is not None:
+        _check_batches("validation_data", validation_data)
     epochs = _checks.integer("epochs", epochs)
     _checks.flag("resume", resume)
     _checks.kind("model", model, keras.Model, "build a keras.Model first")
@@ -155,10 +160,10 @@ def fit(
     if devices.writes and run_dir is not None:
         lock = _artifacts.lock(run_dir / ".lock")
     with lock, devices.scope():
-        devices.check(model.loss, batches=batches, validation=validation)
+        devices.check(model.loss, batches=batches, validation_data=validation_data)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        run = _Run(model, batches, validation, run_dir, callbacks, devices)
+        run = _Run(model, batches, validation_data, run_dir, callbacks, devices)
         if resume:
             run.restore()
         devices.agree([len(run.history), *run.variables.values()])
@@ -181,13 +186,14 @@ def _check_batches(name, batches) -> None:
         raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
 
-def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
+def load_weights(model, run_dir, which: Literal["last", "best"] = "last") -> pd.DataFrame:
     """Assigns the weights of a run to `model`.
 
     Args:
         model: Built as it was for the run; it need not be compiled.
         run_dir: Folder that `fit` was given.
-        best: True for the epoch with the lowest `val_loss`, False for what the run ended with.
+        which: "last" for the weights that the run ended with, "best" for those of the epoch with
+            the lowest `val_loss`.
 
     Returns:
         The history of the run, as `fit` returns it.
@@ -195,18 +201,18 @@ def restore(model, run_dir, best: bool = False) -> pd.DataFrame:
     Raises:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
-    _checks.flag("best", best)
+    _checks.choice("which", which, ("last", "best"))
     _checks.kind("model", model, keras.Model, "build a keras.Model first")
     run_dir = _artifacts.check_path("run_dir", run_dir)
     arrays, info = _artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / "state"
     weights = _final_weights(arrays, info.get("averages", {}))
-    if best:
+    if which == "best":
         path = run_dir / "best"
         weights, best_info = _artifacts.read(path, "weights", _load)
         if best_info.get("run") != info.get("run"):
             what = f"{path} holds weights of a different run than {run_dir / 'state'}"
-            raise ArtifactError(f"{what}: pass best=False, or train with validation again.")
+            raise ArtifactError(f'{what}: pass which="last", or train with validation_data again.')
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
 
@@ -388,7 +394,7 @@ class _Run(keras.callbacks.Callback):
             skip = [*vars(keras.utils.PyDataset()), "epoch"]  # what Keras, and `fit`, set
             self.data_set = _resume.State("batches", batches, "batches/", skip, strict=False)
         self.settings = _settings(network, batches, validation)
-        self.hidden = {"batches": _hidden(batches), "validation": _hidden(validation)}
+        self.hidden = {"batches": _hidden(batches), "validation_data": _hidden(validation)}
         optimizer = _inner(network.optimizer)
         self.swap = keras.callbacks.SwapEMAWeights() if optimizer.use_ema else None
         name_of = {id(variable): key for key, variable in self.variables.items()}
@@ -431,7 +437,7 @@ class _Run(keras.callbacks.Callback):
     def _compare_hidden(self, info):
         """Warns of batches that may differ from those of the run so far."""
         before = info.get("hidden", self.hidden)
-        for name, value in (("batches", self.batches), ("validation", self.validation)):
+        for name, value in (("batches", self.batches), ("validation_data", self.validation)):
             state = info["states"].get("data_set", {}) if name == "batches" else {}
             _resume.warn_of_hidden(name, value, before[name], self.hidden[name], state)
         self.hidden = before
@@ -471,7 +477,7 @@ class _Run(keras.callbacks.Callback):
 
     def check_first_batches(self):
         """Refuses data that does not fit the network, or is not finite, before the first step."""
-        for name, batches in (("batches", self.batches), ("validation", self.validation)):
+        for name, batches in (("batches", self.batches), ("validation_data", self.validation)):
             if batches is not None and not len(batches):
                 raise ArgumentError(f"{name} is empty: its len is 0. Pass one batch or more.")
         self.batches.epoch = len(self.history)
@@ -484,7 +490,7 @@ class _Run(keras.callbacks.Callback):
             inputs = keras.utils.unpack_x_y_sample_weight(batch)[0]
             self.probe = keras.tree.map_structure(lambda rows: rows[:32], inputs)
         if self.validation is not None:
-            _fitting.check("validation", self.network, self.validation, self.validation[0])
+            _fitting.check("validation_data", self.network, self.validation, self.validation[0])
 
     # Training
 
@@ -823,7 +829,7 @@ def _settings(model, batches, validation) -> dict:
         "optimizer": _describe_optimizer(model.optimizer),
         **{name: _resume.describe(value) for name, value in compiled.items()},
         "batches": _describe(batches),
-        "validation": None if validation is None else _describe(validation),
+        "validation_data": None if validation is None else _describe(validation),
     }
     return _resume.json_values(described)
 

@@ -25,11 +25,11 @@ BUILDERS = {
     "denoising_autoencoder": lambda: models.denoising_autoencoder(IMAGE_SHAPE, (2, 3, 4)),
     "conv_embedder": embedder,
     "resnet_embedder": lambda: models.resnet_embedder(IMAGE_SHAPE, 5, (2, 3, 4)),
-    "siamese": lambda: models.siamese(embedder(), distance=None),
+    "siamese": lambda: models.siamese(embedder(), metric=None),
     "ensemble": lambda: models.ensemble([embedder("one"), embedder("two")]),
     "vae": lambda: models.vae(IMAGE_SHAPE, 5, (2, 3), 8),
     "unet": lambda: models.unet(
-        IMAGE_SHAPE, (4, 6), groups=2, num_classes=3, schedule=diffusion.NoiseSchedule(9)
+        IMAGE_SHAPE, (4, 6), num_groups=2, num_classes=3, schedule=diffusion.NoiseSchedule(9)
     ),
     "noise_estimator": lambda: models.noise_estimator(IMAGE_SHAPE, (2, 3), 4),
     "pretrained_embedder": lambda: models.pretrained_embedder(backbone()),

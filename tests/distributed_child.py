@@ -31,7 +31,7 @@ def train(name, *epochs, loss=None, images=IMAGES):
             if not TENSORFLOW:  # whose batch norm sees one device only
                 layers.append(keras.layers.BatchNormalization())
             embedder = keras.Sequential([keras.Input((4, 4, 1)), *layers])
-            net = models.siamese(embedder) if loss is None else embedder
+            net = models.siamese(embedder, metric="euclidean") if loss is None else embedder
             # Adam would blow up rounding where a gradient is 0, as of a bias before batch norm.
             net.compile(keras.optimizers.SGD(0.05, 0.9), loss or losses.ContrastiveLoss())
         batches, held_out = (

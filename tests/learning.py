@@ -105,19 +105,21 @@ BEST_NON_LOCAL_MEANS = 7, 6, 0.6
 
 def embedding_figures(embeddings, validation=None, metric="cosine"):
     """Measures all pairs of test images and the nearest other test image of each."""
-    result = all_pairs(embeddings, DIGITS.y_test, metric)
+    result = pairwise_verification(embeddings, DIGITS.y_test, metric)
     found = metrics.retrieval(embeddings, DIGITS.y_test, metric=metric, ks=(1,))
     figures = {
         "auc": result.auc,
         "eer": result.eer,
-        "frr": result.at(result.threshold(0.01))["frr"],
+        "frr": result.error_rates(result.threshold(0.01))["frr"],
         "p@1": found["precision@1"],
         # 1 if all embeddings have collapsed to one direction.
         "mean cosine": 1 - float(np.mean(all_pairs_distances(embeddings, "cosine"))),
     }
     if validation is not None:
-        chosen = all_pairs(validation, DIGITS.y_train[VALIDATION], metric).threshold(0.01)
-        rates = result.at(chosen)
+        chosen = pairwise_verification(validation, DIGITS.y_train[VALIDATION], metric).threshold(
+            0.01
+        )
+        rates = result.error_rates(chosen)
         figures |= {"far, chosen threshold": rates["far"], "frr, chosen threshold": rates["frr"]}
     return figures
 
@@ -127,7 +129,7 @@ def all_pairs_distances(embeddings, metric):
     return metrics.pair_distances(embeddings[left], embeddings[right], metric)
 
 
-def all_pairs(embeddings, labels, metric):
+def pairwise_verification(embeddings, labels, metric):
     left, right = np.triu_indices(len(embeddings), 1)
     distances = all_pairs_distances(embeddings, metric)
     return metrics.verification(distances, labels[left] == labels[right])
@@ -150,7 +152,12 @@ def train_embedder(builder, seed, steps=120):
     embedder = EMBEDDERS[builder]()
     untrained = embedding.embed(embedder, DIGITS.x_test)
     batches = data.BalancedBatches(
-        DIGITS.x_train[FITTED], DIGITS.y_train[FITTED], m=10, k=8, batches=steps // 8, seed=seed
+        DIGITS.x_train[FITTED],
+        DIGITS.y_train[FITTED],
+        classes_per_batch=10,
+        images_per_class=8,
+        steps_per_epoch=steps // 8,
+        seed=seed,
     )
     fit(embedder, losses.SupConLoss(), batches, 8, 5e-3)
     return embedder, untrained
@@ -180,7 +187,13 @@ def siamese(seed, steps=200):
         batch_size=64,
         seed=seed,
     )
-    fit(models.siamese(embedder), losses.ContrastiveLoss(margin=5.0), batches, 8, 5e-3)
+    fit(
+        models.siamese(embedder, metric="euclidean"),
+        losses.ContrastiveLoss(margin=5.0),
+        batches,
+        8,
+        5e-3,
+    )
     return with_yardsticks(embedder, untrained, "euclidean")
 
 
@@ -234,7 +247,7 @@ def unet(seed, embedder):
     images = DIGITS.x_train[:, margin:-margin, margin:-margin]
     schedule = diffusion.NoiseSchedule(1000, "cosine")
     model = models.unet(
-        images.shape[1:], widths=(16, 32), patch=3, num_classes=10, schedule=schedule
+        images.shape[1:], widths=(16, 32), patch_size=3, num_classes=10, schedule=schedule
     )
     batches = data.DiffusionBatches(
         images,
@@ -306,7 +319,12 @@ def pretrained(pooling, seed, steps=50):
     embedder = keras.Sequential([keras.Input(IMAGE_SHAPE), enlarge, squeezenet])
     untrained = embedding.embed(embedder, DIGITS.x_test)
     batches = data.BalancedBatches(
-        DIGITS.x_train[FITTED], DIGITS.y_train[FITTED], m=10, k=4, batches=steps // 5, seed=seed
+        DIGITS.x_train[FITTED],
+        DIGITS.y_train[FITTED],
+        classes_per_batch=10,
+        images_per_class=4,
+        steps_per_epoch=steps // 5,
+        seed=seed,
     )
     fit(embedder, losses.SupConLoss(), batches, 5, 1e-3)
     return with_yardsticks(embedder, untrained, "cosine")

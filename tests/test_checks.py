@@ -136,7 +136,7 @@ FLAGS = {
     "squared_margin": lambda: losses.ContrastiveLoss(squared_margin="no"),
     "per_query": lambda: metrics.retrieval([[0.0], [1.0]], [0, 0], per_query="no"),
     "resume": lambda: training.fit(None, data.ImageBatches(IMAGES), 1, ANY, resume="no"),
-    "best": lambda: training.restore(None, ANY, best="no"),
+    "best": lambda: training.load_weights(None, ANY, best="no"),
 }
 
 
@@ -185,8 +185,8 @@ EMBEDDER = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten()])
         lambda: metrics.psnr(np.zeros((1, 8, 8, 1)), Foreign()),
         lambda: images.read_image(b"", SYMBOLIC),
         lambda: models.conv_embedder(SYMBOLIC),
-        lambda: losses.EmptyBatches("mean_squared_error"),
-        lambda: losses.EmptyBatches("none such"),
+        lambda: losses.EmptyBatchCounter("mean_squared_error"),
+        lambda: losses.EmptyBatchCounter("none such"),
         lambda: gallery.Gallery.load("gallery", embedder=pd.Series([1, 2])),
         lambda: gallery.Gallery(EMBEDDER).remove("a\0b"),
         lambda: plots.network(EMBEDDER, ax="axes"),
@@ -210,7 +210,7 @@ def test_a_model_that_returns_a_dictionary_is_refused():
     uses = [
         lambda: embedding.embed(model, np.zeros((2, 4, 4, 3))),
         lambda: gallery.Gallery(model),
-        lambda: models.siamese(model),
+        lambda: models.siamese(model, metric="euclidean"),
     ]
     if keras.backend.backend() == "tensorflow":  # which exports need
         uses.append(lambda: export.export_saved_model(model, "never written"))

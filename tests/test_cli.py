@@ -62,7 +62,7 @@ def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
     assert [row["id"] for row in found] == table["id"].tolist()
     assert [row["distance"] for row in found] == pytest.approx(table["distance"].tolist(), abs=1e-9)
 
-    code, said, _ = run("calibrate", "gallery", "pictures", "--far", 0.3)
+    code, said, _ = run("calibrate", "gallery", "pictures", "--max-far", 0.3)
     assert code == 0 and said["threshold"] == kerasim.gallery.Gallery.load("gallery").threshold
     assert said["far"] <= 0.3 and said["far_interval"][0] <= said["far"] <= said["far_interval"][1]
     code, found, _ = run("verify", "gallery", "pictures/dark/0.png", "pictures/dark/0.png")

@@ -88,7 +88,7 @@ def test_validation_batches_never_redraw(tmp_path):
     model.compile("sgd", "mse")
     batches = data.ImageBatches(FLOATS, batch_size=4)
     validation = Watched(FLOATS, batch_size=4, sigma=0.2)
-    training.fit(model, batches, 2, tmp_path, validation=validation, verbose=0)
+    training.fit(model, batches, 2, tmp_path, validation_data=validation, verbose=0)
     assert batches.epoch == 1
     assert {epoch for _, epoch, _ in seen} == {0}
     for index in range(2):
@@ -514,7 +514,8 @@ NAMED = {
     "PairBatches(6 images of 4 x 4 x 1 uint8, 1 batches of 128 per epoch, seed=0, positive=0.25)": (
         lambda: data.PairBatches(LEVELS[:6], [0, 0, 0, 1, 1, 1], 0.25)
     ),
-    "BalancedBatches(6 images of 4 x 4 x 1 uint8, 1 batches of 4 per epoch, seed=0, m=2, k=2)": (
+    "BalancedBatches(6 images of 4 x 4 x 1 uint8, 1 batches of 4 per epoch, seed=0, "
+    "classes_per_batch=2, images_per_class=2)": (
         lambda: data.BalancedBatches(LEVELS[:6], [0, 0, 0, 1, 1, 1], 2, 2)
     ),
     "NoiseBatches(7 images of 4 x 4 x 1 uint8, 1 batches of 128 per epoch, seed=0, low=0.05, "

@@ -206,7 +206,7 @@ def test_a_batch_of_triplets_is_anchors_positives_negatives_with_labels():
 
 @pytest.mark.parametrize(("m", "k"), [(5, 4), (2, 3), (3, 8)])
 def test_a_balanced_batch_holds_k_images_of_m_classes_each_once(m, k):
-    batches = data.BalancedBatches(MARKED, OF_MARKED, m, k, batches=7)
+    batches = data.BalancedBatches(MARKED, OF_MARKED, m, k, steps_per_epoch=7)
     assert len(batches) == 7
     for images, labels in epoch_of(batches):
         np.testing.assert_array_equal(labels, OF_MARKED[marks(images)])
@@ -316,11 +316,11 @@ def test_a_copy_with_another_label_is_reported(drawn):
         drawn(images, OF_MARKED)
 
 
-# LabelledPairBatches
+# PositivePairBatches
 
 
 def test_pairs_without_classes_stay_together():
-    batches = data.LabelledPairBatches(MARKED, MARKED[::-1], batch_size=16)
+    batches = data.PositivePairBatches(MARKED, MARKED[::-1], batch_size=16)
     seen = []
     for (left, right), groups in epoch_of(batches):
         np.testing.assert_array_equal(marks(right), 39 - marks(left))
@@ -331,32 +331,32 @@ def test_pairs_without_classes_stay_together():
 
 def test_groups_of_any_names_become_small_integers():
     names = np.array(["a", "b"] * 20)
-    batches = data.LabelledPairBatches(MARKED, MARKED, groups=names)
+    batches = data.PositivePairBatches(MARKED, MARKED, groups=names)
     (left, _), groups = batches[0]
     np.testing.assert_array_equal(groups[:, 0], marks(left) % 2)
     sides = np.stack([np.arange(40) * 1000, np.arange(40) * 1000 + 1], axis=1)
-    groups = data.LabelledPairBatches(MARKED, MARKED, groups=sides)[0][1]
+    groups = data.PositivePairBatches(MARKED, MARKED, groups=sides)[0][1]
     assert sorted(groups.ravel()) == list(range(80)) and groups.dtype == np.float32
 
 
 def test_pairs_without_classes_must_fit():
     with pytest.raises(ArgumentError, match=r"right has shape \(39, 2, 2, 1\), expected \(40,"):
-        data.LabelledPairBatches(MARKED, MARKED[:39])
+        data.PositivePairBatches(MARKED, MARKED[:39])
     with pytest.raises(ArgumentError, match=r"groups has shape \(3,\), left has 40 images"):
-        data.LabelledPairBatches(MARKED, MARKED, groups=[1, 2, 3])
+        data.PositivePairBatches(MARKED, MARKED, groups=[1, 2, 3])
     with pytest.raises(ArgumentError, match=r"left holds floats outside \[0, 1\]"):
-        data.LabelledPairBatches(MARKED * 1.0, MARKED)
+        data.PositivePairBatches(MARKED * 1.0, MARKED)
     with pytest.raises(ArgumentError, match="groups holds no label .* in 40 of 40 rows"):
-        data.LabelledPairBatches(MARKED, MARKED, groups=np.full(40, np.nan))
+        data.PositivePairBatches(MARKED, MARKED, groups=np.full(40, np.nan))
     with pytest.raises(ArgumentError, match="right holds NaN"):
-        data.LabelledPairBatches(MARKED / 255, np.full((40, 2, 2, 1), np.nan))
+        data.PositivePairBatches(MARKED / 255, np.full((40, 2, 2, 1), np.nan))
 
 
 @pytest.mark.parametrize("change", [{"right": MARKED}, {"groups": np.arange(40) // 2}, {"seed": 1}])
 def test_settings_of_pairs_change_with_what_decides_them(change):
     given = {"left": MARKED, "right": MARKED[::-1]}
-    one = data.LabelledPairBatches(**given).settings()
-    assert data.LabelledPairBatches(**{**given, **change}).settings() != one
+    one = data.PositivePairBatches(**given).settings()
+    assert data.PositivePairBatches(**{**given, **change}).settings() != one
 
 
 # find_duplicates

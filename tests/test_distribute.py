@@ -81,7 +81,7 @@ def test_without_ray_the_extra_is_named(monkeypatch, embedder, folder):
     with pytest.raises(DependencyError, match=r"pip install -e '\.\[ray\]'"):
         distribute.embed_folder(embedder, folder)
     with pytest.raises(DependencyError, match=r"pip install -e '\.\[ray\]'"):
-        distribute.ShardedIndex().fit(np.eye(3))
+        distribute.ShardedIndex("euclidean").fit(np.eye(3))
 
 
 def test_arrays_are_refused_and_an_empty_folder_needs_no_cluster(embedder, folder):
@@ -93,7 +93,7 @@ def test_arrays_are_refused_and_an_empty_folder_needs_no_cluster(embedder, folde
 
 def test_a_query_before_fit_is_refused():
     with pytest.raises(ArgumentError, match="index is empty"):
-        distribute.ShardedIndex().query(np.eye(3))
+        distribute.ShardedIndex("euclidean").query(np.eye(3))
 
 
 def test_a_cluster_that_cannot_be_reached_is_an_error_at_once(monkeypatch, embedder, folder):

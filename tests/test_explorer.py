@@ -146,7 +146,7 @@ def test_each_kind_of_point_is_drawn_in_its_colour(chromium, tmp_path):
     page.wait_for_selector("body[data-ready]")
     drawn = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     for n in kinds:
-        code = explorer.COLOURS[n % len(explorer.COLOURS)]
+        code = explorer.COLORS[n % len(explorer.COLORS)]
         expected = [int(code[k : k + 2], 16) for k in (1, 3, 5)]
         x, y = map(round, page.evaluate(PLACE_OF, int(n)))
         np.testing.assert_allclose(drawn.getpixel((x, y)), expected, atol=40, err_msg=str(n))
@@ -176,7 +176,7 @@ def luminance(code):
     return linear @ [0.2126, 0.7152, 0.0722]
 
 
-@pytest.mark.parametrize("code", explorer.COLOURS)
+@pytest.mark.parametrize("code", explorer.COLORS)
 def test_a_colour_is_seen_on_white_and_on_dark(code):
     page = (explorer.resources.files("kerasim") / "explorer.html").read_text("utf-8")
     for back in ("#ffffff", "#17191c"):

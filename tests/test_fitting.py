@@ -24,7 +24,13 @@ def compiled(model, loss="mse"):
 def unet(num_classes=3, schedule=SCHEDULE):
     keras.utils.set_random_seed(0)
     return compiled(
-        models.unet((8, 8, 1), widths=(8,), attention=0, num_classes=num_classes, schedule=schedule)
+        models.unet(
+            (8, 8, 1),
+            widths=(8,),
+            num_attention_stages=0,
+            num_classes=num_classes,
+            schedule=schedule,
+        )
     )
 
 
@@ -125,7 +131,9 @@ def test_batches_of_another_kind_than_the_network_takes_are_refused():
     pairs = data.PairBatches(IMAGES, LABELS)
     with pytest.raises(ArgumentError, match="batches yield 2 inputs, but the network takes 1"):
         check(classifier(), pairs)
-    siamese = compiled(models.siamese(embedder("mse")), losses.ContrastiveLoss())
+    siamese = compiled(
+        models.siamese(embedder("mse"), metric="euclidean"), losses.ContrastiveLoss()
+    )
     check(siamese, pairs)
     with pytest.raises(
         ArgumentError, match=r"yield 1 inputs, but the network takes 2 \(left, right"
@@ -221,7 +229,7 @@ def test_the_activation_of_a_nested_network_is_found():
 # Losses on whole batches
 
 BATCH_LOSSES = [
-    losses.TripletLoss(),
+    losses.TripletLoss(metric="euclidean"),
     losses.SupConLoss(),
     losses.NTXentLoss(),
     losses.AngularLoss(),
@@ -253,14 +261,16 @@ def test_losses_tell_class_numbers_below_2_to_24_apart_under_any_dtype(dtype):
 
 
 def test_labels_for_a_loss_on_pairs_are_refused():
-    model = compiled(models.siamese(embedder("mse"), None), losses.PairSoftmaxLoss())
-    check(model, data.LabelledPairBatches(IMAGES, IMAGES))
-    with pytest.raises(ArgumentError, match=r"takes groups \(batch, 2\). Pass LabelledPairBatches"):
+    model = compiled(models.siamese(embedder("mse"), None), losses.InfoNCELoss())
+    check(model, data.PositivePairBatches(IMAGES, IMAGES))
+    with pytest.raises(ArgumentError, match=r"takes groups \(batch, 2\). Pass PositivePairBatches"):
         check(model, data.PairBatches(IMAGES, LABELS))
 
 
 def test_targets_other_than_pairs_are_refused_by_the_contrastive_loss():
-    siamese = compiled(models.siamese(embedder("mse")), losses.ContrastiveLoss())
+    siamese = compiled(
+        models.siamese(embedder("mse"), metric="euclidean"), losses.ContrastiveLoss()
+    )
     with pytest.raises(ArgumentError, match="targets other than 0 and 1"):
         check(siamese, Own((IMAGES, IMAGES), LABELS))
     model = network(layers.LogEnergy(), keras.layers.Dense(2), loss=losses.ContrastiveLoss())

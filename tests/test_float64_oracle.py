@@ -200,12 +200,12 @@ def test_verification_over_all_pairs_counts_the_distances_of_search(case, metric
     same = labels[own] == labels[other]
     true = searched(case, metric)[0][own, other]
     area, error = curve(true, same)
-    found = metrics.all_pairs(x, labels, metric, resamples=1)
+    found = metrics.pairwise_verification(x, labels, metric, resamples=1)
     np.testing.assert_allclose([found["auc"], found["eer"]], [area, error], rtol=TOLERANCE)
     if np.isfinite(true).all():
         fitted = metrics.verification(metrics.pair_distances(x[own], x[other], metric), same)
         np.testing.assert_allclose([fitted.auc, fitted.eer], [area, error], rtol=TOLERANCE)
-        assert fitted.at(fitted.threshold(0.1))["far"] <= 0.1
+        assert fitted.error_rates(fitted.threshold(0.1))["far"] <= 0.1
 
 
 @every
@@ -247,7 +247,7 @@ def test_scores_of_vectors_too_far_apart_for_a_distance_are_those_of_smaller_one
     for factor in (1, 1e-308):
         x = TOO_FAR * factor
         assert metrics.retrieval(x, labels, metric=metric, ks=(1,))["recall@1"] == 1
-        assert metrics.all_pairs(x, labels, metric, resamples=1)["auc"] == 1
+        assert metrics.pairwise_verification(x, labels, metric, resamples=1)["auc"] == 1
 
 
 @pytest.mark.parametrize("factor", [1e-300, 1e-30, 1e-3, 1e30, 1e300])
@@ -263,7 +263,9 @@ def test_distances_that_are_verified_may_have_any_unit_and_type(factor, dtype):
     found = metrics.verification(given, same)
     assert (found.auc, found.eer) == (expected.auc, expected.eer)
     for far in (0.0, 0.1, 0.5):
-        assert found.at(found.threshold(far)) == expected.at(expected.threshold(far))
+        assert found.error_rates(found.threshold(far)) == expected.error_rates(
+            expected.threshold(far)
+        )
     np.testing.assert_allclose(
         found.score(given.astype("float64")), expected.score(distances), rtol=1e-3
     )
@@ -283,7 +285,8 @@ def test_one_huge_distance_does_not_change_the_scores_of_the_others():
 def test_the_interval_of_a_mean_scales_with_the_values(factor):
     values = np.random.default_rng(6).uniform(0, 100, 300)
     np.testing.assert_allclose(
-        metrics.interval(values * factor), np.multiply(metrics.interval(values), factor)
+        metrics.bootstrap_interval(values * factor),
+        np.multiply(metrics.bootstrap_interval(values), factor),
     )
 
 

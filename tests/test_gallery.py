@@ -125,7 +125,7 @@ def test_a_threshold_of_known_pairs_tells_same_from_different(tmp_path):
     left, right = np.concatenate([IMAGES, IMAGES]), np.concatenate([near, IMAGES[::-1]])
     same = np.repeat([1, 0], 30)
     with pytest.warns(UserWarning, match="determined by few pairs: far=0 of 30"):
-        threshold = gallery.calibrate(left, right, same, far=0.0)
+        threshold = gallery.calibrate(left, right, same, max_far=0.0)
     found = gallery.verify(IMAGES[:2], np.stack([near[0], IMAGES[9]]))
     assert found["same"].tolist() == [True, False]
     assert found["score"][0] > 0.9 > 0.1 > found["score"][1]
@@ -152,7 +152,7 @@ def test_near_copies_are_listed_by_file(folder):
 
 def test_a_gallery_opens_in_a_fresh_process(folder, tmp_path):
     images = keras.Input((8, 6, 3))
-    gallery = Gallery(keras.Model(images, layers.GeneralizedMean()(images)))
+    gallery = Gallery(keras.Model(images, layers.GeMPooling()(images)))
     gallery.add(folder)
     gallery.save(tmp_path / "gallery")
     assert {p.name for p in (tmp_path / "gallery").iterdir()} == {

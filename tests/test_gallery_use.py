@@ -188,11 +188,11 @@ def test_a_missing_label_is_no_label(labels, texts):
 # Calibration
 
 
-def calibrated(n=20, far=0.1, **given):
+def calibrated(n=20, max_far=0.1, **given):
     gallery = Gallery(EMBEDDER, "euclidean")
     near = np.clip(FLOATS[:n] + 0.001, 0, 1)
     left, right = np.concatenate([FLOATS[:n], FLOATS[:n]]), np.concatenate([near, near[::-1]])
-    gallery.calibrate(left, right, np.repeat([1, 0], n), far)
+    gallery.calibrate(left, right, np.repeat([1, 0], n), max_far)
     return gallery
 
 
@@ -219,7 +219,7 @@ def test_a_calibration_tells_both_error_rates_with_intervals(tmp_path):
 def test_a_calibration_on_enough_pairs_does_not_warn():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        calibrated(n=20, far=0.5)
+        calibrated(n=20, max_far=0.5)
     assert caught == []
 
 
@@ -238,7 +238,7 @@ def test_a_threshold_can_be_set_once_there_is_a_calibration():
     assert gallery.threshold is None and gallery.calibration is None
     with pytest.raises(ArgumentError, match="not calibrated"):
         gallery.threshold = 0.1
-    gallery = calibrated(far=0.5)
+    gallery = calibrated(max_far=0.5)
     gallery.threshold = 1e-9
     assert gallery.calibration["frr"] == 1
     assert not gallery.verify(FLOATS[:1], FLOATS[1:2])["same"][0]
@@ -252,7 +252,7 @@ def test_a_gallery_is_shown_on_one_line(gallery):
         "<Gallery: 6 items of 2 classes, metric='euclidean', kind='exact', "
         f"embedder {EMBEDDER.name!r} (4, 4, 1) -> 5>"
     )
-    assert "threshold=" in repr(calibrated(far=0.5)) and "0 items" in repr(Gallery(EMBEDDER))
+    assert "threshold=" in repr(calibrated(max_far=0.5)) and "0 items" in repr(Gallery(EMBEDDER))
 
 
 def test_info_counts_items_labels_and_files(root, tmp_path):

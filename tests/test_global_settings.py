@@ -121,7 +121,7 @@ def arguments_of(loss):
         return np.arange(12) % 2, np.abs(EMBEDDINGS[:, :1])
     if isinstance(loss, losses.ArcFaceLoss):
         return np.arange(12) % 6, np.tanh(EMBEDDINGS)
-    if isinstance(loss, (losses.CosineTripletLoss, losses.PairSoftmaxLoss)):
+    if isinstance(loss, (losses.InBatchTripletLoss, losses.InfoNCELoss)):
         return GROUPS, PAIRS
     return LABELS, EMBEDDINGS
 
@@ -157,7 +157,7 @@ def test_a_loss_has_the_same_value_under_any_setting(kind, setting, keras_settin
 @EVERY_SETTING
 def test_empty_batches_are_counted_exactly_under_any_setting(setting, keras_settings):
     keras_settings(setting)
-    counter = losses.EmptyBatches(losses.SupConLoss())
+    counter = losses.EmptyBatchCounter(losses.SupConLoss())
     counter.total.assign(2048)  # after which float16 counts no further
     counter.update_state(np.arange(4), EMBEDDINGS[:4].astype("float32"))
     assert float(counter.result()) == 2049
@@ -171,7 +171,7 @@ LAYERS = {
     layers.TimeEmbedding: ({"dim": 8}, np.arange(0, 5000, 500)),
     layers.LogEnergy: ({}, MAPS),
     layers.AttentionPooling: ({"dim": 3}, MAPS),
-    layers.GeneralizedMean: ({}, MAPS),
+    layers.GeMPooling: ({}, MAPS),
     layers.BackbonePreprocessing: ({"backbone": "vgg16"}, MAPS[..., :3] / MAPS.max()),
 }
 

@@ -1,6 +1,7 @@
 """What holds for the package as a whole, read from its sources."""
 
 import ast
+import importlib
 import importlib.metadata
 import json
 import os
@@ -21,15 +22,16 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 
 # A module imports only those before it.
 ORDER = """
-    errors _quiet checks _distances images artifacts _keras_compat layers losses _keras_files data
-    diffusion models neighbors metrics devices _fitting _resume training projection plots explorer
-    _serving export distribute _sources _items _adding gallery cli __main__
+    errors _quiet _checks _distances _artifacts images _folders _keras_compat _devices _tensors
+    layers losses _keras_files _model_identity _image_checks _content duplicates schedules data embedding
+    neighbors metrics diffusion models _fitting _resume training projection plots explorer _serving
+    export distribute _sources _items _adding gallery cli __main__
 """.split()
 
 # Within a folder likewise; the families of models know their shared blocks alone.
 INSIDE = {
-    "data": ["folders", "arrays", "batches", "noise", "pairs", "sets"],
-    "models": ["blocks"],
+    "data": ["_noise", "_batches", "_candidates", "_sets"],
+    "models": ["_blocks"],
 }
 
 
@@ -178,9 +180,25 @@ def test_artifacts_loads_numpy_alone():
 
 def test_modules_are_attributes_of_the_package_and_others_are_not():
     assert kerasim.errors.KerasimError
-    assert {"data", "training", "__version__"} <= set(dir(kerasim))
+    assert dir(kerasim) == sorted(kerasim.__all__)
     with pytest.raises(AttributeError, match="module 'kerasim' has no attribute 'dta'"):
         _ = kerasim.dta
+
+
+@pytest.mark.parametrize("module", kerasim._MODULES)
+def test_all_names_in_all_exist_and_those_of_a_package_are_all_that_dir_shows(module):
+    found = importlib.import_module(f"kerasim.{module}")
+    assert len(set(found.__all__)) == len(found.__all__)
+    assert [name for name in found.__all__ if not hasattr(found, name)] == []
+    if hasattr(found, "__path__"):
+        assert dir(found) == sorted(found.__all__)
+
+
+def test_every_module_without_an_underscore_is_public():
+    found = {name_of(path) for path in MODULES} - {"", "__main__"}
+    assert {name for name in found if "_" not in (name[0], name.partition(".")[2][:1])} == {
+        *kerasim._MODULES
+    }
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -195,20 +213,25 @@ def test_a_module_and_all_that_is_public_in_it_have_a_docstring(path):
     assert [node.name for node in public if not ast.get_docstring(node)] == []
 
 
+def exported(module):
+    """Returns the names in the `__all__` of a module."""
+    return importlib.import_module(f"kerasim.{module}").__all__
+
+
 def public():
     """Yields (name, syntax) of each function and class that users can name."""
+    definitions = {}  # of all modules, by (module, name)
     for path in MODULES:
-        top, _, inner = name_of(path).partition(".")
-        tree = parse(path)
-        if inner:  # of a folder, what its `__init__` imports
-            known = {
-                name.rpartition(".")[2] for name, _ in imported(parse(path.parent / "__init__.py"))
-            }
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_":
-                private = top in ("", "cli") or top.startswith("_")  # cli has commands
-                if not private and (not inner or node.name in known):
-                    yield f"{top}.{node.name}", node
+        for node in parse(path).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                definitions[f"kerasim.{name_of(path)}", node.name] = node
+    for module in kerasim._MODULES:
+        for name in exported(module) if module != "cli" else ():  # cli has commands
+            value = getattr(importlib.import_module(f"kerasim.{module}"), name)
+            home = getattr(value, "__module__", "")
+            # What another public module defines is documented there.
+            if home == f"kerasim.{module}" or "._" in home or home == "kerasim.images":
+                yield f"{module}.{name}", definitions[home, name]
 
 
 def methods(node):
@@ -259,7 +282,7 @@ def test_a_docstring_names_each_error_that_is_raised(name):
     called = {ast.unparse(function) for function in calls}
     raised = {each for each in called if hasattr(kerasim.errors, each)}
     assert {each for each in raised if each not in docstring} == set()
-    if any(re.match(r"checks\.|(\w+\.)?check_", each) for each in called):
+    if any(re.match(r"_checks\.|(\w+\.)?check_", each) for each in called):
         assert "Error" in docstring
 
 

@@ -18,7 +18,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import FORMATS, read_image
 
 RAMP = (np.arange(48).reshape(6, 8) * 5).astype("uint8")  # grey levels 0, 5, ... 235
-COLOURS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
+COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
 GREY = np.repeat(RAMP[..., None], 3, axis=-1)
 CLEAR = np.zeros((6, 8), "uint8")  # alpha: the left half cannot be seen
 CLEAR[:, 4:] = 255
@@ -55,14 +55,14 @@ def golden():
     grey = Image.fromarray(RAMP)
     half = (RAMP > 120).astype("uint8") * 255
     wide = RAMP.astype("uint16") * 257
-    palette = Image.fromarray(COLOURS).quantize(48)
+    palette = Image.fromarray(COLORS).quantize(48)
     listed = palette.convert("RGB")
     pierced = np.where(np.asarray(palette)[..., None] == 0, 255, np.asarray(listed))
-    yield "RGB", encode(Image.fromarray(COLOURS)), COLOURS
+    yield "RGB", encode(Image.fromarray(COLORS)), COLORS
     yield "grey", encode(grey), GREY
     yield "LA", encode(Image.merge("LA", [grey, Image.fromarray(CLEAR)])), on_white(GREY)
-    yield "RGBA", encode(rgba(COLOURS, CLEAR)), on_white(COLOURS)
-    yield "RGBA WebP", encode(rgba(COLOURS, CLEAR), "WEBP", lossless=True), on_white(COLOURS)
+    yield "RGBA", encode(rgba(COLORS, CLEAR)), on_white(COLORS)
+    yield "RGBA WebP", encode(rgba(COLORS, CLEAR), "WEBP", lossless=True), on_white(COLORS)
     yield "palette", encode(palette), np.asarray(listed)
     yield "palette + transparency", encode(palette, transparency=0), pierced
     yield "palette + transparency, GIF", encode(palette, "GIF", transparency=0), pierced
@@ -78,14 +78,14 @@ def golden():
         encode(Image.fromarray(wide), transparency=5 * 257),
         np.where(GREY == 5, 255, GREY),
     )
-    rows = (COLOURS.astype(">u2") * 257).reshape(6, -1)
+    rows = (COLORS.astype(">u2") * 257).reshape(6, -1)
     colour16 = b"".join(b"\0" + row.tobytes() for row in rows)
-    yield "16-bit RGB PNG", png(8, 6, 16, 2, colour16), COLOURS
+    yield "16-bit RGB PNG", png(8, 6, 16, 2, colour16), COLORS
     yield "float TIFF", encode(Image.fromarray(RAMP.astype("float32") / 255), "TIFF"), GREY
     # Pillow turns CMYK to RGB without a profile: 255 - ink, less the black.
-    inks = [Image.fromarray(255 - COLOURS[..., n]) for n in range(3)]
+    inks = [Image.fromarray(255 - COLORS[..., n]) for n in range(3)]
     inks = Image.merge("CMYK", [*inks, Image.new("L", (8, 6))])
-    yield "CMYK TIFF", encode(inks, "TIFF"), COLOURS
+    yield "CMYK TIFF", encode(inks, "TIFF"), COLORS
 
 
 @pytest.mark.fault(50)
@@ -256,7 +256,7 @@ TURNS = {
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", TURNS)
 def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
-    upright = np.kron(COLOURS, np.ones((8, 8, 1), "uint8"))  # blocks, as JPEG stores them
+    upright = np.kron(COLORS, np.ones((8, 8, 1), "uint8"))  # blocks, as JPEG stores them
     image = Image.fromarray(upright)
     if TURNS[orientation] is not None:
         image = image.transpose(TURNS[orientation])
@@ -299,9 +299,9 @@ def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
     width = struct.pack(">HHI4s", 0x0100, 2, 2, b"a")  # ImageWidth, as text
     orientation = struct.pack(">HHI4s", 0x0112, 3, 1, b"\0\6")
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\2" + width + orientation + bytes(4)
-    turned = Image.fromarray(np.rot90(COLOURS).copy())
+    turned = Image.fromarray(np.rot90(COLORS).copy())
     found = read_image(encode(turned, exif=exif), dtype="uint8")
-    np.testing.assert_array_equal(found, COLOURS)
+    np.testing.assert_array_equal(found, COLORS)
 
 
 @pytest.mark.fault(52)
@@ -567,10 +567,10 @@ def test_another_dtype_is_refused_with_the_two_known(dtype):
 
 
 def test_floats_are_the_bytes_over_255():
-    content = encode(Image.fromarray(COLOURS))
+    content = encode(Image.fromarray(COLORS))
     found = read_image(content)
     assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, COLOURS.astype("float32") / 255)
+    np.testing.assert_array_equal(found, COLORS.astype("float32") / 255)
 
 
 def test_one_channel_keeps_its_axis():
@@ -579,11 +579,11 @@ def test_one_channel_keeps_its_axis():
 
 
 def test_a_size_is_height_then_width():
-    assert read_image(encode(Image.fromarray(COLOURS)), image_size=(5, 7)).shape == (5, 7, 3)
+    assert read_image(encode(Image.fromarray(COLORS)), image_size=(5, 7)).shape == (5, 7, 3)
 
 
 def test_one_number_is_both_height_and_width():
-    assert read_image(encode(Image.fromarray(COLOURS)), image_size=np.int64(5)).shape == (5, 5, 3)
+    assert read_image(encode(Image.fromarray(COLORS)), image_size=np.int64(5)).shape == (5, 5, 3)
 
 
 def test_shrinking_takes_the_mean_and_not_a_sample():
@@ -594,13 +594,13 @@ def test_shrinking_takes_the_mean_and_not_a_sample():
 
 def test_a_path_and_its_bytes_give_the_same_pixels(tmp_path):
     path = tmp_path / "picture.png"
-    Image.fromarray(COLOURS).save(path)
+    Image.fromarray(COLORS).save(path)
     for source in (path, str(path)):
         np.testing.assert_array_equal(read_image(source), read_image(path.read_bytes()))
 
 
 def test_the_array_can_be_written_to():
-    pixels = read_image(encode(Image.fromarray(COLOURS)), dtype="uint8")
+    pixels = read_image(encode(Image.fromarray(COLORS)), dtype="uint8")
     pixels[:] = 0
     assert not pixels.any()
 

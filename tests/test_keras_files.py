@@ -477,7 +477,10 @@ def test_what_is_loaded_is_not_compiled(tmp_path):
 @pytest.mark.fault(3)
 def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tmp_path):
     kerasim_layers().save(tmp_path / "model.keras")
-    code = "import sys; from kerasim import data; print(embedding.load_embedder(sys.argv[1]).output_shape)"
+    code = (
+        "import sys; from kerasim import embedding;"
+        "print(embedding.load_embedder(sys.argv[1]).output_shape)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "model.keras"],
         capture_output=True,

@@ -57,18 +57,20 @@ CASES = {
        for name, value in MISSING.items()},
     **ARRAYS,
 }  # fmt: skip
-INDEX = neighbors.NeighborIndex().fit(VECTORS)
+INDEX = neighbors.NeighborIndex("euclidean").fit(VECTORS)
 REFUSE = {  # functions whose result depends on each label
     "retrieval": lambda labels: metrics.retrieval(VECTORS, labels, ks=[1]),
     "retrieval, gallery": lambda labels: metrics.retrieval(VECTORS, NAMES, VECTORS, labels, ks=[1]),
-    "all_pairs": lambda labels: metrics.all_pairs(VECTORS, labels, resamples=2),
+    "pairwise_verification": lambda labels: metrics.pairwise_verification(
+        VECTORS, labels, resamples=2
+    ),
     "identify": lambda labels: INDEX.identify(VECTORS, labels, 1.0, unknown="?"),
     "draw_pairs": data.draw_pairs,
     "draw_triplets": data.draw_triplets,
     "PairBatches": lambda labels: data.PairBatches(IMAGES, labels),
     "TripletBatches": lambda labels: data.TripletBatches(IMAGES, labels),
     "BalancedBatches": lambda labels: data.BalancedBatches(IMAGES, labels, 2, 2),
-    "LabelledPairBatches": lambda groups: data.LabelledPairBatches(IMAGES, IMAGES, groups),
+    "PositivePairBatches": lambda groups: data.PositivePairBatches(IMAGES, IMAGES, groups),
     "DiffusionBatches": lambda labels: _image_checks.check_classes(labels, 6),
     "candidate_pools": lambda groups: data.candidate_pools(6, 2, groups=groups),
     "RetrievalCallback": lambda labels: training.RetrievalCallback(embedder(), IMAGES, labels),

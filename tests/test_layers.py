@@ -12,7 +12,7 @@ from kerasim.layers import (
     BackbonePreprocessing,
     CosineClassifier,
     Distance,
-    GeneralizedMean,
+    GeMPooling,
     LogEnergy,
     Sampling,
     TimeEmbedding,
@@ -180,8 +180,8 @@ def test_the_generalized_mean_goes_from_the_average_towards_the_maximum():
     maps = RNG.random((2, 4, 4, 3)).astype("float32")
     for p in (1, 3):
         expected = (maps.astype("float64") ** p).mean(axis=(1, 2)) ** (1 / p)
-        np.testing.assert_allclose(np.asarray(GeneralizedMean(p)(maps)), expected, rtol=1e-5)
-    nearly = np.asarray(GeneralizedMean(200.0)(maps))
+        np.testing.assert_allclose(np.asarray(GeMPooling(p)(maps)), expected, rtol=1e-5)
+    nearly = np.asarray(GeMPooling(200.0)(maps))
     np.testing.assert_allclose(nearly, maps.max(axis=(1, 2)), rtol=0.02)
 
 
@@ -192,7 +192,7 @@ LAYERS = [
     TimeEmbedding(6),
     LogEnergy(),
     AttentionPooling(5),
-    GeneralizedMean(2.0),
+    GeMPooling(2.0),
     BackbonePreprocessing("resnet50"),
 ]
 
@@ -210,7 +210,7 @@ SETTINGS = {
     "TimeEmbedding": "dim",
     "LogEnergy": "",
     "AttentionPooling": "dim",
-    "GeneralizedMean": "p",
+    "GeMPooling": "p",
     "BackbonePreprocessing": "backbone",
 }
 
@@ -230,6 +230,6 @@ def test_the_shapes_that_layers_state_are_those_they_give():
     assert Sampling()([a, b]).shape == (None, 3)
     assert TimeEmbedding(4)(keras.Input((), dtype="int32")).shape == (None, 4)
     maps = keras.Input((8, 8, 3))
-    for layer in (LogEnergy(), AttentionPooling(), GeneralizedMean()):
+    for layer in (LogEnergy(), AttentionPooling(), GeMPooling()):
         assert layer(maps).shape == (None, 3)
     assert BackbonePreprocessing("vgg16")(maps).shape == (None, 8, 8, 3)

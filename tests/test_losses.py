@@ -6,7 +6,7 @@ import pytest
 from helpers import gradient_of
 
 from kerasim import layers, losses, models
-from kerasim.data import ImageBatches, LabelledPairBatches
+from kerasim.data import ImageBatches, PositivePairBatches
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(0)
@@ -37,9 +37,9 @@ EMBEDDER_TOO = keras.Sequential(
 # Other values than the defaults.
 CHANGED = [
     losses.ContrastiveLoss(margin=0.3, squared_margin=True),
-    losses.TripletLoss(margin=0.4, distance="cosine", mining="hard"),
-    losses.CosineTripletLoss(margin=0.5, mining="semi_hard"),
-    losses.PairSoftmaxLoss(temperature=0.2),
+    losses.TripletLoss(margin=0.4, metric="cosine", mining="hard"),
+    losses.InBatchTripletLoss(margin=0.5, mining="semi_hard"),
+    losses.InfoNCELoss(temperature=0.2),
     losses.AngularLoss(angle=30.0),
     losses.MultiSimilarityLoss(alpha=1.0, beta=20.0, base=0.4),
     losses.SupConLoss(temperature=0.3),
@@ -47,15 +47,15 @@ CHANGED = [
     losses.ArcFaceLoss(margin=0.2, scale=16.0),
 ]
 ON_LABELS = [
-    losses.TripletLoss(),
-    losses.TripletLoss(mining="semi_hard"),
-    losses.TripletLoss(distance="cosine", mining="hard"),
+    losses.TripletLoss(metric="euclidean"),
+    losses.TripletLoss(mining="semi_hard", metric="euclidean"),
+    losses.TripletLoss(metric="cosine", mining="hard"),
     losses.AngularLoss(),
     losses.MultiSimilarityLoss(),
     losses.SupConLoss(),
     losses.NTXentLoss(),
 ]
-ON_PAIRS = [losses.CosineTripletLoss(), losses.PairSoftmaxLoss()]
+ON_PAIRS = [losses.InBatchTripletLoss(), losses.InfoNCELoss()]
 
 
 def kind_of(loss):
@@ -148,7 +148,9 @@ def test_triplet_loss_is_the_mean_of_three_loops_far_from_the_origin_too(mining)
     d = np.linalg.norm(x[:, None] - x[None], axis=-1)
     expected = triplets(d, LABELS, mining, 1.5)
     for shift in (0, 100):
-        value = float(losses.TripletLoss(1.5, mining=mining)(LABELS, EMBEDDINGS + shift))
+        value = float(
+            losses.TripletLoss(1.5, mining=mining, metric="euclidean")(LABELS, EMBEDDINGS + shift)
+        )
         np.testing.assert_allclose(value, expected, rtol=1e-4)
 
 
@@ -241,7 +243,7 @@ def test_pair_softmax_loss_is_the_cross_entropy_over_the_rights_of_the_batch():
     groups = np.stack([np.arange(5)] * 2, axis=1)
     logits = cosines / 0.2
     expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - np.diag(logits))
-    value = float(losses.PairSoftmaxLoss(temperature=0.2)(groups, y_pred))
+    value = float(losses.InfoNCELoss(temperature=0.2)(groups, y_pred))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
 
 
@@ -251,7 +253,7 @@ def test_cosine_triplet_loss_is_the_mean_of_two_loops(mining):
     groups = np.stack([np.arange(12)] * 2, axis=1)
     gaps = np.array([cosines[i, j] - cosines[i, i] for i in range(12) for j in range(12) if i != j])
     kept = {"all": gaps > -9, "semi_hard": (gaps < 0) & (gaps > -0.3), "hard": gaps >= 0}[mining]
-    value = float(losses.CosineTripletLoss(0.3, mining)(groups, y_pred))
+    value = float(losses.InBatchTripletLoss(0.3, mining)(groups, y_pred))
     assert 0 < kept.sum() and (mining == "all") == kept.all()
     np.testing.assert_allclose(value, np.maximum(gaps[kept] + 0.3, 0).mean(), rtol=1e-5)
 
@@ -308,16 +310,16 @@ def test_a_label_that_is_no_class_costs_nan_for_fit_to_stop_at(label):
     assert np.isfinite(values[0]) and np.isnan(values[1])
 
 
-# EmptyBatches
+# EmptyBatchCounter
 
 
 @pytest.mark.fault(39)
 def test_batches_without_a_triplet_are_counted_in_the_log(capsys):
-    loss = losses.TripletLoss()
+    loss = losses.TripletLoss(metric="euclidean")
     model = keras.Sequential(
         [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
     )
-    model.compile("sgd", loss, metrics=[losses.EmptyBatches(loss)])
+    model.compile("sgd", loss, metrics=[losses.EmptyBatchCounter(loss)])
     labels = np.array([0, 0, 1, 1, 2, 2, 2, 2, 0, 1, 3, 4])  # whole, empty, empty
     images = RNG.random((12, 2, 2, 1), dtype="float32")
     batches = ImageBatches(images, labels, batch_size=4, shuffle=False)
@@ -326,7 +328,7 @@ def test_batches_without_a_triplet_are_counted_in_the_log(capsys):
 
 
 def test_the_counter_of_empty_batches_is_rebuilt_from_its_config():
-    metric = losses.EmptyBatches(losses.TripletLoss(0.7, mining="hard"))
+    metric = losses.EmptyBatchCounter(losses.TripletLoss(0.7, mining="hard", metric="euclidean"))
     copy = keras.metrics.deserialize(keras.metrics.serialize(metric))
     assert copy.loss.get_config() == metric.loss.get_config()
 
@@ -334,19 +336,19 @@ def test_the_counter_of_empty_batches_is_rebuilt_from_its_config():
 def test_batches_of_one_pair_are_counted_and_the_counter_survives_saving(tmp_path):
     images = RNG.random((5, 4, 4, 1), dtype="float32")
     net = models.siamese(EMBEDDER_TOO, None)
-    loss = losses.PairSoftmaxLoss()
-    net.compile("sgd", loss, metrics=[losses.EmptyBatches(loss)])
+    loss = losses.InfoNCELoss()
+    net.compile("sgd", loss, metrics=[losses.EmptyBatchCounter(loss)])
     net.save(tmp_path / "net.keras")
     loaded = keras.saving.load_model(tmp_path / "net.keras")
     for model in (net, loaded):
-        batches = LabelledPairBatches(images, images[::-1], batch_size=2)
+        batches = PositivePairBatches(images, images[::-1], batch_size=2)
         assert model.fit(batches, verbose=0, shuffle=False).history["empty_batches"] == [1]
 
 
 @pytest.mark.parametrize("loss", [losses.ContrastiveLoss(), losses.ArcFaceLoss(), "mse"])
 def test_a_loss_that_compares_no_images_has_nothing_to_count(loss):
     with pytest.raises(ArgumentTypeError, match="loss must compare the images of a batch"):
-        losses.EmptyBatches(loss)
+        losses.EmptyBatchCounter(loss)
 
 
 # Arguments
@@ -357,14 +359,20 @@ def test_a_loss_that_compares_no_images_has_nothing_to_count(loss):
     [
         (lambda: losses.ContrastiveLoss(margin=-1), "margin=-1"),
         (lambda: losses.ContrastiveLoss(margin="1"), "margin"),
-        (lambda: losses.TripletLoss(margin=np.nan), "margin=nan"),
-        (lambda: losses.TripletLoss(margin=0, mining="semi_hard"), "margin=0 leaves no triplet"),
-        (lambda: losses.TripletLoss(distance="manhattan"), "distance='manhattan'.*'euclidean'"),
-        (lambda: losses.TripletLoss(mining="semihard"), "mining='semihard'.*'semi_hard'"),
-        (lambda: losses.CosineTripletLoss(mining=None), "mining=None.*'all'"),
+        (lambda: losses.TripletLoss(margin=np.nan, metric="euclidean"), "margin=nan"),
+        (
+            lambda: losses.TripletLoss(margin=0, mining="semi_hard", metric="euclidean"),
+            "margin=0 leaves no triplet",
+        ),
+        (lambda: losses.TripletLoss(metric="manhattan"), "distance='manhattan'.*'euclidean'"),
+        (
+            lambda: losses.TripletLoss(mining="semihard", metric="euclidean"),
+            "mining='semihard'.*'semi_hard'",
+        ),
+        (lambda: losses.InBatchTripletLoss(mining=None), "mining=None.*'all'"),
         (lambda: losses.SupConLoss(temperature=0), "temperature=0"),
         (lambda: losses.NTXentLoss(temperature=-1), "temperature=-1"),
-        (lambda: losses.PairSoftmaxLoss(temperature=True), "temperature"),
+        (lambda: losses.InfoNCELoss(temperature=True), "temperature"),
         (lambda: losses.AngularLoss(angle=90), "angle=90"),
         (lambda: losses.MultiSimilarityLoss(alpha=0), "alpha=0"),
         (lambda: losses.MultiSimilarityLoss(base=2), "base=2"),

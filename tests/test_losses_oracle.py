@@ -122,13 +122,13 @@ def test_a_loss_on_cosines_is_that_of_float64(kind, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["CosineTripletLoss", "PairSoftmaxLoss"])
+@pytest.mark.parametrize("name", ["InBatchTripletLoss", "InfoNCELoss"])
 def test_a_loss_on_pairs_is_that_of_float64(kind, name):
     left = draw(kind)[0]
     right = np.roll(left, 1, axis=0) + left
     groups = np.repeat(np.arange(N), 2).reshape(N, 2)
     s = 1 - distances(left[:, None], right[None], "cosine")
-    if name == "PairSoftmaxLoss":
+    if name == "InfoNCELoss":
         expected = (np.log(np.exp(s / 0.1).sum(axis=1)) - s.diagonal() / 0.1).mean()
     else:
         gaps = s - s.diagonal()[:, None] + 0.2
@@ -150,8 +150,8 @@ def test_arc_face_is_that_of_float64_up_to_an_angle_of_0(cosine):
 
 
 ON_LABELS = [
-    losses.TripletLoss(),
-    losses.TripletLoss(distance="cosine", mining="semi_hard"),
+    losses.TripletLoss(metric="euclidean"),
+    losses.TripletLoss(metric="cosine", mining="semi_hard"),
     losses.AngularLoss(),
     losses.MultiSimilarityLoss(),
     losses.SupConLoss(),
@@ -212,11 +212,13 @@ def test_a_loss_computes_in_float32_or_wider_whatever_it_is_told(dtype):
 @pytest.mark.parametrize("name", ["float16", "float64"])
 def test_a_loss_does_not_depend_on_the_global_float_type(name):
     x = directions().astype("float32")
-    expected = float(losses.TripletLoss()(LABELS, x))
+    expected = float(losses.TripletLoss(metric="euclidean")(LABELS, x))
     before = keras.config.floatx()
     keras.config.set_floatx(name)
     try:
-        assert float(losses.TripletLoss()(LABELS, x)) == pytest.approx(expected, rel=1e-6)
+        assert float(losses.TripletLoss(metric="euclidean")(LABELS, x)) == pytest.approx(
+            expected, rel=1e-6
+        )
     finally:
         keras.config.set_floatx(before)
 
@@ -260,10 +262,10 @@ def test_labels_that_are_text_are_refused(names):
     [
         (losses.ContrastiveLoss(), (8, 2), (8, 1)),
         (losses.ContrastiveLoss(), (8,), (8, 5)),
-        (losses.PairSoftmaxLoss(), (8,), (8, 2, 3)),
-        (losses.CosineTripletLoss(), (8, 2), (8, 3)),
+        (losses.InfoNCELoss(), (8,), (8, 2, 3)),
+        (losses.InBatchTripletLoss(), (8, 2), (8, 3)),
         (losses.SupConLoss(), (8,), (8, 2, 3)),
-        (losses.TripletLoss(), (8,), (8,)),
+        (losses.TripletLoss(metric="euclidean"), (8,), (8,)),
     ],
 )
 def test_arrays_that_do_not_fit_a_loss_are_refused_with_their_shapes(loss, true, predicted):
@@ -298,7 +300,7 @@ def test_embeddings_that_are_no_numbers_have_no_distance(metric):
     x = np.array([[np.nan, 1.0], [1, 2], [3, 4]], "float32")
     distances = np.asarray(layers.Distance(metric)([x, x[::-1].copy()]))
     assert np.isnan(distances[[0, 2]]).all() and distances[1] == 0
-    assert np.isnan(float(losses.TripletLoss(distance=metric)(np.array([0, 0, 1]), x)))
+    assert np.isnan(float(losses.TripletLoss(metric=metric)(np.array([0, 0, 1]), x)))
 
 
 @pytest.mark.parametrize("squared_margin", [True, False])
@@ -315,7 +317,10 @@ def test_a_negative_pair_at_any_distance_beyond_the_margin_costs_nothing(distanc
     ("loss", "shown"),
     [
         (losses.SupConLoss(0.2), "SupConLoss(temperature=0.2)"),
-        (losses.TripletLoss(), "TripletLoss(margin=0.2, distance='euclidean', mining='all')"),
+        (
+            losses.TripletLoss(metric="euclidean"),
+            "TripletLoss(margin=0.2, metric='euclidean', mining='all')",
+        ),
         (
             losses.ContrastiveLoss(name="pairs"),
             "ContrastiveLoss(margin=1.0, squared_margin=False)",

@@ -267,21 +267,25 @@ def test_retrieval_refuses_by_name(change, said):
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_values():
     values = RNG.standard_normal(2000)
-    low, high = metrics.interval(values)
+    low, high = metrics.bootstrap_interval(values)
     half = 1.96 * values.std() / np.sqrt(2000)
     np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.01)
-    assert metrics.interval(values) == (low, high) != metrics.interval(values, seed=1)
+    assert (
+        metrics.bootstrap_interval(values)
+        == (low, high)
+        != metrics.bootstrap_interval(values, seed=1)
+    )
 
 
 def test_the_interval_leaves_out_what_is_not_a_number():
     values = RNG.random(50)
-    assert metrics.interval([*values, np.nan]) == metrics.interval(values)
+    assert metrics.bootstrap_interval([*values, np.nan]) == metrics.bootstrap_interval(values)
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, np.nan], np.zeros((3, 2))])
 def test_an_interval_needs_two_values(values):
     with pytest.raises(ArgumentError, match="values holds .* two or more"):
-        metrics.interval(values)
+        metrics.bootstrap_interval(values)
 
 
 # pair_distances
@@ -341,10 +345,10 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn():
 
 def test_rates_are_those_worked_out_by_hand():
     found = metrics.verification([0.1, 0.2, 0.3, 0.4, 0.5], [1, 1, 0, 1, 0])
-    assert found.at(0.25) == pytest.approx({"far": 0, "frr": 1 / 3, "accuracy": 5 / 6})
-    assert found.at(0.3) == pytest.approx({"far": 1 / 2, "frr": 1 / 3, "accuracy": 7 / 12})
-    assert found.at(0.4)["frr"] == found.at(99)["frr"] == 0
-    assert found.at(-5) == {"far": 0, "frr": 1, "accuracy": 1 / 2}
+    assert found.error_rates(0.25) == pytest.approx({"far": 0, "frr": 1 / 3, "accuracy": 5 / 6})
+    assert found.error_rates(0.3) == pytest.approx({"far": 1 / 2, "frr": 1 / 3, "accuracy": 7 / 12})
+    assert found.error_rates(0.4)["frr"] == found.error_rates(99)["frr"] == 0
+    assert found.error_rates(-5) == {"far": 0, "frr": 1, "accuracy": 1 / 2}
     assert found.eer == pytest.approx(1 / 3) and found.auc == pytest.approx(5 / 6)
 
 
@@ -352,7 +356,7 @@ def test_rates_at_any_threshold_are_counts():
     distances, same = pairs_of()
     found = metrics.verification(distances, same)
     for threshold in RNG.uniform(-2, 3, 50):
-        rates = found.at(threshold)
+        rates = found.error_rates(threshold)
         accepted = distances <= threshold
         assert rates["far"] == pytest.approx(accepted[same == 0].mean())
         assert rates["frr"] == pytest.approx(1 - accepted[same == 1].mean())
@@ -363,15 +367,15 @@ def test_a_threshold_accepts_no_more_unlike_pairs_than_allowed_and_is_the_larges
     distances, same = pairs_of()
     found = metrics.verification(distances, same)
     threshold = found.threshold(far)
-    assert found.at(threshold)["far"] <= far
+    assert found.error_rates(threshold)["far"] <= far
     if far < 1:
-        assert found.at(np.nextafter(threshold, np.inf))["far"] > far
+        assert found.error_rates(np.nextafter(threshold, np.inf))["far"] > far
 
 
 def test_at_the_equal_error_rate_both_errors_are_equal():
     distances, same = pairs_of(20_000)
     found = metrics.verification(distances, same)
-    rates = found.at(found.eer_threshold)
+    rates = found.error_rates(found.eer_threshold)
     assert rates["far"] == pytest.approx(found.eer, abs=1e-3)
     assert rates["frr"] == pytest.approx(found.eer, abs=1e-3)
 
@@ -386,7 +390,7 @@ def test_at_the_equal_error_rate_both_errors_are_equal():
 def test_the_threshold_of_the_equal_error_rate_lies_where_the_errors_are_equal(like, unlike):
     same = np.repeat([1, 0], [len(like), len(unlike)])
     found = metrics.verification(np.concatenate([like, unlike]), same)
-    rates = found.at(found.eer_threshold)
+    rates = found.error_rates(found.eer_threshold)
     assert found.eer == pytest.approx(0.5)
     assert abs(rates["far"] - rates["frr"]) < 0.02
 
@@ -397,7 +401,7 @@ def test_at_the_threshold_of_equal_errors_rates_are_compared_as_fractions():
         unlike = [*np.arange(rejected) + 1.0, *np.arange(10 - rejected) + 40.0]
         found = metrics.verification(like + unlike, [1] * 10 + [0] * 10)
         assert found.eer_threshold == rejected
-        rates = found.at(found.eer_threshold)
+        rates = found.error_rates(found.eer_threshold)
         assert rates["far"] == rates["frr"] == rejected / 10
 
 
@@ -405,7 +409,7 @@ def test_a_share_that_is_a_whole_number_of_pairs_is_used_up():
     unlike = np.arange(1.0, 101)
     found = metrics.verification([0.0, *unlike], [1] + [0] * 100)
     for count in range(101):
-        assert found.at(found.threshold(count / 100))["far"] == count / 100
+        assert found.error_rates(found.threshold(count / 100))["far"] == count / 100
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "bool", "int64"])
@@ -419,7 +423,7 @@ def test_perfect_and_worthless_distances_have_the_rates_they_deserve():
     same = np.array([1, 1, 0, 0])
     perfect = metrics.verification([0, 0.1, 1, 2], same)
     assert (perfect.auc, perfect.eer) == (1, 0)
-    assert perfect.at(perfect.eer_threshold)["accuracy"] == 1
+    assert perfect.error_rates(perfect.eer_threshold)["accuracy"] == 1
     constant = metrics.verification([1, 1, 1, 1], same)
     assert (constant.auc, constant.eer) == (0.5, 0.5)
 
@@ -491,12 +495,12 @@ def test_all_pairs_agrees_with_verification_over_all_pairs(metric, monkeypatch):
     own, other = np.triu_indices(300, 1)
     distances = pairwise_distances(x, metric=metric)[own, other]
     exact = metrics.verification(distances, labels[own] == labels[other])
-    found = metrics.all_pairs(x, labels, metric, resamples=50)
+    found = metrics.pairwise_verification(x, labels, metric, resamples=50)
     assert found["auc"] == pytest.approx(exact.auc, abs=1e-4)
     assert found["eer"] == pytest.approx(exact.eer, abs=1e-3)
     assert (found["like"], found["unlike"]) == (len(exact.like), len(exact.unlike))
     monkeypatch.setattr(metrics, "_BLOCK", 1e-9)  # one image at a time
-    assert metrics.all_pairs(x, labels, metric, resamples=50) == found
+    assert metrics.pairwise_verification(x, labels, metric, resamples=50) == found
 
 
 @pytest.mark.parametrize("far", [10, 1e3, 1e5, 1e30, 1e300])
@@ -508,12 +512,12 @@ def test_one_far_image_does_not_change_the_figures_of_all_pairs(far, bins, monke
     own, other = np.triu_indices(51, 1)
     distances = metrics.pair_distances(x[own], x[other], "euclidean")
     exact = metrics.verification(distances, labels[own] == labels[other])
-    found = metrics.all_pairs(x, labels, resamples=20)
+    found = metrics.pairwise_verification(x, labels, resamples=20)
     assert (found["auc"], found["eer"]) == (exact.auc, exact.eer)
     assert found["auc_interval"][0] < found["auc"] < found["auc_interval"][1] + 1e-9
     monkeypatch.setattr(metrics, "_EXACT_PAIRS", 600)  # of 1,275: the others by bins
     monkeypatch.setattr(metrics, "_BINS", bins)
-    by_bins = metrics.all_pairs(x, labels, resamples=1)
+    by_bins = metrics.pairwise_verification(x, labels, resamples=1)
     assert by_bins["auc"] == pytest.approx(exact.auc, abs=2 / bins + 0.005)
     assert by_bins["eer"] == pytest.approx(exact.eer, abs=2 / bins + 0.02)
 
@@ -525,10 +529,10 @@ def test_intervals_over_images_hold_the_truth_about_as_often_as_they_say():
         labels = rng.integers(0, 2, n)
         return rng.standard_normal((n, 2)) + 2 * labels[:, None], labels
 
-    truth = metrics.all_pairs(*draw(4000), resamples=1)
+    truth = metrics.pairwise_verification(*draw(4000), resamples=1, metric="euclidean")
     held = {"auc": 0, "eer": 0}
     for _ in range(60):
-        found = metrics.all_pairs(*draw(80), resamples=100)
+        found = metrics.pairwise_verification(*draw(80), resamples=100, metric="euclidean")
         for key in held:
             low, high = found[f"{key}_interval"]
             held[key] += low <= truth[key] <= high
@@ -536,13 +540,17 @@ def test_intervals_over_images_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
-    found = metrics.all_pairs([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=20)
+    found = metrics.pairwise_verification([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=20)
     assert (found["like"], found["unlike"], found["auc"], found["eer"]) == (1, 2, 1, 0)
-    lost = metrics.all_pairs([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=1, seed=1)
+    lost = metrics.pairwise_verification(
+        [[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=1, seed=1
+    )
     assert np.isnan(lost["eer_interval"]).all()  # the one resample has no like or no unlike pair
-    tiny = metrics.all_pairs([[0], [1e-310], [5e-310]], ["a", "a", "b"], "manhattan", resamples=20)
+    tiny = metrics.pairwise_verification(
+        [[0], [1e-310], [5e-310]], ["a", "a", "b"], "manhattan", resamples=20
+    )
     assert (tiny["auc"], tiny["eer"]) == (1, 0)
-    at_one_place = metrics.all_pairs(np.ones((4, 2)), [0, 0, 1, 1], resamples=20)
+    at_one_place = metrics.pairwise_verification(np.ones((4, 2)), [0, 0, 1, 1], resamples=20)
     assert (at_one_place["auc"], at_one_place["eer"]) == (0.5, 0.5)
 
 
@@ -562,7 +570,7 @@ def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
 def test_all_pairs_refuses_by_name(change, said):
     given = {"embeddings": [[0.0], [1.0], [2.0]], "labels": [0, 0, 1], **change}
     with pytest.raises(ArgumentError, match=said):
-        metrics.all_pairs(**given)
+        metrics.pairwise_verification(**given)
 
 
 def test_candidates_are_ranked_and_ties_are_lost():
@@ -609,7 +617,7 @@ MASKED = np.ma.masked_array(np.eye(4), mask=np.eye(4) == 1)
         ("queries", lambda: metrics.retrieval(MASKED, [0, 0, 1, 1])),
         ("distances", lambda: metrics.verification(MASKED[0], [0, 0, 1, 1])),
         ("same", lambda: metrics.verification(np.arange(4.0), MASKED[0])),
-        ("values", lambda: metrics.interval(MASKED[0])),
+        ("values", lambda: metrics.bootstrap_interval(MASKED[0])),
         ("images", lambda: metrics.psnr(MASKED[None, ..., None], np.ones((1, 4, 4, 1)))),
     ],
 )

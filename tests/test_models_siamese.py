@@ -44,7 +44,7 @@ def test_without_a_distance_it_gives_both_embeddings():
 
 def test_both_sides_share_the_weights_of_the_embedder():
     tower = embedder()
-    net = models.siamese(tower)
+    net = models.siamese(tower, metric="euclidean")
     assert net.count_params() == tower.count_params()
     before = embedding.embed(tower, LEFT)
     net.compile("sgd", losses.ContrastiveLoss())
@@ -85,7 +85,7 @@ def test_a_saved_ensemble_loads_and_agrees(tmp_path):
     np.testing.assert_array_equal(embedding.embed(loaded, LEFT), embedding.embed(joint, LEFT))
 
 
-TWO_INPUTS = models.siamese(embedder())
+TWO_INPUTS = models.siamese(embedder(), metric="euclidean")
 NO_VECTORS = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)])
 
 

@@ -138,7 +138,7 @@ def test_distances_agree_with_sums_done_by_hand():
 
 
 def test_distances_are_float64_and_indices_int64(vectors):
-    distances, indices = NeighborIndex().fit(vectors).query(vectors[:3], 4)
+    distances, indices = NeighborIndex("euclidean").fit(vectors).query(vectors[:3], 4)
     assert (distances.dtype, indices.dtype) == ("float64", "int64")
     assert distances.shape == indices.shape == (3, 4)
 
@@ -161,7 +161,7 @@ def test_duplicates_come_in_order_of_index(metric, vectors):
 @pytest.mark.fault(61)
 def test_duplicates_beyond_the_first_candidates_come_in_order_of_index():
     base = np.ones((5000, 3), "float32")
-    _, indices = NeighborIndex().fit(base).query(base[:2], 5)
+    _, indices = NeighborIndex("euclidean").fit(base).query(base[:2], 5)
     assert indices.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
@@ -243,13 +243,13 @@ def test_any_layout_of_the_input_gives_the_same_bits_and_stays_untouched(kind, m
 @pytest.mark.fault(79)
 def test_changing_the_array_after_fit_does_not_change_the_index(vectors):
     mine = vectors.copy()
-    index = NeighborIndex().fit(mine)
+    index = NeighborIndex("euclidean").fit(mine)
     mine[:] = 0
     assert index.query(vectors[:1], 1)[0] == 0
 
 
 def test_k_may_be_the_size_of_the_index(vectors):
-    _, indices = NeighborIndex().fit(vectors).query(vectors[:2], 40)
+    _, indices = NeighborIndex("euclidean").fit(vectors).query(vectors[:2], 40)
     assert np.sort(indices, axis=1).tolist() == [list(range(40))] * 2
 
 
@@ -257,12 +257,12 @@ def test_k_may_be_the_size_of_the_index(vectors):
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_k_below_one_is_refused_with_the_range(k, vectors):
     with pytest.raises(ArgumentError, match=f"k={k} .* 1 or more"):
-        NeighborIndex().fit(vectors).query(vectors, k)
+        NeighborIndex("euclidean").fit(vectors).query(vectors, k)
 
 
 @pytest.mark.fault(57)
 def test_a_k_above_the_size_gives_all_vectors_with_a_warning(vectors):
-    index = NeighborIndex().fit(vectors)
+    index = NeighborIndex("euclidean").fit(vectors)
     with pytest.warns(UserWarning, match="k=41 is more than the 40 vectors in the index") as caught:
         distances, indices = index.query(vectors[:3], 41)
     assert distances.shape == indices.shape == (3, 40) and caught[0].filename == __file__
@@ -272,7 +272,7 @@ def test_a_k_above_the_size_gives_all_vectors_with_a_warning(vectors):
 @pytest.mark.parametrize("k", [2.5, "3", None, True])
 def test_k_that_is_no_integer_is_refused(k, vectors):
     with pytest.raises(ArgumentTypeError, match="k must be an integer"):
-        NeighborIndex().fit(vectors).query(vectors, k)
+        NeighborIndex("euclidean").fit(vectors).query(vectors, k)
 
 
 @pytest.mark.fault(57)
@@ -284,7 +284,7 @@ def test_no_query_gives_no_rows(metric, vectors):
 
 @pytest.mark.fault(57)
 def test_an_index_that_was_not_fitted_is_empty(vectors, tmp_path):
-    index = NeighborIndex()
+    index = NeighborIndex("euclidean")
     assert len(index) == 0
     with pytest.raises(ArgumentError, match="empty: call fit"):
         index.query(vectors)
@@ -294,14 +294,14 @@ def test_an_index_that_was_not_fitted_is_empty(vectors, tmp_path):
 
 def test_no_vectors_are_refused():
     with pytest.raises(ArgumentError, match=r"1 rows or more. Received shape \(0, 4\)"):
-        NeighborIndex().fit(np.empty((0, 4)))
+        NeighborIndex("euclidean").fit(np.empty((0, 4)))
 
 
 @pytest.mark.fault(58)
 @pytest.mark.parametrize("shape", [(6,), (2, 5), (2, 3, 2), (1, 2, 3, 1), (), (2, 0)])
 def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
     with pytest.raises(ArgumentError, match=r"x must be an array \(n, 6\)") as caught:
-        NeighborIndex().fit(vectors).query(np.zeros(shape))
+        NeighborIndex("euclidean").fit(vectors).query(np.zeros(shape))
     assert f"Received shape {shape}" in str(caught.value)
 
 
@@ -309,7 +309,7 @@ def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
 @pytest.mark.parametrize("shape", [(6,), (1, 2, 3, 1), (), (2, 0)])
 def test_vectors_of_another_rank_are_refused_with_their_shape(shape):
     with pytest.raises(ArgumentError, match="embeddings must be an array") as caught:
-        NeighborIndex().fit(np.zeros(shape))
+        NeighborIndex("euclidean").fit(np.zeros(shape))
     assert f"Received shape {shape}" in str(caught.value)
 
 
@@ -319,15 +319,15 @@ def test_rows_that_are_not_finite_are_refused_by_number(value, vectors):
     bad = vectors.copy()
     bad[[3, 7], 2] = value
     with pytest.raises(ArgumentError, match="embeddings holds NaN or infinity in 2 .*: 3, 7"):
-        NeighborIndex().fit(bad)
+        NeighborIndex("euclidean").fit(bad)
     with pytest.raises(ArgumentError, match="x holds NaN or infinity in 2 .*: 3, 7"):
-        NeighborIndex().fit(vectors).query(bad)
+        NeighborIndex("euclidean").fit(vectors).query(bad)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "complex64", "object", "U3"])
 def test_vectors_of_no_real_numbers_are_refused_with_their_dtype(dtype):
     with pytest.raises(ArgumentTypeError, match="embeddings must hold real numbers"):
-        NeighborIndex().fit(np.ones((3, 2)).astype(dtype))
+        NeighborIndex("euclidean").fit(np.ones((3, 2)).astype(dtype))
 
 
 @pytest.mark.fault(59)
@@ -356,20 +356,20 @@ def test_an_unknown_metric_is_refused_with_the_three_names(metric):
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ArgumentError, match="kind='fast' is not known"):
-        NeighborIndex(kind="fast")
+        NeighborIndex("euclidean", kind="fast")
 
 
 @pytest.mark.fault(79)
 def test_fitting_twice_forgets_the_first_vectors(vectors):
-    twice = NeighborIndex().fit(vectors + 5).fit(vectors[:9])
-    once = NeighborIndex().fit(vectors[:9])
+    twice = NeighborIndex("euclidean").fit(vectors + 5).fit(vectors[:9])
+    once = NeighborIndex("euclidean").fit(vectors[:9])
     assert len(twice) == 9
     for found, wanted in zip(twice.query(vectors, 9), once.query(vectors, 9), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_vectors_that_are_refused_leave_the_index_as_it_was(vectors):
-    index = NeighborIndex().fit(vectors)
+    index = NeighborIndex("euclidean").fit(vectors)
     before = index.query(vectors, 5)
     with pytest.raises(ArgumentError):
         index.fit(np.full((3, 2), np.nan))
@@ -398,7 +398,7 @@ def small_embedder(seed):
 @pytest.mark.fault(18)
 def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
-    NeighborIndex().fit(vectors).save(tmp_path / "index", mine)
+    NeighborIndex("euclidean").fit(vectors).save(tmp_path / "index", mine)
     with pytest.raises(ArtifactError, match="made with another embedder"):
         NeighborIndex.load(tmp_path / "index", other)
     assert len(NeighborIndex.load(tmp_path / "index", mine)) == 40
@@ -462,7 +462,7 @@ FORGED = {  # of a graph with m=4, so that the lowest level has 8 links
 
 @pytest.fixture
 def graph(tmp_path):
-    NeighborIndex(kind="hnsw", m=4).fit(GRAPH).save(tmp_path / "index")
+    NeighborIndex("euclidean", kind="hnsw", m=4).fit(GRAPH).save(tmp_path / "index")
     return tmp_path / "index"
 
 
@@ -499,7 +499,7 @@ def test_a_graph_that_is_entered_below_the_top_is_refused(graph):
 
 @pytest.mark.parametrize("m", [2, 5, 2**20, 2**31, 2**62])
 def test_a_graph_of_another_number_of_links_is_refused(graph, m):
-    settings = {**NeighborIndex(kind="hnsw").settings(), "m": m}
+    settings = {**NeighborIndex("euclidean", kind="hnsw").settings(), "m": m}
     forge(graph, "levels.npy", lambda x: x, settings=settings)
     with pytest.raises(ArtifactError, match="does not fit a graph of 300 nodes"):
         NeighborIndex.load(graph)
@@ -513,7 +513,7 @@ def test_no_file_of_a_saved_index_is_read_by_faiss(graph, monkeypatch):
 @pytest.mark.fault(18)
 def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
-    NeighborIndex().fit(vectors).save(tmp_path / "first", mine)
+    NeighborIndex("euclidean").fit(vectors).save(tmp_path / "first", mine)
     NeighborIndex.load(tmp_path / "first", mine).add(vectors[:2]).save(tmp_path / "second")
     assert len(NeighborIndex.load(tmp_path / "second", mine)) == 42
     with pytest.raises(ArtifactError, match="made with another embedder"):
@@ -521,13 +521,13 @@ def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
 
 
 def test_an_index_saved_without_an_embedder_is_refused_to_any(vectors, tmp_path):
-    NeighborIndex().fit(vectors).save(tmp_path / "index")
+    NeighborIndex("euclidean").fit(vectors).save(tmp_path / "index")
     with pytest.raises(ArtifactError, match="made with another embedder"):
         NeighborIndex.load(tmp_path / "index", small_embedder(0))
 
 
 def test_a_damaged_index_is_refused(vectors, tmp_path):
-    NeighborIndex().fit(vectors).save(tmp_path / "index")
+    NeighborIndex("euclidean").fit(vectors).save(tmp_path / "index")
     file = tmp_path / "index" / "embeddings.npy"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -547,7 +547,7 @@ import numpy as np
 from kerasim.neighbors import NeighborIndex
 
 x = np.random.default_rng(0).normal(size=(20_000, 64)).astype("float32")
-index = NeighborIndex().fit(x)
+index = NeighborIndex("euclidean").fit(x)
 index.query(x[:10], 10)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
@@ -567,7 +567,7 @@ def test_all_against_all_stays_within_its_memory():
 
 
 def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
-    index = NeighborIndex().fit([[0.0, 0], [10, 0], [0, 10]])
+    index = NeighborIndex("euclidean").fit([[0.0, 0], [10, 0], [0, 10]])
     asked = [[1.0, 0], [9, 0], [0, 7], [5, 5], [-3, 0]]
     names = index.identify(asked, ["zero", "one", "two"], threshold=3.0, unknown="nobody")
     assert names.tolist() == ["zero", "one", "two", "nobody", "zero"]
@@ -580,13 +580,13 @@ def test_one_vector_of_a_class_names_those_near_it_and_the_rest_are_unknown():
 @pytest.mark.parametrize("unknown", [-1, -1000, 1000])
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "int64", "uint64"])
 def test_rows_that_are_not_accepted_get_the_unknown_label_whatever_holds_the_labels(dtype, unknown):
-    index = NeighborIndex().fit([[0.0], [1.0]])
+    index = NeighborIndex("euclidean").fit([[0.0], [1.0]])
     names = index.identify([[0.0], [9.0]], np.array([7, 24], dtype), 0.5, unknown)
     assert names.dtype.kind in "iu" and names.tolist() == [7, unknown]
 
 
 def test_labels_beyond_63_bits_leave_no_place_for_a_negative_unknown_label():
-    index = NeighborIndex().fit([[0.0], [1.0]])
+    index = NeighborIndex("euclidean").fit([[0.0], [1.0]])
     with pytest.raises(ArgumentError, match="labels go up to 18446744073709551615, and unknown=-1"):
         index.identify([[9.0]], np.array([0, 2**64 - 1], "uint64"), 0.5)
 
@@ -604,7 +604,7 @@ def test_labels_beyond_63_bits_leave_no_place_for_a_negative_unknown_label():
 def test_identify_refuses_by_name(change, said):
     given = {"x": [[0.0]], "labels": [0, 1], "threshold": 1.0, **change}
     with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
-        NeighborIndex().fit([[0.0], [1.0]]).identify(**given)
+        NeighborIndex("euclidean").fit([[0.0], [1.0]]).identify(**given)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -623,13 +623,13 @@ def test_a_graph_finds_nearly_what_exact_search_finds_at_true_distances(metric):
 
 def test_a_graph_of_poor_settings_says_so():
     base = np.random.default_rng(0).normal(size=(3000, 32))
-    poor = NeighborIndex(kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
-    assert poor.recall_ < 0.8 < NeighborIndex(kind="hnsw").fit(base).recall_
+    poor = NeighborIndex("euclidean", kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
+    assert poor.recall_ < 0.8 < NeighborIndex("euclidean", kind="hnsw").fit(base).recall_
 
 
 def test_a_graph_answers_for_every_vector_that_it_holds():
     base = np.random.default_rng(0).normal(size=(300, 4))
-    index = NeighborIndex(kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
+    index = NeighborIndex("euclidean", kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
     distances, indices = index.query(base[:5], 299)
     assert all(len(set(row)) == 299 for row in indices.tolist())
 
@@ -647,7 +647,7 @@ def test_a_graph_is_saved_and_not_built_again(metric, vectors, tmp_path, monkeyp
 
 def test_the_recall_of_a_graph_counts_equal_distances_as_equal(vectors):
     copies = np.repeat(vectors, 40, axis=0)
-    assert NeighborIndex(kind="hnsw").fit(copies).recall_ > 0.95
+    assert NeighborIndex("euclidean", kind="hnsw").fit(copies).recall_ > 0.95
 
 
 def spread_copies(distinct, copies, dim, seed=0):
@@ -674,10 +674,10 @@ def test_copies_do_not_hide_other_vectors_from_a_graph(metric, noise):
 
 def test_a_graph_that_grows_by_copies_answers_as_one_that_is_built_at_once(tmp_path):
     rows, x = spread_copies(60, 300, 8)
-    grown = NeighborIndex(kind="hnsw").fit(x[:100])
+    grown = NeighborIndex("euclidean", kind="hnsw").fit(x[:100])
     for start in range(100, 360, 26):
         grown.add(x[start : start + 26])
-    exact = NeighborIndex().fit(x)
+    exact = NeighborIndex("euclidean").fit(x)
     for found, wanted in zip(grown.query(rows, 9), exact.query(rows, 9), strict=True):
         np.testing.assert_array_equal(found, wanted)
     grown.save(tmp_path / "index")
@@ -686,7 +686,7 @@ def test_a_graph_that_grows_by_copies_answers_as_one_that_is_built_at_once(tmp_p
 
 
 def test_a_graph_whose_growth_was_interrupted_is_built_again(vectors, monkeypatch):
-    index = NeighborIndex(kind="hnsw").fit(vectors[:20])
+    index = NeighborIndex("euclidean", kind="hnsw").fit(vectors[:20])
     real = NeighborIndex._recall
 
     def dies(*_):
@@ -751,18 +751,23 @@ def test_a_distance_beyond_float64_is_refused_by_row(metric, vectors):
 
 def test_whole_numbers_that_float64_does_not_hold_are_refused():
     with pytest.raises(ArgumentError, match="embeddings holds integers up to 9007199254740993"):
-        NeighborIndex().fit(np.array([[2**53 + 1, 0], [0, 1]]))
-    assert NeighborIndex().fit(np.array([[2**53, 0], [0, 1]])).query([[2**53, 3]], 1)[0] == 3
+        NeighborIndex("euclidean").fit(np.array([[2**53 + 1, 0], [0, 1]]))
+    assert (
+        NeighborIndex("euclidean").fit(np.array([[2**53, 0], [0, 1]])).query([[2**53, 3]], 1)[0]
+        == 3
+    )
 
 
 @pytest.mark.skipif(np.finfo("longdouble").max == np.finfo("float64").max, reason="no wider type")
 def test_numbers_wider_than_float64_are_rounded_or_refused(vectors):
     wide = vectors.astype("longdouble")
-    found = NeighborIndex().fit(wide).query(wide, 5)
-    for one, other in zip(found, NeighborIndex().fit(vectors).query(vectors, 5), strict=True):
+    found = NeighborIndex("euclidean").fit(wide).query(wide, 5)
+    for one, other in zip(
+        found, NeighborIndex("euclidean").fit(vectors).query(vectors, 5), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ArgumentError, match="too large for float64"):
-        NeighborIndex().fit(wide * np.longdouble(10) ** 400)
+        NeighborIndex("euclidean").fit(wide * np.longdouble(10) ** 400)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int64", "float16", "bool"])
@@ -770,7 +775,7 @@ def test_vectors_of_small_types_have_the_distances_of_float64(dtype):
     x = np.random.default_rng(0).integers(0, 2, (50, 9)).astype(dtype)
     if dtype == "bool":
         with pytest.raises(ArgumentTypeError):
-            NeighborIndex().fit(x)
+            NeighborIndex("euclidean").fit(x)
         return
     assert disagreement(x, x[:5], 7, "euclidean") is None
     assert disagreement(x, x[:5], 7, "manhattan") is None
@@ -792,7 +797,10 @@ def test_an_index_of_one_vector_is_searched(metric):
 
 
 def test_an_index_shows_its_settings_and_its_size(vectors):
-    assert repr(NeighborIndex()) == "<NeighborIndex metric='euclidean', kind='exact': empty>"
+    assert (
+        repr(NeighborIndex("euclidean"))
+        == "<NeighborIndex metric='euclidean', kind='exact': empty>"
+    )
     shown = repr(NeighborIndex("cosine", "hnsw").fit(vectors))
     held = "40 vectors of 6 numbers, recall_=1.000"
     assert shown == f"<NeighborIndex metric='cosine', kind='hnsw': {held}>"

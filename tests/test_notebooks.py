@@ -19,7 +19,7 @@ from notebooks.__main__ import COMMITTED_OUTPUTS, headline, run
 
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 EVERY_NOTEBOOK = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-IN_MAKE_TEST = ("01-images-and-noise", "03-neighbours", "05-siamese-contrastive", "12-gallery")
+IN_MAKE_TEST = ("01-images-and-noise", "03-neighbors", "05-siamese-contrastive", "12-gallery")
 
 # What the headline figures of a notebook have to satisfy on the digits, which margin included.
 CLAIMS = {
@@ -31,7 +31,7 @@ CLAIMS = {
         and figures["test MSE, residual network"]
         < 0.7 * figures["test MSE, 10 principal components"]
     ),
-    "03-neighbours": lambda figures: (
+    "03-neighbors": lambda figures: (
         figures["precision at 10, residual"] > 0.15 + figures["precision at 10, untrained"]
         and figures["precision at 10, residual"] > figures["precision at 10, 10 components"]
     ),

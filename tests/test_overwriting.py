@@ -13,13 +13,13 @@ from kerasim.projection import Projection
 
 
 def save_index(path, **replace):
-    NeighborIndex().fit(np.eye(3)).save(path, **replace)
+    NeighborIndex("euclidean").fit(np.eye(3)).save(path, **replace)
 
 
 def save_projection(path, **replace):
     projection = Projection()
     projection.coordinates_, projection.trustworthiness_ = np.zeros((6, 2)), 0.5
-    projection._index = NeighborIndex().fit(np.eye(6))
+    projection._index = NeighborIndex("euclidean").fit(np.eye(6))
     projection.save(path, **replace)
 
 

@@ -197,7 +197,7 @@ def test_curves_of_several_models_share_axes_and_name_their_figures():
     figures = f"AUC {found.auc:.4f}, EER {100 * found.eer:.2f} %"
     assert names == [f"first: {figures}", f"second: {figures}"]
     colours = [line.get_color() for line in ax.lines]
-    assert colours == [*plots.COLOURS[:1] * 2, *plots.COLOURS[1:2] * 2]
+    assert colours == [*plots.COLORS[:1] * 2, *plots.COLORS[1:2] * 2]
 
 
 def test_neighbours_show_their_distance_and_whether_they_are_of_the_class():
@@ -343,8 +343,8 @@ def luminance_and_hue(colour, kind):
 
 @pytest.mark.parametrize("kind", ["full", "protan", "deutan"])
 def test_colours_are_told_apart_by_colour_blind_readers_or_by_their_marker(kind):
-    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == len(plots.COLOURS)
-    seen = [luminance_and_hue(colour, kind) for colour in plots.COLOURS[:7]]  # Okabe and Ito's
+    assert len(set(plots.COLORS)) == len(set(plots.MARKERS)) == len(plots.COLORS)
+    seen = [luminance_and_hue(colour, kind) for colour in plots.COLORS[:7]]  # Okabe and Ito's
     gaps = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(gaps) > 0.1
 

@@ -158,7 +158,7 @@ def test_the_map_of_the_gallery_names_the_files(examples):
 def test_the_verification_rejects_few_positive_pairs(examples):
     names = examples.run(VERIFICATION)
     test = names["verification"](names["digits"].x_test, names["digits"].y_test)
-    assert test.at(test.threshold(far=0.01))["frr"] <= 0.05
+    assert test.error_rates(test.threshold(max_far=0.01))["frr"] <= 0.05
 
 
 def test_the_threshold_of_the_verification_holds_on_test_images(examples):

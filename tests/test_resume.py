@@ -247,14 +247,14 @@ def test_a_run_of_early_stopping_ends_with_its_best_weights_whenever_it_is_asked
             Spoils(3),
         ]
 
-    _, whole = fit(tmp_path / "one", 9, spoiled(), validation=validation())
-    fit(tmp_path / "two", 3, spoiled(), validation=validation())
-    history, broken = fit(tmp_path / "two", 9, spoiled(), validation=validation())
+    _, whole = fit(tmp_path / "one", 9, spoiled(), validation_data=validation())
+    fit(tmp_path / "two", 3, spoiled(), validation_data=validation())
+    history, broken = fit(tmp_path / "two", 9, spoiled(), validation_data=validation())
     assert len(history) == 5 and history.val_loss.idxmin() == 2
-    _, asked = fit(tmp_path / "two", 9, spoiled(), validation=validation())
+    _, asked = fit(tmp_path / "two", 9, spoiled(), validation_data=validation())
     restored, best = build(), build()
-    training.restore(restored, tmp_path / "two")
-    training.restore(best, tmp_path / "two", best=True)
+    training.load_weights(restored, tmp_path / "two")
+    training.load_weights(best, tmp_path / "two", which="best")
     for model in (broken, asked, restored, best):
         assert_equal_weights(model, whole)
 
@@ -717,7 +717,7 @@ def patient():
 def unbroken(tmp_path_factory):
     """A run of three epochs that was never interrupted."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    fit(folder, 3, [patient()], validation=held_out())
+    fit(folder, 3, [patient()], validation_data=held_out())
     return folder
 
 
@@ -741,19 +741,19 @@ def test_an_interrupt_at_any_moment_changes_no_bit_in_the_same_process(
 ):
     model, stop = build(), patient()
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, 3, [stop, raises_in(moment, epoch)], model, validation=held_out())
-    fit(tmp_path, 3, [stop], model, validation=held_out())
+        fit(tmp_path, 3, [stop, raises_in(moment, epoch)], model, validation_data=held_out())
+    fit(tmp_path, 3, [stop], model, validation_data=held_out())
     assert_equal_runs(tmp_path, unbroken)
 
 
 @pytest.mark.fault(24)
 def test_two_interrupts_in_one_epoch_after_a_restart_change_no_bit(tmp_path, unbroken):
-    fit(tmp_path, 1, [patient()], validation=held_out())
+    fit(tmp_path, 1, [patient()], validation_data=held_out())
     model, stop = build(), patient()
     for moment in ("on_train_batch_end", "on_test_batch_end"):
         with pytest.raises(KeyboardInterrupt):
-            fit(tmp_path, 3, [raises_in(moment, 0), stop], model, validation=held_out())
-    fit(tmp_path, 3, [stop], model, validation=held_out())
+            fit(tmp_path, 3, [raises_in(moment, 0), stop], model, validation_data=held_out())
+    fit(tmp_path, 3, [stop], model, validation_data=held_out())
     assert_equal_runs(tmp_path, unbroken)
 
 
@@ -797,7 +797,7 @@ def names(folder):
 
 @pytest.mark.fault(30)
 def test_a_run_that_starts_afresh_leaves_nothing_of_the_earlier_one(tmp_path):
-    fit(tmp_path, 2, validation=validation())
+    fit(tmp_path, 2, validation_data=validation())
     assert names(tmp_path) == ["best", "history.csv", "state"]
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, 2, [raises_in("on_train_batch_end", 0)], resume=False)
@@ -806,25 +806,25 @@ def test_a_run_that_starts_afresh_leaves_nothing_of_the_earlier_one(tmp_path):
 
 @pytest.mark.fault(29, 30)
 def test_the_best_weights_of_an_earlier_run_are_gone_once_another_runs_without_validation(tmp_path):
-    fit(tmp_path, 2, validation=validation())
+    fit(tmp_path, 2, validation_data=validation())
     fit(tmp_path, 1, resume=False)
     with pytest.raises(ArtifactError, match="There is no weights at .*best"):
-        training.restore(build(), tmp_path, best=True)
+        training.load_weights(build(), tmp_path, which="best")
 
 
 @pytest.mark.fault(29)
 def test_best_weights_of_another_run_are_refused(tmp_path):
     for name in ("one", "other"):
-        fit(tmp_path / name, 1, validation=validation())
+        fit(tmp_path / name, 1, validation_data=validation())
     (tmp_path / "one" / "best").rename(tmp_path / "kept")
     (tmp_path / "other" / "best").rename(tmp_path / "one" / "best")
     with pytest.raises(ArtifactError, match="best holds weights of a different run than .*state"):
-        training.restore(build(), tmp_path / "one", best=True)
+        training.load_weights(build(), tmp_path / "one", which="best")
 
 
 @pytest.mark.fault(30)
 def test_a_run_whose_state_was_removed_starts_without_what_is_left(tmp_path):
-    fit(tmp_path, 2, validation=validation())
+    fit(tmp_path, 2, validation_data=validation())
     _artifacts.remove(tmp_path / "state", "training_state")
     fit(tmp_path, 1)
     assert names(tmp_path) == ["history.csv", "state"]
@@ -832,8 +832,8 @@ def test_a_run_whose_state_was_removed_starts_without_what_is_left(tmp_path):
 
 def test_a_run_without_a_folder_trains_and_saves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    history, model = fit(None, 2, validation=validation())
-    _, saved = fit(tmp_path / "run", 2, validation=validation())
+    history, model = fit(None, 2, validation_data=validation())
+    _, saved = fit(tmp_path / "run", 2, validation_data=validation())
     assert list(history.columns) == ["epoch", "loss", "val_loss", "seconds"]
     assert_equal_weights(model, saved)
     assert names(tmp_path) == ["run"]

@@ -139,7 +139,7 @@ def train_slowly(run_dir):
     falling = keras.callbacks.ReduceLROnPlateau("loss", factor=0.9, patience=1, min_delta=1e9)
     validation = ImageBatches(IMAGES[:5], shuffle=False)
     model = build(eager=False)
-    fit(run_dir, EPOCHS, model, callbacks=[Every(tell), falling], validation=validation)
+    fit(run_dir, EPOCHS, model, callbacks=[Every(tell), falling], validation_data=validation)
     return model
 
 
@@ -267,7 +267,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_chan
     untrained = weights(model)
     validation = draw_batches() if "validation" in change else None
     with pytest.raises(ArgumentError, match=f"(?s)run_dir=.*{wanted}.*resume=False"):
-        fit(once, 4, model, draw_batches(**change.get("batches", {})), validation=validation)
+        fit(once, 4, model, draw_batches(**change.get("batches", {})), validation_data=validation)
     assert_equal(weights(model), untrained)
     assert snapshot(once) == before
 
@@ -369,12 +369,12 @@ def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     validation = ImageBatches(IMAGES, shuffle=False)
     wanted = f"{wanted}.*{tmp_path / 'run' / 'state'} keeps epoch 2"
     with pytest.raises(TrainingError, match=wanted):
-        fit(tmp_path / "run", 5, build(loss=loss), validation=validation, callbacks=callbacks)
+        fit(tmp_path / "run", 5, build(loss=loss), validation_data=validation, callbacks=callbacks)
     arrays, info = read_state(tmp_path / "run")
     best = read_state(tmp_path / "run", "best")[0]
     assert all(np.isfinite(array).all() for array in (*arrays.values(), *best.values()))
     assert [row["epoch"] for row in info["history"]] == [1, 2]
-    fit(tmp_path / "good", 2, validation=validation)
+    fit(tmp_path / "good", 2, validation_data=validation)
     assert_equal(arrays, read_state(tmp_path / "good")[0])
 
 
@@ -517,7 +517,7 @@ def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
     held_out = on_folder(photographs, shuffle=False)
     gone = Every(lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True)
     with pytest.raises(ImageError, match="There is no file .*5.png'"):
-        fit(tmp_path / "run", 2, build(eager=False), validation=held_out, callbacks=[gone])
+        fit(tmp_path / "run", 2, build(eager=False), validation_data=held_out, callbacks=[gone])
 
 
 @pytest.mark.fault(27)
@@ -537,9 +537,9 @@ def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(_artifacts, "_sync", full)
         with pytest.raises(ArtifactError, match=f"{tmp_path / name}: No space left.*Free space"):
-            fit(tmp_path, 4, validation=validation)
-    fit(tmp_path, 4, validation=validation)
-    fit(tmp_path / "straight", 4, validation=validation)
+            fit(tmp_path, 4, validation_data=validation)
+    fit(tmp_path, 4, validation_data=validation)
+    fit(tmp_path / "straight", 4, validation_data=validation)
     assert_equal(read_state(tmp_path)[0], read_state(tmp_path / "straight")[0])
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == [1, 2, 3, 4]
 
@@ -579,18 +579,18 @@ def spoil(epoch, model):
 @pytest.mark.fault(29)
 def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
-    fit(tmp_path, 2, validation=validation)
+    fit(tmp_path, 2, validation_data=validation)
     before = snapshot(tmp_path / "best")
-    history = fit(tmp_path, 4, validation=validation, callbacks=[Every(spoil)])
+    history = fit(tmp_path, 4, validation_data=validation, callbacks=[Every(spoil)])
     assert history.val_loss.idxmin() < 2
     assert snapshot(tmp_path / "best") == before
 
 
 def test_restore_gives_the_weights_of_the_epoch_of_least_val_loss(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
-    history = fit(tmp_path, 3, validation=validation, callbacks=[Every(spoil)])
+    history = fit(tmp_path, 3, validation_data=validation, callbacks=[Every(spoil)])
     model = build()
-    training.restore(model, tmp_path, best=True)
+    training.load_weights(model, tmp_path, which="best")
     loss = model.evaluate(validation, verbose=0)
     np.testing.assert_allclose(loss, history.val_loss.min(), rtol=1e-6)
     assert history.val_loss.iloc[-1] > history.val_loss.min()
@@ -602,15 +602,15 @@ def test_a_val_loss_of_nan_is_never_the_best_nor_hides_a_later_one(tmp_path):
             validation.hole = 0.5
 
     validation = Holey(IMAGES, shuffle=False)
-    history = fit(tmp_path / "nan", 1, validation=validation)
+    history = fit(tmp_path / "nan", 1, validation_data=validation)
     assert history.val_loss.isna().all() and not (tmp_path / "nan" / "best").exists()
-    fit(tmp_path / "later", 2, validation=validation, callbacks=[Every(heal)])
+    fit(tmp_path / "later", 2, validation_data=validation, callbacks=[Every(heal)])
     assert (tmp_path / "later" / "best").exists()
 
 
 @pytest.mark.fault(16)
 def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_path):
-    fit(tmp_path, 1, validation=draw_batches())
+    fit(tmp_path, 1, validation_data=draw_batches())
 
     def change(model, shape):
         inputs = keras.Input((4, 4, 1))
@@ -622,15 +622,15 @@ def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_
     for model in (change(build(), 17), keras.Sequential(build().layers[:-2])):
         before = weights(model)
         with pytest.raises(ArtifactError, match=f"{tmp_path}.*a different architecture.*saved"):
-            training.restore(model, tmp_path, best=True)
+            training.load_weights(model, tmp_path, which="best")
         assert_equal(weights(model), before)
 
 
 def test_restore_names_what_is_missing(tmp_path):
     with pytest.raises(ArtifactError, match=f"There is no training_state at {tmp_path / 'state'}"):
-        training.restore(build(), tmp_path, best=True)
+        training.load_weights(build(), tmp_path, which="best")
     with pytest.raises(ArgumentTypeError, match="run_dir is None, of type NoneType"):
-        training.restore(build(), None, best=True)
+        training.load_weights(build(), None, which="best")
 
 
 # Callbacks
@@ -647,9 +647,9 @@ def averaging(eager=True):
 def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     whole, first, second = (averaging(eager=False) for _ in range(3))
-    history = fit(tmp_path / "one", 4, whole, validation=validation)
-    fit(tmp_path / "two", 2, first, validation=validation)
-    again = fit(tmp_path / "two", 4, second, validation=validation)
+    history = fit(tmp_path / "one", 4, whole, validation_data=validation)
+    fit(tmp_path / "two", 2, first, validation_data=validation)
+    again = fit(tmp_path / "two", 4, second, validation_data=validation)
     assert_equal(weights(second), weights(whole))
     columns = ["loss", "val_loss"]
     np.testing.assert_array_equal(again[columns], history[columns])
@@ -660,19 +660,19 @@ def test_a_run_with_averages_validates_keeps_and_gives_the_averages(tmp_path):
     model = averaging()
     seen = []
     watch = Every(lambda epoch, model: seen.append(model.evaluate(validation, verbose=0)), True)
-    history = fit(tmp_path, 3, model, validation=validation, callbacks=[watch])
+    history = fit(tmp_path, 3, model, validation_data=validation, callbacks=[watch])
     np.testing.assert_allclose(seen, history.val_loss, rtol=1e-5)
     loss = model.evaluate(validation, verbose=0)
     np.testing.assert_allclose(loss, history.val_loss.iloc[-1], rtol=1e-5)
     finished, restored, best, plain = averaging(), averaging(), averaging(), build()
-    fit(tmp_path, 3, finished, validation=validation, callbacks=[watch])  # trains nothing
-    training.restore(restored, tmp_path)
-    training.restore(best, tmp_path, best=True)
+    fit(tmp_path, 3, finished, validation_data=validation, callbacks=[watch])  # trains nothing
+    training.load_weights(restored, tmp_path)
+    training.load_weights(best, tmp_path, which="best")
     assert_equal(weights(finished), weights(model))
     assert_equal(weights(restored), weights(model))
     loss = best.evaluate(validation, verbose=0)
     np.testing.assert_allclose(loss, history.val_loss.min(), rtol=1e-5)
-    fit(tmp_path / "plain", 3, plain, validation=validation)
+    fit(tmp_path / "plain", 3, plain, validation_data=validation)
     assert any((a != b).any() for a, b in zip(weights(plain), weights(model), strict=True))
 
 
@@ -730,7 +730,7 @@ def test_a_path_in_a_callback_is_not_put_back(tmp_path):
 
 
 def test_history_csv_is_the_table_that_fit_returns(tmp_path):
-    history = fit(tmp_path, 2, validation=draw_batches())
+    history = fit(tmp_path, 2, validation_data=draw_batches())
     assert list(history.columns) == ["epoch", "loss", "val_loss", "seconds"]
     pd.testing.assert_frame_equal(history, pd.read_csv(tmp_path / "history.csv"))
 
@@ -833,7 +833,7 @@ def test_arrays_in_the_place_of_batches_are_refused_by_name(tmp_path):
     with pytest.raises(
         ArgumentTypeError, match="validation is .* tuple: pass a keras.utils.PyDataset"
     ):
-        fit(tmp_path, validation=(IMAGES, IMAGES))
+        fit(tmp_path, validation_data=(IMAGES, IMAGES))
 
 
 KERAS = {
@@ -930,7 +930,7 @@ def test_the_order_is_equal_between_runs_of_one_seed_and_not_of_two(tmp_path):
 
 def test_validation_batches_stay_in_epoch_0(tmp_path):
     validation = Recorded(IMAGES, batch_size=4)
-    fit(tmp_path, 3, validation=validation)
+    fit(tmp_path, 3, validation_data=validation)
     assert {epoch for epoch, _ in validation.seen} == {0}
 
 
@@ -1176,6 +1176,6 @@ def test_a_state_whose_manifest_lacks_a_part_is_refused(name, tmp_path):
     file.write_text(json.dumps({**body, "manifest_sha256": _artifacts._digest(body)}))
     wanted = f"its manifest has no '{name}'"
     with pytest.raises(ArtifactError, match=wanted):
-        training.restore(model, tmp_path)
+        training.load_weights(model, tmp_path)
     with pytest.raises(ArtifactError, match=wanted):
         fit(tmp_path, 2)

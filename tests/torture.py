@@ -141,7 +141,7 @@ def embedder(value=0.0):
 def _save_index(path, value, kind="exact"):
     from kerasim.neighbors import NeighborIndex
 
-    NeighborIndex(kind=kind, m=4).fit(VECTORS + value).save(path, replace=True)
+    NeighborIndex("euclidean", kind=kind, m=4).fit(VECTORS + value).save(path, replace=True)
 
 
 def _load_index(path):
@@ -158,7 +158,7 @@ def _save_projection(path, value):
     from kerasim.projection import Projection
 
     projection = Projection(n_neighbors=4)  # without UMAP, which takes seconds to be compiled
-    projection._index, projection.trustworthiness_ = NeighborIndex().fit(VECTORS), value
+    projection._index, projection.trustworthiness_ = NeighborIndex("euclidean").fit(VECTORS), value
     projection.coordinates_ = VECTORS[:, :2] + np.float32(value)
     projection.save(path, replace=True)
 
@@ -345,17 +345,19 @@ def _compiled(name):
         return model, data.ImageBatches(IMAGES, **common)
     if name == "siamese":
         tower = models.conv_embedder((12, 12, 1), 3, (4, 4), 1)
-        model = models.siamese(tower)
+        model = models.siamese(tower, metric="euclidean")
         model.compile("adam", losses.ContrastiveLoss())
         return model, data.PairBatches(IMAGES, labels, **common)
     if name == "unet":
         schedule = diffusion.NoiseSchedule(20)
-        model = models.unet((12, 12, 1), (4, 8), 0, 3, groups=2, schedule=schedule)
+        model = models.unet((12, 12, 1), (4, 8), 0, 3, num_groups=2, schedule=schedule)
         model.compile(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9), "mse")
         return model, data.DiffusionBatches(IMAGES, schedule, labels, **common)
     model = models.conv_embedder((12, 12, 1), 3, (4, 4), 1)
-    model.compile("adam", losses.TripletLoss())
-    return model, data.BalancedBatches(IMAGES, labels, m=3, k=3, seed=2)
+    model.compile("adam", losses.TripletLoss(metric="euclidean"))
+    return model, data.BalancedBatches(
+        IMAGES, labels, classes_per_batch=3, images_per_class=3, seed=2
+    )
 
 
 BUILDERS = ("autoencoder", "vae", "siamese", "unet", "embedder")
@@ -745,12 +747,12 @@ def _pictures(folder, send):
     folder = Path(folder)
     good = [(name, content, expected) for name, content, expected in made.golden()][:16]
     for kind, orientation in (("PNG", 6), ("TIFF", 3)):
-        turned = Image.fromarray(made.COLOURS).transpose(made.TURNS[orientation])
+        turned = Image.fromarray(made.COLORS).transpose(made.TURNS[orientation])
         exif = Image.Exif()
         exif[0x0112] = orientation
         content = made.encode(turned, kind, exif=exif)
-        good.append((f"{kind} turned", content, made.COLOURS))
-    picture = made.encode(Image.fromarray(made.COLOURS), "JPEG")
+        good.append((f"{kind} turned", content, made.COLORS))
+    picture = made.encode(Image.fromarray(made.COLORS), "JPEG")
     side = 12_000
     levels = made.encode(Image.fromarray(made.RAMP.astype("float32")), "TIFF")
     bad = {
@@ -800,7 +802,7 @@ import numpy as np
 from kerasim.neighbors import NeighborIndex
 
 x = np.random.default_rng(0).normal(size=({n}, 64)).astype("float32")
-assert (NeighborIndex().fit(x).query(x, 10)[1][:, 0] == np.arange(len(x))).all()
+assert (NeighborIndex("euclidean").fit(x).query(x, 10)[1][:, 0] == np.arange(len(x))).all()
 status = open("/proc/self/status").read()
 print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 """
@@ -1006,7 +1008,7 @@ def _injections(folder, names, send):
     def fit(run_dir, batches=None, loss="mse", callbacks=()):
         validation = data.ImageBatches(made.IMAGES, shuffle=False)
         model = made.build(loss=loss)
-        made.fit(run_dir, 5, model, batches, validation=validation, callbacks=callbacks)
+        made.fit(run_dir, 5, model, batches, validation_data=validation, callbacks=callbacks)
 
     cases = {
         "pixel": lambda at: fit(at, data.ImageBatches(poisoned(np.nan), batch_size=4)),

@@ -37,9 +37,9 @@ def pair_folder(path, image_size=None) -> PairFolder:
     """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
 
     `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
-    Pairs that share an image or a near-copy of one (`find_near_duplicates`), on either side, are in the
-    same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test image is used
-    in training, and pass the groups to `LabelledPairBatches` and `candidate_pools`, so that no
+    Pairs that share an image or a near-duplicate of one (`find_near_duplicates`), on either side,
+    are in the same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test image is used
+    in training, and pass the groups to `PositivePairBatches` and `candidate_pools`, so that no
     image becomes the negative of its own copy.
 
     Args:
@@ -70,8 +70,8 @@ def pair_folder(path, image_size=None) -> PairFolder:
             images = _checks.counted(len(wrong), "image that does", "images that do")
             raise ArtifactError(
                 f"pairs.csv names {images} not have exactly one file in "
-                f"{_checks.shown(root / side)}: {shown}. Names have no suffix. Add or remove files, "
-                "or remove these rows."
+                f"{_checks.shown(root / side)}: {shown}. Names have no suffix. Add or remove "
+                "files, or remove these rows."
             )
         named = {file.stem: file for file in folder.files}
         files = [named[name] for name in pairs[side]]

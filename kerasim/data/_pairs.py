@@ -209,55 +209,71 @@ class TripletBatches(_LabelledBatches):
 
 
 class BalancedBatches(_LabelledBatches):
-    """Batches of `m` classes with `k` images of each, for a loss on labeled batches.
+    """Batches of several classes with as many images of each, for a loss on labeled batches.
 
-    A batch is `(images, labels)`: images `(m k, height, width, channels)`, labels `(m k,)` int64:
-    positions in the sorted classes. A batch contains no image twice. All images of a
-    class are used before one is repeated, except for a remainder of fewer than `k`.
+    A batch is `(images, labels)`: images `(batch, height, width, channels)` and labels `(batch,)`,
+    int64 positions in the sorted classes. A batch contains no image twice. All images of a class
+    are used before one is repeated, except for a remainder of fewer than `images_per_class`.
 
     Args:
         images, labels: As for `PairBatches`.
-        m: Classes per batch.
-        k: Images of each class, 2 or more.
-        batches: Per epoch; None for as many as hold the images once.
+        classes_per_batch: Number of classes in a batch, 2 or more.
+        images_per_class: Number of images of each class in a batch, 2 or more.
+        steps_per_epoch: Number of batches; None for about one pass over the images.
         seed, sigma, flip, shift: By keyword, as for `PairBatches`.
 
     Raises:
-        ArgumentError: If there are fewer than `m` classes, or a class has fewer than `k` images.
+        ArgumentError: If there are fewer classes than `classes_per_batch`, or a class has fewer
+            images than `images_per_class`.
     """
 
-    _own = ("labels", "rows", "m", "k")
+    _own = ("labels", "rows", "classes_per_batch", "images_per_class")
 
-    def __init__(self, images, labels, m: int, k: int, batches: int | None = None, **shared):
-        self.m, self.k = _checks.integer("m", m, 2), _checks.integer("k", k, 2)
-        super().__init__(images, labels, n=None, fewest=k, batch_size=m * k, **shared)
-        if batches is None:
-            batches = max(1, len(self.images) // (m * k))
-        self.rows = _checks.integer("batches", batches) * m * k
-        if m > len(self.classes.names):
-            held = f"but labels hold only {len(self.classes.names)}"
-            raise ArgumentError(f"m={m} classes per batch, {held}: pass as many or fewer.")
+    def __init__(
+        self,
+        images,
+        labels,
+        classes_per_batch: int,
+        images_per_class: int,
+        steps_per_epoch: int | None = None,
+        **shared,
+    ):
+        self.classes_per_batch = _checks.integer("classes_per_batch", classes_per_batch, 2)
+        self.images_per_class = _checks.integer("images_per_class", images_per_class, 2)
+        size = classes_per_batch * images_per_class
+        super().__init__(images, labels, n=None, fewest=images_per_class, batch_size=size, **shared)
+        if steps_per_epoch is None:
+            steps_per_epoch = max(1, len(self.images) // size)
+        self.rows = _checks.integer("steps_per_epoch", steps_per_epoch) * size
+        count = len(self.classes.names)
+        if classes_per_batch > count:
+            raise ArgumentError(
+                f"classes_per_batch={classes_per_batch}, but labels have only {count} classes. "
+                "Pass as many or fewer."
+            )
 
     def _draw(self, rng):
         counts = self.classes.counts
-        chosen = [rng.choice(len(counts), self.m, replace=False) for _ in range(len(self))]
+        chosen = [
+            rng.choice(len(counts), self.classes_per_batch, replace=False) for _ in range(len(self))
+        ]
         chosen = np.concatenate(chosen)
-        rows = np.empty((len(chosen), self.k), dtype="int64")
+        rows = np.empty((len(chosen), self.images_per_class), dtype="int64")
         slots = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen)))
         for label, slot in enumerate(slots[:-1]):  # where its images go
-            whole = counts[label] // self.k * self.k
-            rounds = -(-len(slot) * self.k // whole)
+            whole = counts[label] // self.images_per_class * self.images_per_class
+            rounds = -(-len(slot) * self.images_per_class // whole)
             places = [rng.permutation(counts[label])[:whole] for _ in range(rounds)]
-            places = np.reshape(places, (-1, self.k))[: len(slot)].astype("int64")
+            places = np.reshape(places, (-1, self.images_per_class))[: len(slot)].astype("int64")
             rows[slot] = self.classes.order[self.classes.starts[label] + places]
         return (rows.reshape(-1),)
 
 
-class LabelledPairBatches(Batches):
+class PositivePairBatches(Batches):
     """Batches of positive pairs without classes; the other pairs of a batch are the negatives.
 
-    A batch is `((left, right), groups)`, for `models.siamese(embedder, distance=None)` with
-    `losses.PairSoftmaxLoss` or `losses.CosineTripletLoss`; `groups` is `(batch, 2)` float32.
+    A batch is `((left, right), groups)`, for `models.siamese(embedder, metric=None)` with
+    `losses.InfoNCELoss` or `losses.InBatchTripletLoss`; `groups` is `(batch, 2)` float32.
 
     Args:
         left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 from keras import layers
 
-from kerasim import checks
+from kerasim import _checks
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 # With the default of Keras, 0.99, the moving statistics still hold 55 % of their initial values
@@ -35,7 +35,7 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
     Raises:
         ArgumentError: If they are not; the message names the nearest sizes.
     """
-    shape = checks.as_tuple(image_shape) or ()
+    shape = _checks.as_tuple(image_shape) or ()
     if len(shape) != 3:
         raise ArgumentTypeError(
             f"image_shape={image_shape!r} is not an image shape. Pass (height, width, channels), "
@@ -43,7 +43,7 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
         )
     for name, n in zip(("height", "width", "channels"), shape, strict=True):
         if not (open_size and n is None and name != "channels"):
-            checks.integer(f"{name} of image_shape={shape}", n)
+            _checks.integer(f"{name} of image_shape={shape}", n)
     shape = tuple(n if n is None else int(n) for n in shape)
     if factor > 1 and any(n % factor for n in shape[:2]):
         heights, widths = (_nearest_multiples(n, factor) for n in shape[:2])
@@ -72,7 +72,7 @@ def check_least(image_shape, least: int, widths) -> None:
 
 def check_widths(name: str, widths) -> tuple[int, ...]:
     """Returns `widths` as a tuple of positive integers, one for each stage."""
-    widths = tuple(checks.integer(f"each of {name}", n) for n in checks.listed(name, widths))
+    widths = tuple(_checks.integer(f"each of {name}", n) for n in _checks.listed(name, widths))
     if not widths:
         raise ArgumentError(f"{name}=() is empty: pass one number or more, such as (32, 64).")
     return widths

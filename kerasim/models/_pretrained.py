@@ -15,12 +15,12 @@ from kerasim._image_checks import shapes_of
 from kerasim.data._download import SQUEEZENET_FILE, SQUEEZENET_SHA256
 from kerasim.data._sets import data_dir
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
-from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeneralizedMean
+from kerasim.layers import AttentionPooling, BackbonePreprocessing, GeMPooling
 from kerasim.models import _blocks as parts
 
 _POOLINGS = {
     "attention": AttentionPooling,
-    "gem": GeneralizedMean,
+    "gem": GeMPooling,
     "max": functools.partial(layers.GlobalMaxPooling2D, data_format=parts.CHANNELS_LAST),
     "average": functools.partial(layers.GlobalAveragePooling2D, data_format=parts.CHANNELS_LAST),
     "flatten": functools.partial(layers.Flatten, data_format=parts.CHANNELS_LAST),

@@ -5,41 +5,42 @@ from keras import layers
 
 from kerasim import _checks
 from kerasim._image_checks import check_embedder
+from kerasim._tensors import PAIR_METRICS
 from kerasim.errors import ArgumentError
-from kerasim.layers import DISTANCES, Distance
+from kerasim.layers import Distance
 from kerasim.models import _blocks as parts
 
 
 def siamese(
-    embedder: keras.Model, distance: str | None = "euclidean", name: str = "siamese"
+    embedder: keras.Model, metric: str | None = "cosine", name: str = "siamese"
 ) -> keras.Model:
     """Builds a Siamese network: two images pass through one embedder with shared weights.
 
     Args:
         embedder: `keras.Model` from images to embeddings; training the network trains it.
-        distance: "euclidean", "squared_euclidean" or "cosine"; None to return both embeddings, as
-            `losses.PairSoftmaxLoss` and `losses.CosineTripletLoss` expect.
+        metric: "euclidean", "squared_euclidean" or "cosine"; None to return both embeddings, as
+            `losses.InfoNCELoss` and `losses.InBatchTripletLoss` expect.
         name: Name of the model.
 
     Returns:
         Model from `[left, right]`, each `(batch, *image_shape)`, to the distances of their
-        embeddings `(batch, 1)`; with `distance=None` to both embeddings, `(batch, 2, dim)`.
+        embeddings `(batch, 1)`; with `metric=None` to both embeddings, `(batch, 2, dim)`.
 
     Raises:
         ArgumentError: If the embedder does not map one image to one vector, or there is no such
-            distance.
+            metric.
 
     Reference:
         Bromley et al., 1993, Signature verification using a "Siamese" time delay neural network;
         Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
     """
     shape, dim = check_embedder("embedder", embedder)
-    if distance is not None:
-        _checks.choice("distance", distance, DISTANCES)
+    if metric is not None:
+        _checks.choice("metric", metric, PAIR_METRICS)
     left, right = parts.image_input(shape, "left"), parts.image_input(shape, "right")
     vectors = [embedder(left), embedder(right)]
-    if distance is not None:
-        output = Distance(distance, name="distance")(vectors)
+    if metric is not None:
+        output = Distance(metric, name="distance")(vectors)
     else:
         both = layers.Concatenate(dtype="float32")(vectors)
         output = layers.Reshape((2, dim), dtype="float32", name="both")(both)

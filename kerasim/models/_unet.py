@@ -16,11 +16,11 @@ from kerasim.schedules import NoiseSchedule
 def unet(
     image_shape: tuple[int, int, int] = (32, 32, 1),
     widths: tuple[int, ...] = (32, 64, 128),
-    attention: int = 1,
+    num_attention_stages: int = 1,
     num_classes: int | None = None,
-    blocks: int = 1,
-    groups: int = 8,
-    patch: int = 1,
+    num_blocks: int = 1,
+    num_groups: int = 8,
+    patch_size: int = 1,
     schedule: NoiseSchedule | None = None,
     name: str = "unet",
 ) -> keras.Model:
@@ -37,15 +37,15 @@ def unet(
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
-            `patch * 2 ** (len(widths) - 1)`.
-        widths: Filters of each stage, from the full image inwards; multiples of `groups`.
-        attention: Number of stages, counted from the innermost one, with self-attention after each
-            block.
+            `patch_size * 2 ** (len(widths) - 1)`.
+        widths: Filters of each stage, from the full image inwards; multiples of `num_groups`.
+        num_attention_stages: Number of stages, counted from the innermost one, with self-attention
+            after each block.
         num_classes: Number of classes, 1 or more; None for a network without labels.
-        blocks: Residual blocks of each stage of the encoder, and of the decoder.
-        groups: Groups of GroupNormalization.
-        patch: Stride of the first layer, and of the last. 2 halves the image at once, which saves
-            more than half of the computation.
+        num_blocks: Residual blocks of each stage of the encoder, and of the decoder.
+        num_groups: Groups of GroupNormalization.
+        patch_size: Stride of the first layer, and of the last. 2 halves the image at once, which
+            saves more than half of the computation.
         schedule: None for a network that predicts the noise itself. Small networks predict it
             badly where there is little else, and then generate bad images. With a schedule the
             network predicts the velocity v, and its output is the noise
@@ -60,7 +60,7 @@ def unet(
 
     Raises:
         ArgumentError: If the image cannot be halved `len(widths) - 1` times (the message names the
-            nearest sizes) or widths are not multiples of `groups`.
+            nearest sizes) or widths are not multiples of `num_groups`.
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; classes: Ho & Salimans, 2022.
@@ -68,94 +68,112 @@ def unet(
         https://arxiv.org/abs/2301.11093; velocity: Salimans & Ho, 2022.
         https://arxiv.org/abs/2202.00512
     """
-    patch = _checks.integer("patch", patch)
-    image_shape, widths = parts.check_sizes(image_shape, widths, patch)
-    _checks.integer("attention", attention, 0, len(widths))
-    _checks.integer("blocks", blocks)
-    _checks.integer("groups", groups)
+    patch_size = _checks.integer("patch_size", patch_size)
+    image_shape, widths = parts.check_sizes(image_shape, widths, patch_size)
+    _checks.integer("num_attention_stages", num_attention_stages, 0, len(widths))
+    _checks.integer("num_blocks", num_blocks)
+    _checks.integer("num_groups", num_groups)
     if schedule is not None:
         _checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
-    if any(width % groups for width in widths):
+    if any(width % num_groups for width in widths):
         raise ArgumentError(
-            f"widths={widths} must be multiples of groups={groups}. Change either of them."
+            f"widths={widths} must be multiples of num_groups={num_groups}. Change either of them."
         )
 
     images = parts.image_input(image_shape)
     inputs = {"images": images, "t": keras.Input((), dtype="int32", name="t")}
-    told = TimeEmbedding(2 * widths[0], name="time")(inputs["t"])
-    told = layers.Dense(4 * widths[0], "silu", name="time1")(told)
-    told = layers.Dense(4 * widths[0], name="time2")(told)
     if num_classes is not None:
         num_classes = _checks.integer("num_classes", num_classes)
         inputs["labels"] = keras.Input((), dtype="int32", name="labels")
-        # One more row than there are classes: the last one stands for "no label", as -1 does.
-        label = ops.where(inputs["labels"] < 0, num_classes, inputs["labels"])
-        label = layers.Embedding(num_classes + 1, 4 * widths[0], name="classes")(label)
-        told = layers.Add(name="told")([told, label])
-    told = layers.Activation("silu", name="told_act")(told)
+    conditioning = _conditioning(inputs, widths[0], num_classes)
 
-    def norm_act(x, name):
-        x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
-        return layers.Activation("silu", name=f"{name}_act")(x)
-
-    def block(x, filters, name):
-        y = parts.conv(norm_act(x, f"{name}_1"), filters, f"{name}_conv1", activation=None)
-        by_step = layers.Dense(filters, name=f"{name}_told")(told)
-        by_step = layers.Reshape((1, 1, filters), name=f"{name}_told_map")(by_step)
-        y = layers.Add(name=f"{name}_add_told")([y, by_step])
-        y = norm_act(y, f"{name}_2")
-        # Before training a block is the identity.
-        y = parts.zero_conv(y, filters, f"{name}_conv2")
-        if x.shape[-1] != filters:
-            x = parts.conv(x, filters, f"{name}_shortcut", size=1, activation=None)
-        return layers.Add(name=f"{name}_add")([x, y])
-
-    def look(x, name):
-        height, width, filters = x.shape[1:]
-        y = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
-        y = layers.Reshape((height * width, filters), name=f"{name}_row")(y)
-        heads = layers.MultiHeadAttention(groups, filters // groups, name=name)
-        y = layers.Reshape((height, width, filters), name=f"{name}_map")(heads(y, y))
-        return layers.Add(name=f"{name}_add")([x, y])
-
-    def stage(x, n, way):
-        for m in range(1, blocks + 1):
-            x = block(x, widths[n], f"{way}{n + 1}_block{m}")
-            if n >= len(widths) - attention:
-                x = look(x, f"{way}{n + 1}_attention{m}")
+    def stage(x, n, part):
+        for m in range(1, num_blocks + 1):
+            x = _residual_block(x, conditioning, widths[n], num_groups, f"{part}{n + 1}_block{m}")
+            if n >= len(widths) - num_attention_stages:
+                x = _attention_block(x, num_groups, f"{part}{n + 1}_attention{m}")
         return x
 
-    x = parts.conv(images, widths[0], "first", patch, activation=None)
-    kept = []
+    x = parts.conv(images, widths[0], "stem", patch_size, activation=None)
+    skips = []
     for n in range(len(widths)):
         if n:
             x = parts.downsample(x, widths[n], f"down{n + 1}")
-        x = stage(x, n, "in")
-        kept.append(x)
-    x = layers.Activation("linear", name="bottleneck")(kept.pop())
-    x = stage(x, len(widths) - 1, "out")
+        x = stage(x, n, "encoder")
+        skips.append(x)
+    x = layers.Activation("linear", name="bottleneck")(skips.pop())
+    x = stage(x, len(widths) - 1, "decoder")
     for n in reversed(range(len(widths) - 1)):
         x = parts.upsample(x, widths[n], f"up{n + 1}")
-        x = layers.Concatenate(name=f"skip{n + 1}")([x, kept.pop()])
-        x = stage(x, n, "out")
+        x = layers.Concatenate(name=f"skip{n + 1}")([x, skips.pop()])
+        x = stage(x, n, "decoder")
+    x = _norm_act(x, num_groups, "output")
     output_layer = layers.Conv2DTranspose(
         image_shape[-1],
-        3 if patch == 1 else 2 * patch,
-        patch,
+        3 if patch_size == 1 else 2 * patch_size,
+        patch_size,
         "same",
         data_format=parts.CHANNELS_LAST,
         kernel_initializer="zeros",
         dtype="float32",
         name="noise" if schedule is None else "velocity",
     )
-    noise = output_layer(norm_act(x, "last"))
+    output = output_layer(x)
     if schedule is not None:
-        abar = schedule.alphas_cumprod
-        shares = layers.Embedding(len(abar), 2, trainable=False, dtype="float32", name="schedule")
-        share: Any = ops.split(shares(inputs["t"])[:, None, None], 2, axis=-1)
-        shares.set_weights([np.sqrt([1 - abar, abar]).T])
-        noise = share[0] * images + share[1] * noise
-    return keras.Model(inputs, noise, name=name)
+        output = _noise_of_velocity(output, images, inputs["t"], schedule)
+    return keras.Model(inputs, output, name=name)
+
+
+def _conditioning(inputs, width, num_classes):
+    """Embeds the step, and the class if there are some, as `(batch, 4 * width)`."""
+    x = TimeEmbedding(2 * width, name="time_embedding")(inputs["t"])
+    x = layers.Dense(4 * width, "silu", name="time_dense_1")(x)
+    x = layers.Dense(4 * width, name="time_dense_2")(x)
+    if num_classes is not None:
+        # One more row than there are classes: the last one stands for "no label", as -1 does.
+        label = ops.where(inputs["labels"] < 0, num_classes, inputs["labels"])
+        label = layers.Embedding(num_classes + 1, 4 * width, name="class_embedding")(label)
+        x = layers.Add(name="conditioning_add")([x, label])
+    return layers.Activation("silu", name="conditioning")(x)
+
+
+def _norm_act(x, num_groups, name):
+    x = layers.GroupNormalization(num_groups, name=f"{name}_norm")(x)
+    return layers.Activation("silu", name=f"{name}_act")(x)
+
+
+def _residual_block(x, conditioning, filters, num_groups, name):
+    """Two convolutions with the conditioning added in between, and a shortcut."""
+    y = _norm_act(x, num_groups, f"{name}_1")
+    y = parts.conv(y, filters, f"{name}_conv1", activation=None)
+    shift = layers.Dense(filters, name=f"{name}_conditioning")(conditioning)
+    shift = layers.Reshape((1, 1, filters), name=f"{name}_conditioning_map")(shift)
+    y = layers.Add(name=f"{name}_conditioning_add")([y, shift])
+    y = _norm_act(y, num_groups, f"{name}_2")
+    # Before training a block is the identity.
+    y = parts.zero_conv(y, filters, f"{name}_conv2")
+    if x.shape[-1] != filters:
+        x = parts.conv(x, filters, f"{name}_shortcut", size=1, activation=None)
+    return layers.Add(name=f"{name}_add")([x, y])
+
+
+def _attention_block(x, num_groups, name):
+    """Self-attention over the positions of a feature map, and a shortcut."""
+    height, width, filters = x.shape[1:]
+    y = layers.GroupNormalization(num_groups, name=f"{name}_norm")(x)
+    y = layers.Reshape((height * width, filters), name=f"{name}_flatten")(y)
+    attention = layers.MultiHeadAttention(num_groups, filters // num_groups, name=name)
+    y = layers.Reshape((height, width, filters), name=f"{name}_map")(attention(y, y))
+    return layers.Add(name=f"{name}_add")([x, y])
+
+
+def _noise_of_velocity(velocity, images, t, schedule):
+    """Returns the noise, `sqrt(1 - abar) images + sqrt(abar) velocity`."""
+    abar = schedule.alphas_cumprod
+    table = layers.Embedding(len(abar), 2, trainable=False, dtype="float32", name="schedule")
+    rates: Any = ops.split(table(t)[:, None, None], 2, axis=-1)
+    table.set_weights([np.sqrt([1 - abar, abar]).T])
+    return rates[0] * images + rates[1] * velocity
 
 
 def noise_estimator(

@@ -26,8 +26,8 @@ def vae(
     lower bound in nats.
 
     In training the decoder gets a latent vector sampled from the Gaussian. In inference it gets
-    the mean, so that `predict`, `embedding.embed` and exported models are deterministic. `evaluate` and
-    `val_loss` use the mean as well and are a little lower than the bound; to compute the bound,
+    the mean, so that `predict`, `embedding.embed` and exported models are deterministic. `evaluate`
+    and `val_loss` use the mean as well and are a little lower than the bound; to compute the bound,
     call the model with `training=True`.
 
     Kernels start with the variance that preserves the size of signals through `activation` (for
