@@ -172,7 +172,8 @@ def load_model(path: Path) -> keras.Model:
         if declared > held:
             raise ArtifactError(
                 f"{_checks.shown(path)} declares {declared} weights, but holds only {held} bytes "
-                "of weights. Building the model would fill the memory. Save it again with model.save."
+                "of weights. Building the model would fill the memory. Save it again with "
+                "model.save."
             )
         with _keras_compat.ObjectSharingScope():
             model: Any = keras.saving.deserialize_keras_object(config, safe_mode=True)

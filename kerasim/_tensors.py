@@ -45,7 +45,8 @@ def safe_sqrt(squares):
 def safe_norm(x):
     """Returns the lengths of vectors `x` along the last axis, which is kept.
 
-    The gradient at 0 is that of `safe_sqrt`. Vectors are divided by their largest number first, so that no square overflows or underflows.
+    The gradient at 0 is that of `safe_sqrt`. Vectors are divided by their largest number first, so
+    that no square overflows or underflows.
     """
     largest = ops.stop_gradient(ops.max(ops.abs(x), axis=-1, keepdims=True))
     usual = (largest >= _LEAST) & (largest < float("inf"))

@@ -65,8 +65,8 @@ class Gallery:
     """A searchable collection of images: add images, find the most similar ones, save.
 
     Images are given as a folder (see `data.image_folder`), a file or several, encoded images
-    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `embedding.embed`. Several are
-    a list, tuple, array, pandas Series or iterator.
+    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `embedding.embed`. Several
+    are a list, tuple, array, pandas Series or iterator.
 
     Args:
         embedder: `keras.Model` from images of one size to vectors.

@@ -3,9 +3,9 @@
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
 separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
 candidates is found; `psnr`, `ssim` and `frechet_distance` compare images, or features of them. A
-score on few images is uncertain: `bootstrap_interval`, `pairwise_verification` and `candidate_accuracy`
-return confidence intervals. Large sets are processed in blocks, so that memory does not grow with the
-number of pairs.
+score on few images is uncertain: `bootstrap_interval`, `pairwise_verification` and
+`candidate_accuracy` return confidence intervals. Large sets are processed in blocks, so that memory
+does not grow with the number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
 distances ordered by position.

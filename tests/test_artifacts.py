@@ -1056,7 +1056,8 @@ def test_what_a_killed_save_leaves_is_removed_where_each_program_has_the_same_nu
     subprocess.run([*alone, DYING, saved])
     assert len(strays(saved.parent)) == 1
     code = (
-        "import sys; from kerasim import artifacts; _artifacts.write(sys.argv[1], 'numbers', print)"
+        "import sys; from kerasim import _artifacts; "
+        "_artifacts.write(sys.argv[1], 'numbers', print)"
     )
     subprocess.run([*alone, code, saved], check=True, capture_output=True)
     assert os.listdir(saved.parent) == ["saved"]

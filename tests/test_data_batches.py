@@ -355,7 +355,7 @@ def test_kept_embeddings_are_given_back_while_network_weights_and_images_are_the
     other = keras.models.clone_model(EMBEDDER)
     other.set_weights(EMBEDDER.get_weights())
     with monkeypatch.context() as patch:
-        again = "kerasim.data._batches._embed_batches"
+        again = "kerasim.embedding._embed_batches"
         patch.setattr(again, lambda *_, **__: pytest.fail("embedded again"))
         np.testing.assert_array_equal(embedding.embed(EMBEDDER, LEVELS, cache=tmp_path), vectors)
         np.testing.assert_array_equal(embedding.embed(other, LEVELS, cache=tmp_path), vectors)
@@ -406,7 +406,7 @@ def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(m
     def run_out(*args, **kwargs):
         raise MemoryError
 
-    monkeypatch.setattr("kerasim.data._batches._embed_batches", run_out)
+    monkeypatch.setattr("kerasim.embedding._embed_batches", run_out)
     with pytest.raises(ArgumentError, match="batch_size=8 needs more memory .* such as 4"):
         embedding.embed(EMBEDDER, FLOATS, batch_size=8)
 
@@ -415,7 +415,7 @@ def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
     def breaks(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kerasim.data._batches._embed_batches", breaks)
+    monkeypatch.setattr("kerasim.embedding._embed_batches", breaks)
     with pytest.raises(ZeroDivisionError):
         embedding.embed(EMBEDDER, FLOATS)
 
@@ -502,7 +502,7 @@ def test_embedding_with_many_models_gives_no_warning_of_retracing(caplog):
 
 @pytest.mark.parametrize("progress", [True, False, None])
 def test_a_progress_bar_is_shown_where_it_is_wanted(progress, monkeypatch, capsys):
-    monkeypatch.setattr("kerasim.data._batches._BAR_DELAY", 0)
+    monkeypatch.setattr("kerasim.embedding._BAR_DELAY", 0)
     embedding.embed(EMBEDDER, FLOATS, progress=progress)
     out, error = capsys.readouterr()
     assert ("7/7" in error) == (progress is True) and not out

@@ -154,7 +154,7 @@ def test_an_interrupt_while_images_are_embedded_keeps_those_before_it_and_saves_
         return embed(*arguments)
 
     embed = embedding.embed
-    monkeypatch.setattr("kerasim.data._batches.embed", interrupted)
+    monkeypatch.setattr("kerasim.embedding.embed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Gallery(EMBEDDER).add(folder, path=tmp_path / "gallery")
     assert len(Gallery.load(tmp_path / "gallery", EMBEDDER)) == 4

@@ -1153,7 +1153,7 @@ pixels | images.py | G7
 if image.width * image.height > MAX_PIXELS:
 if False:
 
-safe mode | data/arrays.py | G6
+safe mode | embedding.py | G6
 return keras.saving.load_model(path, compile=False)
 return keras.saving.load_model(path, compile=False, safe_mode=False)
 
@@ -1169,7 +1169,7 @@ NaN in vectors | _checks.py | test_neighbors.py -k not_finite
 if x.dtype.kind == "f":
 if False:
 
-NaN in images | data/arrays.py | test_data_arrays.py -k not_finite
+NaN in images | _image_checks.py | test_data_arrays.py -k not_finite
 _checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
 pass
 

@@ -38,9 +38,9 @@ def pair_folder(path, image_size=None) -> PairFolder:
 
     `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
     Pairs that share an image or a near-duplicate of one (`find_near_duplicates`), on either side,
-    are in the same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test image is used
-    in training, and pass the groups to `PositivePairBatches` and `candidate_pools`, so that no
-    image becomes the negative of its own copy.
+    are in the same group. Split by group (`sklearn.model_selection.GroupKFold`), so that no test
+    image is used in training, and pass the groups to `PositivePairBatches` and `candidate_pools`,
+    so that no image becomes the negative of its own copy.
 
     Args:
         path: The folder.
