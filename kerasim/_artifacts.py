@@ -237,8 +237,9 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
             if isinstance(error, ArtifactError):
                 raise
             if manifest is None:
-                message = f"Cannot read {path}: {error}. Check its permissions and its disk."
-                raise ArtifactError(message) from error
+                raise ArtifactError(
+                    f"Cannot read {path}: {error}. Check its permissions and its disk."
+                ) from error
             versions = ", ".join(f"{name} {which}" for name, which in manifest.versions.items())
             raise ArtifactError(
                 f"{path} matches its manifest but cannot be loaded as {kind}: {error}. It was "
@@ -268,8 +269,10 @@ def remove(path, kind: str) -> None:
             try:
                 os.rename(folder, doomed)  # in one step, so that no half of it is left
             except OSError as error:
-                mend = "Check the permissions of its folder, or choose another one"
-                raise ArtifactError(f"Cannot remove {folder}: {error.strerror}. {mend}.") from error
+                raise ArtifactError(
+                    f"Cannot remove {folder}: {error.strerror}. Check the permissions of its "
+                    "folder, or choose another one."
+                ) from error
             _remove(doomed)
 
 

@@ -112,17 +112,18 @@ def _range(low, high) -> str:
 
 def _of_kind(name: str, value, kind: type, what: str, wanted: str) -> None:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, kind):
-        came = f"Received {value!r} of type {type(value).__name__}"
-        raise ArgumentTypeError(f"{name} must be {what}. {came}: {wanted}.")
+        raise ArgumentTypeError(
+            f"{name} must be {what}. Received {value!r} of type {type(value).__name__}: {wanted}."
+        )
 
 
-def array(name: str, x, mend: str = "pass rows of one length", masked: bool = False) -> np.ndarray:
+def array(name: str, x, hint: str = "pass rows of one length", masked: bool = False) -> np.ndarray:
     """Returns `x` as an array, else raises an error for `name`.
 
     Args:
         name: Argument that a message names.
         x: Anything.
-        mend: End of the message about rows of several lengths.
+        hint: End of the message about rows of several lengths.
         masked: Whether masked entries are accepted. The values below a mask mean nothing.
 
     Raises:
@@ -130,17 +131,21 @@ def array(name: str, x, mend: str = "pass rows of one length", masked: bool = Fa
         ArgumentTypeError: If it is of another library and cannot be converted.
     """
     if not masked and np.ma.is_masked(x):
-        what = f"{name} has {np.ma.count_masked(x)} masked entries"
-        raise ArgumentError(f"{what}. Leave these rows out, or fill them: {name}.filled(value).")
+        raise ArgumentError(
+            f"{name} has {np.ma.count_masked(x)} masked entries. Leave these rows out, "
+            f"or fill them: {name}.filled(value)."
+        )
     try:
         return np.asarray(x)
     except ValueError as error:  # a list of several lengths
         raise ArgumentError(
-            f"{name} cannot be converted to one array ({error}): {mend}."
+            f"{name} cannot be converted to one array ({error}): {hint}."
         ) from error
     except Exception as error:  # of another library, such as for a tensor on another device
-        what = f"{name}, a {type(x).__name__}, cannot be converted to an array ({error})"
-        raise ArgumentTypeError(f"{what}: convert it to a NumPy array.") from error
+        raise ArgumentTypeError(
+            f"{name}, a {type(x).__name__}, cannot be converted to an array ({error}): "
+            "convert it to a NumPy array."
+        ) from error
 
 
 def as_tuple(values) -> tuple | None:
@@ -151,11 +156,11 @@ def as_tuple(values) -> tuple | None:
         return None
 
 
-def kind(name: str, value, kinds, mend: str) -> None:
-    """Raises an `ArgumentTypeError` for `name`, with its `mend`, unless `value` is of `kinds`."""
+def kind(name: str, value, kinds, hint: str) -> None:
+    """Raises an `ArgumentTypeError` for `name`, with its `hint`, unless `value` is of `kinds`."""
     if not isinstance(value, kinds):
         shown = reprlib.repr(value)  # an image's bytes or a list of paths may be long
-        raise ArgumentTypeError(f"{name} is {shown}, of type {type(value).__name__}: {mend}.")
+        raise ArgumentTypeError(f"{name} is {shown}, of type {type(value).__name__}: {hint}.")
 
 
 def shown(name) -> str:
@@ -256,14 +261,15 @@ def regular_file(path, error_class) -> None:
     except FileNotFoundError as error:
         raise error_class(f"There is no file {name}: check the path.") from error
     except OSError as error:
-        mend = "Check its permissions and those of its folder."
-        raise error_class(f"Cannot open {name}: {error.strerror}. {mend}") from error
+        raise error_class(
+            f"Cannot open {name}: {error.strerror}. Check its permissions and those of its folder."
+        ) from error
     what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
     raise error_class(f"{name} is {what}: pass the path of a file.")
 
 
-def shape(name: str, x, wanted, mend: str) -> None:
-    """Raises an `ArgumentError` for `name`, with its `mend`, unless `x` is of the shape `wanted`.
+def shape(name: str, x, wanted, hint: str) -> None:
+    """Raises an `ArgumentError` for `name`, with its `hint`, unless `x` is of the shape `wanted`.
 
     In `wanted` None is any length.
     """
@@ -271,17 +277,17 @@ def shape(name: str, x, wanted, mend: str) -> None:
     pairs = zip(wanted, found, strict=False)
     if len(found) != len(wanted) or any(want not in (None, got) for want, got in pairs):
         shown = str(tuple(wanted)).replace("None", "any")
-        raise ArgumentError(f"{name} has shape {found}, expected {shown}: {mend}.")
+        raise ArgumentError(f"{name} has shape {found}, expected {shown}: {hint}.")
 
 
-def positions(name: str, x: np.ndarray, count: int, mend: str) -> None:
+def positions(name: str, x: np.ndarray, count: int, hint: str) -> None:
     """Raises an `ArgumentError` for `name` unless `x` is `(count, any)`, of 0 to `count` - 1.
 
-    `mend` is what to do about another shape or about other numbers than integers.
+    `hint` is what to do about another shape or about other numbers than integers.
     """
-    shape(name, x, (count, None), mend)
+    shape(name, x, (count, None), hint)
     if x.dtype.kind not in "iu":
-        raise ArgumentError(f"{name} holds {x.dtype}, expected integers: {mend}.")
+        raise ArgumentError(f"{name} holds {x.dtype}, expected integers: {hint}.")
     outside = ((x < 0) | (x >= count)).any(axis=1)
     bad_rows(name, outside, f"a position outside 0 to {count - 1}")
 
@@ -299,8 +305,9 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
     """
     x = array(name, x)
     if x.dtype.kind not in kinds:
-        came = f"Received dtype {x.dtype}: pass floats or integers."
-        raise ArgumentTypeError(f"{name} must hold real numbers. {came}")
+        raise ArgumentTypeError(
+            f"{name} must hold real numbers. Received dtype {x.dtype}: pass floats or integers."
+        )
     return x
 
 
@@ -308,16 +315,19 @@ def listed(name: str, values) -> list:
     """Returns `values` as a list, else raises an `ArgumentTypeError` for `name`."""
     found = as_tuple(values)
     if isinstance(values, (str, bytes)) or found is None:
-        came = f"Received {type(values).__name__}: pass a list, such as [{values!r}]."
-        raise ArgumentTypeError(f"{name} must be a list or tuple. {came}")
+        raise ArgumentTypeError(
+            f"{name} must be a list or tuple. Received {type(values).__name__}: pass a "
+            f"list, such as [{values!r}]."
+        )
     return list(found)
 
 
 def like(name: str, value, attribute: str, what: str) -> None:
     """Raises an `ArgumentTypeError` for `name` unless `value` has an `attribute` as `what` has."""
     if not hasattr(value, attribute):
-        came = f"Received {type(value).__name__}: pass one instead."
-        raise ArgumentTypeError(f"{name} must be {what}. {came}")
+        raise ArgumentTypeError(
+            f"{name} must be {what}. Received {type(value).__name__}: pass one instead."
+        )
 
 
 def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
@@ -397,8 +407,10 @@ def labels(name: str, values, n: int | None, of: str) -> np.ndarray:
     rows = np.atleast_1d(absent)
     rows = rows.any(axis=tuple(range(1, rows.ndim)))
     if rows.any():
-        what = f'no label (None, NaN, pandas.NA or "") in {_count_of(rows)}'
-        raise ArgumentError(f"{name} holds {what}. Label these rows, or leave them out.")
+        raise ArgumentError(
+            f'{name} holds no label (None, NaN, pandas.NA or "") in {_count_of(rows)}. '
+            "Label these rows, or leave them out."
+        )
     return found
 
 
@@ -430,15 +442,17 @@ def optional_labels(name: str, values, n: int | None, of: str) -> tuple[np.ndarr
     if len(kinds) > 1 or "" in kinds:
         types = ", ".join(sorted({type(value).__name__ for value in present}))
         fix = "convert all of them to integers or all to strings"
-        what = f"{name} must be integers or strings, not {types} (dtype {plain.dtype})"
-        raise ArgumentTypeError(f"{what}: {fix}.")
+        raise ArgumentTypeError(
+            f"{name} must be integers or strings, not {types} (dtype {plain.dtype}): {fix}."
+        )
     empty, dtype = _LABEL_KINDS[kinds.pop() if kinds else "string"]
     elements[absent] = empty
     try:
         return elements.astype(dtype), absent
     except OverflowError as error:
-        what = f"{name} holds integers beyond 64 bits"
-        raise ArgumentError(f"{what}: number the classes from 0.") from error
+        raise ArgumentError(
+            f"{name} holds integers beyond 64 bits: number the classes from 0."
+        ) from error
 
 
 _LABEL_KINDS = {  # what stands for a missing label, and the dtype of the array
@@ -482,9 +496,11 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
     """
     x = as_float64_or_narrower(name, real(name, x))
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
-        wanted = f"an array (n, {width or 'dim'}) of {rows} rows or more"
-        mend = "pass one row per image, embedded by the same model"
-        raise ArgumentError(f"{name} must be {wanted}. Received shape {x.shape}: {mend}.")
+        raise ArgumentError(
+            f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. "
+            f"Received shape {x.shape}: pass one row per image, embedded by the same "
+            "model."
+        )
     finite(name, x)
     if metric == "cosine":
         bad_rows(name, ~x.any(axis=1), "zero vectors, whose cosine distance is undefined,")
@@ -501,15 +517,19 @@ def as_float64_or_narrower(name: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind in "iu" and x.dtype.itemsize == 8 and x.size:
         largest = max(int(x.max()), -int(x.min()))
         if largest > 2**53:
-            what = f"{name} holds integers up to {largest}, which float64 cannot represent exactly"
-            raise ArgumentError(f"{what}. Subtract an offset, so that they are 2**53 at most.")
+            raise ArgumentError(
+                f"{name} holds integers up to {largest}, which float64 cannot represent "
+                "exactly. Subtract an offset, so that they are 2**53 at most."
+            )
     if x.dtype.kind != "f" or x.dtype.itemsize <= 8:
         return x
     with np.errstate(over="ignore"):
         narrow = x.astype("float64")
     if (np.isinf(narrow) & np.isfinite(x)).any():
-        what = f"{name} holds numbers up to {np.abs(x).max():.3g}, too large for float64"
-        raise ArgumentError(f"{what}. Divide all of them by the same number.")
+        raise ArgumentError(
+            f"{name} holds numbers up to {np.abs(x).max():.3g}, too large for float64. "
+            "Divide all of them by the same number."
+        )
     return narrow
 
 
@@ -552,7 +572,7 @@ def archive(path: Path) -> None:
             )
     claimed = sum(member.file_size for member in listed)
     if claimed > max(_ARCHIVE_BYTES, _ARCHIVE_EXPANSION * size):
-        mend = "refused as a decompression bomb. Save it again without compression if you trust it"
         raise ArtifactError(
-            f"{shown(path)} of {size} bytes claims to hold {claimed} bytes: {mend}."
+            f"{shown(path)} of {size} bytes claims to hold {claimed} bytes: refused as "
+            "a decompression bomb. Save it again without compression if you trust it."
         )

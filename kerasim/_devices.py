@@ -51,10 +51,10 @@ class Devices:
         if self.replicas == 1:
             return
         if keras.backend.backend() == "tensorflow" and hasattr(loss, "count_valid"):
-            what = f"loss {type(loss).__name__} compares all images of a batch"
-            mend = "set KERAS_BACKEND=jax, or train on one device"
             raise ArgumentError(
-                f"{what}, but on TensorFlow each device sees only its part of the batch: {mend}."
+                f"loss {type(loss).__name__} compares all images of a batch, but on "
+                "TensorFlow each device sees only its part of the batch: set "
+                "KERAS_BACKEND=jax, or train on one device."
             )
         for name, given in batches.items():
             ends = (0, len(given) - 1) if given is not None else ()
@@ -83,10 +83,10 @@ class Devices:
         try:
             multihost_utils.assert_equal([keras.ops.convert_to_numpy(value) for value in values])
         except AssertionError as error:
-            mend = (
-                "pass one run_dir that all of them see, and call keras.utils.set_random_seed first"
-            )
-            raise ArgumentError(f"The processes differ in epoch or weights: {mend}.") from error
+            raise ArgumentError(
+                "The processes differ in epoch or weights: pass one run_dir that all of "
+                "them see, and call keras.utils.set_random_seed first."
+            ) from error
 
 
 class _Part(keras.utils.PyDataset):

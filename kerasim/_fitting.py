@@ -69,8 +69,10 @@ def check(name: str, model, batches, batch) -> None:
     if isinstance(batch, dict):
         return  # of a network with its own `train_step`
     if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
-        what = f"{name} give {len(batch)} parts"
-        raise ArgumentError(f"{what}, expected (x,), (x, y) or (x, y, sample_weight). Pass these.")
+        raise ArgumentError(
+            f"{name} give {len(batch)} parts, expected (x,), (x, y) or (x, y, "
+            "sample_weight). Pass these."
+        )
     x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
     _refuse_other_types(name, x, y)
     _refuse_empty(name, (x, y, weights))
@@ -204,9 +206,11 @@ def _check_levels(name, model, x) -> None:
         return
     first = _first_layer(model)
     if type(first) in _TAKES_RAW_LEVELS and (images == np.rint(images)).all():
-        what = f"{name} give images in 0..255, and the network begins with {type(first).__name__}"
-        mend = "Divide them by 255, or begin the network with keras.layers.Rescaling(1 / 255)"
-        _checks.warn(f"{what}, without a layer that scales them. {mend}.")
+        _checks.warn(
+            f"{name} give images in 0..255, and the network begins with "
+            f"{type(first).__name__}, without a layer that scales them. Divide them by "
+            "255, or begin the network with keras.layers.Rescaling(1 / 255)."
+        )
 
 
 def _first_layer(model):
@@ -229,14 +233,14 @@ def _check_diffusion(name, model, batches) -> None:
         _check_classes(f"labels of {name}", labels, classes, "Build the network with num_classes")
 
 
-def _check_classes(name, labels, classes: int, mend: str) -> None:
+def _check_classes(name, labels, classes: int, hint: str) -> None:
     """Refuses class numbers that a network with `classes` outputs does not have."""
     labels = np.asarray(labels)
     if labels.dtype.kind == "f" and (labels != np.round(labels)).any():
         raise ArgumentError(f"{name} must be whole numbers: number the classes from 0.")
     low, high = labels.min(), labels.max()
     if low < 0 or high >= classes:
-        advice = f" {mend}={int(high) + 1} or more." if low >= 0 else ""
+        advice = f" {hint}={int(high) + 1} or more." if low >= 0 else ""
         raise ArgumentError(
             f"{name} range from {low:g} to {high:g}, but the network has classes 0 to "
             f"{classes - 1}. Number the classes from 0.{advice}"
@@ -269,12 +273,12 @@ def _check_targets(name, loss, model, batches, x, y, weights) -> None:
         _check_pairs(name, y, shape)
     elif known in _ELEMENTWISE:
         if not _fits(y.shape[1:], shape):
-            mend = "Pass targets of the shape of the output"
+            hint = "Pass targets of the shape of the output"
             if known == "categorical_crossentropy" and y.dtype.kind in "iu":
-                mend = "Pass one-hot rows, or compile with sparse_categorical_crossentropy"
+                hint = "Pass one-hot rows, or compile with sparse_categorical_crossentropy"
             raise ArgumentError(
                 f"{name} yield targets of shape {y.shape[1:]}, but the network returns "
-                f"{_shown(shape)}, and the loss {known} compares them element by element. {mend}."
+                f"{_shown(shape)}, and the loss {known} compares them element by element. {hint}."
             )
         _check_range(name, known, model, y)
 
@@ -291,11 +295,11 @@ def _check_batch_loss(name, loss, batches, y, weights) -> None:
     wanted = [(2,)] if pairs else [(), (1,)]
     if y.shape[1:] not in wanted:
         takes = "groups (batch, 2)" if pairs else "labels (batch,)"
-        mend = "Pass PositivePairBatches" if pairs else "Pass one class number for each image"
+        hint = "Pass PositivePairBatches" if pairs else "Pass one class number for each image"
         if y.ndim == 2 and not pairs:
-            mend += ": convert one-hot rows with np.argmax(targets, axis=1)"
+            hint += ": convert one-hot rows with np.argmax(targets, axis=1)"
         raise ArgumentError(
-            f"{name} yield targets of shape {y.shape}, but {shown} takes {takes}. {mend}."
+            f"{name} yield targets of shape {y.shape}, but {shown} takes {takes}. {hint}."
         )
     dtype = getattr(loss, "dtype", "float32")
     limit = 2 ** (ml_dtypes.finfo(dtype).nmant + 1)

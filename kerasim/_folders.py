@@ -198,8 +198,9 @@ def _check_stray(stray, count: int, root: Path) -> None:
 def no_image(root: Path, skipped) -> str:
     """Returns the message that the folder `root` holds nothing but the files `skipped`."""
     listed = "".join(f"\n{_checks.shown(file)}: {reason}" for file, reason in skipped[:20])
-    what = f"There is no usable image in {_checks.shown(root)}"
-    message = f"{what}: put {', '.join(FORMATS)} files there."
+    message = (
+        f"There is no usable image in {_checks.shown(root)}: put {', '.join(FORMATS)} files there."
+    )
     if not skipped:
         return message
     return f"{message} {_checks.counted(len(skipped), 'file was', 'files were')} left out:{listed}"
@@ -211,9 +212,11 @@ def check_usable(bad, count: int, on_error: str) -> None:
     Unless `on_error` is "skip".
     """
     if bad and on_error == "raise":
-        mend = 'repair or remove them, or pass on_error="skip"'
         listed = "\n".join(reason for _, reason in bad[:20])
-        raise ImageError(f"{len(bad)} of {count} images cannot be used; {mend}:\n{listed}")
+        raise ImageError(
+            f"{len(bad)} of {count} images cannot be used; repair or remove them, or "
+            f'pass on_error="skip":\n{listed}'
+        )
 
 
 def find_images(path) -> tuple[Path, list[Path], list[tuple[Path, str]]]:

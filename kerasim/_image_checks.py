@@ -22,7 +22,7 @@ def check_shape(name: str, images, shape=(None, None, None)):
     Raises:
         ArgumentError: If they are of another shape, or of several.
     """
-    mend = "pass (n, height, width, channels)"
+    hint = "pass (n, height, width, channels)"
     if not isinstance(images, ImageFolder):
         _refuse_other_sources(name, images)
         images = _checks.array(name, images, "resize the images to one size")
@@ -35,25 +35,25 @@ def check_shape(name: str, images, shape=(None, None, None)):
                 f"{name} has shape {images.shape}, that of one image; expected "
                 f"(n, height, width, channels). Pass {name}[None]."
             )
-    _checks.shape(name, images, (None, *shape), f"{mend} of that size")
+    _checks.shape(name, images, (None, *shape), f"{hint} of that size")
     if not all(images.shape[1:]):
-        raise ArgumentError(f"{name} has shape {images.shape}: {mend} of one pixel or more.")
+        raise ArgumentError(f"{name} has shape {images.shape}: {hint} of one pixel or more.")
     return images
 
 
 def _refuse_other_sources(name: str, images) -> None:
     """Refuses what holds or names images but is no array of them, with what to pass instead."""
-    mend = None
+    hint = None
     if isinstance(images, (str, bytes, os.PathLike)):
-        mend = "pass kerasim.data.image_folder(path, image_size=(height, width))"
+        hint = "pass kerasim.data.image_folder(path, image_size=(height, width))"
     elif isinstance(images, keras.utils.PyDataset):
-        mend = "pass the array or the ImageFolder of which it makes batches"
+        hint = "pass the array or the ImageFolder of which it makes batches"
     elif not hasattr(images, "shape") and not hasattr(images, "__len__") and np.iterable(images):
-        mend = "pass an array, such as np.concatenate(list(batches)) of batches of images"
+        hint = "pass an array, such as np.concatenate(list(batches)) of batches of images"
     elif hasattr(images, "element_spec"):  # a tf.data.Dataset
-        mend = "pass an array, such as np.concatenate([images for images, labels in dataset])"
-    if mend is not None:
-        raise ArgumentTypeError(f"{name} is a {type(images).__name__}, not an array: {mend}.")
+        hint = "pass an array, such as np.concatenate([images for images, labels in dataset])"
+    if hint is not None:
+        raise ArgumentTypeError(f"{name} is a {type(images).__name__}, not an array: {hint}.")
 
 
 def check_images(name: str, images):
@@ -77,9 +77,14 @@ def check_images(name: str, images):
         )
     low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
     _checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
-    reach = f"from {low.min(initial=0)} to {high.max(initial=1)}"
-    what = f"floats outside [0, 1], {reach} (divide by 255, or pass uint8),"
-    _checks.bad_rows(name, (low < 0) | (high > 1), what)
+    _checks.bad_rows(
+        name,
+        (low < 0) | (high > 1),
+        (
+            f"floats outside [0, 1], from {low.min(initial=0)} to {high.max(initial=1)} "
+            "(divide by 255, or pass uint8),"
+        ),
+    )
     return images
 
 
@@ -118,8 +123,10 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
     """
     taken, given = shapes_of(name, embedder)
     if len(given) != 1:
-        mend = 'pass the encoder, such as model.get_layer("encoder")'
-        raise ArgumentError(f"{name} must map images to vectors, not {(None, *given)}: {mend}.")
+        raise ArgumentError(
+            f"{name} must map images to vectors, not {(None, *given)}: pass the "
+            'encoder, such as model.get_layer("encoder").'
+        )
     return taken, given[0]
 
 
@@ -135,18 +142,26 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
     taken: Any = getattr(model, "input_shape", None)
     given: Any = getattr(model, "output_shape", None)
     if isinstance(model, str):
-        mend = "pass a model, such as kerasim.models.pretrained_embedder(backbone) or load_embedder"
-        raise ArgumentTypeError(f"{name} is {model!r}, of type str, not a keras.Model: {mend}.")
+        raise ArgumentTypeError(
+            f"{name} is {model!r}, of type str, not a keras.Model: pass a model, such "
+            "as kerasim.models.pretrained_embedder(backbone) or load_embedder."
+        )
     if not _is_shape(taken) or len(taken) != 4:
-        came = f"Received {type(model).__name__}, which takes {taken}"
-        mend = "pass a model with one input (n, height, width, channels), such as one tower"
-        raise ArgumentTypeError(f"{name} must be a keras.Model of images. {came}: {mend}.")
+        raise ArgumentTypeError(
+            f"{name} must be a keras.Model of images. Received {type(model).__name__}, "
+            f"which takes {taken}: pass a model with one input (n, height, width, "
+            "channels), such as one tower."
+        )
     if _keras_compat.names_outputs(model):
-        mend = "build it with one tensor as its output"
-        raise ArgumentError(f"{name} must return a tensor, not a dictionary: {mend}.")
+        raise ArgumentError(
+            f"{name} must return a tensor, not a dictionary: build it with one tensor "
+            "as its output."
+        )
     if not _is_shape(given):
-        mend = 'pass a part of it, such as model.get_layer("encoder")'
-        raise ArgumentError(f"{name} must have one output, not {given}: {mend}.")
+        raise ArgumentError(
+            f"{name} must have one output, not {given}: pass a part of it, such as "
+            'model.get_layer("encoder").'
+        )
     return taken[1:], given[1:]
 
 

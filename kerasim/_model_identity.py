@@ -67,9 +67,11 @@ def architecture(model) -> dict:
             config = json.loads(model.to_json())
     except (NotImplementedError, TypeError, ValueError) as error:  # of layers of the user's own
         reason = " ".join(str(error).split())[:200]
-        what = f"Keras cannot tell the configuration of {type(model).__name__}: {reason}"
-        mend = "Give its class, and those of its layers, a get_config() with all arguments"
-        raise ArgumentError(f"{what}. {mend}.") from error
+        raise ArgumentError(
+            f"Keras cannot tell the configuration of {type(model).__name__}: {reason}. "
+            "Give its class, and those of its layers, a get_config() with all "
+            "arguments."
+        ) from error
     return _nameless(config, {}, is_layer=True)
 
 

@@ -227,10 +227,11 @@ def warn_of_hidden(name: str, value, saved: dict, now: dict, state=()) -> None:
     keys = [key for key in keys if key not in state or describe(state[key]) != now.get(key)]
     if keys:
         unknown = sorted(set(_own_argument_names(type(value))) - set(arguments(value)))
-        what = f"{name} ({type(value).__name__}) does not keep its arguments {unknown} under"
-        which = f"these names, and its attributes {keys} differ from those of the run so far"
-        mend = "If they decide the numbers, choose another run_dir"
-        _checks.warn(f"{what} {which}. {mend}.")
+        _checks.warn(
+            f"{name} ({type(value).__name__}) does not keep its arguments {unknown} "
+            f"under these names, and its attributes {keys} differ from those of the run "
+            "so far. If they decide the numbers, choose another run_dir."
+        )
 
 
 def _is_of_library(kind: type) -> bool:
@@ -455,9 +456,10 @@ class State:
             try:
                 return self._encode(self.value.get_state(), arrays, self.prefix)
             except CannotSaveError as error:
-                what = f"{self.name}.get_state() returns {error}, which cannot be saved"
-                mend = "Return numbers, strings, arrays, lists and dicts"
-                raise ArgumentError(f"{what}. {mend}.") from None
+                raise ArgumentError(
+                    f"{self.name}.get_state() returns {error}, which cannot be saved. Return "
+                    "numbers, strings, arrays, lists and dicts."
+                ) from None
         saved = {}
         for key, item in self._attributes().items():
             found: dict = {}
@@ -488,10 +490,12 @@ class State:
             vars(self.value)[key] = self._decode(item, arrays, vars(self.value).get(key))
 
     def _refusal(self, key, item) -> ArgumentError:
-        what = f"{self.name} holds {key!r} of type {class_name(item)}, which cannot be saved"
         why = "so a run that is interrupted and resumed would give different results"
-        mend = "Keep numbers, strings, arrays, lists and dicts in it, or give it get_state()"
-        return ArgumentError(f"{what}, {why}. {mend} and set_state(state), or pass run_dir=None.")
+        return ArgumentError(
+            f"{self.name} holds {key!r} of type {class_name(item)}, which cannot be "
+            f"saved, {why}. Keep numbers, strings, arrays, lists and dicts in it, or "
+            "give it get_state() and set_state(state), or pass run_dir=None."
+        )
 
     def _is_known(self, item) -> bool:
         """Says whether all variables of a Keras object are saved elsewhere."""
@@ -795,9 +799,10 @@ class Callbacks:
         scheduler = isinstance(self.callbacks[position], keras.callbacks.LearningRateScheduler)
         if scheduler or not only_functions_differ(saved["settings"], self.settings[position]):
             return lines
-        what = f"{self._name(position)} has different functions than in the run so far"
-        mend = "Its state starts anew. If it affects the training, choose another run_dir"
-        _checks.warn(f"{what}. {mend}.")
+        _checks.warn(
+            f"{self._name(position)} has different functions than in the run so far. "
+            "Its state starts anew. If it affects the training, choose another run_dir."
+        )
         return []
 
     def stoppers(self, epoch) -> list[int]:

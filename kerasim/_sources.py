@@ -33,9 +33,11 @@ def sources(images) -> list | None:
         return None
     for n, image in enumerate(images):
         if not fitting[n]:
-            what = f"images[{n}] is {reprlib.repr(image)}, of type {type(image).__name__}"
             fix = "pass paths, encoded images (bytes) or PIL images"
-            raise ArgumentTypeError(f"{what}, but others are files or images: {fix}.")
+            raise ArgumentTypeError(
+                f"images[{n}] is {reprlib.repr(image)}, of type {type(image).__name__}, but "
+                f"others are files or images: {fix}."
+            )
         if isinstance(image, str) and not image:
             fix = 'Items that were added as arrays have no file: pass ids=found["id"]'
             raise ArgumentError(f"images[{n}] is an empty path. {fix}.")

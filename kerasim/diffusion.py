@@ -68,8 +68,10 @@ def sample(
         raise ArgumentError(f"shape={shape} must be (n, {size}), the image shape of the network.")
     left = schedule.alphas_cumprod[-1]
     if left > 0.01:
-        what = f"the last step of schedule keeps {100 * np.sqrt(left):.0f} % of the image"
-        raise ArgumentError(f'{what}, expected pure noise: pass more steps, or kind="cosine".')
+        raise ArgumentError(
+            f"the last step of schedule keeps {100 * np.sqrt(left):.0f} % of the image, "
+            'expected pure noise: pass more steps, or kind="cosine".'
+        )
     n = _checks.integer("shape[0]", shape[0])
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     noise = rng.standard_normal((n, *image_shape), dtype="float32")
@@ -128,14 +130,18 @@ def denoise(
     images = data.as_float(images)
     _checks.finite("images", images)
     if (sigma is None) == (estimator is None):
-        what = f"sigma and estimator are both {'None' if sigma is None else 'given'}"
-        raise ArgumentError(f"{what}: pass sigma, or a model such as models.noise_estimator.")
+        raise ArgumentError(
+            f"sigma and estimator are both {'None' if sigma is None else 'given'}: "
+            "pass sigma, or a model such as models.noise_estimator."
+        )
     if sigma is None:
         shape, width = _image_checks.check_embedder("estimator", estimator)
         _image_checks.check_shape("images", images, shape)
         if width != 1:
-            mend = "pass a model that returns one, such as models.noise_estimator"
-            raise ArgumentError(f"estimator returns {width} numbers for an image: {mend}.")
+            raise ArgumentError(
+                f"estimator returns {width} numbers for an image: pass a model that returns "
+                "one, such as models.noise_estimator."
+            )
         sigma = _predict(estimator, images)[:, 0] if len(images) else []
     sigma = _checks.real("sigma", sigma).astype("float64")
     if sigma.ndim:
@@ -157,9 +163,11 @@ def _check_model(model, schedule) -> tuple[int, int, int]:
     _checks.like("schedule", schedule, "alphas_cumprod", "a NoiseSchedule")
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
-        what = "model must be a keras.Model with inputs named images and t"
-        came = f"{type(model).__name__} with {sorted(inputs)}"
-        raise ArgumentTypeError(f"{what}. Received {came}: pass a model such as models.unet.")
+        raise ArgumentTypeError(
+            "model must be a keras.Model with inputs named images and t. Received "
+            f"{type(model).__name__} with {sorted(inputs)}: pass a model such as "
+            "models.unet."
+        )
     check_schedule("schedule", model, schedule)
     return inputs["images"].shape[1:]
 
@@ -179,9 +187,11 @@ def check_schedule(name: str, model, schedule) -> None:
         known = model.get_layer("schedule").get_weights()[0][:, 1] ** 2
         abar = schedule.alphas_cumprod
         if len(known) != len(abar) or not np.allclose(known, abar, rtol=1e-3, atol=1e-9):
-            what = f"{name}={schedule} is not the one that the network was built with"
-            ends = f"{len(known)} steps and ends at abar {known[-1]:.2g}"
-            raise ArgumentError(f"{what}. Pass the original one, which has {ends}.")
+            raise ArgumentError(
+                f"{name}={schedule} is not the one that the network was built with. Pass "
+                f"the original one, which has {len(known)} steps and ends at abar "
+                f"{known[-1]:.2g}."
+            )
 
 
 def _check_labels(model, labels, guidance, n):
@@ -190,8 +200,10 @@ def _check_labels(model, labels, guidance, n):
         raise ArgumentError(f"guidance={guidance} needs labels: pass labels, or guidance=0.")
     if "labels" not in [x.name for x in model.inputs]:
         if labels is not None:
-            mend = "leave them out, or build the network with num_classes and train it with labels"
-            raise ArgumentError(f"labels are given, but the network takes none: {mend}.")
+            raise ArgumentError(
+                "labels are given, but the network takes none: leave them out, or build "
+                "the network with num_classes and train it with labels."
+            )
         return None
     if labels is None:
         return np.full(n, -1)

@@ -67,12 +67,16 @@ def strategy(devices=None):
     """
     backend, hosts = keras.backend.backend(), [name for name in _HOSTS if os.environ.get(name)]
     if backend not in ("jax", "tensorflow"):
-        came = f"It runs on {backend!r}: set KERAS_BACKEND=jax."
-        raise DependencyError(f"Several devices need Keras on TensorFlow or JAX. {came}")
+        raise DependencyError(
+            f"Several devices need Keras on TensorFlow or JAX. It runs on {backend!r}: "
+            "set KERAS_BACKEND=jax."
+        )
     if backend == "tensorflow" and hosts:
-        what = f"{' and '.join(hosts)} configure several hosts, on which fit with TensorFlow fails"
-        mend = "set KERAS_BACKEND=jax and KERAS_DISTRIBUTION_*, or unset them to use one host"
-        raise DependencyError(f"{what} (keras-team/keras#20585): {mend}.")
+        raise DependencyError(
+            f"{' and '.join(hosts)} configure several hosts, on which fit with "
+            "TensorFlow fails (keras-team/keras#20585): set KERAS_BACKEND=jax and "
+            "KERAS_DISTRIBUTION_*, or unset them to use one host."
+        )
     if backend == "jax" and hosts and hosts != ["TF_CONFIG"]:
         import jax
 
@@ -127,8 +131,12 @@ def embed_folder(
         DependencyError: If Ray is not installed.
     """
     shape, dim = _image_checks.check_embedder("embedder", embedder)
-    mend = "pass data.image_folder(path, image_size), or embed arrays with embedding.embed"
-    _checks.kind("images", images, data.ImageFolder, mend)
+    _checks.kind(
+        "images",
+        images,
+        data.ImageFolder,
+        ("pass data.image_folder(path, image_size), or embed arrays with embedding.embed"),
+    )
     _image_checks.check_shape("images", images, shape)
     _checks.integer("batch_size", batch_size)
     _checks.integer("workers", workers)
@@ -142,8 +150,10 @@ def embed_folder(
     _probe(ray, images.files[0])
     found = ray.cluster_resources().get("GPU", 0)
     if gpus * workers > found:
-        what = f"workers={workers} with gpus={gpus} each need more than the {found:.0f} GPUs found"
-        raise ClusterError(f"{what}: ask for fewer, or add nodes.")
+        raise ClusterError(
+            f"workers={workers} with gpus={gpus} each need more than the {found:.0f} "
+            "GPUs found: ask for fewer, or add nodes."
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "embedder.keras")
         _keras_files.save_model(embedder, path)
@@ -314,8 +324,9 @@ def _ray():
         import ray
         import ray.data
     except ImportError as error:
-        what = f"A cluster needs Ray ({error.name} is not installed)"
-        raise DependencyError(f"{what}: pip install -e '.[ray]'.") from error
+        raise DependencyError(
+            f"A cluster needs Ray ({error.name} is not installed): pip install -e '.[ray]'."
+        ) from error
     if ray.is_initialized():
         return ray
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -327,10 +338,10 @@ def _ray():
         dashboard = False if address == "local" else None
         ray.init(address, include_dashboard=dashboard, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        what = f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error})"
         raise ClusterError(
-            f"{what}: start one with `ray start --head`, correct the address, or unset it to work "
-            "on this machine."
+            f"No Ray cluster answers at RAY_ADDRESS={address!r} ({error}): start one "
+            "with `ray start --head`, correct the address, or unset it to work on this "
+            "machine."
         ) from error
     return ray
 
@@ -367,8 +378,10 @@ def _probe(ray, file=None) -> None:
         if unlike:
             raise ClusterError(f"Node {name} has {unlike}: install the same versions on all nodes.")
         if not sees:
-            mend = "put the folder on a disk that all nodes see at the same path"
-            raise ClusterError(f"Node {name} does not see {_checks.shown(file)}: {mend}.")
+            raise ClusterError(
+                f"Node {name} does not see {_checks.shown(file)}: put the folder on a disk "
+                "that all nodes see at the same path."
+            )
 
 
 def _cause(error):
@@ -377,6 +390,8 @@ def _cause(error):
     if isinstance(cause, KerasimError):  # with advice of Ray's at its end
         return type(cause)(str(cause).partition("\nFailed to apply")[0])
     last = str(error).strip().splitlines()[-1]
-    what = f"The cluster could not finish the work ({type(error).__name__}: {last})"
-    mend = "check that its nodes are running and have memory, then call again"
-    return ClusterError(f"{what}. Nothing was returned: {mend}.")
+    return ClusterError(
+        f"The cluster could not finish the work ({type(error).__name__}: {last}). "
+        "Nothing was returned: check that its nodes are running and have memory, "
+        "then call again."
+    )

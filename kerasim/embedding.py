@@ -53,8 +53,10 @@ def embed(
         ArtifactError: If the cache is damaged or cannot be written.
     """
     if isinstance(images, keras.Model) and not isinstance(embedder, keras.Model):
-        what = "embedder and images are in the wrong order"
-        raise ArgumentTypeError(f"{what}: call embed(embedder, images), with the model first.")
+        raise ArgumentTypeError(
+            "embedder and images are in the wrong order: call embed(embedder, images), "
+            "with the model first."
+        )
     shape, dim = check_embedder("embedder", embedder)
     images = check_shape("images", images, shape)
     _checks.integer("batch_size", batch_size)

@@ -354,8 +354,10 @@ class SavedModel:
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
         encoded = list(encoded) if listed else [None]
         if not all(isinstance(content, bytes) for content in encoded):
-            mend = f"Received {given}: pass, for example, [path.read_bytes()]."
-            raise ArgumentTypeError(f"encoded must be a list of files, each of type bytes. {mend}")
+            raise ArgumentTypeError(
+                f"encoded must be a list of files, each of type bytes. Received {given}: "
+                "pass, for example, [path.read_bytes()]."
+            )
         try:
             return self._call("serve_bytes", np.array(encoded, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
@@ -370,8 +372,10 @@ class SavedModel:
         """Returns the signature of an endpoint's one input as (name, spec)."""
         if endpoint not in self._loaded.signatures:
             names = sorted(self._loaded.signatures)
-            what = f"This SavedModel has no endpoint {endpoint!r}, only {names}"
-            raise ArgumentError(f"{what}: export it with export_saved_model.")
+            raise ArgumentError(
+                f"This SavedModel has no endpoint {endpoint!r}, only {names}: export it "
+                "with export_saved_model."
+            )
         (named,) = self._loaded.signatures[endpoint].structured_input_signature[1].items()
         return named
 
@@ -390,9 +394,11 @@ def _check_model(model):
     """Returns the image shape of a model that can be exported."""
     _tensorflow()
     if keras.backend.backend() != "tensorflow":
-        what = f"Export needs Keras on TensorFlow, but it runs on {keras.backend.backend()!r}"
-        mend = "save the model as .keras and export it in a process with KERAS_BACKEND=tensorflow"
-        raise DependencyError(f"{what}: {mend}.")
+        raise DependencyError(
+            "Export needs Keras on TensorFlow, but it runs on "
+            f"{keras.backend.backend()!r}: save the model as .keras and export it in a "
+            "process with KERAS_BACKEND=tensorflow."
+        )
     shape, _ = shapes_of("model", model)
     if None in shape or shape[2] not in (1, 3):
         raise ArgumentError(
@@ -406,7 +412,8 @@ def _tensorflow():
     try:
         import tensorflow
     except ImportError as error:
-        mend = "pip install -e '.[tf]' (or '.[tf-cpu]', or '.[gpu]')"
-        what = "SavedModels need TensorFlow, which is not installed"
-        raise DependencyError(f"{what}: {mend}.") from error
+        raise DependencyError(
+            "SavedModels need TensorFlow, which is not installed: pip install -e "
+            "'.[tf]' (or '.[tf-cpu]', or '.[gpu]')."
+        ) from error
     return tensorflow

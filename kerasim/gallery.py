@@ -97,8 +97,10 @@ class Gallery:
     def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
         self.image_shape, dim = _image_checks.check_embedder("embedder", embedder)
         if None in self.image_shape:
-            what = f"embedder takes images of any size, {self.image_shape}"
-            raise ArgumentError(f"{what}: build it with an image_shape.")
+            raise ArgumentError(
+                f"embedder takes images of any size, {self.image_shape}: build it with an "
+                "image_shape."
+            )
         self.embedder = embedder
         self.settings = NeighborIndex(metric, kind, **settings).settings()
         self.skipped: list[tuple[str, str]] = []
@@ -608,8 +610,10 @@ class Gallery:
         if images is None:
             images, kept = self._thumbnails(items, on_error)
         if len(kept) < _MAP_ITEMS:
-            what = f"The map has {_checks.counted(len(kept), 'image', 'images')} to show"
-            raise ArgumentError(f"{what}, but needs {_MAP_ITEMS} or more: add more images.")
+            raise ArgumentError(
+                f"The map has {_checks.counted(len(kept), 'image', 'images')} to show, but "
+                f"needs {_MAP_ITEMS} or more: add more images."
+            )
         vectors = items.vectors[kept]
         k = _checks.clipped(
             "k", k, len(vectors) - 1, "other item of the map", "other items of the map"
@@ -779,8 +783,10 @@ class Gallery:
         if not len(self._items.table):
             self._fingerprint = now
         if now != self._fingerprint:
-            what = "embedder has changed since the first images were added to the gallery"
-            raise ArgumentError(f"{what}: make a new gallery and add them again.")
+            raise ArgumentError(
+                "embedder has changed since the first images were added to the gallery: "
+                "make a new gallery and add them again."
+            )
 
     def _known_ids(self, items: Items, ids) -> np.ndarray:
         """Returns `ids` as an array, each of which is in the gallery."""
@@ -812,8 +818,10 @@ class Gallery:
                 found.append(ids[row])
         if unknown:
             held = _checks.counted(len(unknown), "file is", "files are")
-            what = f"{held} not in the gallery: {_checks.shown_names(unknown)}"
-            raise ArgumentError(f"{what}. Pass values of items['file'] or items['id'].")
+            raise ArgumentError(
+                f"{held} not in the gallery: {_checks.shown_names(unknown)}. Pass values of "
+                "items['file'] or items['id']."
+            )
         return np.array(found, "int64")
 
     def _folder(self, files) -> data.ImageFolder:
@@ -936,8 +944,10 @@ class _Calibration:
             )
         if positive < _FEW_PAIRS:
             pairs = _checks.counted(positive, "pair", "pairs")
-            what = f"The rate of rejected positive pairs is measured on {pairs}"
-            _checks.warn(f"{what}: pass {_FEW_PAIRS} positive pairs or more.")
+            _checks.warn(
+                f"The rate of rejected positive pairs is measured on {pairs}: pass "
+                f"{_FEW_PAIRS} positive pairs or more."
+            )
 
 
 class _Thumbnails(data.ImageFolder):
@@ -1010,6 +1020,7 @@ def _not_below(root: str, files) -> str:
 def _check_have_files(files) -> None:
     without = files.count("")
     if without:
-        held = f"{without} of {len(files)} items were added as arrays, without a file"
         fix = "pass images=, or to find near copies call duplicates.find_near_duplicates on them"
-        raise ArgumentError(f"{held}: {fix}.")
+        raise ArgumentError(
+            f"{without} of {len(files)} items were added as arrays, without a file: {fix}."
+        )

@@ -111,8 +111,10 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         reason = (
             "unknown format or kind of pixels" if unknown else f"{type(error).__name__}: {error}"
         )
-        mend = f"expected a complete image in one of {', '.join(FORMATS)}. Replace or remove it"
-        raise ImageError(f"Cannot decode {name} ({reason}): {mend}.") from error
+        raise ImageError(
+            f"Cannot decode {name} ({reason}): expected a complete image in one of "
+            f"{', '.join(FORMATS)}. Replace or remove it."
+        ) from error
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
@@ -138,8 +140,10 @@ def check_size(image_size) -> tuple[int, int] | None:
         size = (image_size, image_size)
     whole = [isinstance(n, (int, np.integer)) and not isinstance(n, bool) for n in size]
     if len(size) != 2 or not all(whole) or min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
-        mend = f"pass a positive whole number or (height, width), {MAX_PIXELS} pixels at most"
-        raise ArgumentError(f"image_size={image_size!r} is not valid: {mend}.")
+        raise ArgumentError(
+            f"image_size={image_size!r} is not valid: pass a positive whole number or "
+            f"(height, width), {MAX_PIXELS} pixels at most."
+        )
     return int(size[0]), int(size[1])
 
 

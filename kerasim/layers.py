@@ -68,8 +68,10 @@ class Distance(_Layer):
     def build(self, input_shape):
         left, right = input_shape
         if left[-1] != right[-1]:
-            held = f"{left[-1]} and {right[-1]} numbers"
-            raise ArgumentError(f"The two vectors have {held}: pass embeddings of one model.")
+            raise ArgumentError(
+                f"The two vectors have {left[-1]} and {right[-1]} numbers: pass embeddings "
+                "of one model."
+            )
 
     def call(self, inputs):
         left, right = inputs

@@ -63,26 +63,33 @@ class _Loss(ConfigMixin, keras.Loss):
     def __call__(self, y_true, y_pred, sample_weight=None):
         y_true, y_pred = _array_of_list(y_true), _array_of_list(y_pred)
         if _holds_text(y_true):
-            mend = "Pass class numbers, such as np.unique(labels, return_inverse=True)[1]"
-            raise ArgumentTypeError(f"y_true holds text, expected numbers. {mend}.")
+            raise ArgumentTypeError(
+                "y_true holds text, expected numbers. Pass class numbers, such as "
+                "np.unique(labels, return_inverse=True)[1]."
+            )
         true, predicted = _shape(y_true), _shape(y_pred)
         self._check_shapes(true, predicted)
         counts = {shape[0] for shape in (true, predicted) if shape and shape[0] is not None}
         if len(counts) > 1:
-            what = f"y_true has {true[0]} rows and y_pred {predicted[0]}"
-            raise ArgumentError(f"{what}. Pass one label for each row of y_pred.")
+            raise ArgumentError(
+                f"y_true has {true[0]} rows and y_pred {predicted[0]}. Pass one label for "
+                "each row of y_pred."
+            )
         return super().__call__(y_true, y_pred, sample_weight)
 
     def _check_shapes(self, true, predicted):
         """Raises an `ArgumentError` unless there is one label for each row of `y_pred`."""
         if len(true) > 1 and true[1:] != (1,):
-            wanted = "expected one label for each image, (batch,) or (batch, 1)"
-            mend = "Pass class numbers: for one-hot rows, labels.argmax(axis=1)"
-            raise ArgumentError(f"y_true has shape {true}, {wanted}. {mend}.")
+            raise ArgumentError(
+                f"y_true has shape {true}, expected one label for each image, (batch,) or "
+                "(batch, 1). Pass class numbers: for one-hot rows, labels.argmax(axis=1)."
+            )
         if len(predicted) != 2:
-            wanted = "expected the embeddings (or, for ArcFaceLoss, the cosines) of a batch"
-            mend = "Compile the loss on a model with one output of shape (batch, dim)"
-            raise ArgumentError(f"y_pred has shape {predicted}, {wanted}. {mend}.")
+            raise ArgumentError(
+                f"y_pred has shape {predicted}, expected the embeddings (or, for "
+                "ArcFaceLoss, the cosines) of a batch. Compile the loss on a model with "
+                "one output of shape (batch, dim)."
+            )
 
     def __repr__(self):
         names = [name for name in inspect.signature(self.__init__).parameters if name != "kwargs"]
@@ -95,9 +102,11 @@ class _BatchLoss(_Loss):
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if sample_weight is not None and _shape(sample_weight) not in ((), (1,)):
-            what = f"sample_weight has shape {_shape(sample_weight)}, and {type(self).__name__}"
-            mend = "Leave it out, or draw what counts more often"
-            raise ArgumentError(f"{what} is one number for a batch. {mend}.")
+            raise ArgumentError(
+                f"sample_weight has shape {_shape(sample_weight)}, and "
+                f"{type(self).__name__} is one number for a batch. Leave it out, or draw "
+                "what counts more often."
+            )
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true, y_pred):
@@ -142,10 +151,11 @@ class ContrastiveLoss(_Loss):
 
     def _check_shapes(self, true, predicted):
         if len(true) > 1 and true[1:] != (1,) or len(predicted) > 1 and predicted[1:] != (1,):
-            wanted = "expected 0 or 1 and a distance for each pair, (batch,) or (batch, 1)"
-            mend = "Use models.siamese(embedder) and data.PairBatches"
-            found = f"y_true has shape {true} and y_pred {predicted}"
-            raise ArgumentError(f"{found}, {wanted}. {mend}.")
+            raise ArgumentError(
+                f"y_true has shape {true} and y_pred {predicted}, expected 0 or 1 and a "
+                "distance for each pair, (batch,) or (batch, 1). Use "
+                "models.siamese(embedder) and data.PairBatches."
+            )
 
     def call(self, y_true, y_pred):
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
@@ -224,10 +234,11 @@ class _TwoSides:
     def _check_shapes(self, true, predicted):
         """Raises an `ArgumentError` unless there are two groups and two embeddings of each pair."""
         if true[1:] != (2,) or len(predicted) != 3 or predicted[1] != 2:
-            wanted = "expected groups (batch, 2) and embeddings (batch, 2, dim)"
-            mend = "Use models.siamese(embedder, metric=None) and data.PositivePairBatches"
-            found = f"y_true has shape {true} and y_pred {predicted}"
-            raise ArgumentError(f"{found}, {wanted}. {mend}.")
+            raise ArgumentError(
+                f"y_true has shape {true} and y_pred {predicted}, expected groups (batch, "
+                "2) and embeddings (batch, 2, dim). Use models.siamese(embedder, "
+                "metric=None) and data.PositivePairBatches."
+            )
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -485,8 +496,10 @@ class EmptyBatchCounter(keras.metrics.Sum):
         super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
         self.loss = keras.losses.get(loss) if isinstance(loss, dict) else loss  # one that was saved
         if not hasattr(self.loss, "count_valid"):
-            came = f"Received {loss!r}: pass a loss such as losses.TripletLoss()."
-            raise ArgumentTypeError(f"loss must compare the images of a batch. {came}")
+            raise ArgumentTypeError(
+                f"loss must compare the images of a batch. Received {loss!r}: pass a loss "
+                "such as losses.TripletLoss()."
+            )
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         labels, given = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred, "float32")

@@ -100,8 +100,10 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
         )
     largest = max(np.abs(x).max(initial=0) for x in (images, reference))
     if largest / _MOST_RANGES > data_range:
-        what = f"data_range={data_range} does not fit images with values up to {largest:.4g}"
-        raise ArgumentError(f"{what}: pass the largest possible value minus the smallest.")
+        raise ArgumentError(
+            f"data_range={data_range} does not fit images with values up to "
+            f"{largest:.4g}: pass the largest possible value minus the smallest."
+        )
     window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(images, reference, strict=True)
     # In units of the range, in which no square overflows.
@@ -144,8 +146,10 @@ def frechet_distance(features_a, features_b) -> float:
     with np.errstate(over="ignore"):
         distance = np.ldexp(distance, 2 * exponent) / factor / factor
     if np.isinf(distance):
-        what = "The distance of features_a and features_b is above 1.8e308, the largest float64"
-        raise ArgumentError(f"{what}: divide both by the same number.")
+        raise ArgumentError(
+            "The distance of features_a and features_b is above 1.8e308, the largest "
+            "float64: divide both by the same number."
+        )
     return float(distance)
 
 
@@ -181,8 +185,10 @@ def _check_both(images, reference, data_range):
     _checks.shape("reference", reference, images.shape, "pass the shape of images")
     if "f" != images.dtype.kind or "f" != reference.dtype.kind:
         kinds = f"images ({images.dtype}) and reference ({reference.dtype})"
-        mend = "divide uint8 by 255, or pass both as float with data_range=255"
-        raise ArgumentError(f"{kinds} must be float: {mend}.")
+        raise ArgumentError(
+            f"{kinds} must be float: divide uint8 by 255, or pass both as float with "
+            "data_range=255."
+        )
     images = _checks.as_float64_or_narrower("images", images)
     reference = _checks.as_float64_or_narrower("reference", reference)
     _checks.finite("images", images)
@@ -404,8 +410,10 @@ def bootstrap_interval(values, seed: int = 0, resamples: int = 1000) -> tuple[fl
     values = values.astype("float64")
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
-        held = f"{len(valid)} numbers, in shape {values.shape}"
-        raise ArgumentError(f"values holds {held}: pass an array (n,) of two or more.")
+        raise ArgumentError(
+            f"values holds {len(valid)} numbers, in shape {values.shape}: pass an array "
+            "(n,) of two or more."
+        )
     _checks.bad_rows("values", np.isinf(values), "infinity")
     valid, exponent = _distances.to_unit_range(valid)
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
@@ -474,9 +482,11 @@ class Verification:
     negative: np.ndarray
 
     def __repr__(self) -> str:
-        pairs = f"{len(self.positive)} positive and {len(self.negative)} negative pairs"
         error = f"eer={self.eer:.4g} at threshold {self.eer_threshold:.4g}"
-        return f"<Verification of {pairs}: auc={self.auc:.4g}, {error}>"
+        return (
+            f"<Verification of {len(self.positive)} positive and {len(self.negative)} "
+            f"negative pairs: auc={self.auc:.4g}, {error}>"
+        )
 
     def threshold(self, max_far: float) -> float:
         """Finds the largest threshold that accepts a share of at most `max_far` of negative pairs.
@@ -673,9 +683,9 @@ def pairwise_verification(
     positive = int((counts * (counts - 1) // 2).sum())
     negative = n * (n - 1) // 2 - positive
     if not positive or not negative:
-        mend = "pass two classes or more, one of them with two images or more"
         raise ArgumentError(
-            f"labels make {positive} positive and {negative} negative pairs: {mend}."
+            f"labels make {positive} positive and {negative} negative pairs: pass two "
+            "classes or more, one of them with two images or more."
         )
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     drawn = rng.multinomial(n, np.full(n, 1 / n), _checks.integer("resamples", resamples))

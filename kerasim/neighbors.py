@@ -730,8 +730,10 @@ def _check_groups(representatives, rows, nodes):
     if valid:
         valid = (representatives[representatives] == representatives).all()
     if not valid or len(np.unique(representatives)) != nodes:
-        what = f"groups.npy does not fit {rows} vectors and a graph of {nodes} nodes"
-        raise ArtifactError(f"{what}: build the index again from its vectors.")
+        raise ArtifactError(
+            f"groups.npy does not fit {rows} vectors and a graph of {nodes} nodes: "
+            "build the index again from its vectors."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,8 +120,10 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
     labels = _checks.listed("labels", labels)
     shapes = [np.shape(row) for row in rows]
     if len(labels) != len(rows) or len(set(shapes)) != 1:
-        what = f"labels={tuple(labels)} and rows of shapes {shapes} do not match"
-        raise ArgumentError(f"{what}: pass one name for each row, and rows of one shape.")
+        raise ArgumentError(
+            f"labels={tuple(labels)} and rows of shapes {shapes} do not match: pass one "
+            "name for each row, and rows of one shape."
+        )
     figure, axes = _figure(len(rows), len(images), 0.95, 0.95, left=1.1)
     for label, row, line in zip(labels, rows, axes, strict=True):
         for ax, image in zip(line, row, strict=True):
@@ -392,13 +394,16 @@ def network(model, ax=None):
         ArgumentError: If it is not built, or its image size is not fixed.
     """
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
-        came = f"Received {type(model).__name__}: pass a model of a builder, or call yours once."
-        raise ArgumentError(f"model must be a built keras.Model. {came}")
+        raise ArgumentError(
+            f"model must be a built keras.Model. Received {type(model).__name__}: pass "
+            "a model of a builder, or call yours once."
+        )
     steps: list = [next(of) for _, of in itertools.groupby(_outputs(model), lambda step: step[1])]
     if any(None in shape or not shape for _, shape in steps):
-        what = "model has a layer whose output has an unknown size or is a scalar"
-        mend = "build it with a fixed image_shape. A U-Net cannot be drawn as a row of bars"
-        raise ArgumentError(f"{what}: {mend}.")
+        raise ArgumentError(
+            "model has a layer whose output has an unknown size or is a scalar: build "
+            "it with a fixed image_shape. A U-Net cannot be drawn as a row of bars."
+        )
     ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
     left, kinds = 0.0, list(dict.fromkeys(kind for kind, _ in steps))
     for kind, shape in steps:
@@ -430,8 +435,10 @@ def _outputs(model):
 def _check_some(name, images) -> Any:
     images = check_images(name, images)
     if not len(images) or images.shape[3] not in (1, 3):
-        came = f"Received shape {images.shape}: pass (n, height, width, channels)."
-        raise ArgumentError(f"{name} must be one image or more, of 1 or 3 channels. {came}")
+        raise ArgumentError(
+            f"{name} must be one image or more, of 1 or 3 channels. Received shape "
+            f"{images.shape}: pass (n, height, width, channels)."
+        )
     return images
 
 

@@ -61,8 +61,10 @@ class Projection:
         if not hasattr(self, "_index"):
             return f"<Projection {settings}: not fitted>"
         count, width = self._index.embeddings.shape
-        held = f"{count} vectors of {width} numbers, trustworthiness_={self.trustworthiness_:.3f}"
-        return f"<Projection {settings}: {held}>"
+        return (
+            f"<Projection {settings}: {count} vectors of {width} numbers, "
+            f"trustworthiness_={self.trustworthiness_:.3f}>"
+        )
 
     def fit_transform(self, x) -> np.ndarray:
         """Lays out the map.
@@ -80,15 +82,17 @@ class Projection:
         x = _checks.vectors("x", x)
         least = max(self.n_neighbors + 1, _FEWEST)
         if len(x) < least:
-            what = f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or more"
             raise ArgumentError(
-                f"{what}: pass more rows or, if x has 5 or more, a smaller n_neighbors."
+                f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or "
+                "more: pass more rows or, if x has 5 or more, a smaller n_neighbors."
             )
         index = NeighborIndex().fit(x)
         first, group = _distinct(x)
         if len(first) == 1:
-            what = f"All {len(x)} rows of x are equal: there is no structure to project"
-            _checks.warn(f"{what}, and the map shows none.")
+            _checks.warn(
+                f"All {len(x)} rows of x are equal: there is no structure to project, and "
+                "the map shows none."
+            )
         if len(first) < _FEWEST:
             places = _principal(_in_float32(x[first]))
         else:

@@ -83,8 +83,8 @@ def _explain_arguments(function):
             unknown = [name for name in kwargs if name in _INSTEAD]
             if len(args) > 2 and "epochs" in kwargs:
                 unknown = ["y"]  # of `fit(model, x, y, epochs=...)`
-            mend = _INSTEAD[unknown[0]] if unknown else f"Pass fit{signature}"
-            raise ArgumentTypeError(f"training.fit {error}. {mend}.") from None
+            hint = _INSTEAD[unknown[0]] if unknown else f"Pass fit{signature}"
+            raise ArgumentTypeError(f"training.fit {error}. {hint}.") from None
         return function(*args, **kwargs)
 
     return explained
@@ -151,8 +151,10 @@ def fit(
     if not model.compiled:
         raise ArgumentError(f"model {model.name!r} is not compiled: call model.compile first.")
     if not model.variables:
-        mend = "begin it with keras.Input(image_shape), or call it once: model(batches[0][0])"
-        raise ArgumentError(f"model {model.name!r} has no weights yet: {mend}.")
+        raise ArgumentError(
+            f"model {model.name!r} has no weights yet: begin it with "
+            "keras.Input(image_shape), or call it once: model(batches[0][0])."
+        )
     callbacks = _check_callbacks(callbacks)
     run_dir = None if run_dir is None else _artifacts.check_path("run_dir", run_dir)
     devices = Devices(model)
@@ -178,10 +180,10 @@ def fit(
 
 def _check_batches(name, batches) -> None:
     """Refuses anything but batches that have an end, with what to pass instead."""
-    mend = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
+    hint = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
     if hasattr(batches, "element_spec"):
-        mend += "; a tf.data pipeline cannot be resumed, pass it to model.fit instead"
-    _checks.kind(name, batches, keras.utils.PyDataset, mend)
+        hint += "; a tf.data pipeline cannot be resumed, pass it to model.fit instead"
+    _checks.kind(name, batches, keras.utils.PyDataset, hint)
     if batches.num_batches is None:
         raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
@@ -211,8 +213,10 @@ def load_weights(model, run_dir, which: Literal["last", "best"] = "last") -> pd.
         path = run_dir / "best"
         weights, best_info = _artifacts.read(path, "weights", _load)
         if best_info.get("run") != info.get("run"):
-            what = f"{path} holds weights of a different run than {run_dir / 'state'}"
-            raise ArtifactError(f'{what}: pass which="last", or train with validation_data again.')
+            raise ArtifactError(
+                f"{path} holds weights of a different run than {run_dir / 'state'}: pass "
+                'which="last", or train with validation_data again.'
+            )
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
 
@@ -320,17 +324,26 @@ class RetrievalCallback(keras.callbacks.Callback):
         logs.update({f"{self.prefix}_{key}": value for key, value in figures.items()})
         logs.update(self.baselines)
         if not figures["pair_cosine"] <= 0.98:
-            what = f"The mean cosine of two different images is {figures['pair_cosine']:.3f}"
             why = "(nan if some embeddings are zeros): the embeddings have collapsed"
-            mend = 'Lower the learning rate, or mine "all" triplets instead of "hard" ones'
-            self._warn("collapse", f"{what} {why}. {mend}.")
+            self._warn(
+                "collapse",
+                (
+                    f"The mean cosine of two different images is {figures['pair_cosine']:.3f} "
+                    f'{why}. Lower the learning rate, or mine "all" triplets instead of "hard" '
+                    "ones."
+                ),
+            )
         key = self.keys[1]
         for baseline, name in (("untrained", "untrained embedder"), ("pixels", "pixels")):
             before = self.baselines.get(f"{self.prefix}_{key}_{baseline}", 0)
             if epoch and figures[key] < before:
-                what = f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f}"
-                mend = "check labels, learning rate and preprocessing"
-                self._warn(baseline, f"{what} of the {name}: {mend}.")
+                self._warn(
+                    baseline,
+                    (
+                        f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f} "
+                        f"of the {name}: check labels, learning rate and preprocessing."
+                    ),
+                )
 
     def _measure_baselines(self):
         self._keep("untrained", self._score())
@@ -424,9 +437,15 @@ class _Run(keras.callbacks.Callback):
         lines = list(_resume.differences(info["settings"], self.settings))
         lines += self.callbacks.match(info["states"]["callbacks"])
         if lines:
-            what = f"run_dir={str(self.run_dir)!r} holds a run with different settings:"
-            mend = "Choose another run_dir, or pass resume=False to start again and overwrite it."
-            raise ArgumentError("\n  ".join([what, *lines]) + f"\n{mend}")
+            raise ArgumentError(
+                "\n  ".join(
+                    [f"run_dir={str(self.run_dir)!r} holds a run with different settings:", *lines]
+                )
+                + (
+                    "\nChoose another run_dir, or pass resume=False to start again and "
+                    "overwrite it."
+                )
+            )
         self._compare_hidden(info)
         _assign(path, self.variables, _of_groups(arrays, "model", "optimizer"))
         self.id, self.history = info.get("run", self.id), info["history"]
@@ -649,9 +668,11 @@ class _Run(keras.callbacks.Callback):
             return
         self.warned = True
         steps = (len(recent) - 1) * self.batches.num_batches
-        what = f"The loss has stayed at {high:.4g} for {steps} steps, and the network returns the"
-        mend = "Train it again with a lower learning rate, or with another initialization"
-        _checks.warn(f"{what} same output for every image: it has stopped learning. {mend}.")
+        _checks.warn(
+            f"The loss has stayed at {high:.4g} for {steps} steps, and the network "
+            "returns the same output for every image: it has stopped learning. Train "
+            "it again with a lower learning rate, or with another initialization."
+        )
 
     def _outputs_are_equal(self) -> bool:
         """Says whether the network returns the same for different inputs of the first batch."""
@@ -690,8 +711,10 @@ class _Run(keras.callbacks.Callback):
         return f". {self.run_dir / 'state'} keeps epoch {len(self.history)}"
 
     def _fail(self, what):
-        mend = "lower the learning rate or look for a division by zero, and use another run_dir"
-        raise TrainingError(f"{what}{self.kept()}: {mend}.")
+        raise TrainingError(
+            f"{what}{self.kept()}: lower the learning rate or look for a division by "
+            "zero, and use another run_dir."
+        )
 
 
 def _has_hooks(batches) -> bool:
@@ -801,8 +824,10 @@ def _assign(path, variables, arrays):
     wrong = [f"{paths.get(k, k)}: now {now.get(k)}, saved {saved.get(k)}" for k in keys]
     if wrong:
         differ = f"{len(wrong)} arrays differ, such as {'; '.join(wrong[:3])}"
-        mend = "Build the model as it was, or choose another run_dir."
-        raise ArtifactError(f"{path} was saved from a different architecture: {differ}. {mend}")
+        raise ArtifactError(
+            f"{path} was saved from a different architecture: {differ}. Build the model "
+            "as it was, or choose another run_dir."
+        )
     for key, variable in variables.items():
         variable.assign(arrays[key])
 
@@ -843,9 +868,10 @@ def _describe_optimizer(optimizer) -> dict:
     try:
         config: dict = keras.optimizers.serialize(optimizer)  # type: ignore[assignment]
     except (NotImplementedError, TypeError) as error:
-        what = "The optimizer cannot be compared with that of another call"
-        mend = "Give the class of its schedule, or its own, a get_config() with all arguments"
-        raise ArgumentError(f"{what}: {error} {mend}.") from error
+        raise ArgumentError(
+            f"The optimizer cannot be compared with that of another call: {error} Give "
+            "the class of its schedule, or its own, a get_config() with all arguments."
+        ) from error
     own = _resume.own_arguments(_inner(optimizer))
     own = {name: value for name, value in own.items() if name not in _inner_config(config)}
     return {**config, **({"arguments": own} if own else {})}

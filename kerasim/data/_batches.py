@@ -142,12 +142,11 @@ def translate_errors(*batches, kept: Callable[[], str] = str):
         if not any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory")):
             raise
         size = getattr(batches[0], "batch_size", None)
-        mend = (
-            f"pass a smaller batch_size, such as {max(1, (size or 2) // 2)} (in training with "
-            "another run_dir), or a smaller model"
-        )
-        what = f"batch_size={size} needs more memory than is available{kept()}"
-        raise ArgumentError(f"{what}: {mend}.") from None
+        raise ArgumentError(
+            f"batch_size={size} needs more memory than is available{kept()}: pass a "
+            f"smaller batch_size, such as {max(1, (size or 2) // 2)} (in training with "
+            "another run_dir), or a smaller model."
+        ) from None
 
 
 class ImageBatches(Batches):
@@ -187,8 +186,10 @@ class ImageBatches(Batches):
         if targets is not None:
             targets = _checks.each("targets", targets, len(self.images), "images")
             if targets.dtype.kind not in "fiub":
-                mend = "Number the classes, as np.unique(labels, return_inverse=True)[1] does"
-                raise ArgumentTypeError(f"targets must be numbers, not {targets.dtype}. {mend}.")
+                raise ArgumentTypeError(
+                    f"targets must be numbers, not {targets.dtype}. Number the classes, as "
+                    "np.unique(labels, return_inverse=True)[1] does."
+                )
             _checks.finite("targets", targets)
         self.targets = targets
         self.shuffle = _checks.flag("shuffle", shuffle)

@@ -64,16 +64,17 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
     empty = np.flatnonzero((table.isna() | (table == "")).any(axis=1))
     if len(empty):
         rows = _checks.counted(len(empty), "row", "rows")
-        where = f"{rows}, the first of them row {empty[0] + 1} after the header"
         raise ArtifactError(
-            f"{_checks.shown(file)} has empty cells in {where}: fill in or remove them."
+            f"{_checks.shown(file)} has empty cells in {rows}, the first of them row "
+            f"{empty[0] + 1} after the header: fill in or remove them."
         )
     wanted = columns or ["left", *(f"c{n}" for n in range(max(1, table.shape[1] - 1)))]
     if list(table.columns) != wanted:
         shown = ", ".join(map(_checks.shown, table.columns[:5]))
         named = ", ".join(wanted[:5]) + (", ..." if len(wanted) > 5 else "")
-        what = f"{_checks.shown(file)} has the columns {shown}"
-        raise ArtifactError(f"{what}; expected {named}. Correct its header.")
+        raise ArtifactError(
+            f"{_checks.shown(file)} has the columns {shown}; expected {named}. Correct its header."
+        )
     return table
 
 
@@ -92,8 +93,10 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         ArtifactError: If the file cannot be written.
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
-        came = f"Received {type(candidates).__name__}: pass the result of read_candidates."
-        raise ArgumentTypeError(f"candidates must be a table with a column left. {came}")
+        raise ArgumentTypeError(
+            "candidates must be a table with a column left. Received "
+            f"{type(candidates).__name__}: pass the result of read_candidates."
+        )
     scores = _checks.real("scores", scores).astype("float64")
     _checks.shape("scores", scores, candidates.iloc[:, 1:].shape, "pass one for each candidate")
     _checks.finite("scores", scores)
@@ -110,8 +113,8 @@ def _warn_of_formulas(names) -> None:
     """Warns of names that a spreadsheet would run: a program that reads them needs them as is."""
     found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
     if found:
-        what = (
-            f"{_checks.counted(len(found), 'name', 'names')} would be run as a formula by a "
-            f"spreadsheet: {_checks.shown_names(found)}"
+        _checks.warn(
+            f"{_checks.counted(len(found), 'name', 'names')} would be run as a formula "
+            f"by a spreadsheet: {_checks.shown_names(found)}. Do not open the file in a "
+            "spreadsheet, or rename these images."
         )
-        _checks.warn(f"{what}. Do not open the file in a spreadsheet, or rename these images.")

@@ -25,18 +25,19 @@ class _Classes:
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
             count = _checks.counted(len(self.names), "class", "classes")
-            held = f"{count}, {', '.join(map(str, self.names))}"
-            raise ArgumentError(f"labels hold {held}: 2 or more are needed. Add another class.")
+            raise ArgumentError(
+                f"labels hold {count}, {', '.join(map(str, self.names))}: 2 or more are "
+                "needed. Add another class."
+            )
         small = self.names[self.counts < fewest]
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
             if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
                 shown = [f"{n} ({_checks.shown(images.class_names[n])})" for n in small[:10]]
             classes = _checks.counted(len(small), "class", "classes")
-            held = f"{classes} of fewer than {fewest} images: {', '.join(shown)}"
             raise ArgumentError(
-                f"labels hold {held}. Add images, take fewer of each class, or leave out those "
-                "classes."
+                f"labels hold {classes} of fewer than {fewest} images: {', '.join(shown)}. "
+                "Add images, take fewer of each class, or leave out those classes."
             )
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
@@ -301,8 +302,10 @@ class PositivePairBatches(Batches):
         )
         groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
         if groups.shape not in ((self.rows,), (self.rows, 2)):
-            what = f"groups has shape {groups.shape}, left has {self.rows} images"
-            raise ArgumentError(f"{what}: pass (n,), one per pair, or (n, 2), one per side.")
+            raise ArgumentError(
+                f"groups has shape {groups.shape}, left has {self.rows} images: pass (n,), "
+                "one per pair, or (n, 2), one per side."
+            )
         numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
         # Losses get float32, in which integers are exact up to 2**24.
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")

@@ -167,9 +167,11 @@ def _load_npz(name):
         fits = images.dtype == np.uint8 and images.shape[1:] == shape and len(images) == labels.size
         named = labels.size and labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max() <= 9
         if not (fits and named):
-            held = f"{labels.dtype} {labels.shape} labels for {images.dtype} {images.shape} images"
-            mend = f"expected uint8 images of {shape}, a label from 0 to 9 for each. Fetch it again"
-            raise ArtifactError(f"{path} has {held} in y_{part} and x_{part}; {mend}.")
+            raise ArtifactError(
+                f"{path} has {labels.dtype} {labels.shape} labels for {images.dtype} "
+                f"{images.shape} images in y_{part} and x_{part}; expected uint8 images of "
+                f"{shape}, a label from 0 to 9 for each. Fetch it again."
+            )
     return parts
 
 

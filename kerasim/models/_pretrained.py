@@ -124,8 +124,12 @@ def pretrained_embedder(
         BackbonePreprocessing.find(preprocess, "preprocess")
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
     elif preprocess is not None:
-        mend = "pass a name, or a layer such as keras.layers.Rescaling(255)"
-        _checks.kind("preprocess", preprocess, layers.Layer, mend)
+        _checks.kind(
+            "preprocess",
+            preprocess,
+            layers.Layer,
+            "pass a name, or a layer such as keras.layers.Rescaling(255)",
+        )
 
     images = parts.image_input(image_shape)
     x = images
@@ -275,18 +279,22 @@ def _named(name, weights, image_shape):
     except ArtifactError:
         raise
     except Exception as error:  # Keras and h5py raise whatever comes
-        what = f"{_checks.shown(file)} does not fit the backbone {name!r}, or is damaged"
-        mend = "pass the weights of that backbone without its top, as .h5 or .weights.h5"
-        raise ArtifactError(f"{what} ({error}): {mend}.") from error
+        raise ArtifactError(
+            f"{_checks.shown(file)} does not fit the backbone {name!r}, or is damaged "
+            f"({error}): pass the weights of that backbone without its top, as .h5 or "
+            ".weights.h5."
+        ) from error
     return backbone
 
 
 def _download(build, name, image_shape):
     # Keras checks a download only if it knows its hash.
     if "file_hash" not in inspect.getsource(sys.modules[build.__module__]):
-        what = f'weights="imagenet": Keras has no hash to verify the weights of {name!r} with'
-        mend = "Download the file yourself and pass its path, or choose another backbone"
-        raise ArgumentError(f"{what}. {mend}.")
+        raise ArgumentError(
+            f'weights="imagenet": Keras has no hash to verify the weights of {name!r} '
+            "with. Download the file yourself and pass its path, or choose another "
+            "backbone."
+        )
     try:
         return build(include_top=False, weights="imagenet", input_shape=image_shape)
     except Exception as error:  # a bare Exception when it is offline, ValueError if damaged
@@ -294,9 +302,11 @@ def _download(build, name, image_shape):
             raise
         file = re.search(r"[^/\s]+\.h5", str(error))
         folder = os.path.join(os.environ.get("KERAS_HOME", "~/.keras"), "models")
-        mend = f"put the file {file[0]} into {folder}" if file else f"remove its file from {folder}"
-        what = f"Keras could not fetch the weights of {name!r} ({error}). Try again with a network"
-        raise ArtifactError(f"{what}, {mend}, or pass its path as weights.") from error
+        hint = f"put the file {file[0]} into {folder}" if file else f"remove its file from {folder}"
+        raise ArtifactError(
+            f"Keras could not fetch the weights of {name!r} ({error}). Try again with a "
+            f"network, {hint}, or pass its path as weights."
+        ) from error
 
 
 def _squeezenet(include_top, weights, input_shape):
