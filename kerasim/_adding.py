@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kerasim import _checks, _folders, _items, data, embedding
-from kerasim._folders import in_threads
+from kerasim._folders import thread_map
 from kerasim._items import Items, Stamp
 from kerasim.errors import ArgumentError, ImageError
 from kerasim.images import decode
@@ -83,7 +83,7 @@ class Files:
             file, stamp = pairs[n]
             return _items.state_of(file, stamp, self.trusted_before)
 
-        for n, state in zip(doubtful, in_threads(look, doubtful), strict=True):
+        for n, state in zip(doubtful, thread_map(look, doubtful), strict=True):
             found[n] = state
         return found
 
@@ -201,7 +201,7 @@ class Taken:
             except ImageError as error:
                 return str(error)
 
-        found = dict(zip(piece, in_threads(look, piece), strict=True))
+        found = dict(zip(piece, thread_map(look, piece), strict=True))
         stamps = {n: stamp for n, stamp in found.items() if isinstance(stamp, Stamp)}
         return stamps, {n: reason for n, reason in found.items() if isinstance(reason, str)}
 
@@ -257,7 +257,7 @@ class Taken:
                 return str(error)
 
         rows = [n for n in rows if self.given.files[n]]
-        found = zip(rows, in_threads(look, rows), strict=True)
+        found = zip(rows, thread_map(look, rows), strict=True)
         return [(self.given.files[n], reason) for n, reason in found if reason]
 
     def _id(self, n: int) -> int:

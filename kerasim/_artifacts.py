@@ -94,8 +94,8 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
         ArtifactError: If the folder holds something else, or cannot be written. What was there
             before is unchanged.
     """
-    path = place(path)
-    with _beside(path, is_folder=True) as temporary:
+    path = resolve(path)
+    with _temporary_sibling(path, is_folder=True) as temporary:
         _recover(path, kind)
         check_replaceable(path, kind)
         fill(temporary)
@@ -127,12 +127,12 @@ class Known:
             ArtifactError: If there is an artifact that is not known, or of another kind.
             ArgumentTypeError: If `replace` is not a flag.
         """
-        path = place(path)
-        if _checks.flag("replace", replace):
+        path = resolve(path)
+        if _checks.boolean("replace", replace):
             return
         version = version_of(path)
         if version and version not in self._versions.get(path, ()):
-            check_replaceable(find(path), kind)
+            check_replaceable(locate(path), kind)
             raise ArtifactError(
                 f"{path} holds an artifact that this object was not loaded from or saved to, or "
                 "that another process saved since: load it and add to that, choose another path, "
@@ -146,7 +146,7 @@ class Known:
             path: The folder that the caller named.
             folder: Where a reader found it, if it is not `path`.
         """
-        path = place(path)
+        path = resolve(path)
         self._versions[path] = {version_of(path if folder is None else folder)}
 
     def expect(self, path, token: str) -> None:
@@ -158,7 +158,7 @@ class Known:
             path: The folder.
             token: `info["token"]` of that version.
         """
-        path = place(path)
+        path = resolve(path)
         self._versions[path] = self._versions.get(path, set()) | {token}
 
 
@@ -171,7 +171,7 @@ def version_of(path: Path) -> str | None:
         ArtifactError: If the folder cannot be read.
     """
     try:
-        content = (find(path) / MANIFEST).read_bytes()
+        content = (locate(path) / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -198,8 +198,8 @@ def write_file(path, content: bytes) -> Path:
     Raises:
         ArtifactError: If it cannot be written. What was there before is unchanged.
     """
-    path = place(path)
-    with _beside(path, is_folder=False) as temporary:
+    path = resolve(path)
+    with _temporary_sibling(path, is_folder=False) as temporary:
         temporary.write_bytes(content)
         _keep_permissions(temporary, path)
         _sync(temporary)
@@ -222,17 +222,17 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
     Raises:
         ArtifactError: If it is missing, damaged, of another kind, version or embedder.
     """
-    path = place(path)
+    path = resolve(path)
     for _ in range(20):
-        before, manifest = _standing(path), None
+        before, manifest = _identity(path), None
         try:
-            folder = find(path)
+            folder = locate(path)
             manifest = _check(folder, kind, fingerprint)
             result = load(folder, manifest)
-            if _standing(path) == before:
+            if _identity(path) == before:
                 return result
         except Exception as error:
-            if _standing(path) != before:
+            if _identity(path) != before:
                 continue
             if isinstance(error, ArtifactError):
                 raise
@@ -261,8 +261,8 @@ def remove(path, kind: str) -> None:
     Raises:
         ArtifactError: If the folder holds something else, or cannot be removed.
     """
-    path = place(path)
-    for folder in (path, _aside(path)):
+    path = resolve(path)
+    for folder in (path, _backup_path(path)):
         check_replaceable(folder, kind)
         if folder.exists():
             doomed = _temporary_name(path)
@@ -282,9 +282,9 @@ def exists(path) -> bool:
     Raises:
         ArtifactError: If the system does not let us look.
     """
-    path = place(path)
+    path = resolve(path)
     try:
-        return find(path).exists()
+        return locate(path).exists()
     except OSError as error:
         raise _read_error(path, error) from error
 
@@ -306,7 +306,7 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
     """
     path, key = check_file(path), None
     try:
-        _checks.archive(path)
+        _checks.no_zip_bomb(path)
         arrays = {}
         with zipfile.ZipFile(path) as archive:
             names = [member.removesuffix(".npy") for member in archive.namelist()]
@@ -353,7 +353,7 @@ def read_array(path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def lock(path, of=None) -> Iterator[None]:
+def lock(path, owner=None) -> Iterator[None]:
     """Holds the file `path` as a lock while the block runs, and removes it afterwards.
 
     The system releases the lock of a process that dies. The file that is left then is taken over,
@@ -361,7 +361,7 @@ def lock(path, of=None) -> Iterator[None]:
 
     Args:
         path: The file.
-        of: What it locks, for the message; None for the folder that it lies in.
+        owner: What it locks, for the message; None for the folder that it lies in.
 
     Raises:
         ArtifactError: If another process, named in the message, holds it, or it cannot be made.
@@ -371,7 +371,7 @@ def lock(path, of=None) -> Iterator[None]:
     try:
         try:
             made = _make_parents(path.parent)
-            descriptor = _open_lock(path, of or path.parent)
+            descriptor = _open_lock(path, owner or path.parent)
         except OSError as error:
             raise _write_error(path, None, error) from error
         try:
@@ -397,7 +397,7 @@ def check_path(name: str, path) -> Path:
         ArgumentTypeError: If it is neither text nor a `pathlib.Path`.
         ArgumentError: If it is empty.
     """
-    _checks.kind(name, path, (str, os.PathLike), "pass a path, a string or pathlib.Path")
+    _checks.instance(name, path, (str, os.PathLike), "pass a path, a string or pathlib.Path")
     text = os.fspath(path)
     if not text or "\0" in os.fsdecode(text):
         raise ArgumentError(f"{name}={path!r} is not a path. Pass the name of a file or folder.")
@@ -567,7 +567,7 @@ def _damaged_array(path: Path, error: Exception, key: str | None = None) -> Arti
     )
 
 
-def place(path) -> Path:
+def resolve(path) -> Path:
     """Returns where `path` is written: absolute, and for a link the place that it points to.
 
     Raises:
@@ -578,16 +578,16 @@ def place(path) -> Path:
 
 
 @contextlib.contextmanager
-def _beside(path: Path, is_folder: bool) -> Iterator[Path]:
+def _temporary_sibling(path: Path, is_folder: bool) -> Iterator[Path]:
     """Yields a new folder or file beside `path`, and removes what is left there at the end."""
     made: list[Path] = []
     temporary = descriptor = None
     try:
         made = _make_parents(path.parent)
-        _sweep(path)
+        _remove_stale(path)
         temporary, descriptor = _create_temporary(path, is_folder)
         yield temporary
-        _settle(path)
+        _sync_parent(path)
     except OSError as error:
         raise _write_error(path, temporary, error) from error
     finally:
@@ -667,7 +667,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _open_lock(path: Path, of) -> int:
+def _open_lock(path: Path, owner) -> int:
     """Opens the file at `path`, made if it is missing, and locks it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -679,7 +679,7 @@ def _open_lock(path: Path, of) -> int:
             holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise ArtifactError(
-                f"{of} is in use by process {holder}. Wait for it, stop it, or choose another "
+                f"{owner} is in use by process {holder}. Wait for it, stop it, or choose another "
                 "folder."
             ) from error
         except OSError:
@@ -688,7 +688,7 @@ def _open_lock(path: Path, of) -> int:
         os.close(descriptor)  # another process has removed this file as it released it
 
 
-def _sweep(path: Path) -> None:
+def _remove_stale(path: Path) -> None:
     """Removes the temporaries beside `path` that no process holds a lock on."""
     temporary = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}\.tmp")
     for name in os.listdir(path.parent):
@@ -752,19 +752,19 @@ def _copy_permissions(path: Path, status: os.stat_result) -> None:
     os.chmod(path, mode)
 
 
-def _aside(path: Path) -> Path:
+def _backup_path(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
 
 
-def find(path: Path) -> Path:
+def locate(path: Path) -> Path:
     """Returns where what was saved at `path` stands: there, or aside if a writer died there."""
-    return path if path.exists() or not _aside(path).exists() else _aside(path)
+    return path if path.exists() or not _backup_path(path).exists() else _backup_path(path)
 
 
-def _standing(path: Path) -> list:
+def _identity(path: Path) -> list:
     """Returns what distinguishes the folders at `path` and aside from any that replace them."""
     found = []
-    for folder in (path, _aside(path)):
+    for folder in (path, _backup_path(path)):
         with contextlib.suppress(OSError):
             status = os.stat(folder)
             found.append((folder, status.st_ino, status.st_ctime_ns))
@@ -773,7 +773,7 @@ def _standing(path: Path) -> list:
 
 def _recover(path: Path, kind: str) -> None:
     """Puts back, or removes, what a writer that died in `_swap` had set aside."""
-    aside = _aside(path)
+    aside = _backup_path(path)
     with contextlib.suppress(ArtifactError):  # it is not ours, and stays
         check_replaceable(aside, kind)
         if aside.exists():
@@ -811,7 +811,7 @@ def _sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
-def _settle(path: Path) -> None:
+def _sync_parent(path: Path) -> None:
     """Lets the new name at `path` outlive a power cut."""
     try:
         _sync_folder(path.parent)
@@ -828,7 +828,7 @@ def _swap(new: Path, path: Path) -> None:
         os.rename(new, path)
     elif not _exchange(new, path):
         # Between these two calls readers find the old folder under its other name.
-        aside = _aside(path)
+        aside = _backup_path(path)
         os.rename(path, aside)
         try:
             os.rename(new, path)

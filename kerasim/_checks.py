@@ -86,7 +86,7 @@ def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> 
     return found
 
 
-def flag(name: str, value) -> bool:
+def boolean(name: str, value) -> bool:
     """Returns `value` as a `bool`, else raises for `name`.
 
     Raises:
@@ -97,7 +97,7 @@ def flag(name: str, value) -> bool:
     return bool(value)
 
 
-def choice(name: str, value, choices) -> None:
+def one_of(name: str, value, choices) -> None:
     """Raises an `ArgumentError` in the name of `name` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         shown = ", ".join(map(repr, choices))
@@ -156,7 +156,7 @@ def as_tuple(values) -> tuple | None:
         return None
 
 
-def kind(name: str, value, kinds, hint: str) -> None:
+def instance(name: str, value, kinds, hint: str) -> None:
     """Raises an `ArgumentTypeError` for `name`, with its `hint`, unless `value` is of `kinds`."""
     if not isinstance(value, kinds):
         shown = reprlib.repr(value)  # an image's bytes or a list of paths may be long
@@ -280,7 +280,7 @@ def shape(name: str, x, wanted, hint: str) -> None:
         raise ArgumentError(f"{name} has shape {found}, expected {shown}: {hint}.")
 
 
-def positions(name: str, x: np.ndarray, count: int, hint: str) -> None:
+def indices(name: str, x: np.ndarray, count: int, hint: str) -> None:
     """Raises an `ArgumentError` for `name` unless `x` is `(count, any)`, of 0 to `count` - 1.
 
     `hint` is what to do about another shape or about other numbers than integers.
@@ -292,7 +292,7 @@ def positions(name: str, x: np.ndarray, count: int, hint: str) -> None:
     bad_rows(name, outside, f"a position outside 0 to {count - 1}")
 
 
-def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
+def as_real_array(name: str, x, kinds: str = "fiu") -> np.ndarray:
     """Returns `x` as an array of real numbers, else raises in the name of `name`.
 
     Args:
@@ -311,7 +311,7 @@ def real(name: str, x, kinds: str = "fiu") -> np.ndarray:
     return x
 
 
-def listed(name: str, values) -> list:
+def as_list(name: str, values) -> list:
     """Returns `values` as a list, else raises an `ArgumentTypeError` for `name`."""
     found = as_tuple(values)
     if isinstance(values, (str, bytes)) or found is None:
@@ -322,7 +322,7 @@ def listed(name: str, values) -> list:
     return list(found)
 
 
-def like(name: str, value, attribute: str, what: str) -> None:
+def has_attribute(name: str, value, attribute: str, what: str) -> None:
     """Raises an `ArgumentTypeError` for `name` unless `value` has an `attribute` as `what` has."""
     if not hasattr(value, attribute):
         raise ArgumentTypeError(
@@ -330,7 +330,7 @@ def like(name: str, value, attribute: str, what: str) -> None:
         )
 
 
-def each(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
+def same_length(name: str, values, n: int, of: str, rank: int | None = None) -> np.ndarray:
     """Returns `values` as an array of `n` rows, else raises in the name of `name`.
 
     Args:
@@ -432,7 +432,7 @@ def optional_labels(name: str, values, n: int | None, of: str) -> tuple[np.ndarr
     """
     plain, absent = array(name, values, masked=True), missing(values)
     if n is not None:
-        each(name, plain, n, of, 1)
+        same_length(name, plain, n, of, 1)
     came_as_list = isinstance(values, (list, tuple))
     if plain.dtype.kind in "iub" or (plain.dtype.kind in "US" and not came_as_list):
         return np.where(absent, plain.dtype.type(), plain), absent
@@ -494,7 +494,7 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
             that float64, in which distances are computed, cannot hold.
         ArgumentTypeError: If it does not hold real numbers.
     """
-    x = as_float64_or_narrower(name, real(name, x))
+    x = as_float64_or_narrower(name, as_real_array(name, x))
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
         raise ArgumentError(
             f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. "
@@ -552,7 +552,7 @@ def _count_of(bad) -> str:
     return f"{len(rows)} of {len(bad)} rows: {positions}"
 
 
-def archive(path: Path) -> None:
+def no_zip_bomb(path: Path) -> None:
     """Raises an `ArtifactError` if the zip file at `path` would take far more memory than its size.
 
     Members must be stored or deflated: a reader takes the other methods a block at a time, of which

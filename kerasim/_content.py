@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from kerasim import _checks
-from kerasim._folders import ImageFolder, in_threads
+from kerasim._folders import ImageFolder, thread_map
 from kerasim.errors import ImageError
 
 
@@ -27,7 +27,7 @@ def content_hash(images) -> str:
         images = _checks.array("images", images)
     digest = hashlib.sha256(repr((images.shape, str(images.dtype))).encode())
     if isinstance(images, ImageFolder):
-        contents = in_threads(_content, images.files)
+        contents = thread_map(_content, images.files)
         for file, content in zip(images.files, contents, strict=True):
             digest.update(repr((os.fsencode(file), content)).encode())
         return digest.hexdigest()

@@ -70,7 +70,7 @@ class ImageFolder:
         rows = np.arange(len(self))[rows]
         if not len(rows):
             return np.empty((0, *self.shape[1:]), dtype="float32")
-        return as_float(np.stack(in_threads(pixels, rows)))
+        return as_float(np.stack(thread_map(pixels, rows)))
 
     def take(self, rows) -> "ImageFolder":
         """Returns the images at `rows` as an `ImageFolder` of their own, not yet decoded.
@@ -140,16 +140,16 @@ def image_folder(
         >>> folder[:10].shape
         (10, 64, 64, 3)
     """
-    _checks.choice("on_error", on_error, ("raise", "skip"))
-    _checks.flag("check", check)
+    _checks.one_of("on_error", on_error, ("raise", "skip"))
+    _checks.boolean("check", check)
     if labels is not None:
-        _checks.choice("labels", labels, ("folders",))
+        _checks.one_of("labels", labels, ("folders",))
     channels, size = check_channels(channels), check_size(image_size)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root, files, skipped = find_images(path)
     if check:
-        found = list(zip(files, in_threads(_examine, files), strict=True))
+        found = list(zip(files, thread_map(_examine, files), strict=True))
         bad = [(file, reason) for file, (reason, _) in found if reason]
         check_usable(bad, len(files), on_error)
         animated = [file for file, (_, more) in found if more]
@@ -317,7 +317,7 @@ def _warn(files, one: str, many: str) -> None:
         _checks.warn(f"{_checks.counted(len(files), one, many)}: {names}.")
 
 
-def in_threads(function, files) -> list:
+def thread_map(function, files) -> list:
     """Returns what `function`, which decodes, makes of each of `files`, in their order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the global lock
         return list(pool.map(function, files))

@@ -155,7 +155,7 @@ def load_model(path: Path) -> keras.Model:
             is not on the list of this module, or arrays that are not stored in full.
         Exception: Of any kind, if the file is damaged.
     """
-    _checks.archive(path)
+    _checks.no_zip_bomb(path)
     with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
         _check_members(path, archive)
         config = json.loads(_read_config(path, archive))

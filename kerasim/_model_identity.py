@@ -26,7 +26,7 @@ def fingerprint(model) -> str:
         ArgumentError: If Keras cannot tell its configuration.
         ArgumentTypeError: If it is not a `keras.Model`.
     """
-    _checks.like("embedder", model, "get_layer", "a keras.Model")
+    _checks.has_attribute("embedder", model, "get_layer", "a keras.Model")
     described = _trainable(architecture(model))
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for weight in model.weights:

@@ -374,7 +374,7 @@ def _gallery_exists(path: Path) -> bool:
 
     if not _artifacts.exists(path):
         return False
-    saved = _artifacts.find(_artifacts.place(path))
+    saved = _artifacts.locate(_artifacts.resolve(path))
     try:
         return not saved.is_dir() or any(saved.iterdir())
     except OSError as error:

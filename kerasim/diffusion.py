@@ -121,7 +121,7 @@ def denoise(
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; the mean: Efron, 2011, Tweedie's
         formula and selection bias.
     """
-    _checks.choice("output", output, ("mean", "sample"))
+    _checks.one_of("output", output, ("mean", "sample"))
     images = _image_checks.check_shape("images", images, _check_model(model, schedule))
     steps = _checks.integer("steps", steps, 1, schedule.steps)
     images = np.asarray(images[:])
@@ -143,9 +143,9 @@ def denoise(
                 "one, such as models.noise_estimator."
             )
         sigma = _predict(estimator, images)[:, 0] if len(images) else []
-    sigma = _checks.real("sigma", sigma).astype("float64")
+    sigma = _checks.as_real_array("sigma", sigma).astype("float64")
     if sigma.ndim:
-        _checks.each("sigma", sigma, len(images), "images", 1)
+        _checks.same_length("sigma", sigma, len(images), "images", 1)
     sigma = np.broadcast_to(sigma, len(images)).copy()
     _checks.bad_rows("sigma", sigma > 5, "noise above 5, in units of [0, 1] (divided by 255?),")
     t = schedule.step_for_sigma(sigma)
@@ -160,7 +160,7 @@ def denoise(
 
 def _check_model(model, schedule) -> tuple[int, int, int]:
     """Returns the image shape of a network that takes images and t, and is of that schedule."""
-    _checks.like("schedule", schedule, "alphas_cumprod", "a NoiseSchedule")
+    _checks.instance("schedule", schedule, NoiseSchedule, "pass a diffusion.NoiseSchedule")
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
         raise ArgumentTypeError(

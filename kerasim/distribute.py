@@ -131,7 +131,7 @@ def embed_folder(
         DependencyError: If Ray is not installed.
     """
     shape, dim = _image_checks.check_embedder("embedder", embedder)
-    _checks.kind(
+    _checks.instance(
         "images",
         images,
         data.ImageFolder,

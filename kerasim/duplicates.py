@@ -42,7 +42,7 @@ def _contents(name, images) -> list[bytes]:
     if isinstance(images, ImageFolder):
         kind, contents = b"file", (file.read_bytes() for file in images.files)
     else:
-        images = _checks.real(name, images)
+        images = _checks.as_real_array(name, images)
         if not images.ndim:
             raise ArgumentError(f"{name} is a single number: pass an array (n, ...) of images.")
         # Images of another shape or data type may have the same bytes.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from kerasim import _artifacts, _checks, _keras_files, _model_identity
 from kerasim._content import content_hash
-from kerasim._folders import in_threads
+from kerasim._folders import thread_map
 from kerasim._image_checks import check_embedder, check_shape
 from kerasim.data._batches import ImageBatches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
@@ -61,7 +61,7 @@ def embed(
     images = check_shape("images", images, shape)
     _checks.integer("batch_size", batch_size)
     if progress is not None:
-        progress = _checks.flag("progress", progress)
+        progress = _checks.boolean("progress", progress)
     if len(images) == 0:
         return np.empty((0, dim), dtype="float32")
     if cache is not None:
@@ -158,7 +158,7 @@ def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, l
         except ImageError as error:
             return str(error)
 
-    decoded = in_threads(decode, images.files)
+    decoded = thread_map(decode, images.files)
     reasons = [found if isinstance(found, str) else "" for found in decoded]
     good = [n for n, reason in enumerate(reasons) if not reason]
     vectors = np.full((len(decoded), dim), np.nan, "float32")

@@ -71,7 +71,7 @@ def write_explorer(
     count = len(coordinates)
     images = check_images("images", images)
     check_channels(images.shape[-1])
-    _checks.each("images", range(len(images)), count, "coordinates")
+    _checks.same_length("images", range(len(images)), count, "coordinates")
     names, classes = _classes(np.zeros(count, int) if labels is None else labels, count)
     side = min(64 if count <= 10_000 else 32, max(images.shape[1:3]))
     page = {
@@ -133,12 +133,12 @@ def _plot(coordinates, classes):
 def _check_neighbors(neighbors, count):
     """Returns (k, packed positions) of each metric."""
     packed = {}
-    _checks.like("neighbors", neighbors, "items", "a dict of metrics")
+    _checks.has_attribute("neighbors", neighbors, "items", "a dict of metrics")
     for metric, rows in neighbors.items():
-        _checks.choice("metric of neighbors", metric, METRICS)
+        _checks.one_of("metric of neighbors", metric, METRICS)
         name = f"neighbors[{metric!r}]"
         rows = _checks.array(name, rows)
-        _checks.positions(name, rows, count, "pass the indices of NeighborIndex.query")
+        _checks.indices(name, rows, count, "pass the indices of NeighborIndex.query")
         packed[metric] = rows.shape[1], _packed(rows)
     return packed
 

@@ -77,9 +77,9 @@ def export_saved_model(model, path, replace: bool = False) -> None:
     """
     tf = _tensorflow()
     shape = _check_model(model)
-    place = _artifacts.place(path)
-    if not _checks.flag("replace", replace) and _artifacts.version_of(place):
-        _artifacts.check_replaceable(_artifacts.find(place), _KIND)
+    place = _artifacts.resolve(path)
+    if not _checks.boolean("replace", replace) and _artifacts.version_of(place):
+        _artifacts.check_replaceable(_artifacts.locate(place), _KIND)
         raise ArtifactError(_exists("an export", path))
     height, width, channels = shape
     decode = make_decoder(tf, height, width, channels)
@@ -141,7 +141,7 @@ def export_onnx(model, path, replace: bool = False) -> None:
         ArtifactError: If there is a file, or it cannot be written.
     """
     shape = _check_model(model)
-    if not _checks.flag("replace", replace) and _artifacts.exists(path):
+    if not _checks.boolean("replace", replace) and _artifacts.exists(path):
         raise ArtifactError(_exists("a file", path))
     try:
         import onnx
@@ -298,7 +298,7 @@ def load_saved_model(path, trust: bool = False):
         ArtifactError: If the folder is missing, damaged or not kerasim's and not trusted.
         DependencyError: If TensorFlow is not installed.
     """
-    _checks.flag("trust", trust)
+    _checks.boolean("trust", trust)
     tf = _tensorflow()
 
     def load(folder, manifest=None):

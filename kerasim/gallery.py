@@ -41,7 +41,7 @@ from kerasim import (
     metrics,
 )
 from kerasim._adding import PIECE, Files, Given, Taken, columns
-from kerasim._folders import EMPTY_FOLDER, class_of, find_images, in_threads, no_image
+from kerasim._folders import EMPTY_FOLDER, class_of, find_images, no_image, thread_map
 from kerasim._items import Items
 from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
@@ -258,7 +258,7 @@ class Gallery:
             ArtifactError: If `path` cannot be written, or holds what another process saved.
         """
         _checks.integer("chunk", chunk)
-        _checks.choice("on_error", on_error, ("raise", "skip"))
+        _checks.one_of("on_error", on_error, ("raise", "skip"))
         with self._changing:
             self._check_embedder()
             if path is not None:
@@ -604,7 +604,7 @@ class Gallery:
             ArtifactError: If the page cannot be written.
         """
         _checks.integer("k", k)
-        _checks.choice("on_error", on_error, ("raise", "skip"))
+        _checks.one_of("on_error", on_error, ("raise", "skip"))
         items = self._items.compacted()
         kept = np.arange(len(items.table))
         if images is None:
@@ -646,7 +646,7 @@ class Gallery:
             image.thumbnail((_THUMBNAIL, _THUMBNAIL), reducing_gap=None)
             return np.asarray(image).reshape(image.height, image.width, channels)
 
-        found = list(zip(files, in_threads(thumbnail, files), strict=True))
+        found = list(zip(files, thread_map(thumbnail, files), strict=True))
         bad = [(file, image) for file, image in found if isinstance(image, str)]
         _folders.check_usable(bad, len(files), on_error)
         self._warn_once("map", [file for file, _ in bad], _NOT_ON_MAP)
@@ -669,10 +669,10 @@ class Gallery:
                 folder cannot be written.
             ArgumentError: If the embedder has changed, or could not be loaded again.
         """
-        _checks.flag("replace", replace)
+        _checks.boolean("replace", replace)
         with self._changing:
             self._check_embedder()
-            path = _artifacts.place(path)
+            path = _artifacts.resolve(path)
             with _artifacts.lock(path.parent / f".{path.name}.lock", path):
                 self._saved.check(path, _KIND, replace)
                 self._write(path)
@@ -853,7 +853,7 @@ class Gallery:
             except ImageError as error:
                 raise ImageError(f"Image {position} cannot be used: {error}") from error
 
-        return np.stack(in_threads(pixels, range(len(given))))
+        return np.stack(thread_map(pixels, range(len(given))))
 
     def _distances(self, left, right):
         left, right = self._images(left), self._images(right)
@@ -906,7 +906,7 @@ class _Calibration:
         _checks.number("threshold", threshold)
         if not isinstance(pairs, list) or len(pairs) != 2:
             raise ValueError("pairs are not a list of distances and a list of flags")
-        distances, same = (_checks.real("pairs", part, "fiub") for part in pairs)
+        distances, same = (_checks.as_real_array("pairs", part, "fiub") for part in pairs)
         metrics.verification(distances, same)  # refuses what does not fit
         return cls(threshold, distances, same)
 

@@ -70,7 +70,7 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
         ArgumentError: If size, channels or dtype are others.
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
-    _checks.choice("dtype", dtype, ("float32", "uint8"))
+    _checks.one_of("dtype", dtype, ("float32", "uint8"))
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))
     if animated:
         _checks.warn(f"{_name(source)} has several frames: the first is used.")
@@ -93,7 +93,7 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
         ImageError: As `read_image`.
         ArgumentTypeError: If `source` is neither a path nor bytes.
     """
-    _checks.kind("source", source, (bytes, str, os.PathLike), "pass a path or a file's bytes")
+    _checks.instance("source", source, (bytes, str, os.PathLike), "pass a path or a file's bytes")
     name, file = _name(source), io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         if file is source:

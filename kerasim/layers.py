@@ -61,7 +61,7 @@ class Distance(_Layer):
     """
 
     def __init__(self, metric: str = "cosine", **kwargs):
-        _checks.choice("metric", metric, PAIR_METRICS)
+        _checks.one_of("metric", metric, PAIR_METRICS)
         super().__init__(**kwargs)
         self.metric = metric
 
@@ -311,7 +311,7 @@ class BackbonePreprocessing(_Layer):
         """
         builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
         builders["squeezenet"] = "VGG16"
-        _checks.choice(argument, name, tuple(builders))
+        _checks.one_of(argument, name, tuple(builders))
         return getattr(keras.applications, builders[name])
 
     def call(self, inputs):

@@ -147,7 +147,7 @@ class ContrastiveLoss(_Loss):
     def __init__(self, margin: float = 1.0, squared_margin: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.margin = _checks.number("margin", margin, 0)
-        self.squared_margin = _checks.flag("squared_margin", squared_margin)
+        self.squared_margin = _checks.boolean("squared_margin", squared_margin)
 
     def _check_shapes(self, true, predicted):
         if len(true) > 1 and true[1:] != (1,) or len(predicted) > 1 and predicted[1:] != (1,):
@@ -177,7 +177,7 @@ class _TripletLoss(_BatchLoss):
 
     def __init__(self, margin: float = 0.2, mining: str = "all", **kwargs):
         super().__init__(**kwargs)
-        _checks.choice("mining", mining, ("all", "semi_hard", "hard"))
+        _checks.one_of("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = _checks.number("margin", margin, 0), mining
         if mining == "semi_hard" and not self.margin:
             raise ArgumentError(
@@ -218,7 +218,7 @@ class TripletLoss(_TripletLoss):
 
     def __init__(self, margin: float = 0.2, metric: str = "cosine", mining: str = "all", **kwargs):
         super().__init__(margin, mining, **kwargs)
-        _checks.choice("metric", metric, PAIR_METRICS)
+        _checks.one_of("metric", metric, PAIR_METRICS)
         self.metric = metric
 
     def _costs(self, y_true, y_pred):

@@ -234,8 +234,8 @@ def retrieval(
     Reference:
         Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505
     """
-    _checks.choice("metric", metric, METRICS)
-    _checks.flag("per_query", per_query)
+    _checks.one_of("metric", metric, METRICS)
+    _checks.boolean("per_query", per_query)
     queries = _checks.vectors("queries", queries, rows=1, metric=metric)
     query_labels = _checks.labels("query_labels", query_labels, len(queries), "queries")
     alone = gallery is None
@@ -406,7 +406,7 @@ def bootstrap_interval(values, seed: int = 0, resamples: int = 1000) -> tuple[fl
     """
     from scipy.stats import bootstrap
 
-    values = _checks.as_float64_or_narrower("values", _checks.real("values", values))
+    values = _checks.as_float64_or_narrower("values", _checks.as_real_array("values", values))
     values = values.astype("float64")
     valid = values[~np.isnan(values)]
     if values.ndim != 1 or len(valid) < 2:
@@ -442,7 +442,7 @@ def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
         >>> pair_distances([[3.0, 4.0]], [[0.0, 0.0]], metric="euclidean")
         array([5.])
     """
-    _checks.choice("metric", metric, METRICS)
+    _checks.one_of("metric", metric, METRICS)
     left = _checks.vectors("left", left, metric=metric)
     right = _checks.vectors("right", right, metric=metric)
     _checks.shape(
@@ -546,7 +546,7 @@ class Verification:
         Reference:
             Platt, 1999, Probabilistic outputs for support vector machines.
         """
-        distances = _checks.real("distances", distances, "bfiu").astype("float64")
+        distances = _checks.as_real_array("distances", distances, "bfiu").astype("float64")
         _checks.bad_rows("distances", ~np.isfinite(distances).reshape(-1), "NaN or infinity")
         if not distances.size:
             return distances
@@ -600,10 +600,10 @@ def verification(distances, same) -> Verification:
     """
     from sklearn.metrics import auc, roc_curve
 
-    distances = _checks.real("distances", distances, "bfiu").reshape(-1)
+    distances = _checks.as_real_array("distances", distances, "bfiu").reshape(-1)
     distances = _checks.as_float64_or_narrower("distances", distances).astype("float64")
     same = _checks.array("same", same).reshape(-1)
-    _checks.each("same", same, len(distances), "distances")
+    _checks.same_length("same", same, len(distances), "distances")
     is_known = np.isin(same, (0, 1)).all()
     if not is_known or len(np.unique(same.astype(bool))) < 2:
         held = ", ".join(list(dict.fromkeys(map(repr, same.tolist())))[:5])
@@ -675,7 +675,7 @@ def pairwise_verification(
     """
     from sklearn.metrics import auc
 
-    _checks.choice("metric", metric, METRICS)
+    _checks.one_of("metric", metric, METRICS)
     x = _checks.vectors("embeddings", embeddings, rows=2, metric=metric)
     labels = _checks.labels("labels", labels, len(x), "embeddings")
     n = len(x)
@@ -793,14 +793,14 @@ def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -
     """
     from scipy.stats import binomtest
 
-    _checks.choice("metric", metric, METRICS)
+    _checks.one_of("metric", metric, METRICS)
     left = _checks.vectors("left", left, rows=1, metric=metric)
     right = _checks.vectors("right", right, metric=metric)
     _checks.shape(
         "right", right, left.shape, "pass one for each row of left, embedded by the same model"
     )
     pools, n = _checks.array("pools", pools), len(left)
-    _checks.positions("pools", pools, n, f"pass data.candidate_pools({n})")
+    _checks.indices("pools", pools, n, f"pass data.candidate_pools({n})")
     own = pools == np.arange(n)[:, None]
     _checks.bad_rows("pools", own.sum(axis=1) != 1, "its own position zero times or more than once")
     _checks.integer("k", k, 1, pools.shape[1])

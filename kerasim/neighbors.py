@@ -103,8 +103,8 @@ class NeighborIndex:
         ef_construction: int = 200,
         ef_search: int = 64,
     ):
-        _checks.choice("metric", metric, METRICS)
-        _checks.choice("kind", kind, ("exact", "hnsw"))
+        _checks.one_of("metric", metric, METRICS)
+        _checks.one_of("kind", kind, ("exact", "hnsw"))
         self.metric, self.kind = metric, kind
         self.m = _checks.integer("m", m, 2)
         self.ef_construction = _checks.integer("ef_construction", ef_construction)

@@ -52,8 +52,8 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     Raises:
         ArgumentError: If `keys` is empty, or names a column that `frame` lacks.
     """
-    _checks.like("frame", frame, "keys", "a table, as training.fit returns it")
-    keys = [str(key) for key in _checks.listed("keys", keys)]
+    _checks.has_attribute("frame", frame, "keys", "a table, as training.fit returns it")
+    keys = [str(key) for key in _checks.as_list("keys", keys)]
     missing = [key for key in ("epoch", *keys) if key not in list(frame)]
     if missing or not keys:
         raise ArgumentError(f"keys={missing} are not in the history: pass some of {list(frame)}.")
@@ -90,7 +90,7 @@ def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
     """
     images = _check_some("images", images)
     if titles is not None:
-        _checks.each("titles", titles, len(images), "images")
+        _checks.same_length("titles", titles, len(images), "images")
     columns = min(_checks.integer("columns", columns), len(images))
     size = _checks.number("size", size, 0.01, 100)
     rows = -(-len(images) // columns)
@@ -117,7 +117,7 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
         ArgumentError: If the rows have different shapes, or the number of labels is not theirs.
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
-    labels = _checks.listed("labels", labels)
+    labels = _checks.as_list("labels", labels)
     shapes = [np.shape(row) for row in rows]
     if len(labels) != len(rows) or len(set(shapes)) != 1:
         raise ArgumentError(
@@ -147,7 +147,9 @@ def denoising(noisy, denoised, clean, psnr=None):
     """
     names = ["noisy", "denoised", "clean"]
     if psnr is not None:
-        for n, value in enumerate(_checks.each("psnr", psnr, 2, "rows, noisy and denoised", 1)):
+        for n, value in enumerate(
+            _checks.same_length("psnr", psnr, 2, "rows, noisy and denoised", 1)
+        ):
             names[n] += f"\n{_checks.number('each of psnr', value):.1f} dB"
     return reconstructions(noisy, denoised, clean, labels=names)
 
@@ -199,10 +201,10 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
         ArgumentError: If there are fewer distances, they are not finite, or `same` is of another
             length.
     """
-    distances = _checks.real("distances", distances).reshape(-1, 1)
+    distances = _checks.as_real_array("distances", distances).reshape(-1, 1)
     distances = _checks.vectors("distances", distances, rows=2)[:, 0]
-    same = _checks.real("same", same, "bfiu").reshape(-1)
-    same = _checks.each("same", same, len(distances), "distances").astype(bool)
+    same = _checks.as_real_array("same", same, "bfiu").reshape(-1)
+    same = _checks.same_length("same", same, len(distances), "distances").astype(bool)
     if threshold is not None:
         _checks.number("threshold", threshold)
     ax = _axes(ax, (6, 3))
@@ -238,7 +240,7 @@ def roc(verification, ax=None, label: str = ""):
     Raises:
         ArgumentTypeError: If `verification` is something else.
     """
-    _checks.like("verification", verification, "eer", "the result of metrics.verification")
+    _checks.has_attribute("verification", verification, "eer", "the result of metrics.verification")
     ax, label = _axes(ax, (4, 4)), str(label)
     color = COLORS[len(ax.get_legend_handles_labels()[1]) % len(COLORS)]
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
@@ -276,14 +278,14 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
     coordinates = _checks.vectors("coordinates", coordinates, 2, rows=1)
     if images is not None:
         images = _check_some("images", images)
-        _checks.each("images", range(len(images)), len(coordinates), "coordinates")
+        _checks.same_length("images", range(len(images)), len(coordinates), "coordinates")
     _checks.integer("seed", seed, 0)
     if labels is not None:
         labels, absent = _checks.optional_labels("labels", labels, len(coordinates), "coordinates")
         classes = np.unique(labels[~absent])
         names = [str(label) for label in classes]
         if class_names is not None:
-            class_names = _checks.listed("class_names", class_names)
+            class_names = _checks.as_list("class_names", class_names)
             numbered = labels.dtype.kind in "iu"
             if len(classes) and not (
                 numbered and classes[0] >= 0 and classes[-1] < len(class_names)
@@ -447,7 +449,7 @@ def _axes(ax, size):
 
     if ax is None:
         return plt.subplots(figsize=size, layout="constrained")[1]
-    _checks.like("ax", ax, "set_xlabel", "axes of matplotlib")
+    _checks.has_attribute("ax", ax, "set_xlabel", "axes of matplotlib")
     return ax
 
 

@@ -33,7 +33,7 @@ class NoiseSchedule:
 
     def __init__(self, steps: int = 1000, kind: str = "linear"):
         self.steps = _checks.integer("steps", steps)
-        _checks.choice("kind", kind, ("linear", "cosine"))
+        _checks.one_of("kind", kind, ("linear", "cosine"))
         self.kind = kind
         if kind == "linear":
             betas = np.linspace(1e-4, 0.02, self.steps)
@@ -72,7 +72,7 @@ class NoiseSchedule:
         Raises:
             ArgumentError: If sigma is negative, not finite, or above that of the last step.
         """
-        sigma = _checks.real("sigma", sigma).astype("float64")
+        sigma = _checks.as_real_array("sigma", sigma).astype("float64")
         rows = sigma.reshape(-1)
         _checks.bad_rows("sigma", ~(rows >= 0), "a negative number or NaN")
         most = self.sigmas[-1]

@@ -146,8 +146,8 @@ def fit(
     if validation_data is not None:
         _check_batches("validation_data", validation_data)
     epochs = _checks.integer("epochs", epochs)
-    _checks.flag("resume", resume)
-    _checks.kind("model", model, keras.Model, "build a keras.Model first")
+    _checks.boolean("resume", resume)
+    _checks.instance("model", model, keras.Model, "build a keras.Model first")
     if not model.compiled:
         raise ArgumentError(f"model {model.name!r} is not compiled: call model.compile first.")
     if not model.variables:
@@ -183,7 +183,7 @@ def _check_batches(name, batches) -> None:
     hint = "pass a keras.utils.PyDataset, such as kerasim.data.ImageBatches(x, y, batch_size=32)"
     if hasattr(batches, "element_spec"):
         hint += "; a tf.data pipeline cannot be resumed, pass it to model.fit instead"
-    _checks.kind(name, batches, keras.utils.PyDataset, hint)
+    _checks.instance(name, batches, keras.utils.PyDataset, hint)
     if batches.num_batches is None:
         raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
@@ -203,8 +203,8 @@ def load_weights(model, run_dir, which: Literal["last", "best"] = "last") -> pd.
     Raises:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
     """
-    _checks.choice("which", which, ("last", "best"))
-    _checks.kind("model", model, keras.Model, "build a keras.Model first")
+    _checks.one_of("which", which, ("last", "best"))
+    _checks.instance("model", model, keras.Model, "build a keras.Model first")
     run_dir = _artifacts.check_path("run_dir", run_dir)
     arrays, info = _artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / "state"
@@ -276,7 +276,7 @@ class RetrievalCallback(keras.callbacks.Callback):
             self.labels.append(_checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
             raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
-        _checks.choice("metric", metric, metrics.METRICS)
+        _checks.one_of("metric", metric, metrics.METRICS)
         self.metric, self.k, self.prefix = metric, _checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
         self.baselines: dict = {}  # name in the history: figure
@@ -766,9 +766,11 @@ def _rows_are_equal(arrays, tolerance) -> bool:
 
 
 def _check_callbacks(callbacks) -> list:
-    callbacks = _checks.listed("callbacks", callbacks)
+    callbacks = _checks.as_list("callbacks", callbacks)
     for callback in callbacks:
-        _checks.like("each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback")
+        _checks.has_attribute(
+            "each of callbacks", callback, "on_epoch_end", "a keras.callbacks.Callback"
+        )
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
             raise ArgumentError("callbacks holds SwapEMAWeights: leave it out, since fit adds one.")
     return callbacks

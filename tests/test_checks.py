@@ -58,7 +58,7 @@ def test_a_number_in_range_becomes_a_float(value):
 @pytest.mark.parametrize("value", ["eucledian", None, 3, ["cosine"]])
 def test_an_unknown_choice_is_refused_with_the_known_ones(value):
     with pytest.raises(errors.ArgumentError) as caught:
-        _checks.choice("metric", value, ("cosine", "euclidean"))
+        _checks.one_of("metric", value, ("cosine", "euclidean"))
     assert f"metric={value!r}" in str(caught.value)
     assert "'cosine', 'euclidean'" in str(caught.value)
 
@@ -100,30 +100,30 @@ def test_rows_of_several_lengths_are_refused_by_name():
 @pytest.mark.parametrize("values", [[1, 2], [[1], [2], [3]], 1, None])
 def test_what_is_not_one_for_each_is_refused_with_its_shape(values):
     with pytest.raises(errors.ArgumentError) as caught:
-        _checks.each("labels", values, 3, "images", 1)
+        _checks.same_length("labels", values, 3, "images", 1)
     assert f"labels has shape {np.shape(values)}, expected (3,)" in str(caught.value)
     assert "pass one for each of the 3 images" in str(caught.value)
 
 
 def test_targets_of_several_lengths_are_refused_by_name():
     with pytest.raises(errors.ArgumentError, match="targets cannot be converted to one array"):
-        _checks.each("targets", [[1, 2], [3]], 2, "images")
+        _checks.same_length("targets", [[1, 2], [3]], 2, "images")
 
 
 def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
-    assert _checks.each("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
+    assert _checks.same_length("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
     with pytest.raises(errors.ArgumentError, match=r"expected \(3, any\): pass one for each"):
-        _checks.each("targets", [[1, 2]], 3, "images")
+        _checks.same_length("targets", [[1, 2]], 3, "images")
 
 
 @pytest.mark.parametrize("value", ["no", 0, 1, None, [True]])
 def test_what_is_no_flag_is_refused(value):
     with pytest.raises(errors.ArgumentTypeError, match="flip must be a bool"):
-        _checks.flag("flip", value)
+        _checks.boolean("flip", value)
 
 
 def test_a_flag_of_numpy_becomes_one_of_python():
-    assert _checks.flag("flip", np.bool_(True)) is True
+    assert _checks.boolean("flip", np.bool_(True)) is True
 
 
 IMAGES, ANY = np.zeros((4, 8, 8, 1), "float32"), "no/such/folder"
@@ -164,7 +164,7 @@ def test_an_array_of_another_library_is_refused_as_such():
     with pytest.raises(
         errors.ArgumentTypeError, match="x must be a list or tuple. Received Foreign"
     ):
-        _checks.listed("x", Foreign())
+        _checks.as_list("x", Foreign())
 
 
 def test_a_count_beyond_64_bits_is_refused():

@@ -160,7 +160,7 @@ def test_an_interrupt_while_images_are_embedded_keeps_those_before_it_and_saves_
     assert len(Gallery.load(tmp_path / "gallery", EMBEDDER)) == 4
 
 
-def in_threads(count, call):
+def thread_map(count, call):
     """Calls `call(n)` in threads that start together; returns what they raised."""
     errors, barrier = [], threading.Barrier(count)
 
@@ -198,7 +198,7 @@ def test_threads_that_query_after_an_add_all_find_the_new_images(kind, monkeypat
     def query(n):
         found[n] = gallery.query(IMAGES[50:60], k=1)["id"].tolist()
 
-    assert in_threads(4, query) == []
+    assert thread_map(4, query) == []
     assert list(found.values()) == [list(range(50, 60))] * 4
 
 
@@ -217,21 +217,21 @@ def test_queries_answer_while_other_threads_add_and_remove(kind):
                 found = gallery.query(IMAGES[:10], k=2)
                 assert found["id"][found["rank"] == 1].tolist() == list(range(10))
 
-    assert in_threads(4, work) == []
+    assert thread_map(4, work) == []
     assert gallery.items["id"].tolist() == [*range(10), *range(15, 60)]
     assert gallery.query(IMAGES[15:], k=1)["id"].tolist() == list(range(15, 60))
 
 
 def test_two_threads_that_add_one_folder_take_each_file_once(folder):
     gallery = Gallery(EMBEDDER)
-    assert in_threads(3, lambda n: gallery.add(folder)) == []
+    assert thread_map(3, lambda n: gallery.add(folder)) == []
     assert len(gallery) == 6 and gallery.items["file"].is_unique
 
 
 def test_two_threads_that_save_one_gallery_both_do(folder, tmp_path):
     gallery = Gallery(EMBEDDER)
     gallery.add(folder)
-    assert in_threads(3, lambda n: gallery.save(tmp_path / "gallery")) == []
+    assert thread_map(3, lambda n: gallery.save(tmp_path / "gallery")) == []
     assert len(Gallery.load(tmp_path / "gallery", EMBEDDER)) == 6
 
 

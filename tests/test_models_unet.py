@@ -102,7 +102,7 @@ def test_with_a_schedule_the_layers_say_the_velocity_and_its_error_is_what_count
     np.testing.assert_allclose(
         model(inputs), np.sqrt(1 - abar) * inputs["images"] + np.sqrt(abar) * said, atol=1e-5
     )
-    x = 2 * IMAGES[batches._draw(np.random.default_rng([0, 0]))[0]] - 1
+    x = 2 * IMAGES[batches._epoch_indices(np.random.default_rng([0, 0]))[0]] - 1
     # Salimans & Ho, 2022, section 4.
     true = np.sqrt(abar) * noise - np.sqrt(1 - abar) * x
     counted = np.minimum(1, 25_000 * abar)

@@ -1122,7 +1122,7 @@ if version and version not in self._versions.get(path, ()):
 if False:
 
 read again | _artifacts.py | test_artifacts.py -k read_again
-if _standing(path) != before:\n                continue
+if _identity(path) != before:\n                continue
 if False:\n                continue
 
 fingerprint | _artifacts.py | test_neighbors.py -k of_one_embedder_is_refused

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks
 from kerasim._content import content_hash
+from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
 from kerasim.data._noise import gaussian_noise
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
@@ -22,55 +24,71 @@ def _shift(images, steps):
     return images[np.arange(len(images))[:, None, None], down[:, :, None], right[:, None, :]]
 
 
-class Batches(keras.utils.PyDataset):
-    """What all batches share: rows drawn once an epoch, images gathered and altered by batch.
+# With one worker, `fit` reads through tf.data, whose tuner can delay the end of an epoch by most of
+# the time that the epoch took. Two workers avoid the tuner and cost 0.1 s an epoch instead, which
+# is less from about this number of batches on.
+_MANY_BATCHES = 50
 
-    A kind of batches says in `_draw` which rows an epoch holds, if not each once in a new order,
-    in `__getitem__` what a batch is made of. All is a function of `seed`, `epoch` and the position
-    of the batch alone.
+
+def _worker_count(batches: int) -> int:
+    """Returns the number of threads in which Keras draws batches; the order is the same.
+
+    On JAX, which has no tuner, Keras 3.15 would begin the first epoch with its second batch. It
+    would so on several devices, too: `training.fit` draws their batches in one thread.
+    """
+    return 2 if keras.backend.backend() == "tensorflow" and batches > _MANY_BATCHES else 1
+
+
+class Batches(keras.utils.PyDataset):
+    """Base of all batches: draws rows once an epoch, then gathers and augments them batch by batch.
+
+    Everything is a function of `seed`, `epoch` and the index of the batch alone. A subclass defines
+    `_epoch_indices` if an epoch does not hold each row once, in a new order, and `__getitem__`,
+    which makes a batch.
     """
 
-    failure: ImageError | None = None  # why a file could not be read
-    _what = "images"  # their name in messages
-    _own: tuple[str, ...] = ()  # what decides the batches of one kind, beside what all kinds have
+    # The error of a file that could not be read in a thread of Keras, for `translate_errors`.
+    failure: ImageError | None = None
+    # The name of the argument `images` in messages.
+    _arg_name = "images"
+    # The attributes that decide the batches of a subclass, beside those that all batches have.
+    _config_keys: tuple[str, ...] = ()
 
-    def __init__(self, images, batch_size=128, seed=0, sigma=0.0, flip=False, shift=0):
+    def __init__(self, images, batch_size, seed, sigma, flip, shift):
         super().__init__()
-        self.images = check_images(self._what, images)
+        self.images = check_images(self._arg_name, images)
         if len(self.images) == 0:
-            raise ArgumentError(f"{self._what} is empty: pass one image or more.")
+            raise ArgumentError(f"{self._arg_name} is empty: pass one image or more.")
         self.batch_size = _checks.integer("batch_size", batch_size)
         self.seed = _checks.integer("seed", seed, 0)
         self.sigma = _checks.number("sigma", sigma, 0)
-        self.flip, self.shift = _checks.flag("flip", flip), _checks.integer("shift", shift, 0)
-        self.epoch, self.rows = 0, len(self.images)
-        # Two threads of Keras's own draw batches in order, without the tuner that `predict` below
-        # tells of; at the end of an epoch they cost 0.1 s. On JAX, which has no tuner, Keras 3.15
-        # would begin the first epoch with its second batch; so it would on several devices, which
-        # `training.fit` hands batches by one thread.
-        many = keras.backend.backend() == "tensorflow" and len(self) > 50
-        self.workers, self.max_queue_size = 1 + many, 4
+        self.flip = _checks.boolean("flip", flip)
+        self.shift = _checks.integer("shift", shift, 0)
+        self.epoch = 0
+        self.rows = len(self.images)
+        self.workers = _worker_count(len(self))
+        self.max_queue_size = 4
         self._drawn = (-1, ())
 
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
 
-    def _draw(self, rng) -> tuple[np.ndarray, ...]:
-        """Returns the columns of an epoch, each of length `self.rows`."""
+    def _epoch_indices(self, rng) -> tuple[np.ndarray, ...]:
+        """Returns the columns of an epoch, such as positions in `images`, each of `self.rows`."""
         return (rng.permutation(self.rows),)
 
-    def _batch(self, index: int):
-        """Returns the columns of a batch, and its generator."""
+    def _batch_indices(self, index: int):
+        """Returns the part of the columns that a batch holds, and the generator of its noise."""
         # Threads of an interrupted epoch may still draw: each keeps to the epoch it began with.
         epoch, drawn = self.epoch, self._drawn
         if drawn[0] != epoch:  # once an epoch, not once a batch
-            drawn = (epoch, self._draw(np.random.default_rng([self.seed, epoch])))
+            drawn = (epoch, self._epoch_indices(np.random.default_rng([self.seed, epoch])))
             self._drawn = drawn
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
         rng = np.random.default_rng([self.seed, epoch, index])
         return [column[part] for column in drawn[1]], rng
 
-    def _move(self, images, rng):
+    def _augment(self, images, rng):
         """Flips and shifts float images as the settings say."""
         if self.flip:
             mirrored = rng.random(len(images)) < 0.5
@@ -79,10 +97,10 @@ class Batches(keras.utils.PyDataset):
             images = _shift(images, rng.integers(-self.shift, self.shift + 1, (2, len(images))))
         return images
 
-    def _noise(self, images, rng):
+    def _add_noise(self, images, rng):
         return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
 
-    def _read(self, rows, images=None):
+    def _as_float(self, rows, images=None):
         """Returns images as floats; keeps the error of a file for `translate_errors`."""
         try:
             return as_float((self.images if images is None else images)[rows])
@@ -90,8 +108,8 @@ class Batches(keras.utils.PyDataset):
             self.failure = error
             raise
 
-    def _take(self, rows, rng, images=None):
-        return self._noise(self._move(self._read(rows, images), rng), rng)
+    def _augmented(self, rows, rng, images=None):
+        return self._add_noise(self._augment(self._as_float(rows, images), rng), rng)
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.images.shape[1:]))
@@ -106,7 +124,7 @@ class Batches(keras.utils.PyDataset):
     def _shown(self) -> dict:
         """Returns the own settings of a kind of batches that are short enough for its `repr`."""
         short = (bool, int, float, str, tuple)
-        values = {name: getattr(self, name) for name in self._own if name != "rows"}
+        values = {name: getattr(self, name) for name in self._config_keys if name != "rows"}
         return {
             name: value
             for name, value in values.items()
@@ -116,28 +134,28 @@ class Batches(keras.utils.PyDataset):
     def settings(self) -> dict:
         """Returns what decides the batches, for `training.fit` to compare on resume."""
         shared = ("images", "batch_size", "seed", "sigma", "flip", "shift")
-        values = {name: getattr(self, name) for name in (*shared, *self._own)}
+        values = {name: getattr(self, name) for name in (*shared, *self._config_keys)}
         arrays = {name: content_hash(x) for name, x in values.items() if hasattr(x, "dtype")}
         return {"class": type(self).__name__, **values, **arrays}
 
 
 @contextlib.contextmanager
 def translate_errors(*batches, kept: Callable[[], str] = str):
-    """Says in our words what Keras and its backend say in theirs while they run over `batches`.
+    """Raises errors of Keras and its backend, while they run over `batches`, as those of kerasim.
 
     Raises:
         ImageError: If a file could not be read; a backend makes an error of its own of it.
         ArgumentError: If memory ran out; `kept` says what is left of the work.
     """
-    ours = [of for of in batches if isinstance(of, Batches)]
-    for of in ours:
-        of.failure = None
+    watched = [each for each in batches if isinstance(each, Batches)]
+    for each in watched:
+        each.failure = None
     try:
         yield
     except Exception as error:
-        for of in ours:
-            if of.failure is not None:
-                raise of.failure from None
+        for each in watched:
+            if each.failure is not None:
+                raise each.failure from None
         said = f"{type(error).__name__} {error}".lower().replace("_", "")
         if not any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory")):
             raise
@@ -152,39 +170,57 @@ def translate_errors(*batches, kept: Callable[[], str] = str):
 class ImageBatches(Batches):
     """Batches of images with targets, for `training.fit`.
 
-    A batch is `(images, targets)`: float32 `(batch, height, width, channels)` in [0, 1], and what
-    to make of each.
+    A batch is `(images, targets)`: float32 `(batch, height, width, channels)` in [0, 1], and the
+    targets of these images.
 
-    Order, noise, flips and shifts are a function of `seed`, `epoch` and the position of the batch
-    alone; `training.fit` sets `epoch`. Validation batches keep epoch 0 and never redraw.
+    Order, noise and augmentation are a function of `seed`, `epoch` and the index of the batch;
+    `training.fit` sets `epoch`. Validation batches keep epoch 0, so that they are the same in each
+    epoch.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        targets: What to predict, `(n, ...)`; None for the images themselves.
+        targets: Numbers to predict, `(n, ...)`; None for the images themselves.
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         shuffle: False keeps the order of `images`.
-        sigma: By keyword, 0.0: standard deviation of Gaussian noise, in units of [0, 1], added to
-            the inputs, never to the targets; the sum is cut to [0, 1].
-        flip: By keyword, False: mirror half of the images, left to right; targets too where these
-            are the images.
-        shift: By keyword, 0: move each image by up to this many pixels up, down, left and right,
-            repeating its edge; targets likewise.
+        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the inputs, never
+            to the targets; the sum is clipped to [0, 1].
+        flip: Mirror half of the images, left to right; if the targets are the images, them too.
+        shift: Shift each image by up to this many pixels up, down, left and right, repeating its
+            edge; if the targets are the images, them too.
 
     Raises:
         ArgumentError: If there are no images, images hold NaN or lie outside [0, 1],
             targets have another length, or a number is out of range.
         ArgumentTypeError: If targets are strings or objects.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((100, 16, 16, 1))
+        >>> batches = ImageBatches(images, batch_size=32, flip=True)
+        >>> len(batches)
+        4
+        >>> inputs, targets = batches[0]
+        >>> inputs.shape
+        (32, 16, 16, 1)
     """
 
-    _own = ("targets", "shuffle")
+    _config_keys = ("targets", "shuffle")
 
     def __init__(
-        self, images, targets=None, batch_size: int = 128, seed: int = 0, shuffle: bool = True, **of
+        self,
+        images: ArrayLike | ImageFolder,
+        targets: ArrayLike | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        shuffle: bool = True,
+        *,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
     ):
-        super().__init__(images, batch_size, seed, **of)
+        super().__init__(images, batch_size, seed, sigma, flip, shift)
         if targets is not None:
-            targets = _checks.each("targets", targets, len(self.images), "images")
+            targets = _checks.same_length("targets", targets, len(self.images), "images")
             if targets.dtype.kind not in "fiub":
                 raise ArgumentTypeError(
                     f"targets must be numbers, not {targets.dtype}. Number the classes, as "
@@ -192,13 +228,13 @@ class ImageBatches(Batches):
                 )
             _checks.finite("targets", targets)
         self.targets = targets
-        self.shuffle = _checks.flag("shuffle", shuffle)
+        self.shuffle = _checks.boolean("shuffle", shuffle)
 
-    def _draw(self, rng):
+    def _epoch_indices(self, rng):
         return (rng.permutation(self.rows) if self.shuffle else np.arange(self.rows),)
 
     def __getitem__(self, index: int):
-        (rows,), rng = self._batch(index)
-        images = self._move(self._read(rows), rng)
+        (rows,), rng = self._batch_indices(index)
+        images = self._augment(self._as_float(rows), rng)
         targets = images if self.targets is None else self.targets[rows]
-        return self._noise(images, rng), targets
+        return self._add_noise(images, rng), targets

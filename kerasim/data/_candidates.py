@@ -97,7 +97,7 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
             "candidates must be a table with a column left. Received "
             f"{type(candidates).__name__}: pass the result of read_candidates."
         )
-    scores = _checks.real("scores", scores).astype("float64")
+    scores = _checks.as_real_array("scores", scores).astype("float64")
     _checks.shape("scores", scores, candidates.iloc[:, 1:].shape, "pass one for each candidate")
     _checks.finite("scores", scores)
     _warn_of_formulas(candidates["left"])

@@ -47,7 +47,7 @@ def fetch(name: str, folder=None) -> Path:
         >>> fetch("mnist")  # doctest: +SKIP
         PosixPath('data/mnist.npz')
     """
-    _checks.choice("name", name, tuple(_FILES))
+    _checks.one_of("name", name, tuple(_FILES))
     folder = data_dir() if folder is None else _artifacts.check_path("folder", folder)
     target = folder / _FILES[name]
     if _artifacts.exists(target):

@@ -23,7 +23,7 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
         ArgumentError: If the images hold NaN or lie outside [0, 1], or sigma is negative.
     """
     _checks.number("sigma", sigma, 0)
-    _checks.flag("clip", clip)
+    _checks.boolean("clip", clip)
     images = check_images("images", images)
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     noisy = gaussian_noise(as_float(images[:]), sigma, rng)

@@ -1,12 +1,17 @@
 """Batches of noisy images, for networks that predict the noise or how much of it there is."""
 
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks
+from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_classes
 from kerasim.data._batches import Batches
 from kerasim.data._noise import gaussian_noise
 from kerasim.errors import ArgumentTypeError
+from kerasim.schedules import NoiseSchedule
 
 
 class DiffusionBatches(Batches):
@@ -26,46 +31,59 @@ class DiffusionBatches(Batches):
         steps: `(first, last)` of the schedule to draw from; None for all.
         weighting: "noise" for an error of the noise, the same for each step; "velocity", for a
             network built with a `schedule`, for one of the velocity: `1 / abar`, 25,000 at most.
-        batch_size, seed, flip, shift: As for `ImageBatches`, the last two by keyword.
+        batch_size: Images per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        flip: Mirror half of the images, left to right.
+        shift: Shift each image by up to this many pixels up, down, left and right, repeating its
+            edge.
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
         ArgumentTypeError: If `steps` are not two numbers, or labels no integers.
+
+    Example:
+        >>> from kerasim.schedules import NoiseSchedule
+        >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
+        >>> inputs, noise = DiffusionBatches(images, NoiseSchedule(1000), batch_size=8)[0]
+        >>> inputs["images"].shape, inputs["t"].shape, noise.shape
+        ((8, 16, 16, 1), (8,), (8, 16, 16, 1))
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; velocity: Salimans & Ho, 2022.
         https://arxiv.org/abs/2202.00512
     """
 
-    _own = ("schedule", "steps", "weighting", "labels", "drop_label")
+    _config_keys = ("schedule", "steps", "weighting", "labels", "drop_label")
 
     def __init__(
         self,
-        images,
-        schedule,
-        labels=None,
+        images: ArrayLike | ImageFolder,
+        schedule: NoiseSchedule,
+        labels: ArrayLike | None = None,
         drop_label: float = 0.1,
         steps: tuple[int, int] | None = None,
         batch_size: int = 128,
         seed: int = 0,
-        weighting: str = "noise",
-        **shared,
+        weighting: Literal["noise", "velocity"] = "noise",
+        *,
+        flip: bool = False,
+        shift: int = 0,
     ):
-        super().__init__(images, batch_size, seed, sigma=0.0, **shared)  # a second one is refused
-        _checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
+        super().__init__(images, batch_size, seed, 0.0, flip, shift)
+        _checks.instance("schedule", schedule, NoiseSchedule, "pass a diffusion.NoiseSchedule")
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
             raise ArgumentTypeError(f"steps={steps!r} must be (first, last), such as (0, 99).")
         last = _checks.integer("steps[1]", steps[1], 0, schedule.steps - 1)
         self.steps = _checks.integer("steps[0]", steps[0], 0, last), last
-        _checks.choice("weighting", weighting, ("noise", "velocity"))
+        _checks.one_of("weighting", weighting, ("noise", "velocity"))
         self.schedule, self.weighting = schedule, weighting
         self.drop_label = _checks.number("drop_label", drop_label, 0, 1)
         self.labels = None if labels is None else check_classes(labels, len(self.images))
 
     def __getitem__(self, index: int):
-        (rows,), rng = self._batch(index)
-        x = 2 * self._take(rows, rng) - 1
+        (rows,), rng = self._batch_indices(index)
+        x = 2 * self._augmented(rows, rng) - 1
         noise = rng.standard_normal(x.shape, dtype="float32")
         t = rng.integers(self.steps[0], self.steps[1] + 1, len(x)).astype("int32")
         inputs = {"images": self.schedule.add_noise(x, noise, t), "t": t}
@@ -92,27 +110,48 @@ class NoiseBatches(Batches):
         high: Largest.
         target: "sigma", for `models.noise_estimator`; "images", for a denoiser; or an array of one
             target per image, such as labels.
-        batch_size, seed, flip, shift: By keyword, as for `DiffusionBatches`.
+        batch_size: Images per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        flip: Mirror half of the images, left to right.
+        shift: Shift each image by up to this many pixels up, down, left and right, repeating its
+            edge.
 
     Raises:
         ArgumentError: If `low` is not above 0, or `high` is below it.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
+        >>> noisy, sigma = NoiseBatches(images, low=0.05, high=0.4, batch_size=8)[0]
+        >>> noisy.shape, sigma.shape
+        ((8, 16, 16, 1), (8, 1))
     """
 
-    _own = ("low", "high", "target")
+    _config_keys = ("low", "high", "target")
 
-    def __init__(self, images, low: float = 0.05, high: float = 0.8, target="sigma", **shared):
-        super().__init__(images, sigma=0.0, **shared)  # as above
+    def __init__(
+        self,
+        images: ArrayLike | ImageFolder,
+        low: float = 0.05,
+        high: float = 0.8,
+        target: Literal["sigma", "images"] | ArrayLike = "sigma",
+        batch_size: int = 128,
+        seed: int = 0,
+        *,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(images, batch_size, seed, 0.0, flip, shift)
         self.low = _checks.number("low", low, 1e-6)
         self.high = _checks.number("high", high, self.low)
         self.target = target
         if isinstance(target, str):
-            _checks.choice("target", target, ("sigma", "images"))
+            _checks.one_of("target", target, ("sigma", "images"))
         else:
-            self.target = _checks.each("target", target, len(self.images), "images")
+            self.target = _checks.same_length("target", target, len(self.images), "images")
 
     def __getitem__(self, index: int):
-        (rows,), rng = self._batch(index)
-        images = self._take(rows, rng)
+        (rows,), rng = self._batch_indices(index)
+        images = self._augmented(rows, rng)
         sigma = np.exp(rng.uniform(np.log(self.low), np.log(self.high), len(images)))
         sigma = sigma.astype("float32")[:, None]
         noisy = gaussian_noise(images, sigma[:, :, None, None], rng)

@@ -1,6 +1,7 @@
 """Pairs, triplets and balanced batches, drawn by index from labels or from pairs."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks
 from kerasim._folders import ImageFolder
@@ -11,7 +12,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 class _Classes:
-    """Labels, sorted, so that partners are drawn by arithmetic and not by search."""
+    """Images sorted by label, so that a positive or negative of each is drawn by arithmetic."""
 
     def __init__(self, labels, images=None, fewest=2):
         if labels is None:
@@ -20,7 +21,8 @@ class _Classes:
                 "one subfolder for each class."
             )
         self.labels = labels = _check_names("labels", labels)
-        _checks.each("labels", labels, labels.size if images is None else len(images), "images", 1)
+        count = labels.size if images is None else len(images)
+        _checks.same_length("labels", labels, count, "images", 1)
         found = np.unique(labels, return_inverse=True, return_counts=True)
         self.names, self.label, self.counts = found
         if len(self.names) < 2:
@@ -42,18 +44,20 @@ class _Classes:
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
-        self.place = np.empty_like(self.order)  # of an image within its class
-        self.place[self.order] = np.arange(len(labels)) - self.starts[self.label[self.order]]
+        self.rank_in_class = np.empty_like(self.order)
+        self.rank_in_class[self.order] = (
+            np.arange(len(labels)) - self.starts[self.label[self.order]]
+        )
 
-    def alike(self, rows, rng):
+    def sample_positive(self, rows, rng):
         """Draws for each image another one of its class."""
         label = self.label[rows]
         count = self.counts[label]
         # 1 to count - 1 steps round a class never end where they began.
-        steps = self.place[rows] + rng.integers(1, count)
+        steps = self.rank_in_class[rows] + rng.integers(1, count)
         return self.order[self.starts[label] + steps % count]
 
-    def unlike(self, rows, rng):
+    def sample_negative(self, rows, rng):
         """Draws for each image one of any other class."""
         label = self.label[rows]
         drawn = rng.integers(0, len(self.order) - self.counts[label])
@@ -97,7 +101,7 @@ def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 
 def _draw_pairs(classes, n, positive, rng):
     left = _anchors(len(classes.label), n, rng)
     same = rng.permutation(n) < round(positive * n)
-    right = np.where(same, classes.alike(left, rng), classes.unlike(left, rng))
+    right = np.where(same, classes.sample_positive(left, rng), classes.sample_negative(left, rng))
     return left, right, same.astype("float32")
 
 
@@ -122,16 +126,21 @@ def draw_triplets(labels, n: int | None = None, seed: int = 0):
 
 def _draw_triplets(classes, n, rng):
     anchor = _anchors(len(classes.label), n, rng)
-    return anchor, classes.alike(anchor, rng), classes.unlike(anchor, rng)
+    return anchor, classes.sample_positive(anchor, rng), classes.sample_negative(anchor, rng)
 
 
 class _LabelledBatches(Batches):
-    """Batches drawn by class."""
+    """Batches drawn by class.
 
-    _own = ("labels", "rows")
+    Args:
+        n: Pairs or triplets per epoch; None for one for each image.
+        fewest: The least number of images that each class must have.
+    """
 
-    def __init__(self, images, labels, n: int | None = None, fewest=2, **shared):
-        super().__init__(images, **shared)
+    _config_keys = ("labels", "rows")
+
+    def __init__(self, images, labels, n, fewest, **settings):
+        super().__init__(images, **settings)
         self.classes = _Classes(labels, self.images, fewest)
         self.labels = self.classes.labels
         self.rows = len(self.images) if n is None else _checks.integer("n", n)
@@ -147,9 +156,9 @@ class _LabelledBatches(Batches):
                 )
 
     def __getitem__(self, index: int):
-        columns, rng = self._batch(index)
+        columns, rng = self._batch_indices(index)
         rows = np.concatenate(columns)
-        return self._take(rows, rng), self.classes.label[rows]
+        return self._augmented(rows, rng), self.classes.label[rows]
 
 
 class PairBatches(_LabelledBatches):
@@ -161,28 +170,61 @@ class PairBatches(_LabelledBatches):
     Args:
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
             `ImageFolder`.
-        labels: `(n_images,)`: two classes or more, each of two images or more.
+        labels: `(n_images,)` integers or strings: two classes or more, each of two images or more.
         positive: Share of positive pairs in each epoch, 0 to 1; exact, except for rounding.
-        n: Pairs per epoch, by keyword; None for one for each image.
-        batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`; `batch_size` counts
-            pairs.
+        n: Pairs per epoch; None for one for each image.
+        batch_size: Pairs per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
+            sum is clipped to [0, 1].
+        flip: Mirror half of the images, left to right.
+        shift: Shift each image by up to this many pixels up, down, left and right, repeating its
+            edge.
 
     Raises:
         ArgumentError: If there is one class, a class of one image, or not a label for each image.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
+        >>> (left, right), same = PairBatches(images, np.arange(40) % 4, batch_size=8)[0]
+        >>> left.shape, same.shape
+        ((8, 16, 16, 1), (8,))
     """
 
-    _own = ("labels", "rows", "positive")
+    _config_keys = ("labels", "rows", "positive")
 
-    def __init__(self, images, labels, positive: float = 0.5, **shared):
-        super().__init__(images, labels, fewest=2, **shared)
+    def __init__(
+        self,
+        images: ArrayLike | ImageFolder,
+        labels: ArrayLike,
+        positive: float = 0.5,
+        n: int | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        *,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(
+            images,
+            labels,
+            n,
+            fewest=2,
+            batch_size=batch_size,
+            seed=seed,
+            sigma=sigma,
+            flip=flip,
+            shift=shift,
+        )
         self.positive = _checks.number("positive", positive, 0, 1)
 
-    def _draw(self, rng):
+    def _epoch_indices(self, rng):
         return _draw_pairs(self.classes, self.rows, self.positive, rng)
 
     def __getitem__(self, index: int):
-        (left, right, same), rng = self._batch(index)
-        return (self._take(left, rng), self._take(right, rng)), same
+        (left, right, same), rng = self._batch_indices(index)
+        return (self._augmented(left, rng), self._augmented(right, rng)), same
 
 
 class TripletBatches(_LabelledBatches):
@@ -194,18 +236,53 @@ class TripletBatches(_LabelledBatches):
     triplets of the batch.
 
     Args:
-        images, labels: As for `PairBatches`.
+        images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
+            `ImageFolder`.
+        labels: `(n_images,)` integers or strings: two classes or more, each of two images or more.
         batch_size: Triplets per batch; the last batch may be smaller.
-        n, seed, sigma, flip, shift: By keyword, as for `PairBatches`; `n` counts triplets.
+        n: Triplets per epoch; None for one for each image.
+        seed: The same seed gives the same epochs.
+        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
+            sum is clipped to [0, 1].
+        flip: Mirror half of the images, left to right.
+        shift: Shift each image by up to this many pixels up, down, left and right, repeating its
+            edge.
 
     Raises:
-        ArgumentError: As for `PairBatches`.
+        ArgumentError: If there is one class, a class of one image, or not a label for each image.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
+        >>> anchors_positives_negatives, labels = TripletBatches(images, np.arange(40) % 4, 8)[0]
+        >>> labels.shape
+        (24,)
     """
 
-    def __init__(self, images, labels, batch_size: int = 64, **shared):
-        super().__init__(images, labels, fewest=2, batch_size=batch_size, **shared)
+    def __init__(
+        self,
+        images: ArrayLike | ImageFolder,
+        labels: ArrayLike,
+        batch_size: int = 64,
+        n: int | None = None,
+        seed: int = 0,
+        *,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(
+            images,
+            labels,
+            n,
+            fewest=2,
+            batch_size=batch_size,
+            seed=seed,
+            sigma=sigma,
+            flip=flip,
+            shift=shift,
+        )
 
-    def _draw(self, rng):
+    def _epoch_indices(self, rng):
         return _draw_triplets(self.classes, self.rows, rng)
 
 
@@ -217,27 +294,46 @@ class BalancedBatches(_LabelledBatches):
     are used before one is repeated, except for a remainder of fewer than `images_per_class`.
 
     Args:
-        images, labels: As for `PairBatches`.
+        images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
+            `ImageFolder`.
+        labels: `(n_images,)` integers or strings.
         classes_per_batch: Number of classes in a batch, 2 or more.
         images_per_class: Number of images of each class in a batch, 2 or more.
         steps_per_epoch: Number of batches; None for about one pass over the images.
-        seed, sigma, flip, shift: By keyword, as for `PairBatches`.
+        seed: The same seed gives the same epochs.
+        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
+            sum is clipped to [0, 1].
+        flip: Mirror half of the images, left to right.
+        shift: Shift each image by up to this many pixels up, down, left and right, repeating its
+            edge.
 
     Raises:
         ArgumentError: If there are fewer classes than `classes_per_batch`, or a class has fewer
             images than `images_per_class`.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
+        >>> batches = BalancedBatches(
+        ...     images, np.arange(40) % 4, classes_per_batch=4, images_per_class=5
+        ... )
+        >>> np.bincount(batches[0][1]).tolist()
+        [5, 5, 5, 5]
     """
 
-    _own = ("labels", "rows", "classes_per_batch", "images_per_class")
+    _config_keys = ("labels", "rows", "classes_per_batch", "images_per_class")
 
     def __init__(
         self,
-        images,
-        labels,
+        images: ArrayLike | ImageFolder,
+        labels: ArrayLike,
         classes_per_batch: int,
         images_per_class: int,
         steps_per_epoch: int | None = None,
-        **shared,
+        seed: int = 0,
+        *,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
     ):
         self.classes_per_batch = _checks.integer("classes_per_batch", classes_per_batch, 2)
         self.images_per_class = _checks.integer("images_per_class", images_per_class, 2)
@@ -253,7 +349,7 @@ class BalancedBatches(_LabelledBatches):
                 "Pass as many or fewer."
             )
 
-    def _draw(self, rng):
+    def _epoch_indices(self, rng):
         counts = self.classes.counts
         chosen = [
             rng.choice(len(counts), self.classes_per_batch, replace=False) for _ in range(len(self))
@@ -281,18 +377,40 @@ class PositivePairBatches(Batches):
         right: The positive of each image of `left`, in the same format.
         groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
             share one are never each other's negatives. None: each pair is a group of its own.
-        batch_size, seed, sigma, flip, shift: By keyword, as for `ImageBatches`, drawn for each
-            side; `batch_size` counts pairs.
+        batch_size: Pairs per batch; the last batch may be smaller.
+        seed: The same seed gives the same epochs.
+        sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images of both
+            sides; the sum is clipped to [0, 1].
+        flip: Mirror half of the images of each side, left to right.
+        shift: Shift each image of each side by up to this many pixels up, down, left and right,
+            repeating its edge.
 
     Raises:
         ArgumentError: If the sides differ in length or shape, or `groups` has another length.
+
+    Example:
+        >>> left = np.random.default_rng(0).random((40, 16, 16, 1))
+        >>> (anchors, positives), groups = PositivePairBatches(left, left[:, :, ::-1])[0]
+        >>> anchors.shape, groups.shape
+        ((40, 16, 16, 1), (40, 2))
     """
 
-    _what = "left"
-    _own = ("right", "groups")
+    _arg_name = "left"
+    _config_keys = ("right", "groups")
 
-    def __init__(self, left, right, groups=None, **shared):
-        super().__init__(left, **shared)
+    def __init__(
+        self,
+        left: ArrayLike | ImageFolder,
+        right: ArrayLike | ImageFolder,
+        groups: ArrayLike | None = None,
+        batch_size: int = 128,
+        seed: int = 0,
+        *,
+        sigma: float = 0.0,
+        flip: bool = False,
+        shift: int = 0,
+    ):
+        super().__init__(left, batch_size, seed, sigma, flip, shift)
         self.right = check_images("right", right)
         _checks.shape(
             "right",
@@ -311,5 +429,6 @@ class PositivePairBatches(Batches):
         self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
 
     def __getitem__(self, index: int):
-        (rows,), rng = self._batch(index)
-        return (self._take(rows, rng), self._take(rows, rng, self.right)), self.groups[rows]
+        (rows,), rng = self._batch_indices(index)
+        left, right = self._augmented(rows, rng), self._augmented(rows, rng, self.right)
+        return (left, right), self.groups[rows]

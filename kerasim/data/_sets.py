@@ -129,8 +129,8 @@ def load_dataset(name: str, image_size: int | None = None, dtype: str = "float32
         ArtifactError: If the file is damaged, or there is none and it cannot be fetched.
         ArgumentError: If name, size or dtype are others.
     """
-    _checks.choice("name", name, tuple(_CLASS_NAMES))
-    _checks.choice("dtype", dtype, ("float32", "uint8"))
+    _checks.one_of("name", name, tuple(_CLASS_NAMES))
+    _checks.one_of("dtype", dtype, ("float32", "uint8"))
     x_train, y_train, x_test, y_test = _digits() if name == "digits" else _load_npz(name)
     x_train, x_test = (_prepare(x, image_size, dtype) for x in (x_train, x_test))
     y_train, y_test = (y.reshape(-1).astype("int64") for y in (y_train, y_test))

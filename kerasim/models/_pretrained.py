@@ -87,14 +87,14 @@ def pretrained_embedder(
         https://arxiv.org/abs/1512.03385; SqueezeNet: Iandola et al., 2016.
         https://arxiv.org/abs/1602.07360
     """
-    _checks.choice("pooling", pooling, tuple(_POOLINGS))
-    _checks.flag("self_attention", self_attention)
+    _checks.one_of("pooling", pooling, tuple(_POOLINGS))
+    _checks.boolean("self_attention", self_attention)
     _artifacts.check_path("weights", "none" if weights is None else weights)
     image_shape = parts.check_image_shape(image_shape, open_size=True)
     if image_shape[2] not in (1, 3):
         raise ArgumentError(f"image_shape={image_shape}: pass 3 channels, or 1 for gray images.")
     if stages is not None:
-        stages = tuple(_checks.listed("stages", stages))
+        stages = tuple(_checks.as_list("stages", stages))
         if not stages:
             raise ArgumentError(
                 f"stages={stages} is empty. Pass names of layers of the backbone, such as "
@@ -124,7 +124,7 @@ def pretrained_embedder(
         BackbonePreprocessing.find(preprocess, "preprocess")
         preprocess = BackbonePreprocessing(preprocess, name="preprocessing")
     elif preprocess is not None:
-        _checks.kind(
+        _checks.instance(
             "preprocess",
             preprocess,
             layers.Layer,
@@ -183,10 +183,10 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     backbone_layers = embedder.get_layer("backbone").layers
     names = [layer.name for layer in backbone_layers]
     if isinstance(trainable, str):
-        _checks.choice("trainable", trainable, names)
+        _checks.one_of("trainable", trainable, names)
         first = names.index(trainable)
     else:
-        first = 0 if _checks.flag("trainable", trainable) else len(backbone_layers)
+        first = 0 if _checks.boolean("trainable", trainable) else len(backbone_layers)
     for n, layer in enumerate(backbone_layers):
         layer.trainable = n >= first
         for norm in _batch_norms(layer):
@@ -228,7 +228,7 @@ def _check_backbone(backbone, image_shape):
 
 
 def _output(backbone, stage):
-    _checks.choice("each of stages", stage, [layer.name for layer in backbone.layers])
+    _checks.one_of("each of stages", stage, [layer.name for layer in backbone.layers])
     return backbone.get_layer(stage).output
 
 

@@ -36,7 +36,7 @@ def siamese(
     """
     shape, dim = check_embedder("embedder", embedder)
     if metric is not None:
-        _checks.choice("metric", metric, PAIR_METRICS)
+        _checks.one_of("metric", metric, PAIR_METRICS)
     left, right = parts.image_input(shape, "left"), parts.image_input(shape, "right")
     vectors = [embedder(left), embedder(right)]
     if metric is not None:
@@ -64,7 +64,7 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
     Raises:
         ArgumentError: If there are fewer than two models, or they take images of several shapes.
     """
-    embedders = _checks.listed("embedders", embedders)
+    embedders = _checks.as_list("embedders", embedders)
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]

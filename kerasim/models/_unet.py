@@ -74,7 +74,7 @@ def unet(
     _checks.integer("num_blocks", num_blocks)
     _checks.integer("num_groups", num_groups)
     if schedule is not None:
-        _checks.like("schedule", schedule, "alphas_cumprod", "a diffusion.NoiseSchedule")
+        _checks.instance("schedule", schedule, NoiseSchedule, "pass a diffusion.NoiseSchedule")
     if any(width % num_groups for width in widths):
         raise ArgumentError(
             f"widths={widths} must be multiples of num_groups={num_groups}. Change either of them."
