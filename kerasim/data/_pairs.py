@@ -338,7 +338,17 @@ class BalancedBatches(_LabelledBatches):
         self.classes_per_batch = _checks.integer("classes_per_batch", classes_per_batch, 2)
         self.images_per_class = _checks.integer("images_per_class", images_per_class, 2)
         size = classes_per_batch * images_per_class
-        super().__init__(images, labels, n=None, fewest=images_per_class, batch_size=size, **shared)
+        super().__init__(
+            images,
+            labels,
+            n=None,
+            fewest=images_per_class,
+            batch_size=size,
+            seed=seed,
+            sigma=sigma,
+            flip=flip,
+            shift=shift,
+        )
         if steps_per_epoch is None:
             steps_per_epoch = max(1, len(self.images) // size)
         self.rows = _checks.integer("steps_per_epoch", steps_per_epoch) * size
