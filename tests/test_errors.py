@@ -24,7 +24,7 @@ def test_each_error_is_ours_and_one_of_pythons(kind, builtin):
 
 # What is raised to be caught, and said in other words, in the same module; and what Python asks.
 INSIDE = {
-    *(("artifacts", "OSError"), ("artifacts", "ValueError")),
+    *(("_artifacts", "OSError"), ("_artifacts", "ValueError")),
     *(("export", "OSError"), ("gallery", "ValueError"), ("_items", "ValueError")),
     *(("training", "ValueError"), ("_resume", "CannotSaveError")),
 }
