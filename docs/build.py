@@ -20,7 +20,9 @@ def names(of) -> dict:
     if of.is_module:
         found = {n: of[n].final_target if of[n].is_alias else of[n] for n in of.exports or ()}
         # A name that is public in another module is documented there.
-        return {n: x for n, x in found.items() if x.module is of or "._" in f".{x.module.path}"}
+        return {
+            n: x for n, x in found.items() if x.module is of or n not in (x.module.exports or ())
+        }
     found = {**of.inherited_members, **of.members}
     told = {n: x for n, x in found.items() if x.docstring or n.isupper()}
     return {n: x for n, x in told.items() if not re.match("_[^_]", n)}
