@@ -136,7 +136,6 @@ FLAGS = {
     "squared_margin": lambda: losses.ContrastiveLoss(squared_margin="no"),
     "per_query": lambda: metrics.retrieval([[0.0], [1.0]], [0, 0], per_query="no"),
     "resume": lambda: training.fit(None, data.ImageBatches(IMAGES), 1, ANY, resume="no"),
-    "best": lambda: training.load_weights(None, ANY, best="no"),
 }
 
 

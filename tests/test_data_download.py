@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kerasim import data
-from kerasim.data import download as fetching
+from kerasim.data import _download as fetching
 from kerasim.errors import ArgumentError, ArtifactError
 
 

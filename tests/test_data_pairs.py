@@ -222,7 +222,7 @@ def test_a_class_shows_all_its_images_before_any_comes_again():
 
 
 def test_batches_need_as_many_classes_and_images_as_they_hold():
-    with pytest.raises(ArgumentError, match="m=6 classes per batch, but labels hold only 5"):
+    with pytest.raises(ArgumentError, match="classes_per_batch=6, but labels have only 5 classes"):
         data.BalancedBatches(MARKED, OF_MARKED, 6, 2)
     with pytest.raises(ArgumentError, match="5 classes of fewer than 9 images: 0, 1, 2"):
         data.BalancedBatches(MARKED, OF_MARKED, 5, 9)
@@ -244,10 +244,10 @@ def test_what_balanced_batches_do_not_take_is_refused(name):
 
 
 @pytest.mark.parametrize("value", [0, 1, 2.5, "8", None, True])
-@pytest.mark.parametrize("name", ["m", "k"])
-def test_m_and_k_are_2_or_more(name, value):
+@pytest.mark.parametrize("name", ["classes_per_batch", "images_per_class"])
+def test_classes_and_images_of_each_are_2_or_more(name, value):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=f"{name}(=| must).* 2 or more"):
-        data.BalancedBatches(IMAGES, LABELS, **{"m": 2, "k": 2, name: value})
+        data.BalancedBatches(IMAGES, LABELS, **{"classes_per_batch": 2, "images_per_class": 2, name: value})
 
 
 # What all of them do

@@ -10,7 +10,7 @@ from helpers import no_hang, unprivileged
 
 import kerasim
 from kerasim import data
-from kerasim.data import sets
+from kerasim.data import _sets
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_tilde_in_the_variable_is_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KERASIM_DATA_DIR", "~/sets")
-    assert sets.data_dir() == tmp_path / "sets"
+    assert _sets.data_dir() == tmp_path / "sets"
 
 
 def test_digits_are_their_levels_over_sixteen_three_times_as_large_in_a_margin():
@@ -297,7 +297,7 @@ def test_outside_of_a_project_data_are_looked_for_in_the_source_checkout(
 
 def test_an_installed_package_looks_for_data_in_the_working_folder(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sets, "__file__", str(tmp_path / "site-packages/kerasim/data/sets.py"))
+    monkeypatch.setattr(_sets, "__file__", str(tmp_path / "site-packages/kerasim/data/_sets.py"))
     assert data.data_dir() == tmp_path / "data"
 
 

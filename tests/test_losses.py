@@ -37,7 +37,7 @@ EMBEDDER_TOO = keras.Sequential(
 # Other values than the defaults.
 CHANGED = [
     losses.ContrastiveLoss(margin=0.3, squared_margin=True),
-    losses.TripletLoss(margin=0.4, metric="cosine", mining="hard"),
+    losses.TripletLoss(margin=0.4, metric="euclidean", mining="hard"),
     losses.InBatchTripletLoss(margin=0.5, mining="semi_hard"),
     losses.InfoNCELoss(temperature=0.2),
     losses.AngularLoss(angle=30.0),
@@ -364,7 +364,7 @@ def test_a_loss_that_compares_no_images_has_nothing_to_count(loss):
             lambda: losses.TripletLoss(margin=0, mining="semi_hard", metric="euclidean"),
             "margin=0 leaves no triplet",
         ),
-        (lambda: losses.TripletLoss(metric="manhattan"), "distance='manhattan'.*'euclidean'"),
+        (lambda: losses.TripletLoss(metric="manhattan"), "metric='manhattan'.*'euclidean'"),
         (
             lambda: losses.TripletLoss(mining="semihard", metric="euclidean"),
             "mining='semihard'.*'semi_hard'",

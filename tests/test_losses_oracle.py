@@ -6,7 +6,7 @@ import pytest
 from helpers import gradient_of
 from keras import ops
 
-from kerasim import layers, losses
+from kerasim import _tensors, layers, losses
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 N, DIM = 12, 8
@@ -295,7 +295,7 @@ def test_weights_of_images_are_refused_by_a_loss_of_the_batch(loss):
         loss(LABELS[:6], x, sample_weight=np.ones(6))
 
 
-@pytest.mark.parametrize("metric", layers.DISTANCES)
+@pytest.mark.parametrize("metric", _tensors.PAIR_METRICS)
 def test_embeddings_that_are_no_numbers_have_no_distance(metric):
     x = np.array([[np.nan, 1.0], [1, 2], [3, 4]], "float32")
     distances = np.asarray(layers.Distance(metric)([x, x[::-1].copy()]))
