@@ -228,8 +228,8 @@ def _check_diffusion(name, model, batches) -> None:
         diffusion.check_schedule(f"{name}.schedule", model, schedule)
     layers = {layer.name: layer for layer in model.layers}
     labels = getattr(batches, "labels", None)
-    if labels is not None and isinstance(layers.get("classes"), keras.layers.Embedding):
-        classes = layers["classes"].input_dim - 1  # the last is for "no label"
+    if labels is not None and isinstance(layers.get("class_embedding"), keras.layers.Embedding):
+        classes = layers["class_embedding"].input_dim - 1  # the last is for "no label"
         _check_classes(f"labels of {name}", labels, classes, "Build the network with num_classes")
 
 

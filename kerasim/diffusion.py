@@ -207,7 +207,9 @@ def _check_labels(model, labels, guidance, n):
         return None
     if labels is None:
         return np.full(n, -1)
-    classes = model.get_layer("classes").input_dim - 1  # the last says that there is no label
+    classes = (
+        model.get_layer("class_embedding").input_dim - 1
+    )  # the last says that there is no label
     return _image_checks.check_classes(labels, n, classes)
 
 

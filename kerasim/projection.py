@@ -86,7 +86,7 @@ class Projection:
                 f"x has {len(x)} rows; n_neighbors={self.n_neighbors} needs {least} or "
                 "more: pass more rows or, if x has 5 or more, a smaller n_neighbors."
             )
-        index = NeighborIndex().fit(x)
+        index = NeighborIndex("euclidean").fit(x)
         first, group = _distinct(x)
         if len(first) == 1:
             _checks.warn(
@@ -105,7 +105,7 @@ class Projection:
     def _umap(self, x, index=None):
         """Returns places of vectors that all differ, by their exact nearest neighbors."""
         k = min(self.n_neighbors, len(x) - 1)
-        distances, indices = (index or NeighborIndex().fit(x)).query(x, k)
+        distances, indices = (index or NeighborIndex("euclidean").fit(x)).query(x, k)
         # UMAP compares the distances of each vector with each other alone: their unit is free.
         distances = (distances / distances[:, -1:]).astype("float32")
         # UMAP takes seconds to import; it is compiled as it runs.
@@ -185,7 +185,7 @@ class Projection:
             arrays = _artifacts.read_arrays(folder / "arrays.npz", ("x", "coordinates"))
             projection = cls(**manifest.info["settings"])
             projection.coordinates_ = arrays["coordinates"]
-            projection._index = NeighborIndex().fit(arrays["x"])
+            projection._index = NeighborIndex("euclidean").fit(arrays["x"])
             projection.trustworthiness_ = manifest.info["trustworthiness"]
             projection._saved.note(path, folder)
             return projection

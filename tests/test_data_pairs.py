@@ -247,7 +247,9 @@ def test_what_balanced_batches_do_not_take_is_refused(name):
 @pytest.mark.parametrize("name", ["classes_per_batch", "images_per_class"])
 def test_classes_and_images_of_each_are_2_or_more(name, value):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=f"{name}(=| must).* 2 or more"):
-        data.BalancedBatches(IMAGES, LABELS, **{"classes_per_batch": 2, "images_per_class": 2, name: value})
+        data.BalancedBatches(
+            IMAGES, LABELS, **{"classes_per_batch": 2, "images_per_class": 2, name: value}
+        )
 
 
 # What all of them do

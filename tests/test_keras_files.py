@@ -691,7 +691,7 @@ def test_a_group_that_holds_itself_is_walked_once(tmp_path):
 
 MEASURE = """
 import sys, time
-from kerasim import data, errors
+from kerasim import embedding, errors
 
 def peak():  # of this process alone: getrusage would start from its parent's
     lines = open("/proc/self/status").read().splitlines()

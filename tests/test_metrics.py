@@ -363,7 +363,7 @@ def test_rates_at_any_threshold_are_counts():
 
 
 @pytest.mark.parametrize("far", [0.0, 0.01, 0.1, 0.5, 1.0])
-def test_a_threshold_accepts_no_more_unlike_pairs_than_allowed_and_is_the_largest_such(far):
+def test_a_threshold_accepts_no_more_negative_pairs_than_allowed_and_is_the_largest_such(far):
     distances, same = pairs_of()
     found = metrics.verification(distances, same)
     threshold = found.threshold(far)
@@ -381,15 +381,15 @@ def test_at_the_equal_error_rate_both_errors_are_equal():
 
 
 @pytest.mark.parametrize(
-    ("like", "unlike"),
+    ("positive", "negative"),
     [
         ([0.1, 0.101, 0.102, 0.103, 0.104, *[0.9] * 5], np.linspace(0.2, 0.8, 100)),
         (np.linspace(0.2, 0.8, 100), [0.1] * 5 + [0.9] * 5),
     ],
 )
-def test_the_threshold_of_the_equal_error_rate_lies_where_the_errors_are_equal(like, unlike):
-    same = np.repeat([1, 0], [len(like), len(unlike)])
-    found = metrics.verification(np.concatenate([like, unlike]), same)
+def test_the_threshold_of_the_equal_error_rate_lies_where_the_errors_are_equal(positive, negative):
+    same = np.repeat([1, 0], [len(positive), len(negative)])
+    found = metrics.verification(np.concatenate([positive, negative]), same)
     rates = found.error_rates(found.eer_threshold)
     assert found.eer == pytest.approx(0.5)
     assert abs(rates["far"] - rates["frr"]) < 0.02
@@ -397,17 +397,17 @@ def test_the_threshold_of_the_equal_error_rate_lies_where_the_errors_are_equal(l
 
 def test_at_the_threshold_of_equal_errors_rates_are_compared_as_fractions():
     for rejected in range(1, 10):
-        like = [*np.arange(10 - rejected) / 20, *np.arange(rejected) + 20.0]
-        unlike = [*np.arange(rejected) + 1.0, *np.arange(10 - rejected) + 40.0]
-        found = metrics.verification(like + unlike, [1] * 10 + [0] * 10)
+        positive = [*np.arange(10 - rejected) / 20, *np.arange(rejected) + 20.0]
+        negative = [*np.arange(rejected) + 1.0, *np.arange(10 - rejected) + 40.0]
+        found = metrics.verification(positive + negative, [1] * 10 + [0] * 10)
         assert found.eer_threshold == rejected
         rates = found.error_rates(found.eer_threshold)
         assert rates["far"] == rates["frr"] == rejected / 10
 
 
 def test_a_share_that_is_a_whole_number_of_pairs_is_used_up():
-    unlike = np.arange(1.0, 101)
-    found = metrics.verification([0.0, *unlike], [1] + [0] * 100)
+    negative = np.arange(1.0, 101)
+    found = metrics.verification([0.0, *negative], [1] + [0] * 100)
     for count in range(101):
         assert found.error_rates(found.threshold(count / 100))["far"] == count / 100
 
@@ -428,7 +428,7 @@ def test_perfect_and_worthless_distances_have_the_rates_they_deserve():
     assert (constant.auc, constant.eer) == (0.5, 0.5)
 
 
-def test_the_share_of_like_pairs_changes_no_rate():
+def test_the_share_of_positive_pairs_changes_no_rate():
     distances, same = pairs_of()
     often = np.repeat(np.arange(500), np.where(same == 1, 3, 1))
     one, other = (
@@ -462,7 +462,7 @@ def test_an_error_rate_that_is_none_is_refused(far):
 
 
 def test_scores_of_two_bell_curves_are_their_posterior():
-    # Like pairs around 1, unlike ones around 3, both with standard deviation 0.8, three to one.
+    # Positive pairs around 1, negative ones around 3, both with standard deviation 0.8; 3 to 1.
     distances = np.concatenate([RNG.normal(1, 0.8, 60_000), RNG.normal(3, 0.8, 20_000)])
     found = metrics.verification(distances, np.repeat([1, 0], [60_000, 20_000]))
     asked = np.array([[-1.0, 1.0], [2.0, 3.5]])
@@ -498,7 +498,10 @@ def test_all_pairs_agrees_with_verification_over_all_pairs(metric, monkeypatch):
     found = metrics.pairwise_verification(x, labels, metric, resamples=50)
     assert found["auc"] == pytest.approx(exact.auc, abs=1e-4)
     assert found["eer"] == pytest.approx(exact.eer, abs=1e-3)
-    assert (found["like"], found["unlike"]) == (len(exact.like), len(exact.unlike))
+    assert (found["positive_pairs"], found["negative_pairs"]) == (
+        len(exact.positive),
+        len(exact.negative),
+    )
     monkeypatch.setattr(metrics, "_BLOCK", 1e-9)  # one image at a time
     assert metrics.pairwise_verification(x, labels, metric, resamples=50) == found
 
@@ -512,12 +515,12 @@ def test_one_far_image_does_not_change_the_figures_of_all_pairs(far, bins, monke
     own, other = np.triu_indices(51, 1)
     distances = metrics.pair_distances(x[own], x[other], "euclidean")
     exact = metrics.verification(distances, labels[own] == labels[other])
-    found = metrics.pairwise_verification(x, labels, resamples=20)
+    found = metrics.pairwise_verification(x, labels, "euclidean", resamples=20)
     assert (found["auc"], found["eer"]) == (exact.auc, exact.eer)
     assert found["auc_interval"][0] < found["auc"] < found["auc_interval"][1] + 1e-9
     monkeypatch.setattr(metrics, "_EXACT_PAIRS", 600)  # of 1,275: the others by bins
     monkeypatch.setattr(metrics, "_BINS", bins)
-    by_bins = metrics.pairwise_verification(x, labels, resamples=1)
+    by_bins = metrics.pairwise_verification(x, labels, "euclidean", resamples=1)
     assert by_bins["auc"] == pytest.approx(exact.auc, abs=2 / bins + 0.005)
     assert by_bins["eer"] == pytest.approx(exact.eer, abs=2 / bins + 0.02)
 
@@ -540,12 +543,13 @@ def test_intervals_over_images_hold_the_truth_about_as_often_as_they_say():
 
 
 def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
-    found = metrics.pairwise_verification([[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=20)
-    assert (found["like"], found["unlike"], found["auc"], found["eer"]) == (1, 2, 1, 0)
-    lost = metrics.pairwise_verification(
-        [[0.0], [1.0], [5.0]], ["a", "a", "b"], resamples=1, seed=1
-    )
-    assert np.isnan(lost["eer_interval"]).all()  # the one resample has no like or no unlike pair
+    given = [[0.0], [1.0], [5.0]], ["a", "a", "b"], "euclidean"
+    found = metrics.pairwise_verification(*given, resamples=20)
+    assert (found["positive_pairs"], found["negative_pairs"]) == (1, 2)
+    assert (found["auc"], found["eer"]) == (1, 0)
+    lost = metrics.pairwise_verification(*given, resamples=1, seed=1)
+    # The one resample has no positive or no negative pair.
+    assert np.isnan(lost["eer_interval"]).all()
     tiny = metrics.pairwise_verification(
         [[0], [1e-310], [5e-310]], ["a", "a", "b"], "manhattan", resamples=20
     )
@@ -568,7 +572,8 @@ def test_a_pair_of_all_pairs_is_counted_once_and_none_with_itself():
     ],
 )
 def test_all_pairs_refuses_by_name(change, said):
-    given = {"embeddings": [[0.0], [1.0], [2.0]], "labels": [0, 0, 1], **change}
+    given = {"embeddings": [[0.0], [1.0], [2.0]], "labels": [0, 0, 1]}
+    given |= {"metric": "euclidean", **change}
     with pytest.raises(ArgumentError, match=said):
         metrics.pairwise_verification(**given)
 
@@ -584,7 +589,9 @@ def test_candidates_are_ranked_and_ties_are_lost():
     # Wilson's interval of 1 of 3, by hand: centre (p + z2 / 2n) / (1 + z2 / n).
     z2 = 1.959964**2
     centre, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
-    np.testing.assert_allclose([found.low, found.high], [centre - half, centre + half], rtol=1e-5)
+    np.testing.assert_allclose(
+        [found.ci_low, found.ci_high], [centre - half, centre + half], rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan", "cosine"])

@@ -1,4 +1,3 @@
-import inspect
 import re
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import pytest
 from builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 from kerasim import models
-from kerasim.models import blocks
+from kerasim.models import _blocks
 
 
 @pytest.fixture
@@ -21,8 +20,7 @@ def mixed_precision():
 
 
 def test_every_builder_is_tested():
-    public = {name for name, value in vars(models).items() if inspect.isfunction(value)}
-    assert {*BUILDERS, "set_trainable"} == public
+    assert {*BUILDERS, "set_trainable"} == set(models.__all__)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -86,5 +84,5 @@ def test_a_fresh_process_loads_every_model_in_safe_mode(tmp_path):
 
 
 def test_a_size_of_numpy_becomes_one_of_python():
-    shape = blocks.check_image_shape(np.array([8, 8, 1]))
+    shape = _blocks.check_image_shape(np.array([8, 8, 1]))
     assert shape == (8, 8, 1) and {type(n) for n in shape} == {int}

@@ -9,7 +9,7 @@ import pytest
 from kerasim import embedding, models
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import BackbonePreprocessing
-from kerasim.models import pretrained
+from kerasim.models import _pretrained
 
 IMAGES = np.random.default_rng(0).random((3, 64, 64, 3), dtype="float32")
 
@@ -240,8 +240,8 @@ def test_squeezenet_takes_the_published_file_from_the_data_folder(tmp_path, monk
     file = tmp_path / "ours.weights.h5"
     built.save_weights(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    monkeypatch.setattr(pretrained, "SQUEEZENET_FILE", file.name)
-    monkeypatch.setattr(pretrained, "SQUEEZENET_SHA256", digest)
+    monkeypatch.setattr(_pretrained, "SQUEEZENET_FILE", file.name)
+    monkeypatch.setattr(_pretrained, "SQUEEZENET_SHA256", digest)
     loaded = models.pretrained_embedder("squeezenet").get_layer("backbone")
     for ours, wanted in zip(loaded.get_weights(), built.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, wanted)

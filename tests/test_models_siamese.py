@@ -113,5 +113,5 @@ def test_an_ensemble_needs_two_members_of_one_shape():
 
 
 def test_an_unknown_distance_is_refused_with_the_known_ones():
-    with pytest.raises(ArgumentError, match="distance='manhattan'.*'cosine'"):
+    with pytest.raises(ArgumentError, match="metric='manhattan'.*'cosine'"):
         models.siamese(embedder(), "manhattan")

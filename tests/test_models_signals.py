@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kerasim import data, diffusion, models
-from kerasim.models import blocks
+from kerasim.models import _blocks
 
 DIGITS = data.load_dataset("digits").x_train[:16]
 ACTIVATIONS = ("relu", "silu", "gelu", "elu", "selu", "tanh", "leaky_relu")
@@ -40,7 +40,7 @@ def cases():
             yield f"{name}-{label}", image_shape, {"widths": widths}
         yield f"unet-{label}", image_shape, {"widths": widths, "num_classes": 10}
     schedule = diffusion.NoiseSchedule(100)
-    yield "unet-patch", shape, {"widths": (8, 16), "patch": 2, "schedule": schedule}
+    yield "unet-patch", shape, {"widths": (8, 16), "patch_size": 2, "schedule": schedule}
     for number in (0, 12):
         for name in ("residual_autoencoder", "denoising_autoencoder"):
             yield f"{name}-{number} blocks", shape, {"widths": (8, 16, 32), "blocks": number}
@@ -108,7 +108,7 @@ def test_the_gain_of_an_activation_preserves_the_mean_square(activation):
     normal = np.random.default_rng(0).standard_normal((100_000, 1)).astype("float32")
     values = keras.activations.get(activation)(keras.ops.convert_to_tensor(normal))
     mean_square = np.mean(np.square(keras.ops.convert_to_numpy(values)))
-    assert blocks.activation_gain(activation) * mean_square == pytest.approx(1, abs=0.05)
+    assert _blocks.activation_gain(activation) * mean_square == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("momentum", [0.9])

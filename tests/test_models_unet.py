@@ -17,7 +17,7 @@ def build(image_shape=(8, 8, 1), widths=(8, 16), **settings):
 @pytest.mark.parametrize("image_shape", [(8, 8, 1), (12, 20, 3), (6, 4, 2)])
 @pytest.mark.parametrize("attention", [0, 1, 2])
 def test_the_noise_has_the_shape_of_the_images(image_shape, attention):
-    model = build(image_shape, attention=attention, blocks=2)
+    model = build(image_shape, num_attention_stages=attention, num_blocks=2)
     inputs = {"images": np.ones((2, *image_shape), "float32"), "t": np.array([0, 999])}
     assert model(inputs).shape == (2, *image_shape)
     names = [layer.name for layer in model.layers if "MultiHead" in type(layer).__name__]
@@ -31,7 +31,7 @@ def test_the_noise_has_the_shape_of_the_images(image_shape, attention):
 
 @pytest.mark.parametrize("patch", [2, 3])
 def test_patches_take_squares_of_pixels_together(patch):
-    model = build((24, 12, 3), patch=patch)
+    model = build((24, 12, 3), patch_size=patch)
     stir(model)
     inputs = {"images": np.ones((2, 24, 12, 3), "float32"), "t": np.array([0, 999])}
     noise = np.asarray(model(inputs))
@@ -60,7 +60,7 @@ def test_the_noise_depends_on_image_step_and_label():
 
 def test_only_attention_looks_from_corner_to_corner():
     def reached(attention):
-        model = build((64, 64, 1), attention=attention)
+        model = build((64, 64, 1), num_attention_stages=attention)
         for layer in model.layers:  # the means of group norm reach all over the image, too
             if isinstance(layer, keras.layers.GroupNormalization):
                 layer.call = lambda x: x
@@ -125,13 +125,13 @@ def test_a_network_is_not_used_with_another_schedule_than_its_own():
     ("settings", "message"),
     [
         ({"image_shape": (30, 28, 1)}, "nearest heights are \\[28, 32\\]"),
-        ({"image_shape": (20, 32, 1), "patch": 2}, "nearest heights are \\[16, 24\\]"),
-        ({"widths": (30, 64)}, "must be multiples of groups=8"),
-        ({"attention": 4}, "attention=4 is out of range"),
+        ({"image_shape": (20, 32, 1), "patch_size": 2}, "nearest heights are \\[16, 24\\]"),
+        ({"widths": (30, 64)}, "must be multiples of num_groups=8"),
+        ({"num_attention_stages": 4}, "num_attention_stages=4 is out of range"),
         ({"num_classes": 0}, "num_classes=0"),
-        ({"blocks": 0}, "blocks=0"),
-        ({"groups": "8"}, "groups must be an integer"),
-        ({"patch": 0}, "patch=0"),
+        ({"num_blocks": 0}, "num_blocks=0"),
+        ({"num_groups": "8"}, "num_groups must be an integer"),
+        ({"patch_size": 0}, "patch_size=0"),
     ],
 )
 def test_settings_that_build_no_unet_are_refused(settings, message):
