@@ -19,12 +19,25 @@ def visible():
             closed.chmod(0o700)
 
 
-# Files of few long tests. They are begun first, so that no worker is left with one at the end.
-SLOW = ("test_notebooks", "test_learning", "test_readme", "test_demo", "test_torture")
+# The files that take longest, in that order. Each is given to a worker before the shorter ones, so
+# that none is left with a long file at the end.
+SLOW = (
+    "test_learning",
+    "test_notebooks",
+    "test_readme",
+    "test_training",
+    "test_demo",
+    "test_torture",
+    "test_devices",
+    "test_resume",
+    "test_export",
+    "test_models_unet",
+)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    order = {name: position for position, name in enumerate(SLOW)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
     for item in items:  # reports carry these, from a worker of pytest-xdist too
         rows = {row for mark in item.iter_markers("fault") for row in mark.args}
         item.user_properties += [("fault", row) for row in sorted(rows)]
