@@ -418,10 +418,11 @@ class AngularLoss(_BatchLoss):
 class MultiSimilarityLoss(_BatchLoss):
     """Multi-similarity loss: weights each pair relative to the other pairs of its anchor.
 
-    The mean over all anchors of `log(1 + sum_p exp(-alpha (s_p - base))) / alpha`
-    + `log(1 + sum_n exp(beta (s_n - base))) / beta`, where `s_p` and `s_n` are the cosine similarities of the anchor to its positives and negatives.
-    All pairs of the batch are used: the mining of the paper is left out. `y_true` holds labels
-    `(batch,)`, `y_pred` embeddings `(batch, dim)`.
+    The mean over all anchors of `log(1 + P) / alpha + log(1 + N) / beta`, with
+    `P = sum_p exp(-alpha (s_p - base))` and `N = sum_n exp(beta (s_n - base))`, where `s_p` and
+    `s_n` are the cosine similarities of the anchor to its positives and negatives. All pairs of the
+    batch are used: the mining of the paper is left out. `y_true` holds labels `(batch,)`, `y_pred`
+    embeddings `(batch, dim)`.
 
     Args:
         alpha: Scale of the positive pairs, greater than 0.

@@ -430,9 +430,7 @@ class NeighborIndex:
         return _artifacts.read(path, _KIND, load, expected)
 
     @classmethod
-    def of(
-        cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest
-    ) -> NeighborIndex:
+    def of(cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest) -> NeighborIndex:
         """Makes an index of files that `fill` wrote, after `_artifacts.read` has checked them.
 
         Args:

@@ -52,7 +52,7 @@ class Projection:
         ArgumentError: If a setting is out of range.
 
     Example:
-        >>> corners = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> corners = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
         >>> projection = Projection(n_neighbors=2)
         >>> coordinates = projection.fit_transform(np.repeat(corners, 2, axis=0))
         >>> coordinates.shape
