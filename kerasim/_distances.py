@@ -216,7 +216,7 @@ def to_unit_range(x) -> tuple[np.ndarray, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def without_overflow(*arrays) -> list:
+def without_overflow(*arrays) -> list[np.ndarray]:
     """Returns `arrays` as they are, or all divided by a power of two if a distance could overflow.
 
     The order of distances stays the same.

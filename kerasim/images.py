@@ -47,7 +47,7 @@ _UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), st
 def read_image(
     source: Path | str | bytes,
     image_size: int | tuple[int, int] | None = None,
-    channels: int = 3,
+    channels: Literal[1, 3] = 3,
     dtype: Literal["float32", "uint8"] = "float32",
 ) -> np.ndarray:
     """Decodes one image.

@@ -30,8 +30,6 @@ Vectors that are equal in float32 are proposed as one: copies neither fill up th
 cut a graph into parts that cannot be reached from one another.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
@@ -129,12 +127,12 @@ class NeighborIndex:
             held += f", recall_={self.recall_:.3f}"
         return f"<NeighborIndex {settings}: {held}>"
 
-    def fit(self, embeddings: ArrayLike) -> NeighborIndex:
+    def fit(self, embeddings: ArrayLike) -> "NeighborIndex":
         """Replaces the vectors in the index.
 
         Args:
             embeddings: `(n, dim)`, one row or more, of any real dtype. A copy is stored in that
-                dtype.
+                dtype (`np.longdouble` as float64).
 
         Returns:
             The index itself.
@@ -171,7 +169,7 @@ class NeighborIndex:
             raise AttributeError("The index is empty: call fit(embeddings) first.")
         return self._state.embeddings
 
-    def add(self, embeddings: ArrayLike) -> NeighborIndex:
+    def add(self, embeddings: ArrayLike) -> "NeighborIndex":
         """Adds vectors to the index. An exact index is fitted again, a graph is extended.
 
         Args:
@@ -215,7 +213,7 @@ class NeighborIndex:
         self.recall_ = self._recall(self._state)
         return self
 
-    def grown(self, embeddings: ArrayLike) -> NeighborIndex:
+    def grown(self, embeddings: ArrayLike) -> "NeighborIndex":
         """Returns a copy of the index with more vectors. Other threads can still query this one.
 
         Args:
@@ -362,7 +360,7 @@ class NeighborIndex:
         return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], other)
 
     def save(
-        self, path: Path | str, embedder: keras.Model | None = None, replace: bool = False
+        self, path: Path | str, embedder: "keras.Model | None" = None, replace: bool = False
     ) -> None:
         """Writes the index to a folder, completely or not at all.
 
@@ -407,7 +405,7 @@ class NeighborIndex:
             _write_array(folder / "links.npy", faiss.vector_to_array(links.neighbors))
 
     @classmethod
-    def load(cls, path: Path | str, embedder: keras.Model | None = None) -> NeighborIndex:
+    def load(cls, path: Path | str, embedder: "keras.Model | None" = None) -> "NeighborIndex":
         """Reads an index that `save` wrote.
 
         Args:
@@ -430,7 +428,9 @@ class NeighborIndex:
         return _artifacts.read(path, _KIND, load, expected)
 
     @classmethod
-    def of(cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest) -> NeighborIndex:
+    def of(
+        cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest
+    ) -> "NeighborIndex":
         """Makes an index of files that `fill` wrote, after `_artifacts.read` has checked them.
 
         Args:
@@ -506,8 +506,8 @@ class _State:
 
     embeddings: np.ndarray
     first: int  # the number of rows, from the first on, that fixed the frame
-    frame: _Frame
-    groups: _Groups
+    frame: "_Frame"
+    groups: "_Groups"
     engine: Any  # _Flat or _Graph
 
 

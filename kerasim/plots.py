@@ -122,17 +122,17 @@ def image_grid(
         >>> len(figure.axes)
         6
     """
-    images = _check_some("images", images)
+    checked = _check_some("images", images)
     if titles is not None:
-        _checks.same_length("titles", titles, len(images), "images")
-    columns = min(_checks.integer("columns", columns), len(images))
+        _checks.same_length("titles", titles, len(checked), "images")
+    columns = min(_checks.integer("columns", columns), len(checked))
     size = _checks.number("size", size, 0.01, 100)
-    rows = -(-len(images) // columns)
-    height, width = np.shape(images[0])[:2]
+    rows = -(-len(checked) // columns)
+    height, width = np.shape(checked[0])[:2]
     room = 0.25 if titles is not None else 0
     figure, axes = _figure(rows, columns, size, size * height / width + room)
-    for n, ax in enumerate(axes.flat[: len(images)]):
-        _show(ax, images[n], "" if titles is None else str(titles[n]))
+    for n, ax in enumerate(axes.flat[: len(checked)]):
+        _show(ax, checked[n], "" if titles is None else str(titles[n]))
     return figure
 
 
@@ -156,9 +156,9 @@ def reconstructions(
             rows.
 
     Example:
-        >>> images = np.random.default_rng(0).random((5, 8, 8, 1))
+        >>> images = np.random.default_rng(0).random((3, 8, 8, 1))
         >>> figure = reconstructions(images, images.round())
-        >>> [ax.get_ylabel() for ax in figure.axes[::5]]
+        >>> [ax.get_ylabel() for ax in figure.axes[::3]]
         ['original', 'reconstructed']
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
@@ -169,7 +169,7 @@ def reconstructions(
             f"labels={tuple(labels)} and rows of shapes {shapes} do not match: pass one "
             "name for each row, and rows of one shape."
         )
-    figure, axes = _figure(len(rows), len(images), 0.95, 0.95, left=1.1)
+    figure, axes = _figure(len(rows), len(rows[0]), 0.95, 0.95, left=1.1)
     for label, row, line in zip(labels, rows, axes, strict=True):
         for ax, image in zip(line, row, strict=True):
             _show(ax, image)
@@ -197,9 +197,9 @@ def denoising(
         ArgumentError: If the rows have different shapes, or `psnr` is not two numbers.
 
     Example:
-        >>> clean = np.zeros((5, 8, 8, 1))
+        >>> clean = np.zeros((3, 8, 8, 1))
         >>> figure = denoising(clean + 0.2, clean + 0.1, clean, psnr=(14.0, 20.0))
-        >>> [ax.get_ylabel() for ax in figure.axes[::5]]
+        >>> [ax.get_ylabel() for ax in figure.axes[::3]]
         ['noisy\\n14.0 dB', 'denoised\\n20.0 dB', 'clean']
     """
     names = ["noisy", "denoised", "clean"]
@@ -369,9 +369,9 @@ def latent_map(
         ['cat', 'dog']
     """
     coordinates = _checks.vectors("coordinates", coordinates, 2, rows=1)
-    if images is not None:
-        images = _check_some("images", images)
-        _checks.same_length("images", range(len(images)), len(coordinates), "coordinates")
+    thumbnails = None if images is None else _check_some("images", images)
+    if thumbnails is not None:
+        _checks.same_length("images", range(len(thumbnails)), len(coordinates), "coordinates")
     _checks.integer("seed", seed, 0)
     if labels is not None:
         labels, absent = _checks.optional_labels("labels", labels, len(coordinates), "coordinates")
@@ -406,13 +406,13 @@ def latent_map(
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": -(-len(names) // 25)}
         for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
             handle.set_alpha(1)
-    if images is not None:
-        _thumbnails(ax, coordinates, images, seed)
+    if thumbnails is not None:
+        _draw_thumbnails(ax, coordinates, thumbnails, seed)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     return ax
 
 
-def _thumbnails(ax, coordinates, images, seed):
+def _draw_thumbnails(ax, coordinates, images, seed):
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     span = np.ptp(coordinates, axis=0).max() or 1.0
@@ -460,30 +460,34 @@ def neighbors(
         >>> [ax.get_title() for ax in figure.axes[:3]]
         ['query', '0.1', '0.2']
     """
-    queries, found = _check_some("queries", queries), _checks.array("found", found)
-    _checks.shape("found", found, (len(queries), *[None] * 4), "pass images[indices]")
+    query_images, found = _check_some("queries", queries), _checks.array("found", found)
+    _checks.shape("found", found, (len(query_images), *[None] * 4), "pass images[indices]")
     _check_some("found", found.reshape(found.shape[0] * found.shape[1], *found.shape[2:]))
     shapes = {"distances": (distances, found.shape[:2]), "labels": (labels, found.shape[:2])}
     shapes["query_labels"] = query_labels, found.shape[:1]
     for name, (rows, shape) in shapes.items():
         if rows is not None:
             _checks.shape(name, rows, shape, "pass those of the images found")
+    # Whether a neighbor has the label of its query; None if either label is missing.
+    same = np.full(found.shape[:2], None)
     if labels is not None and query_labels is not None:
-        labels, no_label = _checks.optional_labels("labels", labels, None, "images")
-        query_labels, no_query_label = _checks.optional_labels(
+        found_labels, absent = _checks.optional_labels("labels", labels, None, "images")
+        own_labels, own_absent = _checks.optional_labels(
             "query_labels", query_labels, None, "queries"
         )
-        known = ~(no_label | no_query_label[:, None])
+        for row, column in np.argwhere(~(absent | own_absent[:, None])):
+            same[row, column] = bool(found_labels[row, column] == own_labels[row])
+    above = None if distances is None else np.asarray(distances)
     figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
     for row, line in enumerate(axes):
-        _show(line[0], queries[row], "query" if row == 0 else "")
+        _show(line[0], query_images[row], "query" if row == 0 else "")
         _frame(line[0], "black", "-", 2)
         for column, ax in enumerate(line[1:]):
-            title = "" if distances is None else f"{distances[row][column]:.3g}"
+            title = "" if above is None else f"{above[row, column]:.3g}"
             _show(ax, found[row, column], title)
-            if labels is not None and query_labels is not None and known[row, column]:
-                same = labels[row][column] == query_labels[row]
-                _frame(ax, COLORS[2] if same else COLORS[1], "-" if same else "--", 2)
+            if same[row, column] is not None:
+                color, style = (COLORS[2], "-") if same[row, column] else (COLORS[1], "--")
+                _frame(ax, color, style, 2)
     return figure
 
 
