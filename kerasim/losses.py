@@ -284,8 +284,9 @@ class InBatchTripletLoss(_TwoSides, _TripletLoss):
     positive, and the right images of all pairs `j` that share no group with pair `i` are the
     negatives.
 
-    `y_true` holds groups, integers `(batch, 2)`: images of the same object have the same group.
-    `y_pred` is `(batch, 2, dim)`, the output of `models.siamese(embedder, metric=None)`.
+    `y_true` holds groups `(batch, 2)`, integers below 2**24: images of the same object have the
+    same group. `y_pred` is `(batch, 2, dim)`, the output of
+    `models.siamese(embedder, metric=None)`.
 
     Args:
         margin: Margin in the units of `d`, which is at most 2; 0 or more, greater than 0 for
@@ -305,7 +306,7 @@ class InBatchTripletLoss(_TwoSides, _TripletLoss):
         >>> round(float(loss(groups, embeddings)), 3)  # each left image matches its right one
         0.0
         >>> swapped = np.stack([embeddings[:, 0], embeddings[::-1, 1]], axis=1)
-        >>> round(float(loss(groups, swapped)), 3)  # each matches that of the other pair
+        >>> round(float(loss(groups, swapped)), 3)  # it matches the other right one
         1.2
 
     Reference:
@@ -334,8 +335,9 @@ class InfoNCELoss(_TwoSides, _SoftmaxLoss):
     `e(i, j) = exp(cos(left_i, right_j) / temperature)` and `j` runs over the pairs that share no
     group with pair `i`.
 
-    `y_true` holds groups, integers `(batch, 2)`: images of the same object have the same group.
-    `y_pred` is `(batch, 2, dim)`, the output of `models.siamese(embedder, metric=None)`.
+    `y_true` holds groups `(batch, 2)`, integers below 2**24: images of the same object have the
+    same group. `y_pred` is `(batch, 2, dim)`, the output of
+    `models.siamese(embedder, metric=None)`.
 
     Args:
         temperature: Softmax temperature, greater than 0. Smaller values emphasize hard negatives.
@@ -351,7 +353,7 @@ class InfoNCELoss(_TwoSides, _SoftmaxLoss):
         >>> round(float(loss(groups, embeddings)), 3)  # each left image matches its right one
         0.0
         >>> swapped = np.stack([embeddings[:, 0], embeddings[::-1, 1]], axis=1)
-        >>> round(float(loss(groups, swapped)), 3)  # each matches that of the other pair
+        >>> round(float(loss(groups, swapped)), 3)  # it matches the other right one
         10.0
 
     Reference:
