@@ -13,9 +13,15 @@ upper bound of each by one matrix product, and only the distances whose order th
 are computed.
 """
 
+from typing import Literal
+
 import numpy as np
 
-METRICS = ("euclidean", "manhattan", "cosine")
+Metric = Literal["euclidean", "manhattan", "cosine"]
+# The metrics of layers and losses, which are computed on the backend, with gradients.
+PairMetric = Literal["euclidean", "squared_euclidean", "cosine"]
+
+METRICS: tuple[Metric, ...] = ("euclidean", "manhattan", "cosine")
 
 _CHUNK = 2**15  # numbers worked on at once: 256 kB stay in the cache of a core
 _SAMPLE = 256  # rows that the center is estimated from
@@ -210,7 +216,7 @@ def to_unit_range(x) -> tuple[np.ndarray, int]:
     return np.ldexp(x, -exponent), exponent
 
 
-def without_overflow(*arrays) -> list:
+def without_overflow(*arrays) -> list[np.ndarray]:
     """Returns `arrays` as they are, or all divided by a power of two if a distance could overflow.
 
     The order of distances stays the same.

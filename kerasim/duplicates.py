@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from kerasim import _checks
@@ -19,16 +20,29 @@ _COLOR_CORRELATION = 0.9  # least one of near-duplicates in color, if min_correl
 _ROUNDING = 1e-6  # of the float32 product of two unit vectors
 
 
-def find_duplicates(images, others=None) -> np.ndarray:
+def find_duplicates(
+    images: ArrayLike | ImageFolder, others: ArrayLike | ImageFolder | None = None
+) -> np.ndarray:
     """Finds images that are equal to the last bit, by a digest of their content.
 
     Args:
-        images: `(n, ...)` array, or an `ImageFolder`, whose files are compared as they lie there.
-        others: Where to look for them, such as training images; None for among `images`.
+        images: `(n, ...)` array, or an `ImageFolder`, whose files are compared byte by byte.
+        others: Images to compare with, such as training images. None compares `images` with each
+            other.
 
     Returns:
-        `(m, 2)` int64: the position of each image that is a copy, and that of the first one it
-        equals, among `others`, or before it among `images`.
+        `(m, 2)` int64: the position in `images` of each copy, and the position of the first image
+        that it equals, in `others` or, without `others`, earlier in `images`.
+
+    Raises:
+        ArgumentError: If `images` or `others` is a single number.
+        ArgumentTypeError: If they are not real numbers.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8, 1))
+        >>> images[1] = 1.0
+        >>> find_duplicates(images).tolist()  # image 2 is a copy of image 0
+        [[2, 0]]
     """
     own = _contents("images", images)
     among = own if others is None else _contents("others", others)
@@ -57,21 +71,23 @@ def _contents(name, images) -> list[bytes]:
     return digests
 
 
-def find_near_duplicates(images, min_correlation: float = 0.975) -> np.ndarray:
+def find_near_duplicates(
+    images: ArrayLike | ImageFolder, min_correlation: float = 0.975
+) -> np.ndarray:
     """Finds near-duplicates: images that were re-encoded, resized, or made brighter or noisier.
 
-    Each image becomes a gray thumbnail of 16 x 16 pixels. Two images are near-duplicates if the
-    Pearson correlation of their thumbnails is `min_correlation` or more: a change of brightness
-    or contrast leaves the correlation as it is, noise and compression hardly change it. The
-    correlation of the thumbnails in color must be 0.9 or more, too (or `min_correlation`, if that
-    is smaller), so that the same shape in red and in blue is no near-duplicate. An even image
-    (white, black, one color) has no correlation with anything; two of them are near-duplicates if
-    each channel differs by 8 of 255 levels or less. Crops, rotations and mirror
-    images are not found. `benchmarks/near_duplicates.py` measures what is found.
+    Each image is reduced to a gray thumbnail of 16 x 16 pixels. Two images are near-duplicates if
+    the Pearson correlation of their thumbnails is at least `min_correlation`. A change of
+    brightness or contrast does not change the correlation; noise and compression hardly do. The
+    color thumbnails must also have a correlation of at least 0.9 (or `min_correlation`, if that is
+    smaller), so that the same shape in red and in blue is not a near-duplicate. The correlation of
+    a uniform image (white, black, one color) is undefined; two uniform images are near-duplicates
+    if each channel differs by at most 8 of 255 levels. Crops, rotations and mirror images are not
+    found. `benchmarks/near_duplicates.py` measures what is found.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, of 16 x 16 pixels or more;
-            or an `ImageFolder`, whose files are read at 128 x 128, whatever its own size.
+            or an `ImageFolder`, whose files are decoded at 128 x 128 pixels, whatever its size.
         min_correlation: From 0 to 1. Lower values find stronger changes, and more pairs of
             unrelated images.
 
@@ -79,7 +95,8 @@ def find_near_duplicates(images, min_correlation: float = 0.975) -> np.ndarray:
         `(m, 2)` int64 positions: each pair of near-duplicates once, the later one first.
 
     Raises:
-        ArgumentError: If the images are smaller, or `min_correlation` is out of range.
+        ArgumentError: If the images are smaller than 16 x 16 pixels, hold NaN or lie outside
+            [0, 1], or `min_correlation` is out of range.
 
     Example:
         >>> images = np.random.default_rng(0).random((3, 32, 32, 1))

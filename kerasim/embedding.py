@@ -6,14 +6,16 @@ without running code that the file may hold; `embed` applies one to images, batc
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from kerasim import _artifacts, _checks, _keras_files, _model_identity
 from kerasim._content import content_hash
-from kerasim._folders import thread_map
+from kerasim._folders import ImageFolder, thread_map
 from kerasim._image_checks import check_embedder, check_shape
 from kerasim.data._batches import ImageBatches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
@@ -30,7 +32,11 @@ _BAR_DELAY = 2.0
 
 
 def embed(
-    embedder, images, batch_size: int = 256, cache=None, progress: bool | None = None
+    embedder: keras.Model,
+    images: ArrayLike | ImageFolder,
+    batch_size: int = 256,
+    cache: Path | str | None = None,
+    progress: bool | None = None,
 ) -> np.ndarray:
     """Embeds images with a model, batch by batch.
 
@@ -38,19 +44,25 @@ def embed(
         embedder: `keras.Model` from images to vectors.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         batch_size: Images per call.
-        cache: Folder that keeps the embeddings, and gives them back as long as the network, its
-            weights and the images (of a folder: names and contents of its files) are the same.
-        progress: True for a progress bar on stderr if the work takes more than two seconds, False
-            for none; None for one in a terminal.
+        cache: Folder in which the embeddings are stored. They are read from there as long as the
+            network, its weights and the images (for an `ImageFolder`, the names and contents of
+            its files) are the same. None stores nothing.
+        progress: True shows a progress bar on stderr if the work takes more than two seconds, False
+            shows none, None shows one in a terminal only.
 
     Returns:
         `(n, dim)` float32, in the order of `images`.
 
     Raises:
         ArgumentError: If the images do not fit the model, hold NaN or lie outside [0, 1], or
-            if the model gives no vectors or vectors that are not finite.
-        ArgumentTypeError: If `embedder` is no model of one input.
+            if the model does not return vectors, or returns NaN or infinity.
+        ArgumentTypeError: If `embedder` is not a model with one input.
         ArtifactError: If the cache is damaged or cannot be written.
+
+    Example:
+        >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+        >>> embed(embedder, np.zeros((3, 8, 8, 1))).shape
+        (3, 64)
     """
     if isinstance(images, keras.Model) and not isinstance(embedder, keras.Model):
         raise ArgumentTypeError(
@@ -133,21 +145,39 @@ def _ahead(batches):
             yield images
 
 
-def embed_folder(embedder, images, batch_size: int = 256) -> tuple[np.ndarray, list[str]]:
-    """Embeds files of which some may be damaged.
+def embed_folder(
+    embedder: keras.Model, images: ImageFolder, batch_size: int = 256
+) -> tuple[np.ndarray, list[str]]:
+    """Embeds the files of a folder, some of which may be damaged.
 
     Args:
         embedder: `keras.Model` from images to vectors.
-        images: `ImageFolder`; all its images are held at once, as uint8.
+        images: `ImageFolder`. All its images are kept in memory at once, as uint8.
         batch_size: Images per call.
 
     Returns:
-        `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
-        cannot be decoded, and what is wrong with each file, or "".
+        `(vectors, reasons)`, in the order of `images`. `vectors` is `(n, dim)` float32, with NaN
+        for a file that cannot be decoded. `reasons` holds the error message of each such file, and
+        "" for the others.
 
     Raises:
-        ArgumentError: As `embed`.
-        ArgumentTypeError: As `embed`.
+        ArgumentError: If the image size does not fit the model, or the model does not return
+            vectors, or returns NaN or infinity.
+        ArgumentTypeError: If `embedder` is not a model with one input.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from kerasim.data import image_folder
+        >>> Path("photos").mkdir()
+        >>> Image.new("L", (8, 8)).save("photos/black.png")
+        >>> Path("photos/damaged.png").write_bytes(b"no image")
+        8
+        >>> folder = image_folder("photos", image_size=8, channels=1, check=False)
+        >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+        >>> vectors, reasons = embed_folder(embedder, folder)
+        >>> vectors[:, 0].tolist()
+        [0.0, nan]
     """
     shape, dim = check_embedder("embedder", embedder)
     height, width, channels = check_shape("images", images, shape).shape[1:]
@@ -173,11 +203,11 @@ def _load(folder, manifest):
     return _artifacts.read_arrays(folder / "x.npz", ("x",))["x"]
 
 
-def load_embedder(path) -> keras.Model:
+def load_embedder(path: Path | str) -> keras.Model:
     """Reads the embedder in a `.keras` file, without running code that the file may hold.
 
-    Layers of kerasim are known in any process that calls this. Layers of your own are found if
-    the module that registers them has been imported.
+    Layers of kerasim are found in any process. Your own layers are found if the module that
+    registers them has been imported.
 
     Args:
         path: A file that `keras.Model.save` wrote.
@@ -186,9 +216,9 @@ def load_embedder(path) -> keras.Model:
         The model with its weights, not compiled.
 
     Raises:
-        ArtifactError: If there is no such file, it holds something that is not run for safety, or
-            it would take far more memory than it is large.
-        ArgumentError: If it is damaged, or has layers that Keras does not know.
+        ArtifactError: If the file is missing, refers to code that is not run for safety, or would
+            need far more memory than its size suggests.
+        ArgumentError: If the file is damaged, or the model has layers that Keras does not know.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])

@@ -8,14 +8,18 @@ network, so that it can be mailed and opened years later, and no image leaves th
 import base64
 import io
 import json
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from kerasim import _artifacts, _checks, _distances
-from kerasim._distances import METRICS
+from kerasim._distances import METRICS, Metric
+from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
 from kerasim.images import as_float, check_channels
 
@@ -34,31 +38,44 @@ _COLUMNS = 64  # images per row and column of a sheet
 
 
 def write_explorer(
-    path, images, coordinates, labels=None, neighbors=None, title: str = "Latent space"
+    path: Path | str,
+    images: ArrayLike | ImageFolder,
+    coordinates: ArrayLike,
+    labels: ArrayLike | Sequence[Any] | None = None,
+    neighbors: Mapping[Metric, ArrayLike] | None = None,
+    title: str = "Latent space",
 ) -> Path:
     """Writes an interactive map of images as one HTML file, which needs no other file or network.
 
-    Users can pan and zoom, hover over a point for its image, click it for its nearest neighbors,
-    and search by label or, for a folder, by file name, with a mouse, touch or the keyboard. The
-    longer side of an image is at most 64 pixels for up to 10,000 images, 32 pixels for more.
+    On the page a user can pan and zoom, hover over a point to see its image, click it to see its
+    nearest neighbors, and search by label or (for an `ImageFolder`) by file name, with mouse, touch
+    or keyboard. The longer side of an image is at most 64 pixels for up to 10,000 images, 32 pixels
+    for more.
 
     Args:
-        path: The file.
+        path: The HTML file to write.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         coordinates: `(n, 2)` coordinates on the map, such as those of `Projection`, up to 1e38. The
-            page stores them relative to the center, in float64.
+            page stores them relative to their median, in float64.
         labels: `(n,)` names or numbers, for color, marker and search. Images whose label is missing
             (None, NaN, `pandas.NA` or "") are shown as "no label".
-        neighbors: Dict from "euclidean", "manhattan" or "cosine" to `(n, k)` positions of the
-            nearest images of each, nearest first.
-        title: Shown above the map.
+        neighbors: Dict from a metric ("euclidean", "manhattan" or "cosine") to the positions of the
+            `k` nearest images of each image, `(n, k)`, nearest first.
+        title: Title above the map.
 
     Returns:
-        The absolute path.
+        The absolute path of the file.
 
     Raises:
         ArgumentError: If the shapes or lengths of the arguments do not match.
         ArtifactError: If the file cannot be written.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> images, coordinates = rng.random((10, 8, 8, 1)), rng.normal(size=(10, 2))
+        >>> path = write_explorer("map.html", images, coordinates, labels=["cat", "dog"] * 5)
+        >>> path.name, path.stat().st_size > 0
+        ('map.html', True)
     """
     from bokeh.embed import file_html
     from bokeh.resources import INLINE

@@ -11,7 +11,8 @@ import io
 import os
 import struct
 import threading
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -43,20 +44,26 @@ _EXIF_SHORT = 3
 _UPRIGHT = {n: Image.Transpose[turn] for n, turn in enumerate(_TURNS.split(), start=2)}
 
 
-def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32") -> np.ndarray:
+def read_image(
+    source: Path | str | bytes,
+    image_size: int | tuple[int, int] | None = None,
+    channels: Literal[1, 3] = 3,
+    dtype: Literal["float32", "uint8"] = "float32",
+) -> np.ndarray:
     """Decodes one image.
 
     The EXIF orientation is applied and transparent parts become white. Samples of 12 or 16 bits
-    keep their upper 8; where the file says that 0 is white, the image is inverted. CMYK and
-    palettes become RGB. Color profiles are ignored. Of an animation the first frame is taken,
-    with a warning.
+    are reduced to their upper 8 bits. If the file declares that 0 is white, the image is inverted.
+    CMYK and palette images are converted to RGB. Color profiles are ignored. The first frame of an
+    animation is returned, with a warning.
 
     Samples whose white level the file does not define are refused: signed or 32-bit integers, and
     floats outside [0, 1].
 
     Args:
         source: Path of a file, or its bytes.
-        image_size: `(height, width)` or one number for both; bilinear. None keeps the size.
+        image_size: `(height, width)`, or one number for both, to which the image is resized with
+            bilinear interpolation. None keeps the size of the file.
         channels: 3 for RGB, 1 for gray.
         dtype: "float32" in [0, 1] or "uint8" in 0..255.
 
@@ -64,11 +71,20 @@ def read_image(source, image_size=None, channels: int = 3, dtype: str = "float32
         Array `(height, width, channels)`.
 
     Raises:
-        ImageError: If the file is missing, no image of `FORMATS`, damaged, of more than
-            `MAX_PIXELS` pixels or `MAX_SIDE` rows or columns, or of samples without a defined
-            white level. The message names it.
-        ArgumentError: If size, channels or dtype are others.
+        ImageError: If the file is missing, is damaged, is not JPEG, PNG, BMP, GIF, TIFF or WebP,
+            has more than 64 million pixels or 1 million rows or columns, or has samples without a
+            defined white level. The message names the file.
+        ArgumentError: If `image_size`, `channels` or `dtype` is invalid.
         ArgumentTypeError: If `source` is neither a path nor bytes.
+
+    Example:
+        >>> from PIL import Image
+        >>> Image.new("RGB", (20, 10), "red").save("red.png")
+        >>> image = read_image("red.png")
+        >>> image.shape
+        (10, 20, 3)
+        >>> image[0, 0].tolist()
+        [1.0, 0.0, 0.0]
     """
     _checks.one_of("dtype", dtype, ("float32", "uint8"))
     pixels, animated = decode(source, check_size(image_size), check_channels(channels))

@@ -8,12 +8,15 @@ so that such a pair does not stop the training.
 """
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from kerasim import _checks
+from kerasim._distances import PairMetric
 from kerasim._tensors import (
     PAIR_METRICS,
     ConfigMixin,
@@ -34,38 +37,47 @@ __all__ = [
     "TimeEmbedding",
 ]
 
+# A tensor of any backend, or an array; Keras declares no type of it.
+Tensor = Any
+
 
 class _Layer(ConfigMixin, layers.Layer):
     """Computes in float32 under any dtype policy, or in float64 if its `dtype` says so."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
 
 
 @keras.saving.register_keras_serializable("kerasim")
 class Distance(_Layer):
-    """The distance of two batches of vectors, row by row.
+    """The distance between two batches of vectors, row by row.
 
-    Takes a list of two tensors `(batch, dim)` and gives `(batch, 1)`. The gradient is finite
-    where the two are equal, and where one is zero. Computes in float32, under any dtype policy:
-    "euclidean" and "squared_euclidean" are exact to about 1e-6 of their value, and infinite where
-    float32 cannot hold them; "cosine", of float32 unit vectors, to about 1e-7 times the angle.
+    The input is a list of two tensors `(batch, dim)`, the output `(batch, 1)`. The gradient is
+    finite even if two vectors are equal or one is zero. Distances are computed in float32 under
+    any dtype policy. "euclidean" and "squared_euclidean" have a relative error of about 1e-6, and
+    are infinite where they exceed the range of float32; "cosine" has an error of about 1e-7 times
+    the angle between the vectors.
 
     Args:
         metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity, 0 to 2; 0.5
             for a vector of zeros, which has no direction).
-        **kwargs: As for `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If there is no such metric; once it is called, if the widths differ.
+        ArgumentError: If `metric` is unknown, or the layer is called on vectors of two sizes.
+
+    Example:
+        >>> left, right = np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])
+        >>> float(Distance("euclidean")([left, right])[0, 0])
+        5.0
     """
 
-    def __init__(self, metric: str = "cosine", **kwargs):
+    def __init__(self, metric: PairMetric = "cosine", **kwargs: Any):
         _checks.one_of("metric", metric, PAIR_METRICS)
         super().__init__(**kwargs)
         self.metric = metric
 
-    def build(self, input_shape):
+    def build(self, input_shape: Sequence[tuple[int | None, ...]]) -> None:
         left, right = input_shape
         if left[-1] != right[-1]:
             raise ArgumentError(
@@ -73,7 +85,7 @@ class Distance(_Layer):
                 "of one model."
             )
 
-    def call(self, inputs):
+    def call(self, inputs: Sequence[Tensor]) -> Tensor:
         left, right = inputs
         if self.metric == "cosine":
             # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
@@ -87,62 +99,75 @@ class Distance(_Layer):
 class CosineClassifier(_Layer):
     """The cosine of each vector with a learned direction for each class, for `ArcFaceLoss`.
 
-    Takes `(batch, dim)` and gives `(batch, num_classes)` in [-1, 1]. Train
-    `keras.Sequential([embedder, CosineClassifier(10)])`, then keep the embedder. Computes in
-    float32, under any dtype policy.
+    The input is `(batch, dim)`, the output `(batch, num_classes)` in [-1, 1]. Train
+    `keras.Sequential([embedder, CosineClassifier(10)])`, then keep the embedder. Cosines are
+    computed in float32 under any dtype policy.
 
     Args:
         num_classes: Number of classes, 1 or more.
-        **kwargs: As for `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If there are none.
+        ArgumentError: If `num_classes` is less than 1.
+
+    Example:
+        >>> cosines = CosineClassifier(num_classes=10)(np.ones((4, 64)))
+        >>> tuple(cosines.shape)
+        (4, 10)
 
     Reference:
         Deng et al., 2019. https://arxiv.org/abs/1801.07698
     """
 
-    def __init__(self, num_classes: int, **kwargs):
+    def __init__(self, num_classes: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.num_classes = _checks.integer("num_classes", num_classes)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         shape = input_shape[-1], self.num_classes
         self.kernel = self.add_weight(shape, initializer="glorot_uniform", name="kernel")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.matmul(l2_normalize(inputs), l2_normalize(self.kernel, axis=0))
 
 
 @keras.saving.register_keras_serializable("kerasim")
 class Sampling(_Layer):
-    """Samples a code from a Gaussian in training, and returns its mean at inference.
+    """Samples a latent vector from a Gaussian in training, and returns its mean at inference.
 
-    Takes a list of two tensors `(batch, dim)`, the mean and the logarithm of the variance (cut to
-    [-10, 10]), and gives `(batch, dim)`. It adds to the losses of its model, in training and in
-    evaluation, `weight` times the Kullback-Leibler divergence from a standard Gaussian, summed
-    over the numbers of a code and averaged over the batch:
-    `kl = sum(mean**2 + variance - 1 - log(variance)) / 2`. Computes in float32, under any dtype
+    The input is a list of two tensors `(batch, dim)`, the mean and the logarithm of the variance
+    (clipped to [-10, 10]); the output is `(batch, dim)`. In training and in evaluation the layer
+    adds a loss to its model: `weight` times the Kullback-Leibler divergence from a standard
+    Gaussian, summed over the latent dimensions and averaged over the batch,
+    `kl = sum(mean**2 + variance - 1 - log(variance)) / 2`. It computes in float32 under any dtype
     policy.
 
     Args:
-        weight: Of the divergence; 0 or more.
-        seed: The same seed draws the same codes; None for one of Keras' own.
-        **kwargs: As for `keras.layers.Layer`.
+        weight: Weight of the divergence in the loss, 0 or more.
+        seed: Seed of the samples; None for a random seed.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If the weight is negative.
+        ArgumentError: If `weight` is negative.
+
+    Example:
+        >>> mean, log_variance = np.ones((4, 2)), np.zeros((4, 2))
+        >>> sampling = Sampling(seed=0)
+        >>> float(sampling([mean, log_variance])[0, 0])  # the mean, at inference
+        1.0
+        >>> float(sampling.losses[0])  # the divergence: 1 / 2 for each of 2 dimensions
+        1.0
 
     Reference:
         Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114
     """
 
-    def __init__(self, weight: float = 1.0, seed: int | None = None, **kwargs):
+    def __init__(self, weight: float = 1.0, seed: int | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.weight, self.seed = _checks.number("weight", weight, 0), seed
         self.seeds = keras.random.SeedGenerator(seed)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Sequence[Tensor], training: bool = False) -> Tensor:
         mean, log_variance = inputs
         log_variance = ops.clip(log_variance, -10.0, 10.0)
         parts = ops.square(mean) + ops.exp(log_variance) - 1 - log_variance
@@ -155,22 +180,28 @@ class Sampling(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class TimeEmbedding(_Layer):
-    """Sines and cosines of a step, of wavelengths from 2 pi to at most 20,000 pi steps.
+    """Sinusoidal embedding of a step, with wavelengths from 2 pi to at most 20,000 pi steps.
 
-    Takes `(batch,)` and gives `(batch, dim)` float32 in [-1, 1].
+    The input is `(batch,)`, the output `(batch, dim)` float32 in [-1, 1]: `dim / 2` sines, then as
+    many cosines.
 
     Args:
-        dim: Length of the embedding, an even number.
-        **kwargs: As for `keras.layers.Layer`.
+        dim: Embedding size, an even number.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If it is odd, or below 2.
+        ArgumentError: If `dim` is odd or less than 2.
+
+    Example:
+        >>> embeddings = TimeEmbedding(4)(np.array([0.0]))
+        >>> keras.ops.convert_to_numpy(embeddings).tolist()
+        [[0.0, 0.0, 1.0, 1.0]]
 
     Reference:
         Vaswani et al., 2017. https://arxiv.org/abs/1706.03762
     """
 
-    def __init__(self, dim: int, **kwargs):
+    def __init__(self, dim: int, **kwargs: Any):
         if _checks.integer("dim", dim, 2) % 2:
             raise ArgumentError(
                 f"dim={dim} is odd: pass an even number, for as many sines as cosines."
@@ -178,12 +209,12 @@ class TimeEmbedding(_Layer):
         super().__init__(**kwargs)
         self.dim = dim
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         # Without this, Keras calls the layer to find its shape: a large `dim` would fill the memory
         # while a model is loaded.
         return (*input_shape, self.dim)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         rates = np.exp(-np.log(10_000) * np.arange(self.dim // 2) / (self.dim // 2))
         angles = ops.cast(inputs, self.compute_dtype)[:, None] * ops.cast(rates, self.compute_dtype)
         return ops.concatenate([ops.sin(angles), ops.cos(angles)], axis=-1)
@@ -191,16 +222,21 @@ class TimeEmbedding(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class LogEnergy(_Layer):
-    """The logarithm of the mean square of each channel: twice the amplitude adds log 4.
+    """The logarithm of the mean square of each channel: doubling the amplitude adds log 4.
 
-    Takes `(batch, height, width, channels)` and gives `(batch, channels)`. Computes in float32,
-    under any dtype policy.
+    The input is `(batch, height, width, channels)`, the output `(batch, channels)`. It is computed
+    in float32 under any dtype policy.
 
     Args:
-        **kwargs: As for `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Example:
+        >>> energy = LogEnergy()(2 * np.ones((1, 8, 8, 3)))
+        >>> round(float(energy[0, 0]), 3)  # log 4
+        1.386
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.log(ops.mean(ops.square(inputs), axis=(1, 2)) + 1e-8)
 
 
@@ -208,43 +244,50 @@ class LogEnergy(_Layer):
 class AttentionPooling(_Layer):
     """The weighted mean over the positions of a feature map, with weights from a small network.
 
-    Takes `(batch, height, width, channels)` and gives `(batch, channels)`: `sum of a_i x_i`, where
-    `a = softmax over positions of w tanh(V x_i)`.
+    The input is `(batch, height, width, channels)`, the output `(batch, channels)`:
+    `sum_i a_i x_i`, where `x_i` is the feature vector at position `i` and
+    `a_i = softmax_i(w tanh(V x_i))`. Before training all positions have the same weight.
 
     Args:
-        dim: Rows of `V`, 1 or more.
-        **kwargs: As for `keras.layers.Layer`.
+        dim: Size of the hidden layer (rows of `V`), 1 or more.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If there are none.
+        ArgumentError: If `dim` is less than 1.
+
+    Example:
+        >>> features = np.arange(8.0).reshape(1, 2, 2, 2)
+        >>> pooled = AttentionPooling(dim=8)(features)  # untrained: the mean of each channel
+        >>> keras.ops.convert_to_numpy(pooled).tolist()
+        [[3.0, 4.0]]
 
     Reference:
         Ilse et al., 2018. https://arxiv.org/abs/1802.04712
     """
 
-    def __init__(self, dim: int = 128, **kwargs):
+    def __init__(self, dim: int = 128, **kwargs: Any):
         super().__init__(**kwargs)
         self.dim = _checks.integer("dim", dim)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.hidden = self.add_weight(shape=(input_shape[-1], self.dim), name="hidden")
         # Before training all positions weigh the same.
         self.score = self.add_weight(shape=(self.dim, 1), initializer="zeros", name="score")
 
-    def attend(self, features):
-        """Says how much each position weighs in the mean.
+    def attend(self, features: Tensor) -> Tensor:
+        """Returns the weight of each position in the mean.
 
         Args:
-            features: `(batch, height, width, channels)`, what the layer takes.
+            features: `(batch, height, width, channels)`, the input of the layer.
 
         Returns:
-            `(batch, height, width)`, from 0 to 1, of sum 1 an image.
+            `(batch, height, width)`, from 0 to 1. The weights of an image sum to 1.
         """
         scores = ops.matmul(ops.tanh(ops.matmul(features, self.hidden)), self.score)[..., 0]
         shape = ops.shape(scores)
         return ops.reshape(ops.softmax(ops.reshape(scores, (shape[0], -1))), shape)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.sum(self.attend(inputs)[..., None] * inputs, axis=(1, 2))
 
 
@@ -252,29 +295,35 @@ class AttentionPooling(_Layer):
 class GeMPooling(_Layer):
     """The generalized mean of each channel of a feature map (GeM).
 
-    Takes `(batch, height, width, channels)` and gives `(batch, channels)`:
-    `mean(max(x, 1e-6) ** p) ** (1 / p)`. 1 is the average, infinity the maximum; `p` is learnt.
+    The input is `(batch, height, width, channels)`, the output `(batch, channels)`:
+    `mean(max(x, 1e-6) ** p) ** (1 / p)`, with a learned exponent `p`. `p = 1` is average pooling;
+    as `p` grows, the result approaches max pooling.
 
     Args:
         p: Exponent before training, 1 or more.
-        **kwargs: As for `keras.layers.Layer`.
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If it is below 1.
+        ArgumentError: If `p` is less than 1.
+
+    Example:
+        >>> features = np.array([1.0, 3.0, 5.0, 7.0]).reshape(1, 2, 2, 1)
+        >>> round(float(GeMPooling(p=3.0)(features)[0, 0]), 2)  # mean 4, maximum 7
+        4.99
 
     Reference:
         Radenovic et al., 2018. https://arxiv.org/abs/1711.02512
     """
 
-    def __init__(self, p: float = 3.0, **kwargs):
+    def __init__(self, p: float = 3.0, **kwargs: Any):
         super().__init__(**kwargs)
         self.p = _checks.number("p", p, 1)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         constant = keras.initializers.Constant(self.p)
         self.exponent = self.add_weight(shape=(), initializer=constant, name="exponent")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         powers = ops.power(ops.maximum(inputs, 1e-6), self.exponent)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.exponent)
 
@@ -283,38 +332,43 @@ class GeMPooling(_Layer):
 class BackbonePreprocessing(_Layer):
     """Preprocesses RGB images in [0, 1] for a backbone of `keras.applications`.
 
-    Takes `(batch, height, width, 3)` and gives the same shape, in the units of that backbone's own
-    `preprocess_input`, which gets images in [0, 255]; "squeezenet" has that of VGG16. Computes in
-    float32, under any dtype policy.
+    The input is `(batch, height, width, 3)`. It is multiplied by 255 and passed to the
+    `preprocess_input` of that backbone ("squeezenet" uses that of VGG16); the shape stays the same.
+    The layer computes in float32 under any dtype policy.
 
     Args:
-        backbone: Its name in lower case, such as "resnet50".
-        **kwargs: As for `keras.layers.Layer`.
+        backbone: Name of the backbone in lower case, such as "resnet50".
+        **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If there is no such backbone.
+        ArgumentError: If `backbone` is unknown.
+
+    Example:
+        >>> white = np.ones((1, 32, 32, 3))
+        >>> float(BackbonePreprocessing("mobilenetv2")(white)[0, 0, 0, 0])  # range [-1, 1]
+        1.0
     """
 
-    def __init__(self, backbone: str, **kwargs):
+    def __init__(self, backbone: str, **kwargs: Any):
         self.find(backbone)
         super().__init__(**kwargs)
         self.backbone = backbone
 
     @staticmethod
-    def find(name: str, argument: str = "backbone"):
+    def find(name: str, argument: str = "backbone") -> Callable[..., keras.Model]:
         """Returns the function of `keras.applications` that builds the backbone called `name`.
 
-        That of VGG16 for "squeezenet", which Keras has not.
+        For "squeezenet", which Keras does not have, it returns the function of VGG16.
 
         Raises:
-            ArgumentError: In the name of `argument`, if there is no such backbone.
+            ArgumentError: If the backbone is unknown. The message names `argument`.
         """
         builders = {key.lower(): key for key in dir(keras.applications) if key[0].isupper()}
         builders["squeezenet"] = "VGG16"
         _checks.one_of(argument, name, tuple(builders))
         return getattr(keras.applications, builders[name])
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         build = self.find(self.backbone)
         return sys.modules[build.__module__].preprocess_input(
             255 * inputs, data_format="channels_last"

@@ -15,13 +15,14 @@ counts such batches.
 import inspect
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
 from kerasim import _checks
+from kerasim._distances import PairMetric
 from kerasim._tensors import (
     PAIR_METRICS,
     ConfigMixin,
@@ -45,6 +46,9 @@ __all__ = [
     "TripletLoss",
 ]
 
+# A tensor of any backend, or an array; Keras declares no type of it.
+Tensor = Any
+
 _FAR = -1e9  # the logit of what is left out of a sum of exponentials
 
 
@@ -54,7 +58,7 @@ class _Loss(ConfigMixin, keras.Loss):
     The default name is the class name in snake_case, "sup_con_loss" for `SupConLoss`.
     """
 
-    def __init__(self, name=None, dtype=None, **kwargs):
+    def __init__(self, name: str | None = None, dtype: Any = None, **kwargs: Any):
         # A name that Keras counted up would change from one process to the next.
         name = name or re.sub("(?!^)(?=[A-Z][a-z])", "_", type(self).__name__).lower()
         # In float16 labels from 2049 on would merge, and a distance has few digits.
@@ -109,7 +113,7 @@ class _BatchLoss(_Loss):
             )
         return super().__call__(y_true, y_pred, sample_weight)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if y_pred.shape[0] == 0:
             return ops.sum(y_pred)
         costs, kept = self._costs(y_true, y_pred)
@@ -117,8 +121,8 @@ class _BatchLoss(_Loss):
         # Divided before they are added up: the sum may be too large for float32.
         return ops.sum(ops.where(kept, costs / count, 0.0))
 
-    def count_valid(self, y_true, y_pred):
-        """Returns how many anchors, pairs or triplets of `y_true` and `y_pred` count, a tensor."""
+    def count_valid(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Returns the number of anchors, pairs or triplets of `y_true` and `y_pred` in the mean."""
         return _count(self._costs(y_true, y_pred)[1])
 
 
@@ -126,25 +130,33 @@ class _BatchLoss(_Loss):
 class ContrastiveLoss(_Loss):
     """Contrastive loss: pulls positive pairs together and pushes negative pairs beyond a margin.
 
-    `same d**2 + (1 - same) max(margin - d, 0)**2`, where `y_true` is `same`, `(batch,)` or
-    `(batch, 1)`, 1 for a positive pair (in the paper `Y` is 0 for it), and `y_pred` is the distance
-    `d`, `(batch, 1)`, such as `models.siamese` gives. The paper halves both terms.
+    `loss = same d**2 + (1 - same) max(margin - d, 0)**2`. `y_true` is `same`, `(batch,)` or
+    `(batch, 1)`: 1 for a positive pair, 0 for a negative one (the paper uses the opposite, and
+    halves both terms). `y_pred` is the distance `d`, `(batch, 1)`, the output of `models.siamese`.
 
     Args:
         margin: Distance beyond which a negative pair has loss 0; 0 or more, in the units of the
-            embedding: two unit vectors lie at most 2 apart.
-        squared_margin: True for `same d**2 + (1 - same) max(margin**2 - d**2, 0)`, which pushes
-            far negative pairs more strongly and near ones less.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+            distance: the Euclidean distance of two unit vectors is at most 2.
+        squared_margin: True for `same d**2 + (1 - same) max(margin**2 - d**2, 0)`, which has a
+            larger gradient for distant negative pairs and a smaller one for close pairs.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the margin is negative.
+        ArgumentError: If `margin` is negative.
+
+    Example:
+        >>> loss = ContrastiveLoss(margin=1.0)
+        >>> distances = np.array([[0.2], [0.2]])
+        >>> round(float(loss(np.array([1, 1]), distances)), 3)  # two positive pairs: 0.2**2
+        0.04
+        >>> round(float(loss(np.array([0, 0]), distances)), 3)  # two negative pairs: (1 - 0.2)**2
+        0.64
 
     Reference:
         Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
     """
 
-    def __init__(self, margin: float = 1.0, squared_margin: bool = False, **kwargs):
+    def __init__(self, margin: float = 1.0, squared_margin: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.margin = _checks.number("margin", margin, 0)
         self.squared_margin = _checks.boolean("squared_margin", squared_margin)
@@ -157,7 +169,7 @@ class ContrastiveLoss(_Loss):
                 "models.siamese(embedder) and data.PairBatches."
             )
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
         # (batch, batch), and train on wrong pairs without an error.
         same = ops.reshape(y_true, ops.shape(y_pred))
@@ -175,7 +187,12 @@ class ContrastiveLoss(_Loss):
 class _TripletLoss(_BatchLoss):
     """Mean of `max(d_ap - d_an + margin, 0)` over the triplets that mining keeps."""
 
-    def __init__(self, margin: float = 0.2, mining: str = "all", **kwargs):
+    def __init__(
+        self,
+        margin: float = 0.2,
+        mining: Literal["all", "semi_hard", "hard"] = "all",
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         _checks.one_of("mining", mining, ("all", "semi_hard", "hard"))
         self.margin, self.mining = _checks.number("margin", margin, 0), mining
@@ -195,28 +212,45 @@ class _TripletLoss(_BatchLoss):
 
 @keras.saving.register_keras_serializable("kerasim")
 class TripletLoss(_TripletLoss):
-    """Wants each image nearer to its own class than to others, by a margin.
+    """Triplet loss: the anchor must be closer to the positive than to the negative, by a margin.
 
-    Mean of `max(d_ap - d_an + margin, 0)` over triplets of an anchor, a positive of its label and
-    a negative of another. Takes labels `(batch,)` and embeddings `(batch, dim)`. Memory grows with
-    the cube of the batch, 67 MB an array at 256 images, and with `batch**2 * dim`.
+    The mean of `max(d_ap - d_an + margin, 0)` over the triplets of a batch, where `d_ap` is the
+    distance of an anchor to a positive (an image of the same label) and `d_an` its distance to a
+    negative (an image of another label). `y_true` holds labels `(batch,)`, `y_pred` embeddings
+    `(batch, dim)`. Memory grows with the cube of the batch size, 67 MB per array for 256 images,
+    and with `batch**2 * dim`.
 
     Args:
-        margin: In the units of the distance; 0 or more, above 0 for "semi_hard".
-        metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity); only the
-            last scales the embeddings to unit length.
-        mining: "all" valid triplets, those that cost nothing included; "semi_hard":
-            `d_ap < d_an < d_ap + margin`; "hard": `d_an <= d_ap`. The mean is over those kept.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        margin: Margin in the units of the distance; 0 or more, greater than 0 for "semi_hard".
+        metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity). Only "cosine"
+            scales the embeddings to unit length.
+        mining: "all" keeps all triplets, including those with loss 0; "semi_hard" keeps those with
+            `d_ap < d_an < d_ap + margin`; "hard" those with `d_an <= d_ap`. The loss is the mean
+            over the triplets that are kept.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the margin is out of range, or metric or mining are not known.
+        ArgumentError: If `margin` is out of range, or `metric` or `mining` is unknown.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> loss = TripletLoss(margin=0.2)
+        >>> round(float(loss(np.array([0, 0, 1, 1]), embeddings)), 3)  # classes are separated
+        0.0
+        >>> round(float(loss(np.array([0, 1, 0, 1]), embeddings)), 3)  # classes are mixed
+        0.7
 
     Reference:
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
     """
 
-    def __init__(self, margin: float = 0.2, metric: str = "cosine", mining: str = "all", **kwargs):
+    def __init__(
+        self,
+        margin: float = 0.2,
+        metric: PairMetric = "cosine",
+        mining: Literal["all", "semi_hard", "hard"] = "all",
+        **kwargs: Any,
+    ):
         super().__init__(margin, mining, **kwargs)
         _checks.one_of("metric", metric, PAIR_METRICS)
         self.metric = metric
@@ -243,21 +277,37 @@ class _TwoSides:
 
 @keras.saving.register_keras_serializable("kerasim")
 class InBatchTripletLoss(_TwoSides, _TripletLoss):
-    """Wants each left image nearer to its right one than to the rights of other pairs.
+    """Triplet loss over positive pairs with in-batch negatives.
 
-    Mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with `d` = 1 - cosine, over
-    pairs i, and over pairs j that share no group with i.
+    The mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with the distance
+    `d = 1 - cosine similarity`. The left image of pair `i` is the anchor, its right image the
+    positive, and the right images of all pairs `j` that share no group with pair `i` are the
+    negatives.
 
-    `y_true` holds groups `(batch, 2)`, small integers: images that show the same thing share
-    one. `y_pred` is `(batch, 2, dim)`, from `models.siamese(embedder, metric=None)`.
+    `y_true` holds groups `(batch, 2)`, integers below 2**24: images of the same object have the
+    same group. `y_pred` is `(batch, 2, dim)`, the output of
+    `models.siamese(embedder, metric=None)`.
 
     Args:
-        margin: In units of the cosine, of which 2 is the most; 0 or more, above 0 for "semi_hard".
-        mining: As for `TripletLoss`.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        margin: Margin in the units of `d`, which is at most 2; 0 or more, greater than 0 for
+            "semi_hard".
+        mining: With `d_ap = d(left_i, right_i)` and `d_an = d(left_i, right_j)`: "all" keeps all
+            triplets, including those with loss 0; "semi_hard" keeps those with
+            `d_ap < d_an < d_ap + margin`; "hard" those with `d_an <= d_ap`.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the margin is out of range, or the mining is not known.
+        ArgumentError: If `margin` is out of range, or `mining` is unknown.
+
+    Example:
+        >>> groups = np.array([[0, 0], [1, 1]])
+        >>> embeddings = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+        >>> loss = InBatchTripletLoss(margin=0.2)
+        >>> round(float(loss(groups, embeddings)), 3)  # each left image matches its right one
+        0.0
+        >>> swapped = np.stack([embeddings[:, 0], embeddings[::-1, 1]], axis=1)
+        >>> round(float(loss(groups, swapped)), 3)  # it matches the other right one
+        1.2
 
     Reference:
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
@@ -272,65 +322,87 @@ class InBatchTripletLoss(_TwoSides, _TripletLoss):
 class _SoftmaxLoss(_BatchLoss):
     """A loss on cosines over a temperature."""
 
-    def __init__(self, temperature: float = 0.1, **kwargs):
+    def __init__(self, temperature: float = 0.1, **kwargs: Any):
         super().__init__(**kwargs)
         self.temperature = _checks.number("temperature", temperature, 1e-6)
 
 
 @keras.saving.register_keras_serializable("kerasim")
 class InfoNCELoss(_TwoSides, _SoftmaxLoss):
-    """Asks of each left image which right image of the batch is its own.
+    """Contrastive loss over positive pairs with in-batch negatives (InfoNCE, N-pair).
 
-    Mean over i of `-log(e(i, i) / (e(i, i) + sum over j of e(i, j)))`, where `e(i, j) =
-    exp(cos(left_i, right_j) / temperature)` and j shares no group with i.
+    The mean over pairs `i` of `-log(e(i, i) / (e(i, i) + sum_j e(i, j)))`, where
+    `e(i, j) = exp(cos(left_i, right_j) / temperature)` and `j` runs over the pairs that share no
+    group with pair `i`.
 
-    `y_true` and `y_pred` are those of `InBatchTripletLoss`.
+    `y_true` holds groups `(batch, 2)`, integers below 2**24: images of the same object have the
+    same group. `y_pred` is `(batch, 2, dim)`, the output of
+    `models.siamese(embedder, metric=None)`.
 
     Args:
-        temperature: Above 0; the lower, the more the hardest negatives count.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        temperature: Softmax temperature, greater than 0. Smaller values emphasize hard negatives.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the temperature is not above 0.
+        ArgumentError: If `temperature` is not positive.
+
+    Example:
+        >>> groups = np.array([[0, 0], [1, 1]])
+        >>> embeddings = np.array([[[1.0, 0.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+        >>> loss = InfoNCELoss(temperature=0.1)
+        >>> round(float(loss(groups, embeddings)), 3)  # each left image matches its right one
+        0.0
+        >>> swapped = np.stack([embeddings[:, 0], embeddings[::-1, 1]], axis=1)
+        >>> round(float(loss(groups, swapped)), 3)  # it matches the other right one
+        10.0
 
     Reference:
         Sohn, 2016, Improved deep metric learning with multi-class N-pair loss objective; with
         temperature and cosine: Chen et al., 2020. https://arxiv.org/abs/2002.05709
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         logits = _cosines(y_pred[:, 0], y_pred[:, 1]) / self.temperature
         own = ops.eye(ops.shape(logits)[0], dtype="bool")
         others = _other_groups(y_true, y_pred)
         total = ops.logsumexp(ops.where(own | others, logits, _FAR), axis=1)
         return ops.mean(total - ops.diagonal(logits))
 
-    def count_valid(self, y_true, y_pred):
-        """Returns how many negatives of all pairs of `y_true` and `y_pred` count, a tensor."""
+    def count_valid(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Returns the total number of negatives of all pairs of `y_true` and `y_pred`."""
         return _count(_other_groups(y_true, y_pred))
 
 
 @keras.saving.register_keras_serializable("kerasim")
 class AngularLoss(_BatchLoss):
-    """Bounds the angle at the negative of the triangle anchor, positive, negative.
+    """Angular loss: bounds the angle at the negative of the triangle anchor, positive, negative.
 
-    With embeddings scaled to unit length, mean over ordered pairs (a, p) of one label of
-    `log(1 + sum over n of exp(4 tan(angle)**2 (a + p) n - 2 (1 + tan(angle)**2) a p))`, n of
-    other labels. Takes labels `(batch,)` and embeddings `(batch, dim)`. Memory grows with the cube
-    of the batch, as for `TripletLoss`.
+    With embeddings scaled to unit length, the mean over ordered pairs of an anchor `a` and a
+    positive `p` of `log(1 + sum_n exp(4 tan(angle)**2 (a + p) n - 2 (1 + tan(angle)**2) a p))`,
+    where `n` runs over the negatives (images of other labels). `y_true` holds labels `(batch,)`,
+    `y_pred` embeddings `(batch, dim)`. Memory grows with the cube of the batch size, 67 MB per
+    array for 256 images.
 
     Args:
-        angle: In degrees, from 0.001 to 89.9.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        angle: Upper bound of the angle, in degrees, from 0.001 to 89.9.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the angle is out of range.
+        ArgumentError: If `angle` is out of range.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> loss = AngularLoss(angle=40.0)
+        >>> round(float(loss(np.array([0, 0, 1, 1]), embeddings)), 3)  # classes are separated
+        0.064
+        >>> round(float(loss(np.array([0, 1, 0, 1]), embeddings)), 3)  # classes are mixed
+        3.539
 
     Reference:
         Wang et al., 2017. https://arxiv.org/abs/1708.01682
     """
 
-    def __init__(self, angle: float = 40.0, **kwargs):
+    def __init__(self, angle: float = 40.0, **kwargs: Any):
         super().__init__(**kwargs)
         self.angle = _checks.number("angle", angle, 1e-3, 89.9)
 
@@ -346,27 +418,37 @@ class AngularLoss(_BatchLoss):
 
 @keras.saving.register_keras_serializable("kerasim")
 class MultiSimilarityLoss(_BatchLoss):
-    """Weighs each pair by how it compares with the anchor's other pairs.
+    """Multi-similarity loss: weights each pair relative to the other pairs of its anchor.
 
-    With s the cosine, mean over all anchors of
-    `log(1 + sum over positives of exp(-alpha (s - base))) / alpha +
-    log(1 + sum over negatives of exp(beta (s - base))) / beta`. Nothing is mined. Takes labels
-    `(batch,)` and embeddings `(batch, dim)`.
+    The mean over all anchors of `log(1 + P) / alpha + log(1 + N) / beta`, with
+    `P = sum_p exp(-alpha (s_p - base))` and `N = sum_n exp(beta (s_n - base))`, where `s_p` and
+    `s_n` are the cosine similarities of the anchor to its positives and negatives. All pairs of the
+    batch are used: the mining of the paper is left out. `y_true` holds labels `(batch,)`, `y_pred`
+    embeddings `(batch, dim)`.
 
     Args:
-        alpha: Sharpness on positives; above 0.
-        beta: Sharpness on negatives; above 0.
-        base: Cosine that positives should exceed, and negatives not; -1 to 1.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        alpha: Scale of the positive pairs, greater than 0.
+        beta: Scale of the negative pairs, greater than 0.
+        base: Cosine similarity that positive pairs should exceed and negative pairs should not, -1
+            to 1.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If any of them is out of range.
+        ArgumentError: If `alpha`, `beta` or `base` is out of range.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> loss = MultiSimilarityLoss()
+        >>> round(float(loss(np.array([0, 0, 1, 1]), embeddings)), 3)  # classes are separated
+        0.157
+        >>> round(float(loss(np.array([0, 1, 0, 1]), embeddings)), 3)  # classes are mixed
+        1.157
 
     Reference:
         Wang et al., 2019. https://arxiv.org/abs/1904.06627
     """
 
-    def __init__(self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, **kwargs):
+    def __init__(self, alpha: float = 2.0, beta: float = 50.0, base: float = 0.5, **kwargs: Any):
         super().__init__(**kwargs)
         self.alpha = _checks.number("alpha", alpha, 1e-6)
         self.beta = _checks.number("beta", beta, 1e-6)
@@ -384,16 +466,25 @@ class MultiSimilarityLoss(_BatchLoss):
 class SupConLoss(_SoftmaxLoss):
     """Supervised contrastive loss: all positives of an anchor against all other images.
 
-    With `e(i, j) = exp(cos(i, j) / temperature)`, mean over anchors i that have a positive of the
-    mean over their positives p of `-log(e(i, p) / sum over j != i of e(i, j))`. Takes labels
-    `(batch,)` and embeddings `(batch, dim)`.
+    With `e(i, j) = exp(cos(i, j) / temperature)`, the loss of an anchor `i` is the mean over its
+    positives `p` of `-log(e(i, p) / sum_j e(i, j))`, where `j` runs over all other images of the
+    batch. The loss is the mean over the anchors that have a positive. `y_true` holds labels
+    `(batch,)`, `y_pred` embeddings `(batch, dim)`.
 
     Args:
-        temperature: Above 0; the lower, the more the hardest negatives count.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        temperature: Softmax temperature, greater than 0. Smaller values emphasize hard negatives.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the temperature is not above 0.
+        ArgumentError: If `temperature` is not positive.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> loss = SupConLoss(temperature=0.1)
+        >>> round(float(loss(np.array([0, 0, 1, 1]), embeddings)), 3)  # classes are separated
+        0.0
+        >>> round(float(loss(np.array([0, 1, 0, 1]), embeddings)), 3)  # classes are mixed
+        10.0
 
     Reference:
         Khosla et al., 2020, `L_out`. https://arxiv.org/abs/2004.11362
@@ -410,18 +501,27 @@ class SupConLoss(_SoftmaxLoss):
 
 @keras.saving.register_keras_serializable("kerasim")
 class NTXentLoss(_SoftmaxLoss):
-    """Each positive alone against the negatives of its anchor.
+    """Normalized temperature-scaled cross-entropy: one positive against all negatives.
 
-    With `e(i, j) = exp(cos(i, j) / temperature)`, mean over ordered pairs (i, p) of one label of
-    `-log(e(i, p) / (e(i, p) + sum over negatives n of e(i, n)))`. Takes labels `(batch,)` and
-    embeddings `(batch, dim)`.
+    With `e(i, j) = exp(cos(i, j) / temperature)`, the mean over ordered pairs of an anchor `i` and
+    a positive `p` of `-log(e(i, p) / (e(i, p) + sum_n e(i, n)))`, where `n` runs over the negatives
+    (images of other labels). Unlike in `SupConLoss`, the other positives of the anchor are not in
+    the denominator. `y_true` holds labels `(batch,)`, `y_pred` embeddings `(batch, dim)`.
 
     Args:
-        temperature: Above 0; the lower, the more the hardest negatives count.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        temperature: Softmax temperature, greater than 0. Smaller values emphasize hard negatives.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If the temperature is not above 0.
+        ArgumentError: If `temperature` is not positive.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> loss = NTXentLoss(temperature=0.1)
+        >>> round(float(loss(np.array([0, 0, 1, 1]), embeddings)), 3)  # classes are separated
+        0.0
+        >>> round(float(loss(np.array([0, 1, 0, 1]), embeddings)), 3)  # classes are mixed
+        10.0
 
     Reference:
         Chen et al., 2020. https://arxiv.org/abs/2002.05709
@@ -436,34 +536,43 @@ class NTXentLoss(_SoftmaxLoss):
 
 @keras.saving.register_keras_serializable("kerasim")
 class ArcFaceLoss(_Loss):
-    """Softmax cross-entropy in which the angle to the own class is made wider by a margin.
+    """ArcFace: softmax cross-entropy with a margin added to the angle of the true class.
 
-    `-log(exp(scale cos(t + margin)) / (exp(scale cos(t + margin)) + sum over other classes of
-    exp(scale cos(t_j))))`, t the angle to the direction of a class. Past `t = pi - margin`,
-    where the cosine would rise again, `cos(t) - margin sin(margin)` stands in its place.
+    `-log(exp(scale cos(t + margin)) / (exp(scale cos(t + margin)) + sum_j exp(scale cos(t_j))))`,
+    where `t` is the angle between the embedding and the direction of its class, and `t_j` are the
+    angles to the directions of the other classes. Beyond `t = pi - margin`, where `cos(t + margin)`
+    would increase again, it is replaced by `cos(t) - margin sin(margin)`.
 
-    `y_true` holds labels, `(batch,)` or `(batch, 1)`, integers from 0; `y_pred` the cosines,
-    `(batch, classes)`, from `layers.CosineClassifier`. A label that is no class costs NaN, at
-    which `training.fit` stops.
+    `y_true` holds labels, `(batch,)` or `(batch, 1)`, integers from 0. `y_pred` holds the cosines,
+    `(batch, classes)`, the output of `layers.CosineClassifier`. The loss of a label outside of
+    `0 ... classes - 1` is NaN, at which `training.fit` stops.
 
     Args:
-        margin: In radians, 0 to pi / 2.
-        scale: What cosines are multiplied by; above 0.
-        **kwargs: As for `keras.Loss`, such as a `name`.
+        margin: Margin in radians, 0 to pi / 2.
+        scale: Factor of the cosines, greater than 0.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If margin or scale are out of range.
+        ArgumentError: If `margin` or `scale` is out of range.
+
+    Example:
+        >>> cosines = np.array([[0.9, 0.1], [0.2, 0.8]])
+        >>> loss = ArcFaceLoss(margin=0.5, scale=16.0)
+        >>> round(float(loss(np.array([0, 1]), cosines)), 3)  # the true class has the larger cosine
+        0.016
+        >>> round(float(loss(np.array([1, 0]), cosines)), 3)
+        19.068
 
     Reference:
         Deng et al., 2019. https://arxiv.org/abs/1801.07698
     """
 
-    def __init__(self, margin: float = 0.5, scale: float = 64.0, **kwargs):
+    def __init__(self, margin: float = 0.5, scale: float = 64.0, **kwargs: Any):
         super().__init__(**kwargs)
         self.margin = _checks.number("margin", margin, 0, math.pi / 2)
         self.scale = _checks.number("scale", scale, 1e-6)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
         own = ops.cast(ops.one_hot(labels, ops.shape(y_pred)[-1]), y_pred.dtype)
         cosine = ops.clip(y_pred, -1.0, 1.0)
@@ -481,18 +590,29 @@ class ArcFaceLoss(_Loss):
 class EmptyBatchCounter(keras.metrics.Sum):
     """Counts the batches of an epoch in which a loss found no valid pair or triplet.
 
-    Pass it to `compile` as a metric, and `fit` logs it as "empty_batches". What the loss compares
-    is computed once more for it.
+    Pass it to `compile` as a metric, and `fit` logs it as "empty_batches". It repeats the
+    computation of the loss to find the valid pairs.
 
     Args:
-        loss: A loss of this module that compares the images of a batch.
-        name, **kwargs: As for `keras.Metric`.
+        loss: A loss of this module that compares the images of a batch: any but `ContrastiveLoss`
+            and `ArcFaceLoss`.
+        name: Name of the metric in logs.
+        **kwargs: Passed to `keras.Metric`.
 
     Raises:
-        ArgumentTypeError: If the loss looks at each image or pair alone.
+        ArgumentTypeError: If `loss` is computed for each image or pair alone.
+
+    Example:
+        >>> counter = EmptyBatchCounter(TripletLoss())
+        >>> counter.update_state(np.array([0, 1, 2]), np.eye(3))  # no two images of one class
+        >>> counter.update_state(np.array([0, 0, 1]), np.eye(3))
+        >>> float(counter.result())
+        1.0
     """
 
-    def __init__(self, loss, name="empty_batches", **kwargs):
+    def __init__(
+        self, loss: keras.Loss | dict[str, Any], name: str = "empty_batches", **kwargs: Any
+    ):
         super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
         self.loss = keras.losses.get(loss) if isinstance(loss, dict) else loss  # one that was saved
         if not hasattr(self.loss, "count_valid"):
@@ -501,11 +621,11 @@ class EmptyBatchCounter(keras.metrics.Sum):
                 "such as losses.TripletLoss()."
             )
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Any = None) -> None:
         labels, given = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred, "float32")
         super().update_state(self.loss.count_valid(labels, given) == 0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "loss": keras.losses.serialize(self.loss)}
 
 

@@ -14,11 +14,14 @@ distances ordered by position.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks, _distances
-from kerasim._distances import METRICS
+from kerasim._distances import METRICS, Metric
 from kerasim.errors import ArgumentError
 
 __all__ = [
@@ -43,11 +46,11 @@ _BINS = 2**14  # of distances, for intervals, and for more pairs than that
 _MOST_RANGES = 100
 
 
-def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
+def psnr(images: ArrayLike, reference: ArrayLike, data_range: float = 1.0) -> np.ndarray:
     """Measures the peak signal-to-noise ratio of each image, in decibels.
 
-    `psnr = 10 log10(data_range**2 / mse)`; infinite for equal images. The mean over images of
-    this, as papers report it, is not the PSNR of the mean error.
+    `psnr = 10 log10(data_range**2 / mse)`; infinite for equal images. Papers report the mean of
+    this over images, which is not the PSNR of the mean error.
 
     Args:
         images: `(n, height, width, channels)`, float.
@@ -59,6 +62,11 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
 
     Raises:
         ArgumentError: If shapes differ, or the images are not float or not finite.
+
+    Example:
+        >>> clean = np.zeros((1, 8, 8, 1))
+        >>> psnr(clean + 0.1, clean).round(6).tolist()  # 10 log10(1 / 0.1**2)
+        [20.0]
     """
     images, reference = _check_both(images, reference, data_range)
     factor = _distances.lift(images, reference)
@@ -70,11 +78,12 @@ def psnr(images, reference, data_range: float = 1.0) -> np.ndarray:
     return 20 * (np.log10(float(data_range)) - decades)
 
 
-def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
+def ssim(images: ArrayLike, reference: ArrayLike, data_range: float = 1.0) -> np.ndarray:
     """Measures the structural similarity of each image: 1 for equal images, about 0 for unrelated.
 
-    scikit-image's `structural_similarity` with the settings of the paper: a Gaussian window of
-    1.5 pixels and 11 x 11, covariances of the population, the mean over channels.
+    Uses `structural_similarity` of scikit-image with the settings of the paper: a Gaussian window
+    of 11 x 11 pixels with a standard deviation of 1.5, population covariances, and the mean over
+    channels.
 
     Args:
         images: `(n, height, width, channels)`, float, 11 x 11 pixels or more.
@@ -85,8 +94,15 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
         `(n,)` float64, from -1 to 1.
 
     Raises:
-        ArgumentError: If shapes differ, or the images are not float, not finite, smaller than the
-            window, or more than 100 times `data_range`.
+        ArgumentError: If shapes differ, the images are not float, not finite or smaller than the
+            window, or their values exceed 100 times `data_range`.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((1, 32, 32, 1))
+        >>> ssim(images, images).tolist()
+        [1.0]
+        >>> bool(ssim(images, 1 - images)[0] < 0)  # inverted
+        True
 
     Reference:
         Wang et al., 2004. https://doi.org/10.1109/TIP.2003.819861
@@ -114,12 +130,12 @@ def ssim(images, reference, data_range: float = 1.0) -> np.ndarray:
     return np.array(values, dtype="float64")
 
 
-def frechet_distance(features_a, features_b) -> float:
+def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
     """Computes the Fréchet distance of two sets of vectors, from their means and covariances.
 
-    `|m_a - m_b|**2 + trace(C_a + C_b - 2 (C_a C_b)**(1/2))`: of Gaussians with those moments, the
-    squared 2-Wasserstein distance. On features of Inception-v3 it is known as FID. It falls with
-    the number of vectors: compare at equal counts only.
+    `|m_a - m_b|**2 + trace(C_a + C_b - 2 (C_a C_b)**(1/2))`, the squared 2-Wasserstein distance of
+    Gaussians with means `m` and covariances `C`. On features of Inception-v3 it is known as FID. It
+    decreases with the number of vectors, so compare only distances of equal numbers.
 
     Args:
         features_a: `(n, dim)`, two rows or more.
@@ -129,8 +145,13 @@ def frechet_distance(features_a, features_b) -> float:
         0 or more.
 
     Raises:
-        ArgumentError: If widths differ, a set holds fewer than two vectors, or the distance is
+        ArgumentError: If dimensions differ, a set holds fewer than two vectors, or the distance is
             above 1.8e308, the largest float64.
+
+    Example:
+        >>> features = np.random.default_rng(0).normal(size=(100, 4))
+        >>> round(frechet_distance(features, features + 1.0), 6)  # 4 dimensions, each shifted by 1
+        4.0
 
     Reference:
         Dowson & Landau, 1982; Heusel et al., 2017. https://arxiv.org/abs/1706.08500
@@ -197,39 +218,51 @@ def _check_both(images, reference, data_range):
 
 
 def retrieval(
-    queries,
-    query_labels,
-    gallery=None,
-    gallery_labels=None,
-    metric: str = "cosine",
-    ks=(1, 10),
+    queries: ArrayLike,
+    query_labels: ArrayLike,
+    gallery: ArrayLike | None = None,
+    gallery_labels: ArrayLike | None = None,
+    metric: Metric = "cosine",
+    ks: Sequence[int] = (1, 10),
     per_query: bool = False,
-) -> dict:
-    """Scores how well the nearest vectors of the gallery share the label of each query.
+) -> dict[str, Any]:
+    """Measures how many of the nearest gallery vectors have the label of the query.
 
-    With R the number of images of a query's class in the gallery: "recall@k", one or more of the
-    first k share the label; "precision@k", the share of the first k that do; "r_precision",
-    precision at R; "map@r", the mean over ranks up to R of the precision where there is a hit,
-    else 0; "mrr", one over the rank of the first hit in the whole gallery. Equal distances are
-    ordered by position. A block of queries is worked on at a time, so that memory does not grow
-    with the product of queries and gallery.
+    A hit is a gallery vector with the label of the query, and R is the number of such vectors in
+    the gallery. The scores are
+
+    - "recall@k": 1 if there is a hit among the first k, else 0;
+    - "precision@k": the share of hits among the first k;
+    - "r_precision": the precision at R;
+    - "map@r": the mean over the ranks 1 to R of the precision at that rank if it is a hit, else 0;
+    - "mrr": the reciprocal rank of the first hit.
+
+    Equal distances are ordered by position. Queries are processed in blocks, so that memory does
+    not grow with the product of queries and gallery.
 
     Args:
         queries: `(n, dim)` vectors.
         query_labels: `(n,)` integers or strings.
-        gallery: `(m, dim)` vectors to search; None for the queries themselves, each left out of
-            its own answer.
-        gallery_labels: `(m,)`.
+        gallery: `(m, dim)` vectors to search. None searches the queries themselves; a query does
+            not find itself.
+        gallery_labels: `(m,)` integers or strings; None if `gallery` is None.
         metric: "euclidean", "manhattan" or "cosine".
         ks: Values of k, each from 1 to the number of vectors that a query can find.
-        per_query: True for arrays `(n,)`, NaN for queries left out, for `interval`.
+        per_query: True returns the scores of each query, for `bootstrap_interval`.
 
     Returns:
-        The mean of each score over the queries, and "left_out": the number of queries whose class
-        is not in the gallery.
+        The mean of each score over the queries or, with `per_query`, an array `(n,)` of each score.
+        Queries whose label is not in the gallery are left out of the mean, and NaN in the arrays;
+        "left_out" is their number.
 
     Raises:
-        ArgumentError: If vectors and labels do not fit, or every query is left out.
+        ArgumentError: If the shapes of vectors and labels do not match, or every query is left out.
+
+    Example:
+        >>> embeddings = [[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1], [0.7, 0.7]]
+        >>> scores = retrieval(embeddings, ["cat", "cat", "dog", "dog", "bird"], ks=[1])
+        >>> scores["recall@1"], scores["left_out"]  # there is no other bird
+        (1.0, 1)
 
     Reference:
         Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505
@@ -384,22 +417,31 @@ class _Search:
         return 1 + closer.sum() + ahead.sum()
 
 
-def bootstrap_interval(values, seed: int = 0, resamples: int = 1000) -> tuple[float, float]:
+def bootstrap_interval(
+    values: ArrayLike, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
     """Computes the 95 % interval of the mean of `values` with the percentile bootstrap.
 
-    For two systems on the same queries, pass the differences of their scores: if the interval
-    holds no 0, they differ.
+    To compare two models on the same queries, pass the differences of their scores: the models
+    differ significantly if the interval does not contain 0.
 
     Args:
-        values: `(n,)`; NaN are left out.
+        values: `(n,)` numbers. NaN is ignored.
         seed: The same seed draws the same resamples.
-        resamples: Number of them, 1 or more.
+        resamples: Number of resamples, 1 or more.
 
     Returns:
         `(low, high)`, in the units of the values.
 
     Raises:
-        ArgumentError: If there are fewer than two values, or they are no row.
+        ArgumentError: If there are fewer than two values, a value is infinite, or the shape is not
+            `(n,)`.
+
+    Example:
+        >>> new, old = np.array([0.9, 0.8, 0.7, 0.9, 0.6]), np.array([0.7, 0.5, 0.6, 0.6, 0.5])
+        >>> low, high = bootstrap_interval(new - old)
+        >>> low > 0  # the new scores are significantly higher
+        True
 
     Reference:
         Efron & Tibshirani, 1993, An Introduction to the Bootstrap, chapter 13.
@@ -423,16 +465,16 @@ def bootstrap_interval(values, seed: int = 0, resamples: int = 1000) -> tuple[fl
     return float(np.ldexp(low, exponent)), float(np.ldexp(high, exponent))
 
 
-def pair_distances(left, right, metric: str = "cosine") -> np.ndarray:
-    """Measures the distance of each pair of embeddings, for `verification`.
+def pair_distances(left: ArrayLike, right: ArrayLike, metric: Metric = "cosine") -> np.ndarray:
+    """Computes the distance of each pair of embeddings, for `verification`.
 
     Args:
-        left: `(n, dim)`.
-        right: `(n, dim)`; row `i` is the other one of the pair `left[i]`.
+        left: `(n, dim)`, the first embedding of each pair.
+        right: `(n, dim)`, the second embedding of each pair.
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
 
     Returns:
-        `(n,)` float64: the distances that `NeighborIndex.query` gives.
+        `(n,)` float64, equal to the distances that `NeighborIndex.query` returns.
 
     Raises:
         ArgumentError: If shapes differ, a vector is not finite or, under "cosine", zero, or a
@@ -461,15 +503,21 @@ class Verification:
     Made by `verification`.
 
     Attributes:
-        fpr: Share of negative pairs accepted at each threshold, rising.
-        tpr: Share of positive pairs accepted.
-        thresholds: A pair is accepted if its distance is this or less. Only those at which the
-            curve changes its slope.
-        auc: Area under `tpr` over `fpr`.
-        eer: Rate at which as many negative pairs are accepted as positive ones are rejected.
-        eer_threshold: The least distance at which as many are.
+        fpr: Share of negative pairs accepted at each threshold, increasing.
+        tpr: Share of positive pairs accepted at each threshold.
+        thresholds: Largest accepted distance at each point of the curve. Points between which the
+            slope of the curve is constant are left out.
+        auc: Area under the ROC curve, `tpr` over `fpr`.
+        eer: Equal error rate, at which the share of negative pairs accepted equals the share of
+            positive pairs rejected.
+        eer_threshold: The smallest distance at which the share of negative pairs accepted reaches
+            the share of positive pairs rejected.
         positive: Distances of positive pairs, sorted.
         negative: Distances of negative pairs, sorted.
+
+    Example:
+        >>> verification(distances=[0.1, 0.2, 0.4, 0.6], same=[1, 1, 0, 0])
+        <Verification of 2 positive and 2 negative pairs: auc=1, eer=0 at threshold 0.2>
     """
 
     fpr: np.ndarray
@@ -506,15 +554,16 @@ class Verification:
             return float(max(self.positive[-1], self.negative[-1]))
         return float(np.nextafter(self.negative[allowed], -np.inf))
 
-    def error_rates(self, threshold: float) -> dict:
-        """Counts what a threshold accepts and rejects.
+    def error_rates(self, threshold: float) -> dict[str, float]:
+        """Computes the error rates and the accuracy at a threshold.
 
         Args:
-            threshold: Largest distance that is accepted, such as one fitted on other pairs.
+            threshold: Largest distance that is accepted, such as a threshold fitted on other
+                pairs.
 
         Returns:
-            "far", share of negative pairs accepted; "frr", share of positive pairs rejected;
-            "accuracy", with half of the weight on positive pairs whatever their number.
+            "far", the share of negative pairs accepted; "frr", the share of positive pairs
+            rejected; and "accuracy", the balanced accuracy `1 - (far + frr) / 2`.
 
         Raises:
             ArgumentError: If the threshold is not finite.
@@ -525,23 +574,23 @@ class Verification:
         frr = float((len(self.positive) - accepted) / len(self.positive))
         return {"far": far, "frr": frr, "accuracy": 1 - (far + frr) / 2}
 
-    def score(self, distances) -> np.ndarray:
-        """Turns distances into similarities in [0, 1], calibrated on these pairs.
+    def score(self, distances: ArrayLike) -> np.ndarray:
+        """Converts distances to similarity scores in [0, 1], calibrated on these pairs.
 
-        A score is the estimated probability that a pair at that distance is positive, if half of
-        all pairs were: a logistic curve. Fit it on pairs of a validation split, not on those it is
-        reported for. (In the student report that kerasim began with, positive pairs score 0 and
-        negative ones are labeled 1: its score is `1 - score`, its label `1 - same`.)
+        A score is the estimated probability that a pair at that distance is positive, assuming that
+        half of all pairs are positive: a logistic curve (Platt scaling). Fit it on pairs of a
+        validation split, not on the pairs whose scores are reported. (The student report that
+        kerasim is based on uses the opposite: its score is `1 - score`, its label `1 - same`.)
 
         Args:
             distances: Array of any shape.
 
         Returns:
-            As many scores, float64.
+            Scores of that shape, float64.
 
         Raises:
             ArgumentError: If a distance is not finite.
-            ArgumentTypeError: If they are no real numbers.
+            ArgumentTypeError: If `distances` are not real numbers.
 
         Reference:
             Platt, 1999, Probabilistic outputs for support vector machines.
@@ -580,23 +629,32 @@ def _without_outliers(distances):
         return distances.clip(first - reach, third + reach)
 
 
-def verification(distances, same) -> Verification:
+def verification(distances: ArrayLike, same: ArrayLike) -> Verification:
     """Measures how well distances separate positive from negative pairs.
 
-    Fit a threshold on pairs of one split, `verification(...).threshold(max_far=0.01)`, and report
-    it on another, `verification(...).error_rates(threshold)`. No figure depends on the share of
-    positive pairs.
+    Fit a threshold on the pairs of one split, `verification(...).threshold(max_far=0.01)`, and
+    report its error rates on another, `verification(...).error_rates(threshold)`. No result
+    depends on the share of positive pairs.
 
     Args:
-        distances: `(n,)` or `(n, 1)`, greater for less similar pairs, as from `pair_distances`.
-        same: As many: 1 or True for a positive pair, else 0.
+        distances: `(n,)` or `(n, 1)`, larger for less similar pairs, such as the result of
+            `pair_distances`.
+        same: `(n,)` or `(n, 1)`: 1 or True for a positive pair, 0 or False for a negative one.
 
     Returns:
         `Verification`: rates at each threshold, `auc`, `eer`, and methods that fit a threshold.
 
     Raises:
-        ArgumentError: If there are no positive or no negative pairs, or distances are not finite
-            numbers of float64.
+        ArgumentError: If there are no positive or no negative pairs, or a distance is not finite or
+            exceeds the range of float64.
+
+    Example:
+        >>> validation = verification([0.1, 0.2, 0.3, 0.4, 0.6, 0.8], [1, 1, 0, 1, 0, 0])
+        >>> round(validation.auc, 3)
+        0.889
+        >>> threshold = validation.threshold(max_far=0.0)  # accepts no negative pair
+        >>> verification([0.1, 0.5, 0.2, 0.7], [1, 1, 0, 0]).error_rates(threshold)
+        {'far': 0.5, 'frr': 0.5, 'accuracy': 0.5}
     """
     from sklearn.metrics import auc, roc_curve
 
@@ -644,31 +702,46 @@ def _equal_error(fpr, tpr) -> float:
 
 
 def pairwise_verification(
-    embeddings, labels, metric: str = "cosine", seed: int = 0, resamples: int = 200
-) -> dict:
-    """Measures verification over every pair of images, with 95 % intervals.
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    metric: Metric = "cosine",
+    seed: int = 0,
+    resamples: int = 200,
+) -> dict[str, Any]:
+    """Computes AUC and EER over all pairs of images, with 95 % intervals.
 
-    Pairs that share an image are not independent, so images are resampled for the intervals, not
-    pairs. Up to two million pairs (2,000 images) "auc" and "eer" are those of `verification`. Of
-    more pairs, and for the intervals, distances are counted in 16,384 bins, which hold about equal
-    shares of the positive and of the negative pairs: the figures are then off by 0.0001 at most. A
-    block of pairs is worked on at a time.
+    Pairs that share an image are not independent, so the bootstrap resamples images instead of
+    pairs. For at most two million pairs (2,000 images) "auc" and "eer" are those of `verification`.
+    For more pairs, and for the intervals, distances are counted in 16,384 bins, which hold about
+    equal shares of the positive and of the negative pairs: the error is at most 0.0001. Pairs are
+    processed in blocks.
 
     Args:
         embeddings: `(n, dim)` vectors, two or more.
         labels: `(n,)` integers or strings.
         metric: "euclidean", "manhattan" or "cosine".
         seed: The same seed draws the same resamples.
-        resamples: Number of them, 1 or more.
+        resamples: Number of resamples, 1 or more.
 
     Returns:
-        "auc" and "eer", see `verification`; "auc_interval" and "eer_interval", `(low, high)`, by
-        the percentile bootstrap over images; "positive_pairs" and
-        "negative_pairs", their numbers.
+        "auc" and "eer", the area under the ROC curve and the equal error rate; "auc_interval" and
+        "eer_interval", `(low, high)`, from the percentile bootstrap over images; "positive_pairs"
+        and "negative_pairs", the numbers of pairs.
 
     Raises:
-        ArgumentError: If vectors and labels do not fit, or there are no positive or no negative
-            pairs.
+        ArgumentError: If the shapes of embeddings and labels do not match, or there are no positive
+            or no negative pairs.
+
+    Example:
+        >>> embeddings = np.random.default_rng(0).normal(size=(30, 8))
+        >>> labels = np.arange(30) % 3
+        >>> embeddings[np.arange(30), labels] += 6.0  # three clusters
+        >>> scores = pairwise_verification(embeddings, labels, resamples=50)
+        >>> scores["positive_pairs"], scores["negative_pairs"]
+        (135, 300)
+        >>> low, high = scores["auc_interval"]
+        >>> 0.5 < low <= scores["auc"] <= high
+        True
 
     Reference:
         Snijders & Borgatti, 1999, Non-parametric standard errors and tests for network statistics.
@@ -748,15 +821,23 @@ def _summary(x, labels, metric, positive, negative):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Candidates:
-    """How often the right candidate is among the nearest.
+    """How often the correct candidate is among the nearest.
 
     Made by `candidate_accuracy`.
 
     Attributes:
-        accuracy: Share of queries whose own candidate is among the `k` nearest.
-        ci_low: Lower end of its 95 % interval, by Wilson's score.
-        ci_high: Upper end.
-        ranks: `(n,)` int64: place of the own candidate, from 1 on; a tie counts as lost.
+        accuracy: Share of queries whose correct candidate is among the `k` nearest.
+        ci_low: Lower end of the 95 % interval of `accuracy` (Wilson score interval).
+        ci_high: Upper end of that interval.
+        ranks: `(n,)` int64, the rank of the correct candidate, from 1. Candidates at the same
+            distance are ranked before it.
+
+    Example:
+        >>> left = np.eye(4)
+        >>> right = np.eye(4)[[0, 1, 2, 0]]  # the last pair does not match
+        >>> pools = [[0, 1], [1, 2], [2, 3], [3, 1]]
+        >>> candidate_accuracy(left, right, pools, k=1)
+        <Candidates of 4 queries: accuracy=0.75, 95 % interval 0.3006 to 0.9544>
     """
 
     accuracy: float
@@ -771,22 +852,32 @@ class Candidates:
         )
 
 
-def candidate_accuracy(left, right, pools, k: int = 2, metric: str = "cosine") -> Candidates:
-    """Measures how often the right image of a pair is found in a pool of candidates.
+def candidate_accuracy(
+    left: ArrayLike, right: ArrayLike, pools: ArrayLike, k: int = 2, metric: Metric = "cosine"
+) -> Candidates:
+    """Measures how often the correct candidate of a query is found in a pool of candidates.
 
     Args:
         left: `(n, dim)` embeddings of the queries.
-        right: `(n, dim)` embeddings; `right[i]` belongs to `left[i]`.
-        pools: `(n, c)` positions in `right`, as `data.candidate_pools` draws them; row `i` holds
-            `i` once.
-        k: How many of the nearest count, 1 to `c`.
+        right: `(n, dim)` embeddings of the candidates; `right[i]` is the correct one for `left[i]`.
+        pools: `(n, c)` positions in `right`, such as the result of `data.candidate_pools`: the
+            candidates of each query. Row `i` holds `i` once.
+        k: A query counts as correct if its candidate is among the `k` nearest; 1 to `c`.
         metric: "euclidean", "manhattan" or "cosine".
 
     Returns:
         `Candidates`: `accuracy`, its interval `ci_low` to `ci_high`, and `ranks`.
 
     Raises:
-        ArgumentError: If the shapes do not fit, or a pool does not hold its own candidate.
+        ArgumentError: If the shapes do not match, or a pool does not hold the correct candidate
+            exactly once.
+
+    Example:
+        >>> from kerasim.data import candidate_pools
+        >>> left = np.random.default_rng(0).normal(size=(50, 8))
+        >>> right = left + 0.1  # almost the same embeddings
+        >>> candidate_accuracy(left, right, candidate_pools(50)).accuracy
+        1.0
 
     Reference:
         Wilson, 1927. https://doi.org/10.1080/01621459.1927.10502953

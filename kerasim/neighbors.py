@@ -36,14 +36,19 @@ import math
 import threading
 import types
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import faiss
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _artifacts, _checks, _distances, _model_identity
-from kerasim._distances import METRICS
+from kerasim._distances import METRICS, Metric
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+
+if TYPE_CHECKING:
+    import keras
 
 __all__ = [
     "NeighborIndex",
@@ -60,33 +65,34 @@ _TOO_FAR = "a vector whose neighbors are farther away than 1.8e308, the largest 
 
 
 class NeighborIndex:
-    """Finds the nearest of a set of vectors.
+    """Finds the nearest neighbors of queries in a set of vectors.
 
-    scikit-learn (Euclidean, and cosine by way of unit vectors) and faiss (Manhattan) propose
-    candidates in float32. Their distances are computed in float64, and a query whose candidates
-    are not proven to hold its neighbors is asked again with more. The answer does not depend on
-    the number of queries or threads.
+    scikit-learn (Euclidean, and cosine on unit vectors) and faiss (Manhattan) propose candidates
+    in float32. The distances of the candidates are computed in float64. If the candidates of a
+    query are not proven to contain its neighbors, more candidates are requested. The answer does
+    not depend on the number of queries or threads.
 
     Args:
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
         kind: "exact", or "hnsw" for a graph (Malkov & Yashunin, 2020.
-            https://arxiv.org/abs/1603.09320), which finds most of the nearest in a small part of
-            the time. The distances that it returns are exact, too.
-        m: Links of each vector in the graph, 2 or more; more need memory and find more.
-        ef_construction: Candidates held while the graph is built, 1 or more.
-        ef_search: Candidates held in a query, 1 or more.
+            https://arxiv.org/abs/1603.09320), which finds most of the nearest vectors in a small
+            fraction of the time. The distances that it returns are exact, too.
+        m: Links of each vector in the graph, 2 or more. More links need more memory and increase
+            recall.
+        ef_construction: Size of the candidate list while the graph is built, 1 or more.
+        ef_search: Size of the candidate list in a query, 1 or more.
 
     Attributes:
-        recall_: Of a graph, measured when it was built: share of the ten nearest that it finds,
-            for at most 1,000 of its own vectors, copies counted once, drawn with seed 0. 1.0 for
-            an exact index. Each of them finds itself, so vectors that are not in the graph have a
-            lower recall: of a million without any structure (iid normal, 64 numbers,
-            ef_search=512) 0.905 where this says 0.940.
-        embeddings: `(n, dim)`, the vectors that were given.
-        fingerprint: That of the embedder that made them, if the index was saved with one.
+        recall_: Recall at 10 of a graph, measured when it is built on at most 1,000 of its own
+            vectors, drawn with seed 0 (equal vectors are counted once). 1.0 for an exact index.
+            Each of these vectors finds itself, so queries that are not in the graph have a lower
+            recall: for a million vectors without structure (iid normal, 64 dimensions,
+            ef_search=512) 0.905, where `recall_` is 0.940.
+        embeddings: `(n, dim)`, the vectors in the index.
+        fingerprint: Fingerprint of the embedder with which the index was saved, or None.
 
     Raises:
-        ArgumentError: If a setting is out of range or not known.
+        ArgumentError: If a setting is out of range or unknown.
 
     Example:
         >>> index = NeighborIndex("euclidean").fit([[0.0, 0.0], [3.0, 4.0]])
@@ -97,8 +103,8 @@ class NeighborIndex:
 
     def __init__(
         self,
-        metric: str = "cosine",
-        kind: str = "exact",
+        metric: Metric = "cosine",
+        kind: Literal["exact", "hnsw"] = "exact",
         m: int = 32,
         ef_construction: int = 200,
         ef_search: int = 64,
@@ -121,17 +127,19 @@ class NeighborIndex:
             held += f", recall_={self.recall_:.3f}"
         return f"<NeighborIndex {settings}: {held}>"
 
-    def fit(self, embeddings) -> "NeighborIndex":
-        """Takes the vectors to search.
+    def fit(self, embeddings: ArrayLike) -> "NeighborIndex":
+        """Replaces the vectors in the index.
 
         Args:
-            embeddings: `(n, dim)`, one row or more, of any real dtype; kept as they are.
+            embeddings: `(n, dim)`, one row or more, of any real dtype. A copy is stored in that
+                dtype (`np.longdouble` as float64).
 
         Returns:
-            Itself.
+            The index itself.
 
         Raises:
-            ArgumentError: On NaN, infinity or, under "cosine", zero vectors, with their rows.
+            ArgumentError: If a vector holds NaN or infinity or, under "cosine", only zeros. The
+                message names the rows.
         """
         return self._fit(_checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
 
@@ -161,17 +169,18 @@ class NeighborIndex:
             raise AttributeError("The index is empty: call fit(embeddings) first.")
         return self._state.embeddings
 
-    def add(self, embeddings) -> "NeighborIndex":
-        """Takes more vectors in; an exact index is fitted again, a graph grows.
+    def add(self, embeddings: ArrayLike) -> "NeighborIndex":
+        """Adds vectors to the index. An exact index is fitted again, a graph is extended.
 
         Args:
-            embeddings: `(n, dim)`, as for `fit`.
+            embeddings: `(n, dim)`, of any real dtype; `n` may be 0 unless the index is empty.
 
         Returns:
-            Itself.
+            The index itself.
 
         Raises:
-            ArgumentError: As `fit`, or if they are of another width.
+            ArgumentError: If a vector holds NaN or infinity or, under "cosine", only zeros, or has
+                another dimension than those in the index.
         """
         if not len(self):
             return self.fit(embeddings)
@@ -204,14 +213,15 @@ class NeighborIndex:
         self.recall_ = self._recall(self._state)
         return self
 
-    def grown(self, embeddings) -> "NeighborIndex":
-        """Returns an index with more vectors; this one stays as it is, for other threads.
+    def grown(self, embeddings: ArrayLike) -> "NeighborIndex":
+        """Returns a copy of the index with more vectors. Other threads can still query this one.
 
         Args:
-            embeddings: `(n, dim)`, as for `fit`.
+            embeddings: `(n, dim)`, of any real dtype.
 
         Raises:
-            ArgumentError: As `add`.
+            ArgumentError: If a vector holds NaN or infinity or, under "cosine", only zeros, or has
+                another dimension than those in the index.
         """
         grown = copy.copy(self)
         if self.kind == "hnsw":
@@ -220,22 +230,22 @@ class NeighborIndex:
             grown._state = dataclasses.replace(self._state, engine=engine)
         return grown.add(embeddings)
 
-    def query(self, x, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    def query(self, x: ArrayLike, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds the `k` nearest vectors of each row.
 
         Args:
             x: `(n, dim)` vectors of the same model; `n` may be 0.
-            k: How many to find, 1 or more. If there are fewer vectors, all are returned, with a
-                warning.
+            k: Number of neighbors, 1 or more. If the index holds fewer vectors, all of them are
+                returned, with a warning.
 
         Returns:
-            `(distances, indices)`, each `(n, k)`, float64 and int64, ordered by distance, then
-            index. Distances are true ones (not squared).
+            `(distances, indices)`, each `(n, k)`, float64 and int64, ordered by distance, then by
+            index. Euclidean distances are not squared.
 
         Raises:
-            ArgumentError: If the index is empty, `k` or the width does not fit, or a row holds
-                NaN, infinity or, under "cosine", only zeros; or if a distance is above 1.8e308,
-                the largest float64.
+            ArgumentError: If the index is empty, `k` is out of range, the vectors have another
+                dimension than those in the index, a row holds NaN or infinity or, under "cosine",
+                only zeros, or a distance is above 1.8e308, the largest float64.
         """
         if not len(self):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
@@ -315,10 +325,12 @@ class NeighborIndex:
             distances[complete], indices[complete] = nearest
         return distances, indices
 
-    def identify(self, x, labels, threshold: float, unknown=-1) -> np.ndarray:
-        """Names each row after its nearest vector, if that is near enough.
+    def identify(
+        self, x: ArrayLike, labels: ArrayLike, threshold: float, unknown: int | str = -1
+    ) -> np.ndarray:
+        """Gives each row the label of its nearest vector, if the distance is within a threshold.
 
-        One vector of a class in the index is enough (one-shot verification), and the embedder
+        One vector per class in the index is enough (one-shot identification), and the embedder
         need not have been trained on that class.
 
         Args:
@@ -326,15 +338,16 @@ class NeighborIndex:
             labels: Integers or strings, one for each vector in the index.
             threshold: Largest distance at which a row is accepted, such as
                 `metrics.verification(...).threshold(max_far=0.01)` on pairs of other classes.
-            unknown: Label of the rows that are not accepted; of the kind of `labels`.
+            unknown: Label of the rows that are rejected: an integer or, if `labels` are strings, a
+                string.
 
         Returns:
             `(n,)` labels.
 
         Raises:
-            ArgumentError: As `query`; if there is not one label for each vector, or one of them
-                is `unknown`.
-            ArgumentTypeError: If `unknown` is not of the kind of `labels`.
+            ArgumentError: If there is not one label for each vector, one of the labels equals
+                `unknown`, or `query` refuses the rows.
+            ArgumentTypeError: If `unknown` and `labels` are not both integers or both strings.
         """
         _checks.number("threshold", threshold)
         labels = _checks.labels("labels", labels, len(self), "vectors in the index")
@@ -346,18 +359,20 @@ class NeighborIndex:
         distances, indices = self.query(x, k=1)
         return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], other)
 
-    def save(self, path, embedder=None, replace: bool = False) -> None:
-        """Writes the index to a folder, whole or not at all.
+    def save(
+        self, path: Path | str, embedder: "keras.Model | None" = None, replace: bool = False
+    ) -> None:
+        """Writes the index to a folder, completely or not at all.
 
         Args:
             path: Folder.
-            embedder: The model that made the vectors: `load` can then refuse any other.
+            embedder: The model that computed the vectors. `load` can then refuse other models.
             replace: True to overwrite an index that this one was not loaded from or saved to.
 
         Raises:
             ArgumentError: If the index is empty.
-            ArtifactError: If there is such an index, the folder holds something else, or it cannot
-                be written.
+            ArtifactError: If the folder holds another index and `replace` is False, holds something
+                else, or cannot be written.
         """
         if not len(self):
             raise ArgumentError("The index is empty: call fit(embeddings) before save.")
@@ -368,19 +383,19 @@ class NeighborIndex:
         _artifacts.write(path, _KIND, self.fill, self.info(), fingerprint)
         self._saved.note(path)
 
-    def settings(self) -> dict:
-        """Returns the arguments that the index was made with."""
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
         names = ("metric", "kind", "m", "ef_construction", "ef_search")
         return {name: getattr(self, name) for name in names}
 
-    def info(self) -> dict:
-        """Returns what the manifest keeps beside the files of `fill`."""
+    def info(self) -> dict[str, Any]:
+        """Returns what `save` stores in the manifest, beside the files that `fill` writes."""
         info = {"settings": self.settings(), "recall": self.recall_, "first": self._state.first}
         if self.kind == "hnsw":
             info["entry_point"] = int(self._state.engine.graph.hnsw.entry_point)
         return info
 
-    def fill(self, folder) -> None:
+    def fill(self, folder: Path) -> None:
         """Writes the files of the index into `folder`, an empty one, for `_artifacts.write`."""
         _write_array(folder / "embeddings.npy", self.embeddings)
         if self.kind == "hnsw":
@@ -390,7 +405,7 @@ class NeighborIndex:
             _write_array(folder / "links.npy", faiss.vector_to_array(links.neighbors))
 
     @classmethod
-    def load(cls, path, embedder=None) -> "NeighborIndex":
+    def load(cls, path: Path | str, embedder: "keras.Model | None" = None) -> "NeighborIndex":
         """Reads an index that `save` wrote.
 
         Args:
@@ -398,7 +413,7 @@ class NeighborIndex:
             embedder: If given, the model that will embed the queries.
 
         Returns:
-            The index, which answers as it did.
+            The index, which returns the same answers as before.
 
         Raises:
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
@@ -413,12 +428,14 @@ class NeighborIndex:
         return _artifacts.read(path, _KIND, load, expected)
 
     @classmethod
-    def of(cls, folder, info, manifest) -> "NeighborIndex":
-        """Makes an index of files that `fill` wrote, once `_artifacts.read` has checked them.
+    def of(
+        cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest
+    ) -> "NeighborIndex":
+        """Makes an index of files that `fill` wrote, after `_artifacts.read` has checked them.
 
         Args:
-            folder: Where they are.
-            info: What `info` gave.
+            folder: Folder of the files.
+            info: The result of `info` when the files were written.
             manifest: `_artifacts.Manifest` of the folder.
 
         Raises:

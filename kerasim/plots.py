@@ -6,16 +6,28 @@ never the only cue: classes also differ in their marker, neighbors in the line s
 and positive and negative pairs in their hatching.
 """
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks
+from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
 from kerasim.errors import ArgumentError
 from kerasim.images import as_float
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from kerasim.metrics import Verification
 
 __all__ = [
     "COLORS",
@@ -37,11 +49,16 @@ COLORS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #99999
 MARKERS = "os^DvPX<>p"
 
 
-def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
+def history(
+    frame: pd.DataFrame,
+    keys: Sequence[str] = ("loss",),
+    ax: Axes | None = None,
+    log: bool = False,
+) -> Axes:
     """Draws training curves.
 
     Args:
-        frame: The table that `training.fit` returns.
+        frame: The history that `training.fit` returns: a column "epoch" and one for each key.
         keys: Columns to draw. Their `val_` columns are drawn as dashed lines, labeled "validation".
         ax: Axes to draw on; None for new ones.
         log: Use a logarithmic y axis.
@@ -51,6 +68,13 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
 
     Raises:
         ArgumentError: If `keys` is empty, or names a column that `frame` lacks.
+
+    Example:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"epoch": [0, 1], "loss": [2.0, 1.5], "val_loss": [2.1, 1.8]})
+        >>> ax = history(frame)
+        >>> [line.get_label() for line in ax.lines]
+        ['training loss', 'validation loss']
     """
     _checks.has_attribute("frame", frame, "keys", "a table, as training.fit returns it")
     keys = [str(key) for key in _checks.as_list("keys", keys)]
@@ -73,37 +97,51 @@ def history(frame, keys: Sequence[str] = ("loss",), ax=None, log: bool = False):
     return ax
 
 
-def image_grid(images, titles=None, columns: int = 10, size: float = 1.0):
+def image_grid(
+    images: ArrayLike | ImageFolder,
+    titles: Sequence[Any] | np.ndarray | None = None,
+    columns: int = 10,
+    size: float = 1.0,
+) -> Figure:
     """Draws images in rows.
 
     Args:
         images: `(n, height, width, channels)` in [0, 1] or uint8.
-        titles: `n` strings, or None.
+        titles: `n` strings or numbers to write above the images, or None.
         columns: Images per row, 1 or more.
-        size: Inches across an image.
+        size: Width of an image in inches.
 
     Returns:
         The figure.
 
     Raises:
-        ArgumentError: If there are no images, or the number of titles differs from theirs.
+        ArgumentError: If there are no images, or the number of titles is not that of images.
+
+    Example:
+        >>> figure = image_grid(np.zeros((6, 8, 8, 1)), titles=range(6), columns=3)
+        >>> len(figure.axes)
+        6
     """
-    images = _check_some("images", images)
+    checked = _check_some("images", images)
     if titles is not None:
-        _checks.same_length("titles", titles, len(images), "images")
-    columns = min(_checks.integer("columns", columns), len(images))
+        _checks.same_length("titles", titles, len(checked), "images")
+    columns = min(_checks.integer("columns", columns), len(checked))
     size = _checks.number("size", size, 0.01, 100)
-    rows = -(-len(images) // columns)
-    height, width = np.shape(images[0])[:2]
+    rows = -(-len(checked) // columns)
+    height, width = np.shape(checked[0])[:2]
     room = 0.25 if titles is not None else 0
     figure, axes = _figure(rows, columns, size, size * height / width + room)
-    for n, ax in enumerate(axes.flat[: len(images)]):
-        _show(ax, images[n], "" if titles is None else str(titles[n]))
+    for n, ax in enumerate(axes.flat[: len(checked)]):
+        _show(ax, checked[n], "" if titles is None else str(titles[n]))
     return figure
 
 
-def reconstructions(images, *others, labels: Sequence[str] = ("original", "reconstructed")):
-    """Draws images, and below each its reconstruction.
+def reconstructions(
+    images: ArrayLike | ImageFolder,
+    *others: ArrayLike | ImageFolder,
+    labels: Sequence[str] = ("original", "reconstructed"),
+) -> Figure:
+    """Draws images in a row, and below each its reconstruction.
 
     Args:
         images: `(n, height, width, channels)` in [0, 1] or uint8.
@@ -114,7 +152,14 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
         The figure.
 
     Raises:
-        ArgumentError: If the rows have different shapes, or the number of labels is not theirs.
+        ArgumentError: If the rows have different shapes, or the number of labels is not that of
+            rows.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((3, 8, 8, 1))
+        >>> figure = reconstructions(images, images.round())
+        >>> [ax.get_ylabel() for ax in figure.axes[::3]]
+        ['original', 'reconstructed']
     """
     rows = [_check_some("each row of images", row) for row in (images, *others)]
     labels = _checks.as_list("labels", labels)
@@ -124,7 +169,7 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
             f"labels={tuple(labels)} and rows of shapes {shapes} do not match: pass one "
             "name for each row, and rows of one shape."
         )
-    figure, axes = _figure(len(rows), len(images), 0.95, 0.95, left=1.1)
+    figure, axes = _figure(len(rows), len(rows[0]), 0.95, 0.95, left=1.1)
     for label, row, line in zip(labels, rows, axes, strict=True):
         for ax, image in zip(line, row, strict=True):
             _show(ax, image)
@@ -132,18 +177,30 @@ def reconstructions(images, *others, labels: Sequence[str] = ("original", "recon
     return figure
 
 
-def denoising(noisy, denoised, clean, psnr=None):
+def denoising(
+    noisy: ArrayLike | ImageFolder,
+    denoised: ArrayLike | ImageFolder,
+    clean: ArrayLike | ImageFolder,
+    psnr: Sequence[float] | None = None,
+) -> Figure:
     """Draws rows of noisy, denoised and clean images.
 
     Args:
         noisy, denoised, clean: `(n, height, width, channels)` each, in [0, 1] or uint8.
-        psnr: `(noisy, denoised)` in dB, for the labels; None for none.
+        psnr: Mean PSNR of the noisy and of the denoised images, in dB, to write beside the rows;
+            None to write none.
 
     Returns:
         The figure.
 
     Raises:
         ArgumentError: If the rows have different shapes, or `psnr` is not two numbers.
+
+    Example:
+        >>> clean = np.zeros((3, 8, 8, 1))
+        >>> figure = denoising(clean + 0.2, clean + 0.1, clean, psnr=(14.0, 20.0))
+        >>> [ax.get_ylabel() for ax in figure.axes[::3]]
+        ['noisy\\n14.0 dB', 'denoised\\n20.0 dB', 'clean']
     """
     names = ["noisy", "denoised", "clean"]
     if psnr is not None:
@@ -154,19 +211,25 @@ def denoising(noisy, denoised, clean, psnr=None):
     return reconstructions(noisy, denoised, clean, labels=names)
 
 
-def latent_distribution(codes, ax=None, title: str = ""):
+def latent_distribution(codes: ArrayLike, ax: Axes | None = None, title: str = "") -> Axes:
     """Draws the distribution of each latent dimension as a violin with its quartiles.
 
     Args:
-        codes: `(n, dim)`, two rows or more.
+        codes: Latent vectors `(n, dim)`, two rows or more.
         ax: Axes to draw on; None for new ones.
-        title: Title.
+        title: Title of the plot.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentError: If there are fewer rows, or values are not finite.
+        ArgumentError: If there are fewer than two rows, or a value is not finite.
+
+    Example:
+        >>> codes = np.random.default_rng(0).normal(size=(100, 4))
+        >>> ax = latent_distribution(codes)
+        >>> ax.get_xticks().tolist()  # one violin for each latent dimension
+        [1, 2, 3, 4]
     """
     codes = _checks.vectors("codes", codes, rows=2)
     ax = _axes(ax, (7, 3))
@@ -184,22 +247,32 @@ def latent_distribution(codes, ax=None, title: str = ""):
     return ax
 
 
-def distance_distribution(distances, same, threshold: float | None = None, ax=None):
+def distance_distribution(
+    distances: ArrayLike,
+    same: ArrayLike,
+    threshold: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """Draws the distributions of the distances of positive and negative pairs, each with area 1.
 
     Args:
         distances: `(n,)` or `(n, 1)`, two or more.
         same: `(n,)`: 1 or True for a positive pair, 0 or False for a negative one.
-        threshold: Draws a line at this distance, such as the largest that is accepted; None for
-            no line.
+        threshold: Distance at which a line is drawn, such as the largest distance that is
+            accepted; None draws no line.
         ax: Axes to draw on; None for new ones.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentError: If there are fewer distances, they are not finite, or `same` is of another
-            length.
+        ArgumentError: If there are fewer than two distances, a distance is not finite, or `same`
+            has another length.
+
+    Example:
+        >>> ax = distance_distribution([0.1, 0.2, 0.7, 0.9, 0.8], [1, 1, 0, 0, 0], threshold=0.5)
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['positive pairs (2)', 'negative pairs (3)', 'threshold 0.5']
     """
     distances = _checks.as_real_array("distances", distances).reshape(-1, 1)
     distances = _checks.vectors("distances", distances, rows=2)[:, 0]
@@ -224,21 +297,28 @@ def distance_distribution(distances, same, threshold: float | None = None, ax=No
     return ax
 
 
-def roc(verification, ax=None, label: str = ""):
+def roc(verification: Verification, ax: Axes | None = None, label: str = "") -> Axes:
     """Draws the ROC curve of a verification, and marks the equal error rate.
 
-    The curve shows the share of positive pairs accepted over that of negative pairs accepted.
+    The curve shows the share of positive pairs accepted (TPR) over the share of negative pairs
+    accepted (FPR).
 
     Args:
         verification: The result of `metrics.verification`.
         ax: Axes to draw on, which may hold other curves; None for new ones.
-        label: Name of the curve; its area and equal error rate are added.
+        label: Name of the curve in the legend, which also shows the AUC and the EER.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentTypeError: If `verification` is something else.
+        ArgumentTypeError: If `verification` is not a result of `metrics.verification`.
+
+    Example:
+        >>> from kerasim import metrics
+        >>> ax = roc(metrics.verification([0.1, 0.2, 0.4, 0.6], [1, 1, 0, 0]), label="digits")
+        >>> ax.get_legend().get_texts()[0].get_text()
+        'digits: AUC 1.0000, EER 0.00 %'
     """
     _checks.has_attribute("verification", verification, "eer", "the result of metrics.verification")
     ax, label = _axes(ax, (4, 4)), str(label)
@@ -255,16 +335,23 @@ def roc(verification, ax=None, label: str = ""):
     return ax
 
 
-def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None, seed: int = 0):
-    """Draws a map of latent space: a point for each image, thumbnails for a few.
+def latent_map(
+    coordinates: ArrayLike,
+    labels: ArrayLike | Sequence[Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    images: ArrayLike | ImageFolder | None = None,
+    ax: Axes | None = None,
+    seed: int = 0,
+) -> Axes:
+    """Draws a map of the latent space: a point for each image, and thumbnails of some images.
 
     Args:
         coordinates: `(n, 2)`, such as those of `Projection.fit_transform`.
         labels: `(n,)` integers or strings for color and marker, or None. Points whose label is
             missing (None, NaN, `pandas.NA` or "") are gray, and the legend says "no label".
-        class_names: A name for each label.
-        images: `(n, height, width, channels)` for thumbnails, or None. At most 60 are shown, and
-            they never cover one another.
+        class_names: A name for each label from 0 on, for the legend; None shows the labels.
+        images: `(n, height, width, channels)` in [0, 1] or uint8 for thumbnails, or None. At most
+            60 thumbnails are shown, which do not overlap.
         ax: Axes to draw on; None for new ones.
         seed: Seed of the choice of thumbnails.
 
@@ -274,11 +361,17 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
     Raises:
         ArgumentError: If the number of images or labels is not that of points, or a label has no
             name.
+
+    Example:
+        >>> coordinates = np.random.default_rng(0).normal(size=(20, 2))
+        >>> ax = latent_map(coordinates, np.arange(20) % 2, class_names=["cat", "dog"])
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['cat', 'dog']
     """
     coordinates = _checks.vectors("coordinates", coordinates, 2, rows=1)
-    if images is not None:
-        images = _check_some("images", images)
-        _checks.same_length("images", range(len(images)), len(coordinates), "coordinates")
+    thumbnails = None if images is None else _check_some("images", images)
+    if thumbnails is not None:
+        _checks.same_length("images", range(len(thumbnails)), len(coordinates), "coordinates")
     _checks.integer("seed", seed, 0)
     if labels is not None:
         labels, absent = _checks.optional_labels("labels", labels, len(coordinates), "coordinates")
@@ -313,13 +406,13 @@ def latent_map(coordinates, labels=None, class_names=None, images=None, ax=None,
         beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": -(-len(names) // 25)}
         for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
             handle.set_alpha(1)
-    if images is not None:
-        _thumbnails(ax, coordinates, images, seed)
+    if thumbnails is not None:
+        _draw_thumbnails(ax, coordinates, thumbnails, seed)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")
     return ax
 
 
-def _thumbnails(ax, coordinates, images, seed):
+def _draw_thumbnails(ax, coordinates, images, seed):
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     span = np.ptp(coordinates, axis=0).max() or 1.0
@@ -336,54 +429,73 @@ def _thumbnails(ax, coordinates, images, seed):
         ax.add_artist(AnnotationBbox(box, coordinates[n], pad=0.1, bboxprops={"lw": 0.5}))
 
 
-def neighbors(queries, found, distances=None, labels=None, query_labels=None):
+def neighbors(
+    queries: ArrayLike | ImageFolder,
+    found: ArrayLike,
+    distances: ArrayLike | None = None,
+    labels: ArrayLike | Sequence[Any] | None = None,
+    query_labels: ArrayLike | Sequence[Any] | None = None,
+) -> Figure:
     """Draws each query beside its neighbors, nearest first.
 
     Args:
         queries: `(n, height, width, channels)` in [0, 1] or uint8.
         found: `(n, k, height, width, channels)`: the images of the neighbors.
         distances: `(n, k)`, written above each neighbor, or None.
-        labels: `(n, k)` labels of the neighbors; with `query_labels`, a neighbor of another class
-            has a dashed frame. Without a label on both sides there is no frame.
-        query_labels: `(n,)`, or None.
+        labels: `(n, k)` labels of the neighbors, or None. With `query_labels`, a neighbor of the
+            class of the query has a solid frame, and one of another class a dashed frame. There is
+            no frame if either label is missing.
+        query_labels: `(n,)` labels of the queries, or None.
 
     Returns:
         The figure.
 
     Raises:
         ArgumentError: If the shapes do not match.
+
+    Example:
+        >>> images = np.random.default_rng(0).random((10, 8, 8, 1))
+        >>> indices, distances = np.array([[3, 5], [7, 2]]), np.array([[0.1, 0.2], [0.3, 0.4]])
+        >>> figure = neighbors(images[:2], images[indices], distances)
+        >>> [ax.get_title() for ax in figure.axes[:3]]
+        ['query', '0.1', '0.2']
     """
-    queries, found = _check_some("queries", queries), _checks.array("found", found)
-    _checks.shape("found", found, (len(queries), *[None] * 4), "pass images[indices]")
+    query_images, found = _check_some("queries", queries), _checks.array("found", found)
+    _checks.shape("found", found, (len(query_images), *[None] * 4), "pass images[indices]")
     _check_some("found", found.reshape(found.shape[0] * found.shape[1], *found.shape[2:]))
     shapes = {"distances": (distances, found.shape[:2]), "labels": (labels, found.shape[:2])}
     shapes["query_labels"] = query_labels, found.shape[:1]
     for name, (rows, shape) in shapes.items():
         if rows is not None:
             _checks.shape(name, rows, shape, "pass those of the images found")
+    # Whether a neighbor has the label of its query; None if either label is missing.
+    same = np.full(found.shape[:2], None)
     if labels is not None and query_labels is not None:
-        labels, no_label = _checks.optional_labels("labels", labels, None, "images")
-        query_labels, no_query_label = _checks.optional_labels(
+        found_labels, absent = _checks.optional_labels("labels", labels, None, "images")
+        own_labels, own_absent = _checks.optional_labels(
             "query_labels", query_labels, None, "queries"
         )
-        known = ~(no_label | no_query_label[:, None])
+        for row, column in np.argwhere(~(absent | own_absent[:, None])):
+            same[row, column] = bool(found_labels[row, column] == own_labels[row])
+    above = None if distances is None else np.asarray(distances)
     figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
     for row, line in enumerate(axes):
-        _show(line[0], queries[row], "query" if row == 0 else "")
+        _show(line[0], query_images[row], "query" if row == 0 else "")
         _frame(line[0], "black", "-", 2)
         for column, ax in enumerate(line[1:]):
-            title = "" if distances is None else f"{distances[row][column]:.3g}"
+            title = "" if above is None else f"{above[row, column]:.3g}"
             _show(ax, found[row, column], title)
-            if labels is not None and query_labels is not None and known[row, column]:
-                same = labels[row][column] == query_labels[row]
-                _frame(ax, COLORS[2] if same else COLORS[1], "-" if same else "--", 2)
+            if same[row, column] is not None:
+                color, style = (COLORS[2], "-") if same[row, column] else (COLORS[1], "--")
+                _frame(ax, color, style, 2)
     return figure
 
 
-def network(model, ax=None):
+def network(model: keras.Model, ax: Axes | None = None) -> Axes:
     """Draws a model as a row of bars, one for each layer that changes the shape.
 
-    The height of a bar shows the logarithm of height x width, its width that of the channels.
+    The height of a bar shows the logarithm of height x width of the feature map, and its width the
+    logarithm of the number of channels.
 
     Args:
         model: A `keras.Model`; models inside it are drawn layer by layer.
@@ -393,7 +505,15 @@ def network(model, ax=None):
         The axes.
 
     Raises:
-        ArgumentError: If it is not built, or its image size is not fixed.
+        ArgumentError: If `model` is not built, or its image size is not fixed.
+
+    Example:
+        >>> model = keras.Sequential(
+        ...     [keras.Input((8, 8, 1)), keras.layers.Conv2D(4, 3), keras.layers.Flatten()]
+        ... )
+        >>> ax = network(model)
+        >>> [text.get_text() for text in ax.texts]
+        ['Conv2D', '6 x 6 x 4', 'Flatten', '144']
     """
     if not getattr(model, "built", False) or not hasattr(model, "layers"):
         raise ArgumentError(

@@ -7,7 +7,10 @@ computed from its nearest fitted vectors, so that a saved map consists of two ar
 UMAP model. `trustworthiness_` measures how well the map preserves neighbors.
 """
 
+from pathlib import Path
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _artifacts, _checks, _distances
 from kerasim.errors import ArgumentError
@@ -25,26 +28,37 @@ _FAR = 1e6  # median sizes to which vectors are cut where float32 takes their pl
 
 
 class Projection:
-    """Lays vectors out in the plane with UMAP.
+    """Maps vectors to two dimensions with UMAP.
 
-    The same seed gives the same map. A new point is put at the mean of the places of its
-    `n_neighbors` nearest fitted vectors, weighted by inverse distance: it does not depend on
-    the batch it comes in, as UMAP's own `transform` does, and a fitted vector keeps its place.
+    The same seed gives the same map. The coordinates of a new vector are the mean of those of its
+    `n_neighbors` nearest fitted vectors, weighted by inverse distance. They do not depend on the
+    other vectors of the batch (those of UMAP's own `transform` do), and a fitted vector keeps its
+    coordinates.
 
     Args:
-        n_neighbors: Neighbors that UMAP looks at, the vector itself included; larger shows more of
-            the whole. 2 or more; fewer are taken if fewer vectors differ.
-        min_dist: How close points may lie on the map, 0 to 1.
-        seed: The same seed draws the same map.
+        n_neighbors: Size of the neighborhood that UMAP considers, the vector itself included, 2 or
+            more. Larger values show more of the global structure. If fewer vectors differ, the
+            neighborhood is smaller.
+        min_dist: Smallest distance of points on the map, 0 to 1.
+        seed: The same seed gives the same map.
 
     Attributes:
         coordinates_: `(n, 2)` float32, the fitted map.
-        trustworthiness_: How far neighbors on the map are neighbors in truth, 0 to 1
-            (Venna & Kaski, 2001), over 5 neighbors among at most 2,000 rows drawn with the
-            seed (of more than 250 numbers fewer); NaN for fewer than 12 rows.
+        trustworthiness_: How well neighbors on the map are also neighbors among the vectors, 0 to 1
+            (Venna & Kaski, 2001), for 5 neighbors, on at most 2,000 rows drawn with the seed
+            (fewer for vectors of more than 250 dimensions). NaN for fewer than 12 rows.
 
     Raises:
         ArgumentError: If a setting is out of range.
+
+    Example:
+        >>> corners = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+        >>> projection = Projection(n_neighbors=2)
+        >>> coordinates = projection.fit_transform(np.repeat(corners, 2, axis=0))
+        >>> coordinates.shape
+        (8, 2)
+        >>> np.array_equal(projection.transform(corners), coordinates[::2])
+        True
 
     Reference:
         McInnes et al., 2018. https://arxiv.org/abs/1802.03426
@@ -66,18 +80,18 @@ class Projection:
             f"trustworthiness_={self.trustworthiness_:.3f}>"
         )
 
-    def fit_transform(self, x) -> np.ndarray:
-        """Lays out the map.
+    def fit_transform(self, x: ArrayLike) -> np.ndarray:
+        """Computes the map.
 
         Args:
-            x: `(n, dim)` finite vectors, `n` above `n_neighbors` and 5 or more.
+            x: `(n, dim)` finite vectors, with `n` greater than `n_neighbors` and 5 or more.
 
         Returns:
-            `(n, 2)` float32: a place for each row; equal rows share one.
+            `(n, 2)` float32 coordinates; equal rows have equal coordinates.
 
         Raises:
-            ArgumentError: On too few rows, NaN or infinity, or if a vector is more than 1.8e308,
-                the largest float64, away from its neighbors.
+            ArgumentError: If there are too few rows, a row holds NaN or infinity, or the distance
+                of a vector to its neighbors is above 1.8e308, the largest float64.
         """
         x = _checks.vectors("x", x)
         least = max(self.n_neighbors + 1, _FEWEST)
@@ -122,17 +136,18 @@ class Projection:
             # The vectors themselves tell UMAP only where to start with parts that are not linked.
             return umap.fit_transform(_in_float32(x))
 
-    def transform(self, x) -> np.ndarray:
-        """Places vectors on the fitted map.
+    def transform(self, x: ArrayLike) -> np.ndarray:
+        """Computes the coordinates of vectors on the fitted map.
 
         Args:
-            x: `(n, dim)` vectors of the width that was fitted; `n` may be 0.
+            x: `(n, dim)` vectors of the dimension that was fitted; `n` may be 0.
 
         Returns:
             `(n, 2)` float32.
 
         Raises:
-            ArgumentError: If nothing was fitted, or vectors are of another width or not finite.
+            ArgumentError: If nothing was fitted, or the vectors have another dimension or are not
+                finite.
         """
         if not hasattr(self, "_index"):
             raise ArgumentError("The projection is not fitted: call fit_transform(x) first.")
@@ -143,8 +158,8 @@ class Projection:
         weights /= weights.sum(axis=1, keepdims=True)
         return np.einsum("nk,nkd->nd", weights, self.coordinates_[indices]).astype("float32")
 
-    def save(self, path, replace: bool = False) -> None:
-        """Writes the fitted projection to a folder, whole or not at all, without pickle.
+    def save(self, path: Path | str, replace: bool = False) -> None:
+        """Writes the fitted projection to a folder, completely or not at all, without pickle.
 
         Args:
             path: The folder.
@@ -152,8 +167,8 @@ class Projection:
 
         Raises:
             ArgumentError: If nothing was fitted.
-            ArtifactError: If there is such a projection, the folder holds something else, or it
-                cannot be written.
+            ArtifactError: If the folder holds another projection and `replace` is False, holds
+                something else, or cannot be written.
         """
         if not hasattr(self, "_index"):
             raise ArgumentError("The projection is not fitted: call fit_transform(x) before save.")
@@ -168,14 +183,14 @@ class Projection:
         self._saved.note(path)
 
     @classmethod
-    def load(cls, path) -> "Projection":
+    def load(cls, path: Path | str) -> "Projection":
         """Reads a projection that `save` wrote.
 
         Args:
             path: The folder.
 
         Returns:
-            The projection, which places points as before.
+            The projection, which returns the same coordinates as before.
 
         Raises:
             ArtifactError: If the folder is missing or damaged, or holds something else.
