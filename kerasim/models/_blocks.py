@@ -72,7 +72,7 @@ def check_least(image_shape, least: int, widths) -> None:
 
 def check_widths(name: str, widths) -> tuple[int, ...]:
     """Returns `widths` as a tuple of positive integers, one for each stage."""
-    widths = tuple(_checks.integer(f"each of {name}", n) for n in _checks.listed(name, widths))
+    widths = tuple(_checks.integer(f"each of {name}", n) for n in _checks.as_list(name, widths))
     if not widths:
         raise ArgumentError(f"{name}=() is empty: pass one number or more, such as (32, 64).")
     return widths
