@@ -19,10 +19,13 @@ from kerasim.models._unet import noise_estimator, unet
 from kerasim.models._vae import vae
 
 __all__ = [
+    "conv_autoencoder",
     "conv_embedder",
+    "denoising_autoencoder",
     "ensemble",
     "noise_estimator",
     "pretrained_embedder",
+    "residual_autoencoder",
     "resnet_embedder",
     "set_trainable",
     "siamese",
