@@ -109,8 +109,8 @@ class Gallery:
         >>> images = np.random.default_rng(0).random((20, 8, 8, 1))
         >>> ids = gallery.add(images, labels=["cat", "dog"] * 10)
         >>> found = gallery.query(images[3:4], k=5)
-        >>> found.iloc[0][["rank", "id", "label"]].tolist()
-        [1, 3, 'dog']
+        >>> found[["rank", "id", "label"]].head(1).to_dict("records")
+        [{'rank': 1, 'id': 3, 'label': 'dog'}]
     """
 
     def __init__(
