@@ -444,8 +444,8 @@ class _Run(keras.callbacks.Callback):
           ^         |         ^         |
           +- error -+         +- error -+
 
-    An error or an interrupt puts back what was saved last, in memory before the first epoch. So the
-    next call begins with the same numbers, in the same process or in another.
+    An error or an interrupt restores what was saved last, in memory before the first epoch. So the
+    next call begins with the same values, in the same process or in another.
     """
 
     def __init__(self, network, batches, validation, run_dir, callbacks, devices):
@@ -653,7 +653,7 @@ class _Run(keras.callbacks.Callback):
         return states
 
     def _restore_states(self, arrays, states):
-        """Puts back what `_save_states` returned, if it is given."""
+        """Restores what `_save_states` returned, if it is given."""
         self.callbacks.restore(states.get("callbacks", []), arrays)
         if self.data_set is not None and "data_set" in states:
             self.data_set.restore(states["data_set"], arrays)

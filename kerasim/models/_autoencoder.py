@@ -1,4 +1,4 @@
-"""Autoencoders, which reconstruct images from a few numbers, and a denoising autoencoder."""
+"""Autoencoders, which reconstruct images from latent vectors, and a denoising autoencoder."""
 
 import math
 
