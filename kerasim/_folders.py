@@ -2,10 +2,13 @@
 
 import os
 import stat
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _artifacts, _checks
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
@@ -30,11 +33,29 @@ class ImageFolder:
         class_names: A name for each label.
         skipped: `(path, reason)` of each file that is not a usable image.
         shape: `(n, height, width, channels)`.
+
+    Example:
+        >>> import os
+        >>> os.makedirs("pets/cat", exist_ok=True)
+        >>> keras.utils.save_img("pets/cat/1.png", np.zeros((40, 60, 3)))
+        >>> folder = image_folder("pets", image_size=(20, 30))
+        >>> folder
+        <ImageFolder: 1 image of (20, 30, 3); 1 class: 'cat'>
+        >>> folder[0].shape
+        (20, 30, 3)
     """
 
     dtype = np.dtype("float32")
 
-    def __init__(self, files, labels, class_names, skipped, size, channels):
+    def __init__(
+        self,
+        files: list[Path],
+        labels: np.ndarray | None,
+        class_names: list[str],
+        skipped: list[tuple[Path, str]],
+        size: Sequence[int],
+        channels: int,
+    ):
         self.files, self.labels, self.class_names = files, labels, class_names
         self.skipped, self.shape = skipped, (len(files), *size, channels)
 
@@ -72,7 +93,7 @@ class ImageFolder:
             return np.empty((0, *self.shape[1:]), dtype="float32")
         return as_float(np.stack(thread_map(pixels, rows)))
 
-    def take(self, rows) -> "ImageFolder":
+    def take(self, rows: slice | ArrayLike) -> "ImageFolder":
         """Returns the images at `rows` as an `ImageFolder` of their own, not yet decoded.
 
         `folder[rows]` decodes the images into an array; `take` keeps the names of the files and
@@ -80,71 +101,85 @@ class ImageFolder:
         decode every image, so split the positions.
 
         Args:
-            rows: Positions: a slice, a list, or an array of integers or flags.
+            rows: Positions: a slice, a list, or an array of integers or booleans.
 
         Returns:
             `ImageFolder` with the files and labels of these rows and the same class names.
 
         Example:
+            >>> import os
             >>> from sklearn.model_selection import train_test_split
-            >>> folder = data.image_folder("my-images", 64)
-            >>> rows = np.arange(len(folder))
-            >>> training, test = train_test_split(rows, stratify=folder.labels, random_state=0)
-            >>> training, test = folder.take(training), folder.take(test)
+            >>> for file in ("cat/1.png", "cat/2.png", "dog/1.png", "dog/2.png"):
+            ...     os.makedirs(os.path.dirname(f"photos/{file}"), exist_ok=True)
+            ...     keras.utils.save_img(f"photos/{file}", np.zeros((64, 64, 3)))
+            >>> folder = image_folder("photos", image_size=64)
+            >>> training, test = train_test_split(
+            ...     np.arange(len(folder)), test_size=0.5, stratify=folder.labels, random_state=0
+            ... )
+            >>> np.bincount(folder.take(training).labels).tolist()
+            [1, 1]
         """
-        rows = np.arange(len(self))[rows]
-        files = [self.files[row] for row in rows]
-        labels = None if self.labels is None else self.labels[rows]
+        index: Any = rows  # whatever NumPy takes as an index
+        positions = np.arange(len(self))[index]
+        files = [self.files[position] for position in positions]
+        labels = None if self.labels is None else self.labels[positions]
         return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
 
 
 def image_folder(
-    path,
-    image_size,
-    channels: int = 3,
-    on_error: str = "raise",
+    path: Path | str,
+    image_size: int | tuple[int, int],
+    channels: Literal[1, 3] = 3,
+    on_error: Literal["raise", "skip"] = "raise",
     check: bool = True,
-    labels: str | None = "folders",
-):
+    labels: Literal["folders"] | None = "folders",
+) -> ImageFolder:
     """Lists the images of a folder, or of its subfolders, one for each class.
 
     A file is taken by its content: it may have any suffix or none. Files that are named as images
     but cannot be decoded are treated as `on_error` says. Hidden files and the files that file
     managers leave behind are ignored; all other files are listed in `.skipped`, with one warning.
     Links are followed, each real file is taken once, and the order does not depend on the locale.
-    Of an animation the first frame is taken.
+    The first frame of an animation is taken.
 
     Args:
-        path: Folder of images, or of one subfolder for each class, searched to the bottom.
+        path: Folder of images, or of one subfolder for each class; searched with all subfolders.
         image_size: `(height, width)` or one number, to which each image is resized.
         channels: 3 for RGB, 1 for gray.
         on_error: What to do with images that cannot be decoded: "raise" one error that lists
             them, or "skip" them, with a warning, into `.skipped`.
         check: Decode every image once now, so that a damaged one is found before training, and
-            warn once of animations. False finds a damaged one only when it is asked for.
+            warn once of animations. With False, a damaged one raises an error when it is read.
         labels: "folders": the subfolder of `path` in which an image lies is its class. Images that
             lie beside the subfolders have no class: they are left out with a warning, or refused
             if they are the larger part. None: every image is taken, without labels.
 
     Returns:
-        `ImageFolder`: float32 images in [0, 1] by position, slice or array of positions.
+        `ImageFolder`. Index it with a position, a slice or an array of positions to decode
+        images, float32 in [0, 1].
 
     Raises:
         ImageError: If `on_error="raise"` and an image cannot be decoded.
         ArtifactError: If the folder is missing or holds no image.
-        ArgumentError: If `image_size` is None or no size, another argument is not known, or half
+        ArgumentError: If `image_size` is None or not a size, another argument is not known, or half
             of the images or more lie beside the subfolders and `labels` is not None.
 
     Example:
-        >>> folder = data.image_folder("my-images", 64)
+        >>> import os
+        >>> for name in ("cat", "dog"):
+        ...     os.makedirs(f"animals/{name}", exist_ok=True)
+        ...     keras.utils.save_img(f"animals/{name}/1.png", np.zeros((100, 80, 3)))
+        >>> folder = image_folder("animals", image_size=64)
+        >>> folder.class_names, folder.labels.tolist()
+        (['cat', 'dog'], [0, 1])
         >>> folder[:10].shape
-        (10, 64, 64, 3)
+        (2, 64, 64, 3)
     """
     _checks.one_of("on_error", on_error, ("raise", "skip"))
     _checks.boolean("check", check)
     if labels is not None:
         _checks.one_of("labels", labels, ("folders",))
-    channels, size = check_channels(channels), check_size(image_size)
+    depth, size = check_channels(channels), check_size(image_size)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root, files, skipped = find_images(path)
@@ -163,7 +198,7 @@ def image_folder(
     _warn([file for file, _ in skipped], f"file {where} is left out", f"files {where} are left out")
     classes = [class_of(file, root) for file in files]
     if labels is None or not any(classes):
-        return ImageFolder(files, None, [], skipped, size, channels)
+        return ImageFolder(files, None, [], skipped, size, depth)
     stray = [file for file, name in zip(files, classes, strict=True) if not name]
     _check_stray(stray, len(files), root)
     skipped += [(file, "it lies beside the class folders and has no class") for file in stray]
@@ -172,7 +207,7 @@ def image_folder(
     class_names = sorted(set(names), key=os.fsencode)
     position = {name: label for label, name in enumerate(class_names)}
     numbers = np.array([position[name] for name in names], dtype="int64")
-    return ImageFolder(files, numbers, class_names, skipped, size, channels)
+    return ImageFolder(files, numbers, class_names, skipped, size, depth)
 
 
 def class_of(file: Path, root: Path) -> str:

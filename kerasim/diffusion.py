@@ -4,17 +4,20 @@ A `NoiseSchedule` defines the noise level of each step. `models.unet` is trained
 `data.DiffusionBatches` to predict the noise in an image. `sample` starts from pure noise and
 removes part of it at each step; `denoise` starts from a noisy image, at the step with the same
 noise level. Both use the same loop, which is compiled as one graph for each network. Model space,
-in which the noise is added, is `x = 2 image - 1`; public functions take and return images in [0,
-1].
+in which the noise is added, is `x = 2 image - 1`; public functions take and return images in
+[0, 1].
 """
 
 import functools
+from typing import Literal
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
 from kerasim import _checks, _image_checks, _keras_compat, data
+from kerasim._folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
 
@@ -26,28 +29,29 @@ __all__ = [
 
 
 def sample(
-    model,
+    model: keras.Model,
     schedule: NoiseSchedule,
-    shape,
+    shape: tuple[int, int, int, int],
     steps: int = 50,
     eta: float = 0.0,
-    labels=None,
+    labels: ArrayLike | None = None,
     guidance: float = 0.0,
     seed: int = 0,
 ) -> np.ndarray:
     """Generates images from pure noise.
 
     Args:
-        model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
-        schedule: The one it was trained with.
+        model: Network such as `models.unet` builds, trained on `data.DiffusionBatches`.
+        schedule: The schedule that it was trained with.
         shape: `(n, height, width, channels)`.
-        steps: Calls of the network, 1 to those of the schedule, spread evenly over it from the
-            last step that holds 4e-5 of the variance (of the linear one of 1,000 steps: the last).
-        eta: 0 to 1. 0 adds no noise on the way (DDIM); 1 as much as there was (DDPM, if `steps` is
-            that of the schedule).
+        steps: Number of calls of the network, from 1 to the number of steps of the schedule. They
+            are spread evenly over the schedule, from the last step at which the image has 4e-5 or
+            more of the variance (in a linear schedule of 1,000 steps: the last one).
+        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which adds
+            none; 1 is DDPM, if `steps` is the number of steps of the schedule.
         labels: `(n,)` integers, for a network with classes; None for no class.
-        guidance: How far to go beyond the label, `eps_c + guidance (eps_c - eps_none)`; 0 or more,
-            0 for the label only.
+        guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
+            `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images.
 
     Returns:
@@ -55,7 +59,14 @@ def sample(
 
     Raises:
         ArgumentError: If the schedule, shape, steps or labels do not fit the network.
-        ArgumentTypeError: If the model takes no images and steps.
+        ArgumentTypeError: If the model does not take images and steps.
+
+    Example:
+        >>> from kerasim import models
+        >>> network = models.unet((8, 8, 1), widths=(8,))
+        >>> images = sample(network, NoiseSchedule(1000), shape=(2, 8, 8, 1), steps=5)
+        >>> images.shape, images.dtype.name
+        ((2, 8, 8, 1), 'float32')
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; Song et al., 2021.
@@ -81,41 +92,54 @@ def sample(
 
 
 def denoise(
-    model,
+    model: keras.Model,
     schedule: NoiseSchedule,
-    images,
-    sigma=None,
-    estimator=None,
-    output: str = "mean",
+    images: ArrayLike | ImageFolder,
+    sigma: ArrayLike | None = None,
+    estimator: keras.Model | None = None,
+    output: Literal["mean", "sample"] = "mean",
     steps: int = 50,
     eta: float = 1.0,
-    labels=None,
+    labels: ArrayLike | None = None,
     guidance: float = 0.0,
     seed: int = 0,
-):
+) -> tuple[np.ndarray, np.ndarray]:
     """Denoises images: starts the reverse process at the step with their noise level.
 
     Args:
-        model: Network such as `models.unet` gives, trained on `data.DiffusionBatches`.
-        schedule: The one it was trained with.
-        images: `(n, height, width, channels)`, float or uint8: images in [0, 1] with Gaussian
-            noise that was not cut off; values may lie 8 sigma outside of [0, 1].
+        model: Network such as `models.unet` builds, trained on `data.DiffusionBatches`.
+        schedule: The schedule that it was trained with.
+        images: `(n, height, width, channels)`, float or uint8, or an `ImageFolder`: images in
+            [0, 1] with Gaussian noise that was not clipped; values may lie 8 sigma outside [0, 1].
         sigma: Standard deviation of that noise, in units of [0, 1], up to 5: a number, or `(n,)`.
             None for what `estimator` predicts for each image.
-        estimator: Model from images to sigma, such as `models.noise_estimator` gives.
-        output: "mean" for the mean of all clean images that it may have been, in one call of the
-            network (the best PSNR, but soft); "sample" for one of them (sharp).
-        steps: Calls of the network for a sample, spread evenly from that step down; no more are
-            used than there are. Not for a mean.
-        eta, labels, guidance, seed: As for `sample`; not `eta` and `seed` for a mean.
+        estimator: Model from images to sigma, such as `models.noise_estimator` builds.
+        output: "mean" for the mean of the clean images that are possible, in one call of the
+            network (the best PSNR, but blurred); "sample" for one of them (sharp).
+        steps: Number of calls of the network for a sample, spread evenly from the first step to 0;
+            not more than there are steps. Ignored for a mean.
+        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which adds
+            none; 1 is DDPM. Ignored for a mean.
+        labels: `(n,)` integers, for a network with classes; None for no class.
+        guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
+            `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
+        seed: The same seed draws the same images. Ignored for a mean.
 
     Returns:
-        The images, float32 in [0, 1], and the sigma of each, `(n,)` float64.
+        The denoised images, float32 in [0, 1], and the sigma of each, `(n,)` float64.
 
     Raises:
         ArgumentError: If images, sigma, steps or labels do not fit the network or the schedule.
-        ArgumentTypeError: If the model takes no images and steps, or the images are neither float
-            nor uint8.
+        ArgumentTypeError: If the model does not take images and steps, or the images are neither
+            float nor uint8.
+
+    Example:
+        >>> from kerasim import data, models
+        >>> network = models.unet((8, 8, 1), widths=(8,))
+        >>> noisy = data.add_noise(np.full((2, 8, 8, 1), 0.5), sigma=0.1, clip=False)
+        >>> images, sigma = denoise(network, NoiseSchedule(1000), noisy, sigma=0.1)
+        >>> images.shape, sigma.tolist()
+        ((2, 8, 8, 1), [0.1, 0.1])
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; the mean: Efron, 2011, Tweedie's

@@ -13,12 +13,17 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal, Protocol
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks, _image_checks, _keras_files, data, embedding
+from kerasim._folders import ImageFolder
 from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
 from kerasim.neighbors import NeighborIndex
 
@@ -31,8 +36,14 @@ __all__ = [
 _HOSTS = ("KERAS_DISTRIBUTION_NUM_PROCESSES", "KERAS_DISTRIBUTION_JOB_ADDRESSES", "TF_CONFIG")
 
 
-def strategy(devices=None):
-    """Returns what spreads training over devices: build and compile a model under its `scope()`.
+class _Strategy(Protocol):
+    """What `strategy` returns on each backend."""
+
+    def scope(self) -> AbstractContextManager: ...
+
+
+def strategy(devices: Sequence[str] | None = None) -> _Strategy:
+    """Returns a strategy that distributes training: build and compile a model in its `scope()`.
 
     For example:
 
@@ -41,29 +52,38 @@ def strategy(devices=None):
             net.compile("adam", losses.ContrastiveLoss())
         training.fit(net, batches, epochs=10, run_dir="runs/siamese")
 
-    Each device takes its part of each batch, and the run ends with losses and weights of one on
-    a single device, but for rounding. On TensorFlow this is `tf.distribute.MirroredStrategy`, on
-    JAX `keras.distribution.DataParallel`.
+    Each device takes its part of each batch. The losses and weights are those of training on a
+    single device, except for rounding errors.
 
     Several hosts need JAX: start the same program on each, with `KERAS_DISTRIBUTION_JOB_ADDRESSES`
     (host:port of the first), `KERAS_DISTRIBUTION_NUM_PROCESSES` and
     `KERAS_DISTRIBUTION_PROCESS_ID` (from 0) set, and call `strategy` before anything is computed.
-    Each draws all of a batch and trains on its own rows. The first writes `run_dir`; to resume,
-    all must see it.
+    Each host draws whole batches and trains on its own rows. The first one writes `run_dir`; to
+    resume, all hosts must see it.
 
-    `training.fit` refuses batches that the devices cannot share evenly, and under TensorFlow
-    losses that compare all images of a batch. What it cannot refuse: under TensorFlow
+    `training.fit` refuses batches that the devices cannot share evenly and, on TensorFlow, losses
+    that compare all images of a batch. Two differences on TensorFlow are not detected:
     `BatchNormalization` (unless `synchronized=True`) normalizes over the part of one device, and
-    Dropout draws the same mask on each.
+    Dropout draws the same mask on each device.
 
     Args:
         devices: Some of `keras.distribution.list_devices()`, such as `["gpu:0", "gpu:1"]`; None
             for all of them: every GPU, or the CPU if there is none.
 
+    Returns:
+        On TensorFlow `tf.distribute.MirroredStrategy`, on JAX `keras.distribution.DataParallel`.
+
     Raises:
         ArgumentError: If there are no such devices.
         DependencyError: If Keras runs on TensorFlow and the environment asks for several hosts,
             or on another backend than these two.
+
+    Example:
+        >>> with strategy(["cpu:0"]).scope():
+        ...     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+        ...     model.compile("adam", "mse")
+        >>> model.output_shape
+        (None, 64)
     """
     backend, hosts = keras.backend.backend(), [name for name in _HOSTS if os.environ.get(name)]
     if backend not in ("jax", "tensorflow"):
@@ -100,22 +120,31 @@ def _mirrored(devices):
 
 
 def embed_folder(
-    embedder, images, batch_size: int = 256, chunk: int = 1024, workers: int = 2, gpus: int = 0
+    embedder: keras.Model,
+    images: ImageFolder,
+    batch_size: int = 256,
+    chunk: int = 1024,
+    workers: int = 2,
+    gpus: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
-    """Embeds files on a Ray cluster; as `embedding.embed_folder`, to the bit on equal machines.
+    """Embeds files on a Ray cluster, with the results of `embedding.embed_folder`.
 
-    Ray Data hands out chunks to `workers` processes, each of which loads the embedder once; the
-    chunks of a node that dies are embedded again elsewhere; should Ray give up, what has come back
-    is kept and the rest is asked for again, up to twice. It takes the cluster that `ray.init`
-    connected this process to, else that of `RAY_ADDRESS`, else starts one on this machine. For
-    `Gallery.add(..., embed=distribute.embed_folder)`; other settings by way of `functools.partial`.
+    On equal machines the vectors are bit-identical to those of one process. Ray Data distributes
+    chunks of images to `workers` processes, each of which loads the embedder once. The chunks of a
+    node that dies are embedded again on another node. If Ray itself fails, finished chunks are kept
+    and the others are submitted again, up to twice.
+
+    The cluster is the one that `ray.init` connected this process to, else the one at `RAY_ADDRESS`,
+    else a new one on this machine. To embed a gallery, pass
+    `Gallery.add(..., embed=distribute.embed_folder)`, or a `functools.partial` of it with other
+    settings.
 
     Args:
-        embedder: `keras.Model` from images to vectors, of layers of Keras and kerasim.
+        embedder: `keras.Model` from images to vectors, with layers of Keras and kerasim only.
         images: `ImageFolder`, at the same absolute path on every node.
         batch_size: Images per call of the embedder.
         chunk: Images that a worker decodes at once.
-        workers: Processes.
+        workers: Number of processes.
         gpus: GPUs of each process; 0 for one CPU each.
 
     Returns:
@@ -125,10 +154,19 @@ def embed_folder(
     Raises:
         ClusterError: If the cluster cannot be reached or has too few GPUs, or a node lacks the
             images or has other versions of kerasim, Keras, the backend, NumPy, Pillow or faiss;
-            before work starts. Later, if it cannot finish; nothing is returned then.
-        ArgumentError: As `embedding.embed_folder`.
-        ArgumentTypeError: As `embedding.embed_folder`, or if `images` are no folder.
+            before work starts. Also if the cluster cannot finish the work.
+        ArgumentError: If the images do not fit the model, or it does not return finite vectors.
+        ArgumentTypeError: If `embedder` is not a model of one input, or `images` not an
+            `ImageFolder`.
         DependencyError: If Ray is not installed.
+
+    Example:
+        >>> from kerasim import data, models
+        >>> embedder = models.conv_embedder((32, 32, 3), embedding_dim=64)
+        >>> folder = data.image_folder("/shared/photos", 32)  # doctest: +SKIP
+        >>> vectors, reasons = embed_folder(embedder, folder, workers=8)  # doctest: +SKIP
+        >>> vectors.shape == (len(folder), 64)  # doctest: +SKIP
+        True
     """
     shape, dim = _image_checks.check_embedder("embedder", embedder)
     _checks.instance(
@@ -217,25 +255,48 @@ class _Worker:
 
 
 class ShardedIndex:
-    """A `neighbors.NeighborIndex` cut into shards, each held by a process of a Ray cluster.
+    """A `neighbors.NeighborIndex` in shards, each held by one process of a Ray cluster.
 
-    Answers are those of one index: equal distances and indices for kind="exact"; for "hnsw" each
-    shard has a graph of its own. A process that dies is started again from its shard, up to
-    three times; a query meanwhile waits for it. Vectors can neither be added nor saved: fit again,
-    or keep the array. The cluster is chosen as by `embed_folder`; its shards live as long as this
-    object.
+    With kind="exact" distances and indices are those of a single index; with "hnsw" each shard has
+    a graph of its own. A process that dies is restarted with its shard, up to three times; a query
+    waits for it. Vectors can be neither added nor saved: keep the array, and call `fit` again. The
+    cluster is the one that `ray.init` connected this process to, else the one at `RAY_ADDRESS`,
+    else a new one on this machine. The shards live as long as this object.
 
     Args:
-        metric, kind, **settings: As for `NeighborIndex`.
-        shards: Processes, each with its part of the vectors; Ray gives each one thread, so take as
-            many as there are cores.
+        metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
+        kind: "exact", or "hnsw" for an approximate search in a graph.
+        shards: Number of processes, each with its part of the vectors. Ray gives one thread to
+            each, so use as many as there are cores.
+        m: Links of each vector in the graph, 2 or more; more need memory and find more.
+        ef_construction: Candidates held while the graph is built, 1 or more.
+        ef_search: Candidates held in a query, 1 or more.
 
     Raises:
         ArgumentError: If a setting is out of range or not known.
+
+    Example:
+        >>> vectors = np.random.default_rng(0).normal(size=(1000, 16))
+        >>> index = ShardedIndex("euclidean", shards=2)
+        >>> index
+        <ShardedIndex metric='euclidean', kind='exact': empty in 2 shards>
+        >>> index = index.fit(vectors)  # doctest: +SKIP
+        >>> distances, indices = index.query(vectors[:2], k=5)  # doctest: +SKIP
+        >>> indices[:, 0].tolist()  # doctest: +SKIP
+        [0, 1]
     """
 
-    def __init__(self, metric: str = "cosine", kind: str = "exact", shards: int = 2, **settings):
-        self.settings = NeighborIndex(metric, kind, **settings).settings()
+    def __init__(
+        self,
+        metric: Literal["euclidean", "manhattan", "cosine"] = "cosine",
+        kind: Literal["exact", "hnsw"] = "exact",
+        shards: int = 2,
+        *,
+        m: int = 32,
+        ef_construction: int = 200,
+        ef_search: int = 64,
+    ):
+        self.settings = NeighborIndex(metric, kind, m, ef_construction, ef_search).settings()
         self.shards = _checks.integer("shards", shards)
 
     def __repr__(self) -> str:
@@ -245,8 +306,8 @@ class ShardedIndex:
         settings = f"metric={self.settings['metric']!r}, kind={self.settings['kind']!r}"
         return f"<ShardedIndex {settings}: {held} in {self.shards} shards>"
 
-    def fit(self, embeddings) -> "ShardedIndex":
-        """Takes the vectors to search.
+    def fit(self, embeddings: ArrayLike) -> "ShardedIndex":
+        """Distributes the vectors to search to the shards.
 
         Args:
             embeddings: `(n, dim)`, one row or more for each shard. They pass through Ray's
@@ -256,7 +317,8 @@ class ShardedIndex:
             Itself.
 
         Raises:
-            ArgumentError: As `NeighborIndex.fit`.
+            ArgumentError: If there are fewer vectors than shards, or a row holds NaN, infinity or,
+                under "cosine", only zeros.
             ClusterError: If the cluster cannot be reached, or its nodes have other versions.
             DependencyError: If Ray is not installed.
         """
@@ -279,20 +341,24 @@ class ShardedIndex:
         self._actors = [shard.remote(self.settings, part) for part in self._parts]
         return self
 
-    def query(self, x, k: int = 10, timeout: float = 600) -> tuple[np.ndarray, np.ndarray]:
-        """Finds the `k` nearest vectors of each row, as `NeighborIndex.query`.
+    def query(
+        self, x: ArrayLike, k: int = 10, timeout: float = 600
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Finds the `k` nearest vectors of each row.
 
         Args:
-            x: `(n, dim)`.
-            k: How many to find, 1 or more, as for `NeighborIndex.query`.
+            x: Queries, `(n, dim)`.
+            k: Number of neighbors, 1 or more. If there are fewer vectors, all are returned, with a
+                warning.
             timeout: Seconds to wait for all shards.
 
         Returns:
             `(distances, indices)`, each `(n, k)`, float64 and int64.
 
         Raises:
-            ClusterError: If a shard does not answer; never a part of the answer.
-            ArgumentError: As `NeighborIndex.query`.
+            ClusterError: If a shard does not answer in time; incomplete results are never returned.
+            ArgumentError: If the index is empty, `k` or the width does not fit, or a row holds NaN,
+                infinity or, under "cosine", only zeros.
         """
         if not hasattr(self, "shape"):
             raise ArgumentError("The index is empty: call fit(embeddings) before query.")
@@ -304,10 +370,10 @@ class ShardedIndex:
             "vector in the index",
             "vectors in the index",
         )
-        x = ray.put(_checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
+        queries = ray.put(_checks.vectors("x", x, self.shape[1], 0, self.settings["metric"]))
         starts, sizes = self._starts[:-1], np.diff(self._starts).tolist()
         shards = zip(self._actors, sizes, strict=True)
-        asked = [actor.query.remote(x, min(k, size)) for actor, size in shards]
+        asked = [actor.query.remote(queries, min(k, size)) for actor, size in shards]
         try:
             answers = ray.get(asked, timeout=_checks.number("timeout", timeout, 0))
         except ray.exceptions.RayError as error:

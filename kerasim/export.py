@@ -14,14 +14,17 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from kerasim import _artifacts, _checks, _model_identity
+from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images, check_shape, shapes_of
 from kerasim._serving import make_decoder
 from kerasim.errors import (
@@ -49,7 +52,7 @@ _TOLERANCE = 5e-4
 _HALF_TOLERANCE = 3e-2
 
 
-def export_saved_model(model, path, replace: bool = False) -> None:
+def export_saved_model(model: keras.Model, path: Path | str, replace: bool = False) -> None:
     """Writes a model as a SavedModel with two endpoints, both for any batch size.
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
@@ -64,16 +67,26 @@ def export_saved_model(model, path, replace: bool = False) -> None:
     Args:
         model: `keras.Model` from one image input to one output, such as
             `autoencoder.get_layer("encoder")`.
-        path: The folder.
+        path: Folder to write.
         replace: True to overwrite an earlier export there.
 
     Raises:
         DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
         ArgumentTypeError: If the model does not take one batch of images.
-        ArgumentError: If these are not of a fixed size, it has several outputs, it cannot be
-            exported, or what was exported gives other numbers. Nothing is written then.
+        ArgumentError: If the images are not of a fixed size, the model has several outputs or
+            cannot be exported, or the export returns other values than the model. Nothing is
+            written then.
         ArtifactError: If there is an earlier export, the folder holds something else, or it
             cannot be written.
+
+    Example:
+        >>> layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+        >>> embedder = keras.Sequential(layers)
+        >>> export_saved_model(embedder, "embedder")
+        >>> images = np.random.default_rng(0).random((2, 8, 8, 1))
+        >>> exported = load_saved_model("embedder")
+        >>> np.allclose(exported(images), embedder.predict(images, verbose=0), atol=1e-5)
+        True
     """
     tf = _tensorflow()
     shape = _check_model(model)
@@ -121,24 +134,33 @@ def export_saved_model(model, path, replace: bool = False) -> None:
     _artifacts.write(path, _KIND, fill, info, _model_identity.fingerprint(model))
 
 
-def export_onnx(model, path, replace: bool = False) -> None:
+def export_onnx(model: keras.Model, path: Path | str, replace: bool = False) -> None:
     """Writes a model as an ONNX file for any batch size, for runtimes without Keras.
 
     Its input is "images", float32 `(batch, height, width, channels)` in [0, 1]. The file is run by
     onnxruntime on random images, and compared with the model, before it is put in its place.
 
     Args:
-        model: As for `export_saved_model`.
-        path: The file.
-        replace: True to overwrite a file that is there.
+        model: `keras.Model` from one image input to one output, such as
+            `autoencoder.get_layer("encoder")`.
+        path: File to write.
+        replace: True to overwrite an existing file.
 
     Raises:
         DependencyError: If TensorFlow, tf2onnx, onnx or onnxruntime is not installed, or Keras
             runs on another backend.
         ArgumentTypeError: If the model does not take one batch of images.
-        ArgumentError: If these are not of a fixed size, it has several outputs, an operation that
-            ONNX lacks, or one that is converted wrongly. Nothing is written then.
-        ArtifactError: If there is a file, or it cannot be written.
+        ArgumentError: If the images are not of a fixed size, or the model has several outputs, an
+            operation that ONNX lacks, or one that is converted wrongly. Nothing is written then.
+        ArtifactError: If the file exists, or it cannot be written.
+
+    Example:
+        >>> import onnxruntime
+        >>> layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+        >>> export_onnx(keras.Sequential(layers), "embedder.onnx")
+        >>> session = onnxruntime.InferenceSession("embedder.onnx")
+        >>> session.run(None, {"images": np.zeros((2, 8, 8, 1), "float32")})[0].shape
+        (2, 4)
     """
     shape = _check_model(model)
     if not _checks.boolean("replace", replace) and _artifacts.exists(path):
@@ -281,22 +303,29 @@ def _uses_halves(model) -> bool:
     return False
 
 
-def load_saved_model(path, trust: bool = False):
+def load_saved_model(path: Path | str, trust: bool = False) -> "SavedModel":
     """Loads a SavedModel as a function of images.
 
-    A SavedModel is a program: it can do whatever TensorFlow can. It is loaded only if its files
-    are those that kerasim wrote, by its manifest, or if you say that you trust its maker.
+    A SavedModel is a program: it can do whatever TensorFlow can. It is loaded only if its manifest
+    says that kerasim wrote its files, or if you trust its source and pass `trust=True`.
 
     Args:
         path: Folder that `export_saved_model` wrote.
-        trust: Load a folder without kerasim's manifest, too.
+        trust: True to load a folder without kerasim's manifest, too.
 
     Returns:
         `SavedModel`: call it with images, or its `serve_bytes` with encoded files.
 
     Raises:
-        ArtifactError: If the folder is missing, damaged or not kerasim's and not trusted.
+        ArtifactError: If the folder is missing or damaged, or kerasim did not write it and `trust`
+            is False.
         DependencyError: If TensorFlow is not installed.
+
+    Example:
+        >>> layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+        >>> export_saved_model(keras.Sequential(layers), "network")
+        >>> load_saved_model("network")(np.zeros((2, 8, 8, 1))).shape
+        (2, 4)
     """
     _checks.boolean("trust", trust)
     tf = _tensorflow()
@@ -316,12 +345,22 @@ def load_saved_model(path, trust: bool = False):
 
 
 class SavedModel:
-    """A loaded SavedModel. Made by `load_saved_model`."""
+    """A loaded SavedModel. Made by `load_saved_model`.
 
-    def __init__(self, loaded):
+    Example:
+        >>> layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(4)]
+        >>> export_saved_model(keras.Sequential(layers), "served")
+        >>> model = load_saved_model("served")
+        >>> keras.utils.save_img("image.png", np.zeros((20, 30, 3)))
+        >>> with open("image.png", "rb") as file:  # resized to 8 x 8 and converted to gray
+        ...     model.serve_bytes([file.read()]).shape
+        (1, 4)
+    """
+
+    def __init__(self, loaded: Any):
         self._loaded = loaded
 
-    def __call__(self, images) -> np.ndarray:
+    def __call__(self, images: ArrayLike | ImageFolder) -> np.ndarray:
         """Computes the outputs for images.
 
         Args:
@@ -337,33 +376,33 @@ class SavedModel:
         images = check_shape("images", images, taken[1:] if taken.rank == 4 else (None,) * 3)
         return self._call("serving_default", as_float(check_images("images", images)[:]))
 
-    def serve_bytes(self, encoded) -> np.ndarray:
-        """Computes the outputs for image files as they are on disk.
+    def serve_bytes(self, encoded: Iterable[bytes]) -> np.ndarray:
+        """Computes the outputs for encoded image files.
 
         Args:
-            encoded: List of the bytes of JPEG, PNG, BMP or GIF files, of any size.
+            encoded: Contents of JPEG, PNG, BMP or GIF files, with images of any size.
 
         Returns:
             `(n, ...)`, a row for each file.
 
         Raises:
             ImageError: If one of them cannot be decoded.
-            ArgumentTypeError: If it is no list of bytes.
+            ArgumentTypeError: If `encoded` is not a list of bytes.
         """
         given = type(encoded).__name__
         listed = hasattr(encoded, "__iter__") and not isinstance(encoded, (bytes, str))
-        encoded = list(encoded) if listed else [None]
-        if not all(isinstance(content, bytes) for content in encoded):
+        files = list(encoded) if listed else [None]
+        if not all(isinstance(content, bytes) for content in files):
             raise ArgumentTypeError(
                 f"encoded must be a list of files, each of type bytes. Received {given}: "
                 "pass, for example, [path.read_bytes()]."
             )
         try:
-            return self._call("serve_bytes", np.array(encoded, dtype=object))
+            return self._call("serve_bytes", np.array(files, dtype=object))
         # TensorFlow's own message may quote the bytes, which are no text.
         except (_tensorflow().errors.InvalidArgumentError, UnicodeDecodeError) as error:
             raise ImageError(
-                f"One of the {len(encoded)} encoded images is not a complete JPEG, PNG, BMP or GIF "
+                f"One of the {len(files)} encoded images is not a complete JPEG, PNG, BMP or GIF "
                 "file, or a BMP or GIF file that TensorFlow does not decode as images.read_image "
                 "does. Leave it out, or convert it to PNG."
             ) from error

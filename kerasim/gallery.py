@@ -18,12 +18,14 @@ import dataclasses
 import os
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import keras
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from PIL import Image
 from tqdm import tqdm
 
@@ -41,7 +43,14 @@ from kerasim import (
     metrics,
 )
 from kerasim._adding import PIECE, Files, Given, Taken, columns
-from kerasim._folders import EMPTY_FOLDER, class_of, find_images, no_image, thread_map
+from kerasim._folders import (
+    EMPTY_FOLDER,
+    ImageFolder,
+    class_of,
+    find_images,
+    no_image,
+    thread_map,
+)
 from kerasim._items import Items
 from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
@@ -60,27 +69,34 @@ _FEW_PAIRS = 10  # a rate that is measured on fewer pairs says little
 _MAP_ITEMS = 5  # the least that UMAP can place
 _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
+# What the methods of a gallery take as images.
+Source: TypeAlias = Path | str | bytes | Image.Image
+Images: TypeAlias = Source | Iterable[Source] | ArrayLike | ImageFolder
+
 
 class Gallery:
     """A searchable collection of images: add images, find the most similar ones, save.
 
-    Images are given as a folder (see `data.image_folder`), a file or several, encoded images
-    (bytes), `PIL.Image` objects, an `ImageFolder`, or an array as for `embedding.embed`. Several
-    are a list, tuple, array, pandas Series or iterator.
+    Images are given as the path of a folder (see `data.image_folder`) or of a file, an encoded
+    image (bytes), a `PIL.Image`, an `ImageFolder`, or an array `(n, height, width, channels)`,
+    float in [0, 1] or uint8. Several files, encoded images or `PIL.Image` objects are passed as a
+    list, tuple, array, pandas Series or iterator.
 
     Args:
         embedder: `keras.Model` from images of one size to vectors.
         metric: "cosine", "euclidean" or "manhattan".
-        kind: "exact" or "hnsw", as for `neighbors.NeighborIndex`.
-        **settings: `m`, `ef_construction` and `ef_search` of a graph.
+        kind: "exact", or "hnsw" for an approximate search in a graph (`neighbors.NeighborIndex`).
+        m: Links of each vector in the graph, 2 or more; more need memory and find more.
+        ef_construction: Candidates held while the graph is built, 1 or more.
+        ef_search: Candidates held in a query, 1 or more.
 
     Attributes:
-        embedder: As given; its weights must not change any more.
-        image_shape: `(height, width, channels)` that it takes.
-        settings: Metric, kind and those of a graph, by name.
+        embedder: The embedder; its weights must not change any more.
+        image_shape: `(height, width, channels)` of the images that it takes.
+        settings: `metric`, `kind`, `m`, `ef_construction` and `ef_search`, by name.
         skipped: `(file, reason)` of each file that the last `add` left out.
         changed: Files that the last `add` embedded again, because their content had changed.
-        moved: `(old, new)` names of the files that the last `add` found at another place.
+        moved: `(old, new)` names of the files that the last `add` found in another place.
         gone: Files of items that the last `add` of a folder, `prune` or `relocate` did not find.
 
     Raises:
@@ -88,13 +104,25 @@ class Gallery:
         ArgumentTypeError: If the embedder is not a model of one input.
 
     Example:
+        >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
         >>> gallery = Gallery(embedder)
-        >>> ids = gallery.add("my-images", on_error="skip", path="runs/gallery")
-        >>> found = gallery.query("new.jpg", k=5)
-        >>> gallery.query(ids=found["id"])
+        >>> images = np.random.default_rng(0).random((20, 8, 8, 1))
+        >>> ids = gallery.add(images, labels=["cat", "dog"] * 10)
+        >>> found = gallery.query(images[3:4], k=5)
+        >>> found[["rank", "id", "label"]].head(1).to_dict("records")
+        [{'rank': 1, 'id': 3, 'label': 'dog'}]
     """
 
-    def __init__(self, embedder, metric: str = "cosine", kind: str = "exact", **settings):
+    def __init__(
+        self,
+        embedder: keras.Model,
+        metric: Literal["cosine", "euclidean", "manhattan"] = "cosine",
+        kind: Literal["exact", "hnsw"] = "exact",
+        *,
+        m: int = 32,
+        ef_construction: int = 200,
+        ef_search: int = 64,
+    ):
         self.image_shape, dim = _image_checks.check_embedder("embedder", embedder)
         if None in self.image_shape:
             raise ArgumentError(
@@ -102,7 +130,7 @@ class Gallery:
                 "image_shape."
             )
         self.embedder = embedder
-        self.settings = NeighborIndex(metric, kind, **settings).settings()
+        self.settings = NeighborIndex(metric, kind, m, ef_construction, ef_search).settings()
         self.skipped: list[tuple[str, str]] = []
         self.changed: list[str] = []
         self.moved: list[tuple[str, str]] = []
@@ -144,7 +172,7 @@ class Gallery:
 
     @property
     def index(self) -> NeighborIndex:
-        """The index of all vectors, brought up to date; `index.recall_` is that of a graph.
+        """The index of all vectors, up to date; `index.recall_` is the recall of a graph.
 
         Raises:
             ArgumentError: If the gallery is empty.
@@ -170,24 +198,25 @@ class Gallery:
 
     @property
     def calibration(self) -> dict | None:
-        """What `threshold` does to the pairs of `calibrate`, as a dict; None before it.
+        """The error rates of `threshold` on the pairs of `calibrate`; None before it.
 
-        "threshold"; "far", the share of negative pairs accepted, and "frr", the share of positive
-        pairs rejected, each with its 95 % interval by Wilson's score ("far_interval",
-        "frr_interval"); "negative_pairs" and "positive_pairs", how many there were.
+        A dict: "threshold"; "far", the share of negative pairs accepted, and "frr", the share of
+        positive pairs rejected, each with its 95 % Wilson interval ("far_interval",
+        "frr_interval"); "negative_pairs" and "positive_pairs", the numbers of pairs.
         """
         return None if self._calibration is None else self._calibration.rates()
 
     def info(self) -> dict:
-        """Returns what the gallery holds, as plain values that can be written as JSON.
+        """Returns a summary of the gallery, as values that can be written as JSON.
 
-        The files are looked at: the content of those whose time stamps differ is read.
+        The files are checked; those whose time stamps differ are read.
 
         Returns:
-            A dict: "items", their number; "labels", the number of items by label, most first;
-            "without_label", "without_file", "gone" (the file is not there), "changed" (the file
-            holds another image than the one embedded); "metric", "kind", "embedder",
-            "image_shape", "embedding_dim", "fingerprint"; "threshold" and "calibration".
+            A dict: "items", the number of items; "labels", the number of items of each label,
+            largest first; the numbers of items "without_label", "without_file", "gone" (the file is
+            missing) and "changed" (the file holds another image than the one embedded); "metric",
+            "kind", "embedder", "image_shape", "embedding_dim", "fingerprint"; "threshold" and
+            "calibration".
         """
         items = self._items
         labels = collections.Counter(items.table["label"][items.live])
@@ -212,41 +241,45 @@ class Gallery:
 
     def add(
         self,
-        images,
-        labels=None,
-        on_error: str = "raise",
-        path=None,
+        images: Images,
+        labels: ArrayLike | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        path: Path | str | None = None,
         chunk: int = 1024,
-        embed=embedding.embed_folder,
-    ):
+        embed: Callable[..., tuple[np.ndarray, list[str]]] = embedding.embed_folder,
+    ) -> np.ndarray:
         """Embeds images and adds them.
 
         A file that is in the gallery is compared with what was embedded, by size and time stamps
-        and, if these differ, by content. If it is unchanged it is left out, so the same call takes
-        in what is new in a folder, and continues in a loaded gallery where one with `path` was
-        interrupted. If it holds another image it is embedded again, and its item keeps the id. A
-        new file with the content of an item whose file is gone is that file, moved: the item gets
-        the new name and label and keeps its vector. Items whose file is gone are kept, listed in
-        `gone` and named in a warning; see `prune` and `relocate`.
+        and, if these differ, by content:
+
+        - An unchanged file is left out. So the same call adds only the new files of a folder, and
+          continues an interrupted call with `path` in a gallery that was loaded from there.
+        - A file that holds another image is embedded again, and its item keeps the id.
+        - A new file with the content of an item whose file is gone is taken for that file, moved:
+          the item gets the new name and label and keeps its vector.
+
+        Items whose file is gone are kept, listed in `gone` and named in a warning; see `prune` and
+        `relocate`.
 
         An interrupt (Ctrl-C) keeps the images that were embedded before it and, with `path`, saves
         them.
 
         Args:
             images: Images; see the class.
-            labels: `(n,)`, a name or number for each, which also replaces the label of an item
-                that is in the gallery. A missing one (None, NaN, `pandas.NA` or "") is no label.
-                None for the names of the subfolders of a folder; images beside the subfolders get
-                no label.
-            on_error: What to do with files that cannot be decoded, or whose embedding is all zeros,
-                whose cosine distance is undefined: "raise" one error that lists them, or "skip"
-                them, with a warning, into `skipped`. An item whose file cannot be decoded any more
-                is then removed.
-            path: Where to `save`, at the end and several times before it; None for not at all.
-            chunk: Images that one error lists, 1 or more, and the least between two saves, which
-                come when an eighth is new.
-            embed: What embeds files: `distribute.embed_folder` does it on a cluster, whose workers
-                start anew for each chunk, so use it with a chunk of tens of thousands.
+            labels: `(n,)`, a name or number for each image, which also replaces the label of an
+                item that is in the gallery. None, NaN, `pandas.NA` and "" are no label. By default
+                the names of the subfolders of a folder; images beside the subfolders get no label.
+            on_error: What to do with files that cannot be decoded, or whose embedding is all zeros
+                (its cosine distance is undefined): "raise" one error that lists them, or "skip"
+                them, with a warning, and list them in `skipped`. An item whose file cannot be
+                decoded any more is then removed.
+            path: Folder to `save` to, at the end and several times before; None to save nothing.
+            chunk: Number of images after which files with errors are reported, 1 or more. There is
+                a save when at least this many images, and an eighth of the gallery, are new.
+            embed: Function that embeds files, such as `distribute.embed_folder`, which uses a
+                cluster. Its workers are started for each chunk, so pass a `chunk` of tens of
+                thousands.
 
         Returns:
             `(n,)` int64: ids of the items that were added or embedded again.
@@ -342,14 +375,16 @@ class Gallery:
             what = _checks.counted(len(new), *text[:2])
             _checks.warn(f"{what} {text[2].format(names=names)}")
 
-    def query(self, images=None, k: int = 10, ids=None) -> pd.DataFrame:
+    def query(
+        self, images: Images | None = None, k: int = 10, ids: ArrayLike | None = None
+    ) -> pd.DataFrame:
         """Finds the most similar images.
 
         Args:
             images: Images; see the class. Integers in one dimension are taken as `ids`.
-            k: How many of each, 1 or more. If there are fewer items, all are returned, with a
-                warning.
-            ids: In place of images: ids of items, whose stored embeddings are the queries. Each
+            k: Number of items to find for each query, 1 or more. If there are fewer items, all are
+                returned, with a warning.
+            ids: Instead of images: ids of items, whose stored embeddings are the queries. Each
                 of them finds itself.
 
         Returns:
@@ -363,20 +398,29 @@ class Gallery:
             ImageError: If a file cannot be decoded.
 
         Example:
-            >>> found = gallery.query(["a.jpg", "b.jpg"], k=3)
-            >>> gallery.query(found["file"])
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> images = np.random.default_rng(0).random((5, 8, 8, 1))
+            >>> gallery = Gallery(embedder)
+            >>> ids = gallery.add(images)
+            >>> gallery.query(images[:2], k=1)["id"].tolist()
+            [0, 1]
+            >>> gallery.query(ids=[4, 2], k=1)["id"].tolist()
+            [4, 2]
         """
         _checks.integer("k", k)
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
         if (images is None) == (ids is None):
             raise ArgumentError("query takes either images or ids: pass one of them.")
+        known: Any = ids
         if ids is None and are_integers(images):
-            images, ids = None, images
-        vectors = None if ids is not None else embedding.embed(self.embedder, self._images(images))
+            known = images
+        vectors = None
+        if known is None:
+            vectors = embedding.embed(self.embedder, self._images(images))
         items, index = self._indexed()
         if vectors is None:
-            vectors = items.vectors[items.positions(self._known_ids(items, ids))]
+            vectors = items.vectors[items.positions(self._known_ids(items, known))]
         live = items.live
         most = _checks.clipped(
             "k", k, int(live.sum()), "item of the gallery", "items of the gallery"
@@ -393,7 +437,9 @@ class Gallery:
         table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
         return table.assign(distance=distances[shown])
 
-    def calibrate(self, left, right, same, max_far: float = 0.01) -> float:
+    def calibrate(
+        self, left: Images, right: Images, same: ArrayLike, max_far: float = 0.01
+    ) -> float:
         """Fits the threshold and the score of `verify` on known pairs.
 
         `calibration` then returns both error rates on these pairs, with intervals. There is a
@@ -403,13 +449,24 @@ class Gallery:
             left, right: Images that were not used for training; `right[i]` is paired with
                 `left[i]`.
             same: `(n,)`: 1 or True for a positive pair, else 0; n from 2 to 200,000.
-            max_far: Share of negative pairs that may be accepted, 0 to 1.
+            max_far: Largest share of negative pairs that may be accepted, 0 to 1.
 
         Returns:
             The threshold, a distance.
 
         Raises:
-            ArgumentError: As `metrics.verification`.
+            ArgumentError: If there is not one value of `same` for each pair, or there are not both
+                positive and negative pairs.
+
+        Example:
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> left = np.random.default_rng(0).random((2000, 8, 8, 1))
+            >>> same = np.arange(2000) < 1000
+            >>> right = np.where(same[:, None, None, None], left, left[::-1])
+            >>> gallery = Gallery(embedder)
+            >>> threshold = gallery.calibrate(left, right, same)
+            >>> gallery.calibration["frr"], gallery.verify(left[:1], right[:1])["same"].tolist()
+            (0.0, [True])
         """
         same = _checks.array("same", same).reshape(-1)
         _checks.integer("the number of pairs", len(same), 2, _PAIRS)
@@ -421,11 +478,11 @@ class Gallery:
         calibration.warn_of_few_pairs(max_far)
         return threshold
 
-    def verify(self, left, right) -> pd.DataFrame:
-        """Decides for each pair of images whether both show the same.
+    def verify(self, left: Images, right: Images) -> pd.DataFrame:
+        """Decides for each pair of images whether it is a positive pair.
 
         Args:
-            left, right: Images, as many on each side.
+            left, right: Images, the same number on each side.
 
         Returns:
             A row for each pair: distance, same (at `threshold`) and score, the probability that
@@ -442,7 +499,7 @@ class Gallery:
         table = pd.DataFrame({"distance": distances, "same": same})
         return table.assign(score=calibration.verification().score(distances))
 
-    def remove(self, ids) -> np.ndarray:
+    def remove(self, ids: ArrayLike | Path | Iterable[Path | str]) -> np.ndarray:
         """Removes items. A graph keeps their vectors, which are never found, until `compact`.
 
         Args:
@@ -456,8 +513,14 @@ class Gallery:
             ArgumentTypeError: If they are neither whole numbers nor names of files.
 
         Example:
-            >>> gallery.remove("my-images/blurred.jpg")
-            >>> gallery.remove(gallery.items.query("label == 'test'")["id"])
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> gallery = Gallery(embedder)
+            >>> images = np.random.default_rng(0).random((3, 8, 8, 1))
+            >>> ids = gallery.add(images, labels=["cat", "test", "dog"])
+            >>> gallery.remove(gallery.items.query("label == 'test'")["id"]).tolist()
+            [1]
+            >>> gallery.items["label"].tolist()
+            ['cat', 'dog']
         """
         with self._changing:
             items = self._items
@@ -473,7 +536,7 @@ class Gallery:
     def prune(self) -> np.ndarray:
         """Removes the items whose file is gone.
 
-        Files on a disk that is not mounted are gone, too: look at `info()["gone"]` before. If a
+        Files on a disk that is not mounted count as gone, too: check `info()["gone"]` first. If a
         folder was moved or renamed, use `relocate`, which keeps the vectors.
 
         Returns:
@@ -489,18 +552,18 @@ class Gallery:
             self.gone = table["file"][gone].tolist()
             return removed
 
-    def relocate(self, old_root, new_root) -> np.ndarray:
+    def relocate(self, old_root: Path | str, new_root: Path | str) -> np.ndarray:
         """Renames the files of items whose folder was moved, and keeps their vectors.
 
         The content of each file is compared with what was embedded. An item keeps its old name if
         its file is not below `new_root`, holds another image there, or belongs to another item; a
         warning says how many do, and they are listed in `gone` if their old file is gone. Files of
-        galleries saved by the first version of kerasim cannot be compared, and are renamed as they
-        are; the next `add` looks at them.
+        galleries saved by the first version of kerasim cannot be compared and are renamed without;
+        the next `add` compares them.
 
         Args:
-            old_root: The folder as it was; it need not exist any more.
-            new_root: The folder where its files are now.
+            old_root: The old folder; it need not exist any more.
+            new_root: The folder that the files are in now.
 
         Returns:
             `(n,)` int64: ids of the items that were renamed.
@@ -510,7 +573,17 @@ class Gallery:
             ArtifactError: If `new_root` is not a folder.
 
         Example:
-            >>> gallery.relocate("/home/ann/photos", "/mnt/photos")
+            >>> import os
+            >>> os.makedirs("old", exist_ok=True)
+            >>> keras.utils.save_img("old/1.png", np.eye(8)[..., None])
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> gallery = Gallery(embedder)
+            >>> ids = gallery.add("old")
+            >>> os.rename("old", "new")
+            >>> gallery.relocate("old", "new").tolist()
+            [0]
+            >>> gallery.items["file"][0] == os.path.abspath("new/1.png")
+            True
         """
         old, new = (
             str(_artifacts.check_path(name, path)).rstrip(os.sep)
@@ -548,7 +621,7 @@ class Gallery:
         return np.array(sorted(ids), "int64")
 
     def compact(self) -> None:
-        """Drops the vectors of items that were removed; the index is built again when needed."""
+        """Drops the vectors of removed items; the index is built again when it is needed."""
         with self._changing:
             self._assign(self._items.compacted())
 
@@ -556,10 +629,10 @@ class Gallery:
         """Lists pairs of files that are near-duplicates, by `duplicates.find_near_duplicates`.
 
         Args:
-            min_correlation: Least correlation of two thumbnails, from 0 to 1.
+            min_correlation: Smallest correlation of two thumbnails, 0 to 1.
 
         Returns:
-            A row for each pair: copy and original, names of files.
+            A row for each pair: copy and original, the names of both files.
 
         Raises:
             ArgumentError: If images were added as arrays, which have no file.
@@ -576,21 +649,21 @@ class Gallery:
 
     def write_map(
         self,
-        path,
-        images=None,
+        path: Path | str,
+        images: ArrayLike | ImageFolder | None = None,
         title: str = "Gallery",
         k: int = 10,
         seed: int = 0,
-        on_error: str = "skip",
-    ):
-        """Writes the gallery as a page, by `projection.Projection` and `explorer.write_explorer`.
+        on_error: Literal["raise", "skip"] = "skip",
+    ) -> Path:
+        """Writes a map of the gallery as an HTML page (`Projection`, `explorer.write_explorer`).
 
         Args:
-            path: The HTML file.
-            images: Images of all items, in the order of `items`; None for what their files hold.
-            title: Shown above the map.
-            k: Nearest images shown of each, 1 or more, by each of the three metrics. If there are
-                fewer, all are shown, with a warning.
+            path: HTML file to write.
+            images: Images of all items, in the order of `items`; None to read them from the files.
+            title: Title above the map.
+            k: Number of nearest images shown for each image, by each of the three metrics, 1 or
+                more. If there are fewer, all are shown, with a warning.
             seed: The same seed draws the same map.
             on_error: What to do with items whose file is gone or cannot be decoded: "skip" them,
                 with a warning, or "raise" an error.
@@ -656,16 +729,16 @@ class Gallery:
         kept = [n for n, (_, image) in enumerate(found) if not isinstance(image, str)]
         return _Thumbnails([found[n] for n in kept]), np.array(kept, "int64")
 
-    def save(self, path, replace: bool = False) -> None:
-        """Writes the gallery to a folder, whole or not at all.
+    def save(self, path: Path | str, replace: bool = False) -> None:
+        """Writes the gallery to a folder, completely or not at all.
 
         Args:
             path: The folder. A gallery there is replaced if this one was loaded from it or saved
-                to it, and nothing has saved there since.
+                to it, and no other was saved there since.
             replace: True to overwrite any other gallery, too.
 
         Raises:
-            ArtifactError: If there is such a gallery, another process is saving there, or the
+            ArtifactError: If there is another gallery, another process is saving there, or the
                 folder cannot be written.
             ArgumentError: If the embedder has changed, or could not be loaded again.
         """
@@ -708,18 +781,26 @@ class Gallery:
         self._saved.note(path)
 
     @classmethod
-    def load(cls, path, embedder=None) -> "Gallery":
+    def load(cls, path: Path | str, embedder: keras.Model | None = None) -> "Gallery":
         """Reads a gallery that `save` wrote.
 
         Args:
             path: The folder.
-            embedder: If given, a model that must be the one that the gallery was made with.
+            embedder: The embedder that the gallery was made with; None to read it from the folder.
 
         Returns:
             The gallery, as it was saved.
 
         Raises:
             ArtifactError: If the folder is missing or damaged, or made with another embedder.
+
+        Example:
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> gallery = Gallery(embedder)
+            >>> ids = gallery.add(np.random.default_rng(0).random((3, 8, 8, 1)))
+            >>> gallery.save("gallery")
+            >>> len(Gallery.load("gallery"))
+            3
         """
 
         def load(folder, manifest):

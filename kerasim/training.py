@@ -14,11 +14,14 @@ import inspect
 import math
 import secrets
 import time
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import keras
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from kerasim import (
     _artifacts,
@@ -33,6 +36,7 @@ from kerasim import (
     metrics,
 )
 from kerasim._devices import Devices
+from kerasim._folders import ImageFolder
 from kerasim.data._batches import Batches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
@@ -71,12 +75,16 @@ _INSTEAD = {
 }
 
 
-def _explain_arguments(function):
-    """Makes a KerasimError, which says what to pass, of Python's TypeError about arguments."""
-    signature = inspect.signature(function)
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def _explain_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Turns Python's TypeError about arguments into a KerasimError that says what to pass."""
+    signature = _without_annotations(inspect.signature(function))
 
     @functools.wraps(function)
-    def explained(*args, **kwargs):
+    def explained(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -90,16 +98,23 @@ def _explain_arguments(function):
     return explained
 
 
+def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
+    """Returns a signature that is short enough for a message."""
+    empty = inspect.Parameter.empty
+    parameters = [each.replace(annotation=empty) for each in signature.parameters.values()]
+    return signature.replace(parameters=parameters, return_annotation=empty)
+
+
 @_explain_arguments
 def fit(
-    model,
-    batches,
+    model: keras.Model,
+    batches: keras.utils.PyDataset,
     epochs: int,
-    run_dir=None,
-    validation_data=None,
-    callbacks=(),
-    resume=True,
-    verbose="auto",
+    run_dir: Path | str | None = None,
+    validation_data: keras.utils.PyDataset | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    resume: bool = True,
+    verbose: Literal["auto", 0, 1, 2] = "auto",
 ) -> pd.DataFrame:
     """Trains a compiled model with `model.fit`, and continues an earlier run in `run_dir`.
 
@@ -118,7 +133,7 @@ def fit(
             that a callback selected, such as `EarlyStopping(restore_best_weights=True)`.
         batches: `keras.utils.PyDataset`. Its attribute `epoch` is set before each epoch, so
             that random draws can depend on it.
-        epochs: Number of epochs in all, 1 or more, including those of earlier calls.
+        epochs: Total number of epochs, 1 or more, including those of earlier calls.
         run_dir: Folder of the run: `state` (an artifact), `best` (with `validation_data`: the
             weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing,
             and the run cannot be resumed.
@@ -127,8 +142,9 @@ def fit(
             (patience, best value, arrays, lists) is saved and restored; a callback that holds
             something else needs `get_state()` and `set_state(state)`. Those that neither schedule
             the learning rate nor have `settings()` may be added or left out later.
-        resume: False removes what `run_dir` holds of an earlier run and starts again.
-        verbose: As for `keras.Model.fit`: 1 a progress bar, 2 a line per epoch, 0 nothing.
+        resume: False deletes the earlier run in `run_dir` and starts again.
+        verbose: What is printed: 1 a progress bar, 2 a line per epoch, 0 nothing; "auto" is 1, as
+            in `keras.Model.fit`.
 
     Returns:
         The history, as in `history.csv`: a row for each epoch with `epoch` (from 1), what Keras
@@ -141,6 +157,19 @@ def fit(
         ArgumentTypeError: If model or batches have another type.
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
+
+    Example:
+        >>> from kerasim import data
+        >>> images = np.random.default_rng(0).random((16, 8, 8, 1))
+        >>> batches = data.ImageBatches(images, batch_size=8)
+        >>> layers = [keras.Input((8, 8, 1)), keras.layers.Conv2D(1, 3, padding="same")]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("adam", "mse")
+        >>> history = fit(model, batches, epochs=1, run_dir="runs/first", verbose=0)
+        >>> history = fit(model, batches, epochs=3, run_dir="runs/first", verbose=0)
+        first: continuing after epoch 1 of 3.
+        >>> history["epoch"].tolist()
+        [1, 2, 3]
     """
     _check_batches("batches", batches)
     if validation_data is not None:
@@ -188,12 +217,14 @@ def _check_batches(name, batches) -> None:
         raise ArgumentError(f"{name} is endless: give its class a __len__, the number of batches.")
 
 
-def load_weights(model, run_dir, which: Literal["last", "best"] = "last") -> pd.DataFrame:
+def load_weights(
+    model: keras.Model, run_dir: Path | str, which: Literal["last", "best"] = "last"
+) -> pd.DataFrame:
     """Assigns the weights of a run to `model`.
 
     Args:
-        model: Built as it was for the run; it need not be compiled.
-        run_dir: Folder that `fit` was given.
+        model: Model with the same architecture as in the run; it need not be compiled.
+        run_dir: Folder that was passed to `fit`.
         which: "last" for the weights that the run ended with, "best" for those of the epoch with
             the lowest `val_loss`.
 
@@ -202,6 +233,19 @@ def load_weights(model, run_dir, which: Literal["last", "best"] = "last") -> pd.
 
     Raises:
         ArtifactError: If there is no such run, it is damaged, or of another architecture.
+
+    Example:
+        >>> from kerasim import data
+        >>> batches = data.ImageBatches(np.zeros((8, 8, 8, 1)), np.ones((8, 1)), batch_size=8)
+        >>> layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1)]
+        >>> model = keras.Sequential(layers)
+        >>> model.compile("sgd", "mse")
+        >>> history = fit(model, batches, epochs=1, run_dir="runs/second", verbose=0)
+        >>> new_model = keras.models.clone_model(model)
+        >>> load_weights(new_model, "runs/second")["epoch"].tolist()
+        [1]
+        >>> np.array_equal(new_model.get_weights()[1], model.get_weights()[1])
+        True
     """
     _checks.one_of("which", which, ("last", "best"))
     _checks.instance("model", model, keras.Model, "build a keras.Model first")
@@ -222,7 +266,7 @@ def load_weights(model, run_dir, which: Literal["last", "best"] = "last") -> pd.
 
 
 class RetrievalCallback(keras.callbacks.Callback):
-    """Adds retrieval figures to the log and the history of `fit`, beside two baselines.
+    """Adds retrieval metrics to the log and the history of `fit`, with two baselines.
 
     After each epoch the log has `val_recall@1` and `val_precision@k` (see `metrics.retrieval`), and
     `val_pair_cosine`, the mean cosine of two different images, which is near 1 if the embeddings
@@ -243,21 +287,34 @@ class RetrievalCallback(keras.callbacks.Callback):
         gallery_labels: Their labels.
         metric: "euclidean", "manhattan" or "cosine".
         k: Number of neighbors for the precision, 1 or more.
-        prefix: Beginning of the names in the log, for several callbacks in one run.
+        prefix: Prefix of the names in the log, to tell several callbacks of one run apart.
 
     Raises:
-        ArgumentError: If there are fewer than two images, or the embedder gives no vectors.
+        ArgumentError: If there are fewer than two images, or the embedder does not return vectors.
         ArgumentTypeError: If the embedder is not a model with one input.
+
+    Example:
+        >>> from kerasim import data, losses
+        >>> images, labels = np.eye(16).reshape(16, 4, 4, 1), np.arange(16) % 2
+        >>> batches = data.BalancedBatches(images, labels, classes_per_batch=2, images_per_class=4)
+        >>> keras.utils.set_random_seed(0)
+        >>> layers = [keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(8)]
+        >>> embedder = keras.Sequential(layers)
+        >>> embedder.compile("adam", losses.SupConLoss())
+        >>> callback = RetrievalCallback(embedder, images, labels, k=1)
+        >>> history = fit(embedder, batches, epochs=1, callbacks=[callback], verbose=0)
+        >>> [name for name in history if "recall" in name]
+        ['val_recall@1', 'val_recall@1_untrained', 'val_recall@1_pixels']
     """
 
     def __init__(
         self,
-        embedder,
-        images,
-        labels,
-        gallery=None,
-        gallery_labels=None,
-        metric: str = "cosine",
+        embedder: keras.Model,
+        images: ArrayLike | ImageFolder,
+        labels: ArrayLike,
+        gallery: ArrayLike | ImageFolder | None = None,
+        gallery_labels: ArrayLike | None = None,
+        metric: Literal["euclidean", "manhattan", "cosine"] = "cosine",
         k: int = 10,
         prefix: str = "val",
     ):
@@ -290,7 +347,7 @@ class RetrievalCallback(keras.callbacks.Callback):
         return f"RetrievalCallback({', '.join(parts)}, {settings})"
 
     def settings(self) -> dict:
-        """Returns what decides the figures, for `fit` to compare on resume."""
+        """Returns what determines the metrics, for `fit` to compare on resume."""
         held_out = [_content.content_hash(part) for part in (*self.parts, *self.labels)]
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
@@ -299,18 +356,18 @@ class RetrievalCallback(keras.callbacks.Callback):
         """Returns what `fit` saves with a run: the baselines, and what has been warned of."""
         return {"baselines": self.baselines, "warned": self.warned}
 
-    def set_state(self, state) -> None:
-        """Puts back what `get_state` returned.
+    def set_state(self, state: dict) -> None:
+        """Restores what `get_state` returned.
 
         Args:
             state: Dict of `baselines` and `warned`.
         """
         self.baselines, self.warned = dict(state["baselines"]), list(state["warned"])
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self.baselines, self.warned, self.printed = {}, [], False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if not self.baselines:  # else they come from the state of a run that goes on
             self._measure_baselines()
         if not self.printed and (self.params or {}).get("verbose"):
@@ -318,7 +375,7 @@ class RetrievalCallback(keras.callbacks.Callback):
             print(f"Baselines: {', '.join(figures)}.")
         self.printed = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         logs = {} if logs is None else logs
         figures = self._score()
         logs.update({f"{self.prefix}_{key}": value for key, value in figures.items()})
@@ -387,8 +444,8 @@ class _Run(keras.callbacks.Callback):
           ^         |         ^         |
           +- error -+         +- error -+
 
-    An error or an interrupt puts back what was saved last, in memory before the first epoch. So the
-    next call begins with the same numbers, in the same process or in another.
+    An error or an interrupt restores what was saved last, in memory before the first epoch. So the
+    next call begins with the same values, in the same process or in another.
     """
 
     def __init__(self, network, batches, validation, run_dir, callbacks, devices):
@@ -596,7 +653,7 @@ class _Run(keras.callbacks.Callback):
         return states
 
     def _restore_states(self, arrays, states):
-        """Puts back what `_save_states` returned, if it is given."""
+        """Restores what `_save_states` returned, if it is given."""
         self.callbacks.restore(states.get("callbacks", []), arrays)
         if self.data_set is not None and "data_set" in states:
             self.data_set.restore(states["data_set"], arrays)

@@ -1,15 +1,19 @@
 """Folders of pairs, and pools of candidates to pick the right one from."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from kerasim import _artifacts, _checks
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 
 
-def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarray:
+def candidate_pools(
+    n: int, k: int = 20, seed: int = 0, groups: ArrayLike | None = None
+) -> np.ndarray:
     """Draws for each of `n` left images a pool of right ones: its own and `k - 1` distractors.
 
     Args:
@@ -24,6 +28,11 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
 
     Raises:
         ArgumentError: If there are fewer than `k - 1` possible distractors.
+
+    Example:
+        >>> pools = candidate_pools(4, k=3, groups=[0, 0, 1, 1])
+        >>> np.sort(pools, axis=1).tolist()  # pairs 0 and 1 are never each other's distractors
+        [[0, 2, 3], [1, 2, 3], [0, 1, 2], [0, 1, 3]]
     """
     n, k = _checks.integer("n", n), _checks.integer("k", k, 2)
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
@@ -40,18 +49,25 @@ def candidate_pools(n: int, k: int = 20, seed: int = 0, groups=None) -> np.ndarr
     return pools
 
 
-def read_candidates(path, columns=None) -> pd.DataFrame:
+def read_candidates(path: Path | str, columns: list[str] | None = None) -> pd.DataFrame:
     """Reads a table of candidates: the name of a left image, then those of the right ones.
 
     Args:
         path: CSV with the columns left, c0, c1 and so on.
-        columns: Others that it must have, such as ["left", "right"].
+        columns: The columns that the file must have instead, such as ["left", "right"].
 
     Returns:
         The names, as strings: a row for each left image.
 
     Raises:
-        ArtifactError: If the file is missing, or its columns are others.
+        ArtifactError: If the file is missing, has other columns, or has empty cells.
+
+    Example:
+        >>> import pandas as pd
+        >>> names = pd.DataFrame({"left": ["cat"], "c0": ["dog"], "c1": ["lion"]})
+        >>> names.to_csv("candidates.csv", index=False)
+        >>> read_candidates("candidates.csv").iloc[0].tolist()
+        ['cat', 'dog', 'lion']
     """
     file = _artifacts.check_file(path)
     try:
@@ -78,7 +94,7 @@ def read_candidates(path, columns=None) -> pd.DataFrame:
     return table
 
 
-def write_scores(path, candidates: pd.DataFrame, scores) -> None:
+def write_scores(path: Path | str, candidates: pd.DataFrame, scores: ArrayLike) -> None:
     """Writes the score of each candidate under the header that `candidates` was read with.
 
     Args:
@@ -91,6 +107,13 @@ def write_scores(path, candidates: pd.DataFrame, scores) -> None:
         ArgumentError, ArgumentTypeError: If there is not one finite score for each candidate, or
             `candidates` is no such table.
         ArtifactError: If the file cannot be written.
+
+    Example:
+        >>> import pandas as pd
+        >>> candidates = pd.DataFrame({"left": ["cat"], "c0": ["dog"], "c1": ["lion"]})
+        >>> write_scores("scores.csv", candidates, [[0.2, 0.9]])
+        >>> pd.read_csv("scores.csv").to_dict("records")
+        [{'left': 'cat', 'c0': 0.2, 'c1': 0.9}]
     """
     if not isinstance(candidates, pd.DataFrame) or "left" not in candidates:
         raise ArgumentTypeError(

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import keras
 import numpy as np
@@ -24,7 +25,9 @@ _SQUEEZENET_ORIGINS = (
 _FILES = {"mnist": "mnist.npz", "cifar10": "cifar10.npz", "squeezenet": SQUEEZENET_FILE}
 
 
-def fetch(name: str, folder=None) -> Path:
+def fetch(
+    name: Literal["mnist", "cifar10", "squeezenet"], folder: Path | str | None = None
+) -> Path:
     """Downloads a data set or weights into the data folder, and checks the hash.
 
     MNIST and CIFAR-10 come through `keras.datasets`, which checks their hashes and keeps a copy

@@ -1,17 +1,21 @@
 """Gaussian noise on images."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from kerasim import _checks
+from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
 from kerasim.images import as_float
 
 
-def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndarray:
-    """Adds Gaussian noise.
+def add_noise(
+    images: ArrayLike | ImageFolder, sigma: float, seed: int = 0, clip: bool = True
+) -> np.ndarray:
+    """Adds Gaussian noise to images.
 
     Args:
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8.
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         sigma: Standard deviation, in units of [0, 1]; 0 or more.
         seed: The same seed draws the same noise.
         clip: Clip the result to [0, 1], as in an image file.
@@ -21,6 +25,11 @@ def add_noise(images, sigma: float, seed: int = 0, clip: bool = True) -> np.ndar
 
     Raises:
         ArgumentError: If the images hold NaN or lie outside [0, 1], or sigma is negative.
+
+    Example:
+        >>> noisy = add_noise(np.full((1, 64, 64, 1), 0.5), sigma=0.1)
+        >>> round(float(noisy.std()), 2)
+        0.1
     """
     _checks.number("sigma", sigma, 0)
     _checks.boolean("clip", clip)

@@ -15,22 +15,24 @@ from kerasim.schedules import NoiseSchedule
 
 
 class DiffusionBatches(Batches):
-    """Batches for a network that predicts the noise, such as `models.unet` gives.
+    """Batches for a network that predicts the noise, such as `models.unet` builds.
 
-    A batch is `({"images": x_t, "t": t}, noise)`, with "labels" if there are some: images in model
-    space, `2 image - 1`, with the noise of a step drawn for each, and that noise, float32 of their
-    shape. With `weighting="velocity"` there is a third part, what the error of each image counts,
-    float32 `(batch, 1, 1)`. Steps and noise are drawn anew each epoch, as all else is.
+    A batch is `({"images": x_t, "t": t}, noise)`, with "labels" in the dict if `labels` is given.
+    `x_t` are images in model space, `2 image - 1`, with the noise of step `t`, which is drawn for
+    each image; `noise` is that noise, float32 of the same shape. With `weighting="velocity"` a
+    batch has a third part, the weight of the error of each image, float32 `(batch, 1, 1)`. Steps
+    and noise are drawn again in each epoch.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         schedule: `diffusion.NoiseSchedule`.
         labels: `(n,)` integers from 0, for a network with classes.
-        drop_label: Share of images, 0 to 1, whose label is replaced by -1, for none; guidance
-            needs some.
+        drop_label: Share of images, 0 to 1, whose label is replaced by -1 (no label); guidance
+            needs a share above 0.
         steps: `(first, last)` of the schedule to draw from; None for all.
-        weighting: "noise" for an error of the noise, the same for each step; "velocity", for a
-            network built with a `schedule`, for one of the velocity: `1 / abar`, 25,000 at most.
+        weighting: "noise" weights the errors of the predicted noise equally at all steps.
+            "velocity", for a network built with a `schedule`, weights them by `1 / abar`, 25,000
+            at most: the loss is then that of the predicted velocity.
         batch_size: Images per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         flip: Mirror half of the images, left to right.
@@ -39,7 +41,7 @@ class DiffusionBatches(Batches):
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
-        ArgumentTypeError: If `steps` are not two numbers, or labels no integers.
+        ArgumentTypeError: If `steps` are not two numbers, or labels are not integers.
 
     Example:
         >>> from kerasim.schedules import NoiseSchedule
@@ -98,16 +100,16 @@ class DiffusionBatches(Batches):
 
 
 class NoiseBatches(Batches):
-    """Batches of images with more or less noise, for networks that measure, clean or read them.
+    """Batches of noisy images, for networks that estimate the noise, denoise or classify.
 
-    A batch is `(noisy, sigma)`: images with Gaussian noise, not cut to [0, 1], and its standard
-    deviation `(batch, 1)`, float32, its logarithm evenly spread from `low` to `high`; or
-    `(noisy, images)`, or `(noisy, targets)`.
+    A batch is `(noisy, sigma)`: images with Gaussian noise, not clipped to [0, 1], and the standard
+    deviation of the noise, float32 `(batch, 1)`, drawn log-uniformly from `low` to `high`. With
+    another `target` it is `(noisy, images)` or `(noisy, targets)`.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        low: Least standard deviation, in units of [0, 1]; above 0.
-        high: Largest.
+        low: Smallest standard deviation, in units of [0, 1]; above 0.
+        high: Largest standard deviation; `low` or more.
         target: "sigma", for `models.noise_estimator`; "images", for a denoiser; or an array of one
             target per image, such as labels.
         batch_size: Images per batch; the last batch may be smaller.

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +21,20 @@ class PairFolder:
     Attributes:
         left: `n` images, float32 in [0, 1], decoded as they are asked for.
         right: `right[i]` is paired with `left[i]`.
-        groups: `(n,)` int64: the same for pairs that near-copies join.
+        groups: `(n,)` int64: equal for pairs that share an image or a near-duplicate of one.
+
+    Example:
+        >>> import os
+        >>> import pandas as pd
+        >>> pixels = np.random.default_rng(0).random((2, 2, 32, 32, 3))
+        >>> for side, images in zip(("left", "right"), pixels):
+        ...     os.makedirs(f"views/{side}", exist_ok=True)
+        ...     for name, image in zip("ab", images):
+        ...         keras.utils.save_img(f"views/{side}/{name}.png", image)
+        >>> table = pd.DataFrame({"left": ["a", "b"], "right": ["a", "b"]})
+        >>> table.to_csv("views/pairs.csv", index=False)
+        >>> pair_folder("views")
+        <PairFolder: 2 pairs of images of (32, 32, 3); 2 groups>
     """
 
     left: ImageFolder
@@ -33,7 +47,7 @@ class PairFolder:
         return f"<PairFolder: {len(self.groups)} pairs of images of {shape}; {groups} groups>"
 
 
-def pair_folder(path, image_size=None) -> PairFolder:
+def pair_folder(path: Path | str, image_size: int | tuple[int, int] | None = None) -> PairFolder:
     """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
 
     `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
@@ -53,6 +67,20 @@ def pair_folder(path, image_size=None) -> PairFolder:
         ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names an image
             that does not have exactly one file.
         ImageError: If an image cannot be decoded.
+
+    Example:
+        >>> import os
+        >>> import pandas as pd
+        >>> pixels = np.random.default_rng(0).random((2, 2, 32, 32, 3))
+        >>> for side, images in zip(("left", "right"), pixels):
+        ...     os.makedirs(f"pairs/{side}", exist_ok=True)
+        ...     for name, image in zip("ab", images):
+        ...         keras.utils.save_img(f"pairs/{side}/{name}.png", image)
+        >>> table = pd.DataFrame({"left": ["a", "b", "b"], "right": ["a", "b", "a"]})
+        >>> table.to_csv("pairs/pairs.csv", index=False)
+        >>> pairs = pair_folder("pairs", image_size=16)
+        >>> pairs.left.shape, pairs.groups.tolist()  # the third pair joins the first and second
+        ((3, 16, 16, 3), [0, 0, 0])
     """
     root = _artifacts.check_path("path", path)
     pairs = read_candidates(root / "pairs.csv", ["left", "right"])

@@ -34,7 +34,8 @@ class _Classes:
         small = self.names[self.counts < fewest]
         if len(small):
             shown = [repr(name) for name in small[:10].tolist()]
-            if isinstance(images, ImageFolder) and np.array_equal(images.labels, labels):
+            numbers = images.labels if isinstance(images, ImageFolder) else None
+            if numbers is not None and np.array_equal(numbers, labels):
                 shown = [f"{n} ({_checks.shown(images.class_names[n])})" for n in small[:10]]
             classes = _checks.counted(len(small), "class", "classes")
             raise ArgumentError(
@@ -74,12 +75,14 @@ def _anchors(size, n, rng):
     return np.concatenate([rng.permutation(size) for _ in range(-(-n // size))])[:n]
 
 
-def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 0):
+def draw_pairs(
+    labels: ArrayLike, n: int | None = None, positive: float = 0.5, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws positive and negative pairs of images, and returns their positions.
 
     Args:
         labels: Integers or strings `(n_images,)`: two classes or more, each of two images or more.
-        n: Number of pairs; None for one for each image.
+        n: Number of pairs; None for as many as there are images.
         positive: Share of positive pairs, 0 to 1; exact, except for rounding to whole pairs.
         seed: The same seed draws the same pairs.
 
@@ -89,6 +92,14 @@ def draw_pairs(labels, n: int | None = None, positive: float = 0.5, seed: int = 
 
     Raises:
         ArgumentError: If there is one class, or a class of one image; the message names it.
+
+    Example:
+        >>> labels = np.array(["cat", "cat", "dog", "dog"])
+        >>> left, right, same = draw_pairs(labels, n=100, positive=0.25)
+        >>> float(same.mean())
+        0.25
+        >>> np.array_equal(labels[left] == labels[right], same)
+        True
     """
     classes = _Classes(labels)
     n = len(classes.label) if n is None else _checks.integer("n", n)
@@ -105,19 +116,29 @@ def _draw_pairs(classes, n, positive, rng):
     return left, right, same.astype("float32")
 
 
-def draw_triplets(labels, n: int | None = None, seed: int = 0):
+def draw_triplets(
+    labels: ArrayLike, n: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draws triplets of images, and returns their positions.
 
     Args:
-        labels: As for `draw_pairs`.
-        n: Number of triplets; None for one for each image.
+        labels: Integers or strings `(n_images,)`: two classes or more, each of two images or more.
+        n: Number of triplets; None for as many as there are images.
         seed: The same seed draws the same triplets.
 
     Returns:
         `(anchor, positive, negative)`, each `(n,)` positions.
 
     Raises:
-        ArgumentError: As for `draw_pairs`.
+        ArgumentError: If there is one class, or a class of one image; the message names it.
+
+    Example:
+        >>> labels = np.array(["cat", "cat", "dog", "dog"])
+        >>> anchor, positive, negative = draw_triplets(labels, n=100)
+        >>> bool(np.all(labels[anchor] == labels[positive]))
+        True
+        >>> bool(np.any(labels[anchor] == labels[negative]))
+        False
     """
     classes = _Classes(labels)
     n = len(classes.label) if n is None else _checks.integer("n", n)
@@ -172,7 +193,7 @@ class PairBatches(_LabelledBatches):
             `ImageFolder`.
         labels: `(n_images,)` integers or strings: two classes or more, each of two images or more.
         positive: Share of positive pairs in each epoch, 0 to 1; exact, except for rounding.
-        n: Pairs per epoch; None for one for each image.
+        n: Pairs per epoch; None for as many as there are images.
         batch_size: Pairs per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
@@ -240,7 +261,7 @@ class TripletBatches(_LabelledBatches):
             `ImageFolder`.
         labels: `(n_images,)` integers or strings: two classes or more, each of two images or more.
         batch_size: Triplets per batch; the last batch may be smaller.
-        n: Triplets per epoch; None for one for each image.
+        n: Triplets per epoch; None for as many as there are images.
         seed: The same seed gives the same epochs.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
             sum is clipped to [0, 1].
@@ -287,10 +308,10 @@ class TripletBatches(_LabelledBatches):
 
 
 class BalancedBatches(_LabelledBatches):
-    """Batches of several classes with as many images of each, for a loss on labeled batches.
+    """Batches with the same number of images of each of several classes, for labeled losses.
 
     A batch is `(images, labels)`: images `(batch, height, width, channels)` and labels `(batch,)`,
-    int64 positions in the sorted classes. A batch contains no image twice. All images of a class
+    int64 positions in the sorted classes. No batch contains an image twice. All images of a class
     are used before one is repeated, except for a remainder of fewer than `images_per_class`.
 
     Args:
@@ -386,7 +407,7 @@ class PositivePairBatches(Batches):
         left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         right: The positive of each image of `left`, in the same format.
         groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
-            share one are never each other's negatives. None: each pair is a group of its own.
+            share a group are never each other's negatives. None: each pair is a group of its own.
         batch_size: Pairs per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images of both

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import keras
 import numpy as np
@@ -23,14 +24,18 @@ _CLASS_NAMES = {
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Dataset:
-    """A data set for training and testing. See `load`.
+    """A data set, split into training and test images. Made by `load_dataset`.
 
     Attributes:
-        x_train: Images `(n, height, width, channels)`.
+        x_train: Training images, `(n, height, width, channels)`.
         y_train: Their labels, `(n,)` int64, from 0.
-        x_test: Images to test on.
+        x_test: Test images.
         y_test: Their labels.
         class_names: A name for each label.
+
+    Example:
+        >>> load_dataset("digits")
+        Dataset(1437 training and 360 test images of 32 x 32 x 1, float32, 10 classes)
     """
 
     x_train: np.ndarray
@@ -52,7 +57,7 @@ def data_dir() -> Path:
 
     It is the first of these that applies:
 
-    1. the folder that the environment variable `KERASIM_DATA_DIR` names, where "~" is the home;
+    1. the folder that the environment variable `KERASIM_DATA_DIR` names ("~" is the home folder);
     2. the nearest `data` folder, in the working folder or one of its parents, that holds a file
        that kerasim knows (`mnist.npz`, `cifar10.npz`, `squeezenet_notop.h5` or the folder `tll`);
     3. the `data` folder of the source checkout that kerasim was installed from (`pip install -e`);
@@ -78,7 +83,10 @@ def data_dir() -> Path:
     return working / "data"
 
 
-def resolve_dataset(name: str | None, wanted: str) -> str:
+def resolve_dataset(
+    name: Literal["digits", "mnist", "cifar10"] | None,
+    wanted: Literal["digits", "mnist", "cifar10"],
+) -> Literal["digits", "mnist", "cifar10"]:
     """Returns the data set to use, prints the choice, and warns if it is a replacement.
 
     Args:
@@ -91,7 +99,7 @@ def resolve_dataset(name: str | None, wanted: str) -> str:
         `name`, `wanted` or "digits".
 
     Example:
-        >>> choose("digits", wanted="mnist")
+        >>> resolve_dataset("digits", wanted="mnist")
         Data set: digits, bundled with scikit-learn.
         'digits'
     """
@@ -110,15 +118,19 @@ def resolve_dataset(name: str | None, wanted: str) -> str:
     return chosen
 
 
-def load_dataset(name: str, image_size: int | None = None, dtype: str = "float32") -> Dataset:
+def load_dataset(
+    name: Literal["digits", "mnist", "cifar10"],
+    image_size: int | None = None,
+    dtype: Literal["float32", "uint8"] = "float32",
+) -> Dataset:
     """Loads a data set: from `<name>.npz` in `data_dir()`, else through `keras.datasets`.
 
     Args:
-        name: "digits" (scikit-learn's, always there: 8 x 8 in 17 levels, shown three times as
-            large on 32 x 32, the first 1,437 for training, the last 360 for testing), "mnist"
-            (28 x 28 x 1) or "cifar10" (32 x 32 x 3).
-        image_size: Height and width to pad with black to, such as 32 for MNIST; no less than the
-            images have. None for no padding.
+        name: "digits", "mnist" (28 x 28 x 1) or "cifar10" (32 x 32 x 3). The digits are bundled
+            with scikit-learn: 8 x 8 pixels in 17 levels, enlarged three times and padded to
+            32 x 32; the first 1,437 are for training, the last 360 for testing.
+        image_size: Height and width to which images are padded with black, such as 32 for MNIST;
+            not smaller than the images. None for no padding.
         dtype: "float32" in [0, 1], or "uint8" at a quarter of the memory; `ImageBatches` and
             `embed` take both.
 
@@ -126,8 +138,13 @@ def load_dataset(name: str, image_size: int | None = None, dtype: str = "float32
         `Dataset`: `x_train`, `y_train`, `x_test`, `y_test` and `class_names`.
 
     Raises:
-        ArtifactError: If the file is damaged, or there is none and it cannot be fetched.
-        ArgumentError: If name, size or dtype are others.
+        ArtifactError: If the file is damaged, or there is none and it cannot be downloaded.
+        ArgumentError: If name, size or dtype is not one of these.
+
+    Example:
+        >>> digits = load_dataset("digits", image_size=40, dtype="uint8")
+        >>> digits.x_train.shape, digits.y_train[:5].tolist()
+        ((1437, 40, 40, 1), [0, 1, 2, 3, 4])
     """
     _checks.one_of("name", name, tuple(_CLASS_NAMES))
     _checks.one_of("dtype", dtype, ("float32", "uint8"))

@@ -1,4 +1,4 @@
-"""Autoencoders, which reconstruct images from a few numbers, and a denoising autoencoder."""
+"""Autoencoders, which reconstruct images from latent vectors, and a denoising autoencoder."""
 
 import math
 
@@ -42,6 +42,11 @@ def conv_autoencoder(
 
     Raises:
         ArgumentError: If the image is too small for the number of convolutions.
+
+    Example:
+        >>> autoencoder = conv_autoencoder((24, 24, 1), latent_dim=5, dense_widths=(32, 64))
+        >>> autoencoder.output_shape, autoencoder.get_layer("encoder").output_shape
+        ((None, 24, 24, 1), (None, 5))
 
     Reference:
         Hinton & Salakhutdinov, 2006. https://doi.org/10.1126/science.1127647; initialization: He
@@ -111,11 +116,20 @@ def residual_autoencoder(
         name: Name of the model.
 
     Returns:
-        Model as `conv_autoencoder` returns it, with "encoder" and "decoder".
+        Model from images `(batch, *image_shape)` in [0, 1] to images of the same shape and
+        range. `get_layer("encoder")` maps images to latent vectors `(batch, latent_dim)`,
+        `get_layer("decoder")` latent vectors to images.
 
     Raises:
         ArgumentError: If the image cannot be halved `len(widths)` times; the message names the
             nearest sizes.
+
+    Example:
+        >>> autoencoder = residual_autoencoder((16, 16, 1), widths=(8, 16), dense_width=32)
+        >>> images = np.random.default_rng(0).random((2, 16, 16, 1))
+        >>> outputs = keras.ops.convert_to_numpy(autoencoder(images))
+        >>> bool(np.all(np.abs(outputs - 0.5) < 0.2))  # near 0.5 before training
+        True
 
     Reference:
         He et al., 2016. https://arxiv.org/abs/1512.03385; initialization: He et al., 2015.
@@ -173,6 +187,13 @@ def denoising_autoencoder(
     Raises:
         ArgumentError: If the image cannot be halved `len(widths) - 1` times; the message names the
             nearest sizes.
+
+    Example:
+        >>> denoiser = denoising_autoencoder((16, 16, 1), widths=(8, 16))
+        >>> images = np.random.default_rng(0).random((2, 16, 16, 1)).astype("float32")
+        >>> outputs = keras.ops.convert_to_numpy(denoiser(images))
+        >>> np.allclose(outputs, images)  # returns its input before training
+        True
 
     Reference:
         Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; prediction of the difference:

@@ -25,7 +25,7 @@ def conv_embedder(
     BatchNormalization has a momentum of 0.9, so that its moving statistics, which inference uses,
     are right after 60 training steps.
 
-    The network of the student report that kerasim began with, which has no activation:
+    The network of the student report on which kerasim is based has no activation:
     `conv_embedder((28, 28, 1), 2, convs=1, activation=None, dense_width=64)`.
 
     Args:
@@ -43,6 +43,12 @@ def conv_embedder(
 
     Raises:
         ArgumentError: If the image is too small for the number of stages.
+
+    Example:
+        >>> embedder = conv_embedder((28, 28, 1), embedding_dim=16, widths=(8, 16))
+        >>> images = np.random.default_rng(0).random((2, 28, 28, 1))
+        >>> tuple(embedder(images).shape)
+        (2, 16)
 
     Reference:
         Ioffe & Szegedy, 2015. https://arxiv.org/abs/1502.03167
@@ -97,6 +103,11 @@ def resnet_embedder(
 
     Raises:
         ArgumentError: If the image is too small for the number of stages.
+
+    Example:
+        >>> embedder = resnet_embedder((32, 32, 3), embedding_dim=16, widths=(8, 16))
+        >>> embedder.input_shape, embedder.output_shape
+        ((None, 32, 32, 3), (None, 16))
 
     Reference:
         He et al., 2016. https://arxiv.org/abs/1512.03385; BatchNormalization: Ioffe & Szegedy,

@@ -6,6 +6,8 @@ import inspect
 import os
 import re
 import sys
+from pathlib import Path
+from typing import Literal
 
 import keras
 from keras import layers
@@ -29,9 +31,9 @@ _POOLINGS = {
 
 def pretrained_embedder(
     backbone: str | keras.Model = "vgg16",
-    weights="imagenet",
-    preprocess=None,
-    pooling: str = "attention",
+    weights: Literal["imagenet"] | Path | str | None = "imagenet",
+    preprocess: str | keras.Layer | None = None,
+    pooling: Literal["attention", "gem", "max", "average", "flatten"] = "attention",
     embedding_dim: int | None = 256,
     image_shape: tuple[int | None, int | None, int] = (None, None, 3),
     stages: tuple[str, ...] | None = None,
@@ -41,7 +43,7 @@ def pretrained_embedder(
 ) -> keras.Model:
     """Builds an embedder on a pretrained backbone: preprocessing, features, pooling, dense layer.
 
-    The head of the student report that kerasim began with, on VGG16 or ResNet50: self-attention
+    The head of the student report on which kerasim is based, on VGG16 or ResNet50: self-attention
     among the positions of the features, max-pooling, flattening, a dense layer:
     `pretrained_embedder("vgg16", pooling="flatten", self_attention=True, image_shape=(224, 224,
     3))`. Frozen features, as a baseline or to train a head in seconds:
@@ -66,7 +68,8 @@ def pretrained_embedder(
             the output of the backbone alone.
         self_attention: Whether dot-product attention among the positions and 2 x 2 max-pooling
             precede `pooling`.
-        trainable: Which layers of the backbone train, as for `set_trainable`.
+        trainable: Which layers of the backbone train (`set_trainable` changes it later): False for
+            none, True for all, or the name of the first one, in the order of the summary.
         name: Name of the model.
 
     Returns:
@@ -81,6 +84,13 @@ def pretrained_embedder(
             layer.
         ArtifactError: If the weights are missing or damaged; the message says which file belongs
             where.
+
+    Example:
+        >>> embedder = pretrained_embedder(
+        ...     "squeezenet", weights=None, embedding_dim=64, trainable=True
+        ... )
+        >>> embedder.input_shape, embedder.output_shape
+        ((None, None, None, 3), (None, 64))
 
     Reference:
         VGG: Simonyan & Zisserman, 2015. https://arxiv.org/abs/1409.1556; ResNet: He et al., 2016.
@@ -174,6 +184,12 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     Raises:
         ArgumentError: If there is no such layer.
         ArgumentTypeError: If `embedder` has no layer named "backbone".
+
+    Example:
+        >>> embedder = pretrained_embedder("squeezenet", weights=None, trainable=True)
+        >>> set_trainable(embedder, "fire9_squeeze")
+        >>> [layer.name for layer in embedder.get_layer("backbone").layers if layer.trainable]
+        ['fire9_squeeze', 'fire9_1x1', 'fire9_3x3', 'fire9']
     """
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
         raise ArgumentTypeError(

@@ -1,5 +1,8 @@
 """Two images through one embedder, or one image through several embedders."""
 
+from collections.abc import Iterable
+from typing import Literal
+
 import keras
 from keras import layers
 
@@ -12,7 +15,9 @@ from kerasim.models import _blocks as parts
 
 
 def siamese(
-    embedder: keras.Model, metric: str | None = "cosine", name: str = "siamese"
+    embedder: keras.Model,
+    metric: Literal["euclidean", "squared_euclidean", "cosine"] | None = "cosine",
+    name: str = "siamese",
 ) -> keras.Model:
     """Builds a Siamese network: two images pass through one embedder with shared weights.
 
@@ -29,6 +34,11 @@ def siamese(
     Raises:
         ArgumentError: If the embedder does not map one image to one vector, or there is no such
             metric.
+
+    Example:
+        >>> embedder = conv_embedder((16, 16, 1), embedding_dim=8, widths=(8, 16))
+        >>> siamese(embedder).output_shape, siamese(embedder, metric=None).output_shape
+        ((None, 1), (None, 2, 8))
 
     Reference:
         Bromley et al., 1993, Signature verification using a "Siamese" time delay neural network;
@@ -47,7 +57,7 @@ def siamese(
     return keras.Model([left, right], output, name=name)
 
 
-def ensemble(embedders, name: str = "ensemble") -> keras.Model:
+def ensemble(embedders: Iterable[keras.Model], name: str = "ensemble") -> keras.Model:
     """Builds an embedder that concatenates the embeddings of several, each scaled to unit length.
 
     The cosine similarity of two such embeddings is the mean of the members' cosine similarities.
@@ -63,6 +73,11 @@ def ensemble(embedders, name: str = "ensemble") -> keras.Model:
 
     Raises:
         ArgumentError: If there are fewer than two models, or they take images of several shapes.
+
+    Example:
+        >>> members = [conv_embedder((16, 16, 1), dim, widths=(8, 16)) for dim in (8, 12)]
+        >>> ensemble(members).output_shape
+        (None, 20)
     """
     embedders = _checks.as_list("embedders", embedders)
     if len(embedders) < 2:

@@ -46,9 +46,9 @@ def unet(
         num_groups: Groups of GroupNormalization.
         patch_size: Stride of the first layer, and of the last. 2 halves the image at once, which
             saves more than half of the computation.
-        schedule: None for a network that predicts the noise itself. Small networks predict it
-            badly where there is little else, and then generate bad images. With a schedule the
-            network predicts the velocity v, and its output is the noise
+        schedule: None for a network that predicts the noise directly. Small networks predict it
+            badly at steps where images are almost pure noise, and then generate bad images. With a
+            schedule the network predicts the velocity v, and its output is the noise
             `sqrt(1 - abar) images + sqrt(abar) v`; train it with `weighting="velocity"`.
         name: Name of the model.
 
@@ -61,6 +61,12 @@ def unet(
     Raises:
         ArgumentError: If the image cannot be halved `len(widths) - 1` times (the message names the
             nearest sizes) or widths are not multiples of `num_groups`.
+
+    Example:
+        >>> network = unet((16, 16, 1), widths=(8, 16))
+        >>> noise = network({"images": np.zeros((2, 16, 16, 1)), "t": np.array([0, 999])})
+        >>> tuple(noise.shape)
+        (2, 16, 16, 1)
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; classes: Ho & Salimans, 2022.
@@ -203,6 +209,12 @@ def noise_estimator(
 
     Raises:
         ArgumentError: If the image is smaller than 2 x 2, or a width is not positive.
+
+    Example:
+        >>> noise = np.random.default_rng(0).normal(0.5, 0.1, (1, 64, 64, 1))
+        >>> estimator = noise_estimator((64, 64, 1))
+        >>> round(float(estimator(noise)[0, 0]), 2)  # right for pure noise before training
+        0.1
 
     Reference:
         The estimate before training, with a smaller mask: Immerkaer, 1996.

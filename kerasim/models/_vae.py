@@ -54,6 +54,11 @@ def vae(
         ArgumentError: If the image cannot be halved `len(widths)` times; the message names the
             nearest sizes.
 
+    Example:
+        >>> network = vae((16, 16, 1), latent_dim=4, widths=(8, 16), dense_width=32)
+        >>> network.output_shape, network.get_layer("encoder").output_shape
+        ((None, 16, 16, 1), (None, 4))
+
     Reference:
         Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114; beta: Higgins et al., 2017.
         https://openreview.net/forum?id=Sy2fzU9gl; initialization: He et al., 2015.
