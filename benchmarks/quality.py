@@ -61,7 +61,7 @@ def main():
     print(pd.DataFrame(rows, columns=columns).set_index("10 numbers").to_string(), "\n")
 
     noisy = data.add_noise(images.x_test, SIGMA, seed=SEED + 1)
-    cleaner, note = trained(models.denoising_autoencoder(blocks=2), "cleaner", "cleaner-again")
+    cleaner, note = trained(models.denoising_autoencoder(num_blocks=2), "cleaner", "cleaner-again")
     once = cleaner.predict(noisy, verbose=0)
     cleaned = (once + cleaner.predict(noisy[:, :, ::-1], verbose=0)[:, :, ::-1]) / 2
     rows = [

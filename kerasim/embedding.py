@@ -181,10 +181,11 @@ def embed_folder(
     """
     shape, dim = check_embedder("embedder", embedder)
     height, width, channels = check_shape("images", images, shape).shape[1:]
+    size = {"image_size": (height, width), "channels": channels}
 
     def decode(file):
         try:
-            return read_image(file, (height, width), channels, "uint8")
+            return read_image(file, **size, dtype="uint8")
         except ImageError as error:
             return str(error)
 

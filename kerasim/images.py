@@ -134,7 +134,12 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
-    """Returns uint8 `images` as float32 in [0, 1], and floats as float32."""
+    """Returns uint8 `images` as float32 in [0, 1], and floats as float32.
+
+    Example:
+        >>> as_float(np.array([0, 51, 255], dtype="uint8")).tolist()
+        [0.0, 0.20000000298023224, 1.0]
+    """
     if images.dtype == np.uint8:
         return np.divide(images, np.float32(255), dtype="float32")  # no copy on the way
     return images.astype("float32", copy=False)

@@ -165,7 +165,14 @@ def public(root):
         "data.TripletBatches": (data.TripletBatches, {**labelled, "n": 4}),
         "data.BalancedBatches": (
             data.BalancedBatches,
-            {"images": FLOATS, "labels": LABELS, "m": 2, "k": 2, "batches": 2, "seed": 0},
+            {
+                "images": FLOATS,
+                "labels": LABELS,
+                "classes_per_batch": 2,
+                "images_per_class": 2,
+                "steps_per_epoch": 2,
+                "seed": 0,
+            },
         ),
         "data.PositivePairBatches": (
             data.PositivePairBatches,
@@ -227,26 +234,26 @@ def public(root):
         ),
         "models.residual_autoencoder": (
             models.residual_autoencoder,
-            {**shape, "latent_dim": 2, "blocks": 1, "dense_width": 2},
+            {**shape, "latent_dim": 2, "num_blocks": 1, "dense_width": 2},
         ),
-        "models.denoising_autoencoder": (models.denoising_autoencoder, {**shape, "blocks": 1}),
+        "models.denoising_autoencoder": (models.denoising_autoencoder, {**shape, "num_blocks": 1}),
         "models.vae": (models.vae, {**shape, "latent_dim": 2, "dense_width": 2, "beta": 1.0}),
         "models.conv_embedder": (
             models.conv_embedder,
             {**shape, "embedding_dim": 2, "convs": 1, "dense_width": 2},
         ),
         "models.resnet_embedder": (models.resnet_embedder, {**shape, "embedding_dim": 2}),
-        "models.siamese": (models.siamese, {"embedder": EMBEDDER, "distance": None}),
+        "models.siamese": (models.siamese, {"embedder": EMBEDDER, "metric": None}),
         "models.ensemble": (models.ensemble, {"embedders": [EMBEDDER, EMBEDDER]}),
         "models.unet": (
             models.unet,
             {
                 **shape,
-                "attention": 1,
+                "num_attention_stages": 1,
                 "num_classes": 2,
-                "blocks": 1,
-                "groups": 1,
-                "patch": 1,
+                "num_blocks": 1,
+                "num_groups": 1,
+                "patch_size": 1,
                 "schedule": SCHEDULE,
             },
         ),
@@ -339,7 +346,7 @@ def public(root):
                 "batches": data.ImageBatches(FLOATS),
                 "epochs": 1,
                 "run_dir": root / "run",
-                "validation": None,
+                "validation_data": None,
                 "callbacks": (),
                 "resume": False,
             },
@@ -434,7 +441,7 @@ def public(root):
         "Gallery.query": (GALLERY.query, {"images": FLOATS, "k": 2}),
         "Gallery.calibrate": (
             held().calibrate,
-            {"left": FLOATS, "right": FLOATS[::-1], "same": SAME, "far": 0.01},
+            {"left": FLOATS, "right": FLOATS[::-1], "same": SAME, "max_far": 0.01},
         ),
         "Gallery.verify": (GALLERY.verify, {"left": FLOATS, "right": FLOATS[::-1]}),
         "Gallery.remove": (held().remove, {"ids": [0]}),
@@ -617,13 +624,14 @@ def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path
 
 
 INTEGERS = set(
-    "batch_size epochs latent_dim embedding_dim dense_width convs blocks patch groups num_classes "
-    "attention n k m n_neighbors batches seed shift steps bits ef_construction ef_search "
+    "batch_size epochs latent_dim embedding_dim dense_width convs num_blocks patch_size num_groups "
+    "num_classes num_attention_stages n k m n_neighbors classes_per_batch images_per_class "
+    "steps_per_epoch seed shift steps bits ef_construction ef_search "
     "resamples columns chunk workers gpus shards".split()
 )
 OPEN = {  # where None, or 0, has a meaning
-    None: {"n", "batches", "groups", "dense_width", "embedding_dim", "num_classes"},
-    0: {"seed", "shift", "blocks", "attention", "bits", "gpus"},
+    None: {"n", "steps_per_epoch", "dense_width", "embedding_dim", "num_classes"},
+    0: {"seed", "shift", "num_blocks", "num_attention_stages", "bits", "gpus"},
 }
 
 
@@ -691,11 +699,11 @@ def test_no_images_give_an_empty_answer_or_a_clear_error(name):
 @pytest.mark.parametrize("name", [name for name in IMAGES_OF if name.endswith("Batches")])
 def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
     call, good = PUBLIC[name]
-    if name == "data.BalancedBatches":  # m classes of k images each, whatever there are
+    if name == "data.BalancedBatches":  # as many classes and images of each, whatever there are
         with pytest.raises(
-            errors.ArgumentError, match="m=4 classes per batch, but labels hold only 3"
+            errors.ArgumentError, match="classes_per_batch=4, but labels have only 3 classes"
         ):
-            call(**{**good, "m": 4})
+            call(**{**good, "classes_per_batch": 4})
         return
     batches = call(**{**good, "batch_size": 100})
     first = keras.tree.flatten(batches[0])[0]

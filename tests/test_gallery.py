@@ -124,7 +124,7 @@ def test_a_threshold_of_known_pairs_tells_same_from_different(tmp_path):
     near = np.clip(IMAGES + 0.01, 0, 1)
     left, right = np.concatenate([IMAGES, IMAGES]), np.concatenate([near, IMAGES[::-1]])
     same = np.repeat([1, 0], 30)
-    with pytest.warns(UserWarning, match="determined by few pairs: far=0 of 30"):
+    with pytest.warns(UserWarning, match="determined by few pairs: max_far=0 of 30"):
         threshold = gallery.calibrate(left, right, same, max_far=0.0)
     found = gallery.verify(IMAGES[:2], np.stack([near[0], IMAGES[9]]))
     assert found["same"].tolist() == [True, False]

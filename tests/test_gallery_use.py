@@ -202,7 +202,7 @@ def test_a_label_of_bytes_is_its_text(labels):
 
 
 def test_a_calibration_tells_both_error_rates_with_intervals(tmp_path):
-    with pytest.warns(UserWarning, match="few pairs: far=0.1 of 20 negative pairs is 2 pairs"):
+    with pytest.warns(UserWarning, match="few pairs: max_far=0.1 of 20 negative pairs is 2 pairs"):
         gallery = calibrated()
     rates = gallery.calibration
     assert rates["threshold"] == gallery.threshold

@@ -148,7 +148,7 @@ def test_a_denoiser_returns_its_input_before_it_is_trained(channels):
 
 @pytest.mark.parametrize("name", HALVING)
 def test_more_blocks_make_a_larger_model_and_none_are_allowed(name):
-    sizes = [build(name, blocks=blocks).count_params() for blocks in (0, 1, 2)]
+    sizes = [build(name, num_blocks=blocks).count_params() for blocks in (0, 1, 2)]
     assert sizes[0] < sizes[1] < sizes[2]
 
 

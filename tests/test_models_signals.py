@@ -43,7 +43,7 @@ def cases():
     yield "unet-patch", shape, {"widths": (8, 16), "patch_size": 2, "schedule": schedule}
     for number in (0, 12):
         for name in ("residual_autoencoder", "denoising_autoencoder"):
-            yield f"{name}-{number} blocks", shape, {"widths": (8, 16, 32), "blocks": number}
+            yield f"{name}-{number} blocks", shape, {"widths": (8, 16, 32), "num_blocks": number}
     yield "conv_embedder-report", shape, {"activation": None, "convs": 1, "dense_width": 64}
     yield "conv_autoencoder-default", (32, 32, 3), {}
     yield "noise_estimator", shape, {}

@@ -172,7 +172,7 @@ def test_a_run_with_any_callback_of_keras_in_two_calls_ends_as_one_call(make, tm
         folder.mkdir(exist_ok=True)
         return [make(folder)]
 
-    assert_equal_runs(*in_two_calls(tmp_path, fresh, validation=validation()))
+    assert_equal_runs(*in_two_calls(tmp_path, fresh, validation_data=validation()))
     files = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in "ab"]
     assert files[0] == files[1]
 

@@ -253,7 +253,7 @@ CHANGES = {
     "rate": ({"model": {"rate": 0.02}}, "optimizer.config.learning_rate: saved 0.0"),
     "loss": ({"model": {"loss": "mae"}}, "loss: saved mse, now mae"),
     "loss class": ({"model": {"loss": Halved()}}, "loss: saved mse, now .*Halved"),
-    "validation": ({"validation": {}}, "validation: saved None, now"),
+    "validation": ({"validation": {}}, "validation_data: saved None, now"),
 }
 
 
@@ -831,14 +831,13 @@ def test_arrays_in_the_place_of_batches_are_refused_by_name(tmp_path):
     ):
         fit(tmp_path, batches=IMAGES)
     with pytest.raises(
-        ArgumentTypeError, match="validation is .* tuple: pass a keras.utils.PyDataset"
+        ArgumentTypeError, match="validation_data is .* tuple: pass a keras.utils.PyDataset"
     ):
         fit(tmp_path, validation_data=(IMAGES, IMAGES))
 
 
 KERAS = {
     "x": {"x": IMAGES},
-    "validation_data": {"validation_data": (IMAGES, IMAGES)},
     "validation_split": {"validation_split": 0.1},
     "batch_size": {"batch_size": 4},
     "class_weight": {"class_weight": {0: 1.0}},

@@ -87,7 +87,7 @@ def residual_autoencoder(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     latent_dim: int = 10,
     widths: tuple[int, ...] = (48, 96, 192),
-    blocks: int = 1,
+    num_blocks: int = 1,
     dense_width: int = 512,
     activation: str = "silu",
     name: str = "residual_autoencoder",
@@ -109,7 +109,7 @@ def residual_autoencoder(
             `2 ** len(widths)`.
         latent_dim: Number of latent dimensions.
         widths: Filters of each stage, from the image inwards; each stage halves the image.
-        blocks: Residual blocks at the innermost stage of the encoder, and of the decoder.
+        num_blocks: Residual blocks at the innermost stage of the encoder, and of the decoder.
         dense_width: Units of the dense layer before the latent vector, and of that after it.
         activation: Activation of every layer except the latent vector (linear) and the image
             (sigmoid).
@@ -137,16 +137,16 @@ def residual_autoencoder(
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 2)
     latent_dim = _checks.integer("latent_dim", latent_dim)
-    _checks.integer("blocks", blocks, 0)
+    _checks.integer("num_blocks", num_blocks, 0)
     dense_width = _checks.integer("dense_width", dense_width)
 
     images = parts.image_input(image_shape)
-    x, shape = parts.encoded(images, widths, dense_width, activation, blocks)
+    x, shape = parts.encoded(images, widths, dense_width, activation, num_blocks)
     codes = parts.dense(x, latent_dim, "codes", dtype="float32")
     encoder = keras.Model(images, codes, name="encoder")
 
     codes = parts.vector_input(latent_dim, "codes")
-    x = parts.decoded(codes, shape, widths, dense_width, activation, blocks)
+    x = parts.decoded(codes, shape, widths, dense_width, activation, num_blocks)
     image = parts.double(
         x,
         image_shape[2],
@@ -161,7 +161,7 @@ def residual_autoencoder(
 def denoising_autoencoder(
     image_shape: tuple[int, int, int] = (32, 32, 3),
     widths: tuple[int, ...] = (32, 64, 128),
-    blocks: int = 1,
+    num_blocks: int = 1,
     name: str = "denoising_autoencoder",
 ) -> keras.Model:
     """Builds a network that denoises images, with skip connections at each stage.
@@ -177,7 +177,7 @@ def denoising_autoencoder(
             `2 ** (len(widths) - 1)`.
         widths: Filters of each stage, from the full image inwards; each stage but the first
             halves the image.
-        blocks: Residual blocks of each stage of the encoder, and of the decoder.
+        num_blocks: Residual blocks of each stage of the encoder, and of the decoder.
         name: Name of the model.
 
     Returns:
@@ -201,10 +201,10 @@ def denoising_autoencoder(
         https://arxiv.org/abs/1901.09321
     """
     image_shape, widths = parts.check_sizes(image_shape, widths, 1)
-    _checks.integer("blocks", blocks, 0)
+    _checks.integer("num_blocks", num_blocks, 0)
 
     def stage(x, filters, name):
-        for block in range(1, blocks + 1):
+        for block in range(1, num_blocks + 1):
             x = parts.residual_block(x, filters, f"{name}_block{block}")
         return x
 
