@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 # Documents that are pages of the site, by their path in the repository.
 DOCUMENTS = {
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/RESULTS.md": "benchmark-output.md",

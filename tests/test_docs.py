@@ -86,6 +86,12 @@ def test_every_public_class_and_function_has_a_docstring():
     assert missing == []
 
 
+def test_examples_of_docstrings_are_shown_as_code(site):
+    for path in (site / "api").glob("*.html"):
+        text = re.sub(r"<pre.*?</pre>", "", path.read_text("utf-8"), flags=re.S)
+        assert "<blockquote>" not in text and "&gt;&gt;&gt;" not in text, path.name
+
+
 def test_every_notebook_has_a_page_with_its_figures(pages):
     for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         page = pages[f"notebooks/{notebook.stem}.html"]
@@ -131,6 +137,11 @@ def test_every_internal_link_leads_to_a_file_and_an_anchor(site, pages):
             if not found:
                 broken.append((name, address))
     assert broken == []
+
+
+def test_the_citation_names_the_version_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {kerasim.__version__}\n" in citation
 
 
 def test_a_link_to_a_notebook_leads_to_its_page(pages):
