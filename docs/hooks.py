@@ -140,8 +140,8 @@ def _notebook_index() -> str:
             "",
             "The notebooks of the folder `notebooks`, with the outputs that are stored in them. "
             "`make notebooks-demo` runs all of them on the bundled digits, `make notebooks` on the "
-            "full data sets. [Background](../background.md) describes the student reports that "
-            "they go back to.",
+            "full data sets. [Background](../docs/background.md) describes the student reports "
+            "that they go back to.",
             "",
             "| notebook | title |",
             "| --- | --- |",
@@ -195,12 +195,14 @@ def on_page_markdown(markdown: str, page, config, files: Files) -> str:
         text, path, anchor = match["text"], match["path"], match["anchor"] or ""
         if match["code"]:
             return match[0]
-        target = _page_of(posixpath.normpath(posixpath.join(posixpath.dirname(here), path)))
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
+        target = _page_of(path)
         if target is None:
-            return text  # a file of the repository that is not part of the site
-        return (
-            f"[{text}]({posixpath.relpath(target, posixpath.dirname(page.file.src_uri))}{anchor})"
-        )
+            # A file of the repository that has no page is named without a link. A link to nothing
+            # stays, so that the strict build reports it.
+            return text if (ROOT / path).exists() else match[0]
+        target = posixpath.relpath(target, posixpath.dirname(page.file.src_uri))
+        return f"[{text}]({target}{anchor})"
 
     code = r"(?P<code>^```.*?^```|^ {4}[^\n]*|`[^`\n]*`)"
     link = r"(?<!!)\[(?P<text>[^\]]*)\]\((?!\w+:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)"

@@ -146,6 +146,7 @@ def test_the_citation_names_the_version_of_the_package():
 
 def test_a_link_to_a_notebook_leads_to_its_page(pages):
     assert "notebooks/06-triplets-and-mining.html" in pages["index.html"].links
+    assert "../background.html" in pages["notebooks/index.html"].links
 
 
 def test_a_name_in_code_font_links_to_the_api_reference(pages):
