@@ -70,9 +70,10 @@ lint: $(VENV)/.ok
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# docs/api.md and docs/how-it-works.md, from the docstrings.
+# The documentation site, in site/. A broken link or a missing page is an error.
 docs: $(VENV)/.ok
-	$(BIN)/python docs/build.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The documentation is in site/index.html."
 
 # Runs every notebook in full on the data in KERASIM_DATA_DIR, and keeps their outputs.
 notebooks: $(VENV)/.ok
@@ -90,7 +91,7 @@ $(VENV)/.peers: $(VENV)/.ok benchmarks/requirements.txt
 $(VENV)/.ok: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kerasim needs Python 3.11 or newer")'
 	@test -x $(BIN)/python || { echo "Creating $(VENV) ..." && $(PYTHON) -m venv $(VENV); }
-	@echo "Installing some 140 packages into $(VENV), about 4 GB; it takes some minutes."
+	@echo "Installing some 170 packages into $(VENV), about 4 GB; it takes some minutes."
 	@$(INSTALL) --no-deps -r requirements.lock
 	@$(INSTALL) -c requirements.lock "$(BACKEND)"
 	@$(INSTALL) --no-deps -e .
@@ -99,11 +100,11 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 # Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
 lock:
 	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
-	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra onnx --extra ray --extra jax - > $$pins && \
+	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra jax - > $$pins && \
 	sed -i.all '/^tensorflow/d' $$pins && \
 	{ echo "# Full pins for make and CI, Python 3.11 and up, without the backend, which the"; \
 	echo "# Makefile adds. Made by make lock."; \
-	$$compile pyproject.toml --extra dev --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
+	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
 
 clean:
-	rm -rf $(VENV) runs docs/api.md docs/how-it-works.md .coverage*
+	rm -rf $(VENV) runs site .coverage*

@@ -1,65 +1,189 @@
-"""The pages that `make docs` makes of the docstrings: whole, and with links that lead somewhere."""
+"""The documentation site: it builds without a warning, and is complete and self-contained."""
 
 import ast
+import builtins
+import posixpath
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
-from test_house import MODULES, ORDER, PUBLIC, methods, name_of, parse
 
-pytest.importorskip("griffe", reason="griffelib is not installed: pip install -e '.[dev]'")
+import kerasim
+
+griffe = pytest.importorskip("griffe", reason="griffe is not installed")
+pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = griffe.load("kerasim", search_paths=[ROOT])
+PUBLIC = [
+    f"kerasim.{module}.{name}"
+    for module in kerasim._MODULES
+    for name in PACKAGE[module].exports or ()
+]
+GUIDES = [ROOT / "docs/quick-start.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
+# What a browser loads when it opens a page, as opposed to a link that is followed.
+LOADED = {"src", "srcset", "poster", "data"}
+
+
+class _Page(HTMLParser):
+    """The anchors, the links and the loaded addresses of an HTML page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.anchors: set[str] = {""}
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        for key, value in attrs:
+            if key == "id" or (tag == "a" and key == "name"):
+                self.anchors.add(value)
+            elif key in LOADED or (key == "href" and tag == "link"):
+                self.loaded.append(value)
+            elif key == "href" and tag == "a":
+                self.links.append(value)
+
+
+def code_of(guide: Path) -> list[ast.AST]:
+    """Returns the syntax nodes of the Python code of a page."""
+    blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text("utf-8"), re.S | re.M)
+    return list(ast.walk(ast.parse("\n".join(blocks))))
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("docs")
-    subprocess.run([sys.executable, "docs/build.py", folder], check=True)
-    return {path.name: path.read_text("utf-8") for path in sorted(folder.iterdir())}
+def site(tmp_path_factory):
+    """The folder of the site, built as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return folder
 
 
-def words(text):
-    """Returns the words of a text, without where its links lead."""
-    return " ".join(re.findall(r"\w+", re.sub(r"\]\([^)\s]*\)", " ", text)))
+@pytest.fixture(scope="module")
+def pages(site):
+    """The pages of the site by their path in it."""
+    return {path.relative_to(site).as_posix(): _Page(path) for path in site.rglob("*.html")}
 
 
-def test_there_are_two_pages_and_both_have_every_module_in_order(pages):
-    assert list(pages) == ["api.md", "how-it-works.md"]
-    for page in pages.values():
-        assert re.findall(r'^## <a id="(\w+)"', page, re.M) == ORDER[:-1]
+def test_every_public_name_has_an_anchor_on_its_api_page(pages):
+    anchors = set().union(*(pages[f"api/{module}.html"].anchors for module in kerasim._MODULES))
+    assert [name for name in PUBLIC if name not in anchors] == []
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_api_page_has_every_public_name_with_its_signature(name, pages):
-    node = PUBLIC[name]
-    function = methods(node).get("__init__") if isinstance(node, ast.ClassDef) else node
-    (shown,) = re.findall(rf'<a id="{name}"></a>.*?```python\n(.*?)\n```', pages["api.md"], re.S)
-    assert node.name in shown
-    if function is not None:
-        arguments = ast.parse(f"def {shown}: ...").body[0].args
-        assert ast.unparse(arguments) == re.sub(r"^self(, )?", "", ast.unparse(function.args))
-    for method, inner in methods(node).items():
-        if method[:2] != "__":
-            assert bool(ast.get_docstring(inner)) == (f'id="{name}.{method}"' in pages["api.md"])
+def test_every_public_class_and_function_has_a_docstring():
+    missing = []
+    for name in PUBLIC:
+        item = PACKAGE[name.removeprefix("kerasim.")]
+        item = item.final_target if item.is_alias else item
+        if not item.is_attribute and not item.has_docstring:
+            missing.append(name)
+    assert missing == []
 
 
-@pytest.mark.parametrize("name", PUBLIC)
-def test_the_api_page_has_every_docstring_whole(name, pages):
-    page = words(pages["api.md"])
-    assert words(ast.get_docstring(PUBLIC[name])) in page
-    for method, inner in methods(PUBLIC[name]).items():
-        assert words(ast.get_docstring(inner) or "") in page, method
+def test_examples_of_docstrings_are_shown_as_code(site):
+    for path in (site / "api").glob("*.html"):
+        text = re.sub(r"<pre.*?</pre>", "", path.read_text("utf-8"), flags=re.S)
+        assert "<blockquote>" not in text and "&gt;&gt;&gt;" not in text, path.name
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if name_of(p) != "__main__"], ids=name_of)
-def test_the_other_page_has_the_docstring_of_every_module_whole(path, pages):
-    assert words(ast.get_docstring(parse(path))) in words(pages["how-it-works.md"])
+def test_every_notebook_has_a_page_with_its_figures(pages):
+    for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        page = pages[f"notebooks/{notebook.stem}.html"]
+        figures = [address for address in page.loaded if address.startswith(notebook.stem)]
+        assert len(figures) == notebook.read_text("utf-8").count('"image/png": "'), notebook.stem
 
 
-def test_every_link_of_the_pages_leads_somewhere(pages):
-    anchors = {name: set(re.findall(r'<a id="([^"]+)"', page)) for name, page in pages.items()}
-    for here, page in pages.items():
-        for target in re.findall(r"\]\(([^)\s]*)\)", page):
-            file, _, anchor = target.partition("#")
-            assert anchor in anchors[file or here], target
-        assert len(re.findall(r'<a id="', page)) == len(anchors[here])
+def test_no_page_loads_anything_from_another_server(pages):
+    found = {
+        (name, address)
+        for name, page in pages.items()
+        for address in page.loaded
+        if urlsplit(address).netloc
+    }
+    assert found == set()
+
+
+def test_no_style_sheet_loads_anything_from_another_server(site):
+    sheets = list(site.rglob("*.css"))
+    assert sheets
+    for sheet in sheets:
+        text = sheet.read_text("utf-8")
+        assert re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^)\s]*", text) == [], (
+            sheet.name
+        )
+
+
+def test_every_internal_link_leads_to_a_file_and_an_anchor(site, pages):
+    broken = []
+    for name, page in pages.items():
+        if name == "404.html":  # its links begin with a slash, since it is shown for any address
+            continue
+        for address in page.links + page.loaded:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(name), unquote(parts.path)))
+            target = path if parts.path else name
+            if target in pages:
+                found = unquote(parts.fragment) in pages[target].anchors
+            else:
+                found = (site / target).is_file()
+            if not found:
+                broken.append((name, address))
+    assert broken == []
+
+
+def test_the_citation_names_the_version_of_the_package():
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {kerasim.__version__}\n" in citation
+
+
+def test_a_link_to_a_notebook_leads_to_its_page(pages):
+    assert "notebooks/06-triplets-and-mining.html" in pages["index.html"].links
+    assert "../background.html" in pages["notebooks/index.html"].links
+
+
+def test_a_name_in_code_font_links_to_the_api_reference(pages):
+    assert "../api/losses.html#kerasim.losses.InfoNCELoss" in pages["guides/pairs.html"].links
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_the_code_of_a_guide_uses_only_names_that_it_defines(guide):
+    nodes = code_of(guide)
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    defined = {name.asname or name.name for node in imports for name in node.names}
+    defined |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    defined |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    assert {node.id for node in names} <= defined | set(dir(builtins))
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
+def test_the_code_of_a_guide_uses_only_public_names(guide):
+    nodes = code_of(guide)
+    imported = {
+        name.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module == "kerasim"
+        for name in node.names
+    }
+    used = {
+        f"kerasim.{node.value.id}.{node.attr}"
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        if node.value.id in imported
+    }
+    used |= {
+        f"{node.module}.{name.name}"
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("kerasim.")
+        for name in node.names
+    }
+    assert used - set(PUBLIC) == set()
