@@ -281,9 +281,9 @@ def unet(seed, embedder):
 def noise_estimator(seed):
     """Median relative error of the estimated sigma of test images, each with noise six times."""
     keras.utils.set_random_seed(seed)
-    model = models.noise_estimator(INNER_SHAPE, widths=(16, 16, 16), dense_width=32)
+    model = models.noise_estimator(IMAGE_SHAPE, widths=(16, 16, 16), dense_width=32)
     rng = np.random.default_rng(seed)
-    images = np.repeat(X_TEST, 6, axis=0)
+    images = np.repeat(DIGITS.x_test, 6, axis=0)
     sigma = np.exp(rng.uniform(np.log(0.05), np.log(0.8), len(images)))
     noise = rng.standard_normal(images.shape, dtype="float32")
     noisy = images + sigma[:, None, None, None].astype("float32") * noise
@@ -292,7 +292,7 @@ def noise_estimator(seed):
         return float(np.median(np.abs(model.predict(noisy, verbose=0)[:, 0] / sigma - 1)))
 
     differences = median_error()  # which the network returns before training
-    batches = data.NoiseBatches(X_TRAIN, batch_size=32, seed=seed)
+    batches = data.NoiseBatches(DIGITS.x_train, batch_size=32, seed=seed)
     fit(model, "mean_absolute_percentage_error", batches, 17, 5e-3)
     return {"median error": median_error(), "differences of neighbors": differences}
 

@@ -178,7 +178,7 @@ def ideal(schedule, classes=False):
         inputs["labels"] = keras.Input((), dtype="int32", name="labels")
     noise = Ideal(schedule.alphas_cumprod.tolist())(*inputs.values())
     if classes:
-        table = keras.layers.Embedding(3, 1, name="classes")(inputs["labels"])
+        table = keras.layers.Embedding(3, 1, name="class_embedding")(inputs["labels"])
         table = keras.layers.Reshape((1, 1, 1))(table)
         noise = keras.layers.Add()([noise, keras.layers.Rescaling(0.0)(table)])
     return keras.Model(inputs, noise)

@@ -353,7 +353,7 @@ def public(root):
         ),
         "training.load_weights": (
             training.load_weights,
-            {"model": compiled(), "run_dir": root / "run", "best": False},
+            {"model": compiled(), "run_dir": root / "run", "which": "last"},
         ),
         "Projection.fit_transform": (projection.Projection(2).fit_transform, {"x": VECTORS[:4]}),
         "projection.Projection": (

@@ -98,10 +98,10 @@ def test_fit_refuses_them_before_it_trains_or_removes_anything(tmp_path):
     model = unet()
     before = model.get_weights()
     (tmp_path / "history.csv").write_text("epoch\n1\n")
-    for name in ("batches", "validation"):
+    for name in ("batches", "validation_data"):
         given = {
             "batches": draws(labels=LABELS),
-            "validation": None,
+            "validation_data": None,
             name: draws(labels=LABELS + 1),
         }
         with pytest.raises(ArgumentError, match=f"labels of {name} range from 1 to 3"):

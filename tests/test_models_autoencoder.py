@@ -214,7 +214,7 @@ def bad_arguments():
             if "dense_widths" in settings:
                 yield name, "dense_widths", (value, 2), kind
             if name in HALVING and value != 0:
-                yield name, "blocks", value, kind
+                yield name, "num_blocks", value, kind
         for value in (None, 32, (32, 32), (32, 32, 3, 1), "big"):
             yield name, "image_shape", value, ArgumentTypeError
         for value in (None, 32, "32"):
