@@ -24,7 +24,7 @@ endif
 # One worker for each core; each takes whole files, in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo notebooks-demo test test-learn torture coverage cluster browser lint docs notebooks bench lock clean
+.PHONY: demo notebooks-demo check test test-learn torture coverage cluster browser lint docs notebooks bench lock clean
 
 # Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
 # its baseline. It fails if a trained network is not better than its baseline.
@@ -35,8 +35,13 @@ demo: $(VENV)/.ok
 notebooks-demo: $(VENV)/.ok
 	$(BIN)/python -m notebooks runs/notebooks-demo --dataset digits
 
+# Style, types and fast unit tests, in about two minutes.
+check: lint
+	$(BIN)/python -m pytest tests $(PARALLEL) --fast -q
+
 # Everything that CI runs: style, types, unit tests, fault tests, the demo and the README's examples.
-test: lint browser
+# The explorer page is tested if there is Chromium, which `make browser` installs.
+test: lint
 	$(BIN)/python -m pytest tests $(PARALLEL)
 	$(MAKE) cluster
 

@@ -20,7 +20,7 @@ def visible():
 
 
 # The files that take longest, in that order. Each is given to a worker before the shorter ones, so
-# that none is left with a long file at the end.
+# that none is left with a long file at the end. `--fast` leaves them out.
 SLOW = (
     "test_learning",
     "test_notebooks",
@@ -32,7 +32,26 @@ SLOW = (
     "test_resume",
     "test_export",
     "test_models_unet",
+    "test_faults",
+    "test_examples",
+    "test_diffusion",
+    "test_cli",
+    "test_models",
+    "test_docs",
+    "test_explorer",
+    "test_keras_files",
+    "test_data_folders",
+    "test_models_autoencoder",
+    "test_gallery",
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="leave out the files that take longest")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("--fast") and collection_path.stem in SLOW else None
 
 
 def pytest_collection_modifyitems(items):
