@@ -120,7 +120,9 @@ def test_the_fifteen_lines_export_the_encoder_that_they_trained(examples):
     assert "(5, 10)" in examples.printed[FIFTEEN_LINES]
     images = names["digits"].x_test[:5]
     served = names["export"].load_saved_model("runs/encoder")(images)
-    np.testing.assert_allclose(served, names["embedding"].embed(names["encoder"], images), atol=1e-4)
+    np.testing.assert_allclose(
+        served, names["embedding"].embed(names["encoder"], images), atol=1e-4
+    )
 
 
 def test_the_recipe_for_own_images_is_well_above_pixels(examples):
