@@ -296,7 +296,7 @@ class ShardedIndex:
         ef_construction: int = 200,
         ef_search: int = 64,
     ):
-        self.settings = NeighborIndex(metric, kind, m, ef_construction, ef_search).settings()
+        self.settings = NeighborIndex(metric, kind, m, ef_construction, ef_search).get_params()
         self.shards = _checks.integer("shards", shards)
 
     def __repr__(self) -> str:

@@ -130,7 +130,7 @@ class Gallery:
                 "image_shape."
             )
         self.embedder = embedder
-        self.settings = NeighborIndex(metric, kind, m, ef_construction, ef_search).settings()
+        self.settings = NeighborIndex(metric, kind, m, ef_construction, ef_search).get_params()
         self.skipped: list[tuple[str, str]] = []
         self.changed: list[str] = []
         self.moved: list[tuple[str, str]] = []
@@ -758,7 +758,7 @@ class Gallery:
         token = secrets.token_hex(16)
         info = {
             "settings": self.settings,
-            "index": None if index is None else index.info(),
+            "index": None if index is None else index._metadata(),
             "next": items.next_id,
             "threshold": None if calibration is None else calibration.threshold,
             "pairs": None if calibration is None else calibration.pairs(),
@@ -774,7 +774,7 @@ class Gallery:
                 self._embedder_loads = True
             items.write(folder)
             if index is not None:
-                index.fill(folder)
+                index._write_files(folder)
 
         self._saved.expect(path, token)
         _artifacts.write(path, _KIND, fill, info, self._fingerprint)
@@ -811,7 +811,7 @@ class Gallery:
             gallery = cls(model, **info["settings"])
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
-                index = NeighborIndex.of(folder, info["index"], manifest)
+                index = NeighborIndex._from_files(folder, info["index"], manifest)
                 gallery._built, vectors = (0, index), index.embeddings
             if vectors.shape[1] != gallery._items.vectors.shape[1]:
                 raise ValueError(f"vectors of {vectors.shape[1]} numbers, not of the embedder")
@@ -820,7 +820,7 @@ class Gallery:
             gallery._items = Items(table, vectors, info["next"])
             gallery._items.check()
             if info["pairs"] and info["threshold"] is not None:
-                gallery._calibration = _Calibration.of(info["threshold"], info["pairs"])
+                gallery._calibration = _Calibration.from_pairs(info["threshold"], info["pairs"])
             gallery._embedder_loads = True
             gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
             gallery._saved.note(path, folder)
@@ -843,7 +843,7 @@ class Gallery:
             if index is None or version != items.version:
                 index = NeighborIndex(**self.settings).fit(items.vectors)
             elif len(index) < len(items.vectors):
-                index = index.grown(items.vectors[len(index) :])
+                index = index._grown(items.vectors[len(index) :])
             self._built = items.version, index
             with self._assigning:
                 if self._items is items:  # one copy of the vectors is enough
@@ -978,7 +978,7 @@ class _Calibration:
     same: np.ndarray
 
     @classmethod
-    def of(cls, threshold, pairs) -> "_Calibration":
+    def from_pairs(cls, threshold, pairs) -> "_Calibration":
         """Makes one of what `pairs` gave.
 
         Raises:

@@ -192,11 +192,11 @@ class NeighborIndex:
         if self.kind == "exact" or (first < _REFIT and len(both) >= 4 * first):
             self._fit(both)
         else:
-            self._grow(both)
+            self._append(both)
         self.fingerprint = fingerprint
         return self
 
-    def _grow(self, embeddings):
+    def _append(self, embeddings):
         """Adds those rows to the graph that are not in it yet."""
         state = self._state
         if state.engine.graph.ntotal != len(state.groups):  # an add was interrupted
@@ -213,7 +213,7 @@ class NeighborIndex:
         self.recall_ = self._recall(self._state)
         return self
 
-    def grown(self, embeddings: ArrayLike) -> "NeighborIndex":
+    def _grown(self, embeddings: ArrayLike) -> "NeighborIndex":
         """Returns a copy of the index with more vectors. Other threads can still query this one.
 
         Args:
@@ -380,22 +380,22 @@ class NeighborIndex:
             self.fingerprint if embedder is None else _model_identity.fingerprint(embedder)
         )
         self._saved.check(path, _KIND, replace)
-        _artifacts.write(path, _KIND, self.fill, self.info(), fingerprint)
+        _artifacts.write(path, _KIND, self._write_files, self._metadata(), fingerprint)
         self._saved.note(path)
 
-    def settings(self) -> dict[str, Any]:
+    def get_params(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         names = ("metric", "kind", "m", "ef_construction", "ef_search")
         return {name: getattr(self, name) for name in names}
 
-    def info(self) -> dict[str, Any]:
+    def _metadata(self) -> dict[str, Any]:
         """Returns what `save` stores in the manifest, beside the files that `fill` writes."""
-        info = {"settings": self.settings(), "recall": self.recall_, "first": self._state.first}
+        info = {"settings": self.get_params(), "recall": self.recall_, "first": self._state.first}
         if self.kind == "hnsw":
             info["entry_point"] = int(self._state.engine.graph.hnsw.entry_point)
         return info
 
-    def fill(self, folder: Path) -> None:
+    def _write_files(self, folder: Path) -> None:
         """Writes the files of the index into `folder`, an empty one, for `_artifacts.write`."""
         _write_array(folder / "embeddings.npy", self.embeddings)
         if self.kind == "hnsw":
@@ -421,14 +421,14 @@ class NeighborIndex:
         expected = None if embedder is None else _model_identity.fingerprint(embedder)
 
         def load(folder, manifest):
-            index = cls.of(folder, manifest.info, manifest)
+            index = cls._from_files(folder, manifest.info, manifest)
             index._saved.note(path, folder)
             return index
 
         return _artifacts.read(path, _KIND, load, expected)
 
     @classmethod
-    def of(
+    def _from_files(
         cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest
     ) -> "NeighborIndex":
         """Makes an index of files that `fill` wrote, after `_artifacts.read` has checked them.

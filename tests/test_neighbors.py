@@ -406,8 +406,8 @@ def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, 
 
 def test_an_exact_index_that_grows_keeps_its_settings(vectors):
     index = NeighborIndex("cosine", m=16, ef_search=99).fit(vectors)
-    before = index.settings()
-    assert index.add(vectors[:2]).settings() == before
+    before = index.get_params()
+    assert index.add(vectors[:2]).get_params() == before
     assert (before["m"], before["ef_search"]) == (16, 99)
 
 
@@ -499,7 +499,7 @@ def test_a_graph_that_is_entered_below_the_top_is_refused(graph):
 
 @pytest.mark.parametrize("m", [2, 5, 2**20, 2**31, 2**62])
 def test_a_graph_of_another_number_of_links_is_refused(graph, m):
-    settings = {**NeighborIndex("euclidean", kind="hnsw").settings(), "m": m}
+    settings = {**NeighborIndex("euclidean", kind="hnsw").get_params(), "m": m}
     forge(graph, "levels.npy", lambda x: x, settings=settings)
     with pytest.raises(ArtifactError, match="does not fit a graph of 300 nodes"):
         NeighborIndex.load(graph)
@@ -640,7 +640,7 @@ def test_a_graph_is_saved_and_not_built_again(metric, vectors, tmp_path, monkeyp
     index.save(tmp_path / "index")
     monkeypatch.setattr(NeighborIndex, "_build", lambda *_: pytest.fail("built again"))
     loaded = NeighborIndex.load(tmp_path / "index")
-    assert loaded.settings() == index.settings() and loaded.recall_ == index.recall_
+    assert loaded.get_params() == index.get_params() and loaded.recall_ == index.recall_
     for one, other in zip(index.query(vectors, 5), loaded.query(vectors, 5), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -150,7 +150,7 @@ def _load_index(path):
     index = NeighborIndex.load(path)
     found = index.query(VECTORS[:3], 5)
     value = float(np.rint(index.embeddings[0, 0] - VECTORS[0, 0]))
-    return value, digest(index.embeddings, *found, index.settings(), index.recall_)
+    return value, digest(index.embeddings, *found, index.get_params(), index.recall_)
 
 
 def _save_projection(path, value):
