@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 
 from kerasim import _checks, _distances
 from kerasim._distances import METRICS, Metric
-from kerasim.errors import ArgumentError
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "Candidates",
@@ -30,6 +30,7 @@ __all__ = [
     "bootstrap_interval",
     "candidate_accuracy",
     "frechet_distance",
+    "neighbor_overlap",
     "pair_distances",
     "pairwise_verification",
     "psnr",
@@ -415,6 +416,40 @@ class _Search:
         distances = self._exact([row], np.zeros(len(unclear), "int64"), unclear)
         ahead = (distances < own) | ((distances == own) & (unclear < place))
         return 1 + closer.sum() + ahead.sum()
+
+
+def neighbor_overlap(indices_a: ArrayLike, indices_b: ArrayLike) -> np.ndarray:
+    """Measures which share of its neighbors each query has in common in two searches.
+
+    With the neighbors of an exact search as one of both, this is the recall of the other.
+
+    Args:
+        indices_a: `(n, k)` integers: the neighbors of each query, none of them twice, as
+            `NeighborIndex.query` returns them.
+        indices_b: `(n, k)` integers, of the same queries.
+
+    Returns:
+        `(n,)` float64 from 0 to 1; the order of the neighbors does not count.
+
+    Raises:
+        ArgumentError: If the shapes differ, or there are no neighbors.
+        ArgumentTypeError: If they are not integers.
+
+    Example:
+        >>> neighbor_overlap([[4, 7, 1], [0, 2, 5]], [[7, 4, 9], [0, 2, 5]]).round(3).tolist()
+        [0.667, 1.0]
+    """
+    a, b = _checks.array("indices_a", indices_a), _checks.array("indices_b", indices_b)
+    _checks.shape("indices_a", a, (None, None), "pass the neighbors of each query as a row")
+    _checks.shape("indices_b", b, a.shape, "pass as many neighbors of the same queries")
+    for name, x in (("indices_a", a), ("indices_b", b)):
+        if x.dtype.kind not in "iu":
+            raise ArgumentTypeError(
+                f"{name} has dtype {x.dtype}: pass integers, the positions of the neighbors."
+            )
+    if a.shape[1] == 0:
+        raise ArgumentError(f"indices_a has shape {a.shape}: pass one neighbor or more.")
+    return (a[:, :, None] == b[:, None, :]).any(axis=2).mean(axis=1)
 
 
 def bootstrap_interval(

@@ -44,6 +44,7 @@ __all__ = [
     "RetrievalCallback",
     "fit",
     "load_weights",
+    "warmup_cosine",
 ]
 
 _KIND = "training_state"
@@ -263,6 +264,44 @@ def load_weights(
             )
     _assign(path, _named("model", model.variables), weights)
     return pd.DataFrame(info["history"])
+
+
+def warmup_cosine(
+    steps: int, peak: float = 1e-3, warmup_steps: int | None = None
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Builds a learning-rate schedule: a linear warm-up, then a cosine decay to zero.
+
+    Args:
+        steps: Training steps in all, such as `epochs * len(batches)`; 1 or more.
+        peak: Learning rate at the end of the warm-up, above 0. The warm-up begins at a tenth of it.
+        warmup_steps: Steps of the warm-up, fewer than `steps`; 0 for none; None for a tenth of
+            `steps`.
+
+    Returns:
+        A schedule to pass to an optimizer as its learning rate.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+
+    Example:
+        >>> schedule = warmup_cosine(steps=100, peak=1e-3)
+        >>> [round(float(schedule(step)), 6) for step in (0, 10, 55, 100)]
+        [0.0001, 0.001, 0.0005, 0.0]
+
+    Reference:
+        Loshchilov & Hutter, 2017. https://arxiv.org/abs/1608.03983; warm-up: Goyal et al., 2017.
+        https://arxiv.org/abs/1706.02677
+    """
+    steps = _checks.integer("steps", steps)
+    peak = _checks.number("peak", peak, 1e-12)
+    if warmup_steps is None:
+        warmup_steps = steps // 10
+    warmup_steps = _checks.integer("warmup_steps", warmup_steps, 0, steps - 1)
+    if warmup_steps == 0:
+        return keras.optimizers.schedules.CosineDecay(peak, steps)
+    return keras.optimizers.schedules.CosineDecay(
+        peak / 10, steps - warmup_steps, warmup_target=peak, warmup_steps=warmup_steps
+    )
 
 
 class RetrievalCallback(keras.callbacks.Callback):

@@ -351,6 +351,10 @@ def public(root):
                 "resume": False,
             },
         ),
+        "training.warmup_cosine": (
+            training.warmup_cosine,
+            {"steps": 9, "peak": 0.1, "warmup_steps": 3},
+        ),
         "training.load_weights": (
             training.load_weights,
             {"model": compiled(), "run_dir": root / "run", "which": "last"},
@@ -510,6 +514,7 @@ def quiet():
 
 # Tested elsewhere: classes that functions return, functions of the disk and of the network.
 OTHERWISE = {
+    "dtype_policy",
     *("Candidates", "Dataset", "ImageFolder", "PairFolder", "SavedModel", "Verification"),
     *("as_float", "data_dir", "embed_folder", "fetch", "load_embedder", "resolve_dataset"),
 }
@@ -625,7 +630,7 @@ def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path
 
 INTEGERS = set(
     "batch_size epochs latent_dim embedding_dim dense_width convs num_blocks patch_size num_groups "
-    "num_classes num_attention_stages n k m n_neighbors classes_per_batch images_per_class "
+    "num_classes num_attention_stages n k m n_neighbors warmup_steps classes_per_batch images_per_class "
     "steps_per_epoch seed shift steps bits ef_construction ef_search "
     "resamples columns chunk workers gpus shards".split()
 )

@@ -650,3 +650,24 @@ def test_pools_without_their_own_candidate_are_refused():
         metrics.candidate_accuracy(x, x, [[0.0, 1.0]] * 3)
     with pytest.raises(ArgumentError, match=r"right has shape \(2, 3\), expected \(3, 3\)"):
         metrics.candidate_accuracy(x, x[:2], [[0, 1]] * 3)
+
+
+def test_the_overlap_of_neighbors_is_that_of_the_sets():
+    rng = np.random.default_rng(0)
+    a, b = (np.array([rng.permutation(12)[:5] for _ in range(40)]) for _ in range(2))
+    expected = [len(set(one) & set(other)) / 5 for one, other in zip(a, b, strict=True)]
+    np.testing.assert_allclose(metrics.neighbor_overlap(a, b), expected)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([[1, 2]], [[1, 2, 3]], "indices_b has shape"),
+        ([1, 2], [1, 2], "indices_a has shape"),
+        ([[0.5]], [[1]], "indices_a has dtype float64"),
+        (np.empty((2, 0), int), np.empty((2, 0), int), "one neighbor or more"),
+    ],
+)
+def test_neighbors_that_have_no_overlap_are_refused(a, b, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        metrics.neighbor_overlap(a, b)

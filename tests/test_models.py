@@ -20,7 +20,7 @@ def mixed_precision():
 
 
 def test_every_builder_is_tested():
-    assert {*BUILDERS, "set_trainable"} == set(models.__all__)
+    assert {*BUILDERS, "dtype_policy", "set_trainable"} == set(models.__all__)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -86,3 +86,11 @@ def test_a_fresh_process_loads_every_model_in_safe_mode(tmp_path):
 def test_a_size_of_numpy_becomes_one_of_python():
     shape = _blocks.check_image_shape(np.array([8, 8, 1]))
     assert shape == (8, 8, 1) and {type(n) for n in shape} == {int}
+
+
+def test_the_dtype_policy_of_a_block_ends_with_it_even_after_an_error():
+    before = keras.config.dtype_policy()
+    with pytest.raises(ZeroDivisionError), models.dtype_policy("mixed_bfloat16"):
+        assert keras.layers.Dense(2).compute_dtype == "bfloat16"
+        _ = 1 / 0
+    assert keras.config.dtype_policy() == before

@@ -1178,3 +1178,13 @@ def test_a_state_whose_manifest_lacks_a_part_is_refused(name, tmp_path):
         training.load_weights(model, tmp_path)
     with pytest.raises(ArtifactError, match=wanted):
         fit(tmp_path, 2)
+
+
+@pytest.mark.parametrize(("warmup_steps", "begin"), [(None, 0.01), (30, 0.01), (0, 0.1)])
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(warmup_steps, begin):
+    schedule = training.warmup_cosine(200, 0.1, warmup_steps)
+    rates = np.array([float(schedule(step)) for step in range(201)])
+    top = 20 if warmup_steps is None else warmup_steps
+    assert rates[0] == pytest.approx(begin) and rates[200] == pytest.approx(0, abs=1e-8)
+    assert rates.argmax() == top and rates.max() == pytest.approx(0.1)
+    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) <= 0).all()

@@ -13,6 +13,7 @@ from kerasim.models._autoencoder import (
     residual_autoencoder,
 )
 from kerasim.models._embedder import conv_embedder, resnet_embedder
+from kerasim.models._policy import dtype_policy
 from kerasim.models._pretrained import pretrained_embedder, set_trainable
 from kerasim.models._siamese import ensemble, siamese
 from kerasim.models._unet import noise_estimator, unet
@@ -22,6 +23,7 @@ __all__ = [
     "conv_autoencoder",
     "conv_embedder",
     "denoising_autoencoder",
+    "dtype_policy",
     "ensemble",
     "noise_estimator",
     "pretrained_embedder",

@@ -1,0 +1,30 @@
+"""The dtype policy of the layers that are built in a block."""
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+
+
+@contextlib.contextmanager
+def dtype_policy(policy: str | keras.dtype_policies.DTypePolicy) -> Iterator[None]:
+    """Sets the default dtype policy of Keras for the layers that are built in a `with` block.
+
+    Afterwards, or after an error in the block, the default is what it was before.
+
+    Args:
+        policy: Such as "mixed_bfloat16", in which layers compute in bfloat16 and keep their weights
+            in float32.
+
+    Example:
+        >>> with dtype_policy("mixed_bfloat16"):
+        ...     layer = keras.layers.Dense(8)
+        >>> layer.compute_dtype, keras.config.dtype_policy().name
+        ('bfloat16', 'float32')
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
