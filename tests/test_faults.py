@@ -320,6 +320,10 @@ def public(root):
             metrics.bootstrap_interval,
             {"values": VECTORS[0], "seed": 0, "resamples": 9},
         ),
+        "metrics.neighbor_overlap": (
+            metrics.neighbor_overlap,
+            {"indices_a": [[1, 2]], "indices_b": [[2, 3]]},
+        ),
         "metrics.pair_distances": (metrics.pair_distances, pair),
         "metrics.verification": (metrics.verification, {"distances": VECTORS[:, 0], "same": SAME}),
         "metrics.pairwise_verification": (
@@ -630,13 +634,13 @@ def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path
 
 INTEGERS = set(
     "batch_size epochs latent_dim embedding_dim dense_width convs num_blocks patch_size num_groups "
-    "num_classes num_attention_stages n k m n_neighbors warmup_steps classes_per_batch images_per_class "
-    "steps_per_epoch seed shift steps bits ef_construction ef_search "
+    "num_classes num_attention_stages n k m n_neighbors warmup_steps classes_per_batch "
+    "images_per_class steps_per_epoch seed shift steps bits ef_construction ef_search "
     "resamples columns chunk workers gpus shards".split()
 )
 OPEN = {  # where None, or 0, has a meaning
-    None: {"n", "steps_per_epoch", "dense_width", "embedding_dim", "num_classes"},
-    0: {"seed", "shift", "num_blocks", "num_attention_stages", "bits", "gpus"},
+    None: {"n", "warmup_steps", "steps_per_epoch", "dense_width", "embedding_dim", "num_classes"},
+    0: {"seed", "shift", "warmup_steps", "num_blocks", "num_attention_stages", "bits", "gpus"},
 }
 
 
