@@ -330,14 +330,14 @@ def has_attribute(name: str, value, attribute: str, what: str) -> None:
         )
 
 
-def same_length(name: str, values, n: int, rows: str, rank: int | None = None) -> np.ndarray:
+def same_length(name: str, values, n: int, unit: str, rank: int | None = None) -> np.ndarray:
     """Returns `values` as an array of `n` rows, else raises in the name of `name`.
 
     Args:
         name: Argument that the message names.
         values: What came.
         n: How many there must be.
-        rows: What there are `n` of, such as "images".
+        unit: What there are `n` of, such as "images".
         rank: Required number of axes; None for any.
 
     Raises:
@@ -345,7 +345,7 @@ def same_length(name: str, values, n: int, rows: str, rank: int | None = None) -
     """
     values = array(name, values)
     rest = [None] * ((rank or max(1, values.ndim)) - 1)
-    shape(name, values, (n, *rest), f"pass one for each of the {n} {rows}")
+    shape(name, values, (n, *rest), f"pass one for each of the {n} {unit}")
     return values
 
 
@@ -386,7 +386,7 @@ def _is_missing(value) -> bool:
         return type(value).__name__ == "NAType"
 
 
-def labels(name: str, values, n: int | None, rows: str) -> np.ndarray:
+def labels(name: str, values, n: int | None, unit: str) -> np.ndarray:
     """Returns class labels as an array of integers, flags or strings, else raises for `name`.
 
     This is for functions whose result depends on every label: a missing one is refused. See
@@ -397,13 +397,13 @@ def labels(name: str, values, n: int | None, rows: str) -> np.ndarray:
         values: What came: integers, flags or strings, as an array, list or pandas Series. Floats
             are taken if all are whole numbers, as pandas makes of integers.
         n: How many there must be; None for any number and any shape.
-        rows: What there are `n` of, such as "images".
+        unit: What there are `n` of, such as "images".
 
     Raises:
         ArgumentError: If there are more or fewer, or one is missing (see `missing`).
         ArgumentTypeError: If they are neither whole numbers nor strings.
     """
-    found, absent = optional_labels(name, values, n, rows)
+    found, absent = optional_labels(name, values, n, unit)
     rows = np.atleast_1d(absent)
     rows = rows.any(axis=tuple(range(1, rows.ndim)))
     if rows.any():
@@ -414,14 +414,14 @@ def labels(name: str, values, n: int | None, rows: str) -> np.ndarray:
     return found
 
 
-def optional_labels(name: str, values, n: int | None, rows: str) -> tuple[np.ndarray, np.ndarray]:
+def optional_labels(name: str, values, n: int | None, unit: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns class labels as `labels` does, and which of them are missing.
 
     Args:
         name: Argument that the message names.
         values: As for `labels`.
         n: How many there must be; None for any number and any shape.
-        rows: What there are `n` of.
+        unit: What there are `n` of.
 
     Returns:
         `(labels, absent)`: where `absent` is True the label is 0, False or "".
@@ -432,7 +432,7 @@ def optional_labels(name: str, values, n: int | None, rows: str) -> tuple[np.nda
     """
     plain, absent = array(name, values, masked=True), missing(values)
     if n is not None:
-        same_length(name, plain, n, rows, 1)
+        same_length(name, plain, n, unit, 1)
     came_as_list = isinstance(values, (list, tuple))
     if plain.dtype.kind in "iub" or (plain.dtype.kind in "US" and not came_as_list):
         return np.where(absent, plain.dtype.type(), plain), absent
