@@ -59,7 +59,7 @@ _MODULES = (
     "cli",
 )
 
-__all__ = ["__version__", *_MODULES]
+__all__ = ["__version__", *_MODULES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def _warn_of_old() -> None:
