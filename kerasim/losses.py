@@ -90,9 +90,9 @@ class _Loss(ConfigMixin, keras.Loss):
             )
         if len(predicted) != 2:
             raise ArgumentError(
-                f"y_pred has shape {predicted}, expected the embeddings (or, for "
-                "ArcFaceLoss, the cosines) of a batch. Compile the loss on a model with "
-                "one output of shape (batch, dim)."
+                f"y_pred has shape {predicted}, expected the embeddings of a batch (for "
+                "ArcFaceLoss the cosines). Compile the loss on a model with one output of shape "
+                "(batch, dim)."
             )
 
     def __repr__(self):
@@ -269,9 +269,9 @@ class _TwoSides:
         """Raises an `ArgumentError` unless there are two groups and two embeddings of each pair."""
         if true[1:] != (2,) or len(predicted) != 3 or predicted[1] != 2:
             raise ArgumentError(
-                f"y_true has shape {true} and y_pred {predicted}, expected groups (batch, "
-                "2) and embeddings (batch, 2, dim). Use models.siamese(embedder, "
-                "metric=None) and data.PositivePairBatches."
+                f"y_true has shape {true} and y_pred {predicted}, expected groups (batch, 2) and "
+                "embeddings (batch, 2, dim). Use models.siamese(embedder, metric=None) and "
+                "data.PositivePairBatches."
             )
 
 
