@@ -33,11 +33,11 @@ _LARGEST_COUNT = 2**63 - 1
 
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
-    """Returns `value` as an `int` from `low` to `high` (None: no end), else raises for `name`.
+    """Returns `value` as an `int` from `low` to `high` (None: no end), or raises for `name`.
 
     Raises:
         ArgumentError: If it is out of range.
-        ArgumentTypeError: If it is no whole number; True and False are none.
+        ArgumentTypeError: If it is not an integer; True and False are refused.
     """
     wanted = f"pass a whole number{_range(low, high)}"
     _of_kind(name, value, numbers.Integral, "an integer", wanted)
@@ -58,9 +58,9 @@ def clipped(name: str, value: int, most: int, one: str, many: str) -> int:
 
     Args:
         name: Argument that the warning names.
-        value: How many were asked for.
-        most: How many there are.
-        one, many: What one and several of them are, such as "item of the map".
+        value: Number that was asked for.
+        most: Largest number that is possible.
+        one, many: The counted thing in singular and plural, such as "item of the map".
     """
     if value > most:
         held, returned = counted(most, one, many), counted(most, "is", "are")
@@ -69,11 +69,11 @@ def clipped(name: str, value: int, most: int, one: str, many: str) -> int:
 
 
 def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> float:
-    """Returns `value` as a finite `float` from `low` to `high`, else raises for `name`.
+    """Returns `value` as a finite `float` from `low` to `high`, else raises an error for `name`.
 
     Raises:
         ArgumentError: If it is out of range, NaN or infinite.
-        ArgumentTypeError: If it is no number; True and False are none.
+        ArgumentTypeError: If it is not a number; True and False are refused.
     """
     wanted = f"pass a number{_range(low, high)}"
     _of_kind(name, value, numbers.Real, "a number", wanted)
@@ -87,7 +87,7 @@ def number(name: str, value, low: float = -math.inf, high: float = math.inf) -> 
 
 
 def boolean(name: str, value) -> bool:
-    """Returns `value` as a `bool`, else raises for `name`.
+    """Returns `value` as a `bool`, else raises an error for `name`.
 
     Raises:
         ArgumentTypeError: If it is neither True nor False: "no" or 0.5 would be taken for true.
@@ -98,7 +98,7 @@ def boolean(name: str, value) -> bool:
 
 
 def one_of(name: str, value, choices) -> None:
-    """Raises an `ArgumentError` in the name of `name` unless `value` is one of `choices`."""
+    """Raises an `ArgumentError` for `name` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         shown = ", ".join(map(repr, choices))
         raise ArgumentError(f"{name}={value!r} is not known: pass one of {shown}.")
@@ -293,12 +293,12 @@ def indices(name: str, x: np.ndarray, count: int, hint: str) -> None:
 
 
 def as_real_array(name: str, x, kinds: str = "fiu") -> np.ndarray:
-    """Returns `x` as an array of real numbers, else raises in the name of `name`.
+    """Returns `x` as an array of real numbers, else raises an error for `name`.
 
     Args:
         name: Argument that the message names.
-        x: What came.
-        kinds: Kinds of NumPy dtype that may be; "b" lets flags in.
+        x: The value of the argument.
+        kinds: Kinds of NumPy dtype that are accepted; "b" is that of flags.
 
     Raises:
         ArgumentTypeError: If it holds something else.
@@ -323,7 +323,7 @@ def as_list(name: str, values) -> list:
 
 
 def has_attribute(name: str, value, attribute: str, what: str) -> None:
-    """Raises an `ArgumentTypeError` for `name` unless `value` has an `attribute` as `what` has."""
+    """Raises an `ArgumentTypeError` for `name` unless `value` has this `attribute` of `what`."""
     if not hasattr(value, attribute):
         raise ArgumentTypeError(
             f"{name} must be {what}. Received {type(value).__name__}: pass one instead."
@@ -331,17 +331,17 @@ def has_attribute(name: str, value, attribute: str, what: str) -> None:
 
 
 def same_length(name: str, values, n: int, unit: str, rank: int | None = None) -> np.ndarray:
-    """Returns `values` as an array of `n` rows, else raises in the name of `name`.
+    """Returns `values` as an array of `n` rows, else raises an error for `name`.
 
     Args:
         name: Argument that the message names.
-        values: What came.
+        values: The value of the argument.
         n: How many there must be.
-        unit: What there are `n` of, such as "images".
+        unit: What is counted, such as "images".
         rank: Required number of axes; None for any.
 
     Raises:
-        ArgumentError: If there are more or fewer, or axes.
+        ArgumentError: If the number of rows or axes is another.
     """
     values = array(name, values)
     rest = [None] * ((rank or max(1, values.ndim)) - 1)
@@ -350,7 +350,7 @@ def same_length(name: str, values, n: int, unit: str, rank: int | None = None) -
 
 
 def missing(values) -> np.ndarray:
-    """Says of each of `values` whether it is a missing label.
+    """Returns which of `values` are missing labels.
 
     Missing are None, NaN (also of `decimal`), NaT, `pandas.NA`, the empty string, and masked
     entries of a masked array: everything that pandas reads from an empty cell.
@@ -387,15 +387,16 @@ def _is_missing(value) -> bool:
 
 
 def labels(name: str, values, n: int | None, unit: str) -> np.ndarray:
-    """Returns class labels as an array of integers, flags or strings, else raises for `name`.
+    """Returns class labels as an array of integers, booleans or strings, or raises for `name`.
 
     This is for functions whose result depends on every label: a missing one is refused. See
     `optional_labels` for functions that only store or show labels.
 
     Args:
         name: Argument that the message names.
-        values: What came: integers, flags or strings, as an array, list or pandas Series. Floats
-            are taken if all are whole numbers, as pandas makes of integers.
+        values: The value of the argument: integers, booleans or strings, as an array, list or
+            pandas Series. Floats are accepted if all are whole numbers, as pandas stores integers
+            beside missing values.
         n: How many there must be; None for any number and any shape.
         unit: What there are `n` of, such as "images".
 
@@ -477,11 +478,11 @@ def _kind_of_label(value) -> str:
 
 
 def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") -> np.ndarray:
-    """Returns `x` as a finite real array `(n, dim)`, else raises in the name of `name`.
+    """Returns `x` as a finite real array `(n, dim)`, else raises an error for `name`.
 
     Args:
         name: Argument that the message names.
-        x: What came.
+        x: The value of the argument.
         width: Required `dim`.
         rows: Least `n`.
         metric: Under "cosine" a row of zeros is refused, too: it has no direction.

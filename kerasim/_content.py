@@ -1,4 +1,4 @@
-"""The digest of the content of images, by which a change of them is noticed."""
+"""A digest of images, by which a change of their content is detected."""
 
 import hashlib
 import os

@@ -15,7 +15,7 @@ from kerasim.errors import ArgumentError
 
 
 class Devices:
-    """What `distribute.strategy` spread a model over; one device if it did not.
+    """The devices over which `distribute.strategy` distributes a model; one without a strategy.
 
     Args:
         model: Built `keras.Model`.
@@ -25,7 +25,7 @@ class Devices:
         replicas: Devices, each of which takes its part of a batch.
         processes: Processes that train together, on one host each.
         process: Which of them this is, from 0.
-        writes: Whether it falls to this process to write files.
+        writes: Whether this process writes files.
     """
 
     def __init__(self, model):
@@ -42,11 +42,11 @@ class Devices:
         self.writes = self.process == 0
 
     def check(self, loss, **batches) -> None:
-        """Refuses a `loss` or `batches` that several devices would train otherwise than one.
+        """Refuses a `loss` or `batches` with which several devices give other results than one.
 
         Raises:
-            ArgumentError: If the loss compares images of which a device sees a part, or there are
-                batches that the devices cannot share evenly.
+            ArgumentError: If the loss needs the whole batch, but each device sees only its part, or
+                the devices cannot share a batch evenly.
         """
         if self.replicas == 1:
             return
@@ -67,14 +67,14 @@ class Devices:
                 )
 
     def part(self, batches):
-        """Returns what this process takes of each of `batches`."""
+        """Returns `batches` with only those rows that this process trains on."""
         return batches if batches is None or self.replicas == 1 else _Part(batches, self)
 
     def agree(self, values) -> None:
-        """Waits for the other processes, and refuses any that hold other `values`, arrays.
+        """Waits for the other processes, and compares arrays `values` with theirs.
 
         Raises:
-            ArgumentError: If they do.
+            ArgumentError: If they differ.
         """
         if self.processes == 1:
             return
@@ -92,8 +92,8 @@ class Devices:
 class _Part(keras.utils.PyDataset):
     """The rows of each batch that fall to one process, in arrays of their own.
 
-    TensorFlow's devices of one memory, CPUs, write into the arrays that they are handed: without
-    a copy the targets of the next epoch would be what the loss of this one left there.
+    CPU devices of TensorFlow share their memory with NumPy, and may write into the arrays that they
+    receive: without a copy the next epoch could train on overwritten targets.
     """
 
     def __init__(self, batches, devices):

@@ -18,9 +18,6 @@ from typing import Literal
 import numpy as np
 
 Metric = Literal["euclidean", "manhattan", "cosine"]
-# The metrics of layers and losses, which are computed on the backend, with gradients.
-PairMetric = Literal["euclidean", "squared_euclidean", "cosine"]
-
 METRICS: tuple[Metric, ...] = ("euclidean", "manhattan", "cosine")
 
 _CHUNK = 2**15  # numbers worked on at once: 256 kB stay in the cache of a core

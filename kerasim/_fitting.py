@@ -40,8 +40,8 @@ _PROBABILITIES = {"binary_crossentropy", "categorical_crossentropy"}
 # A scale below this one in a first layer `Rescaling` expects images in 0..255.
 _BYTE_SCALE = 1 / 50
 
-# Whole numbers beyond this one are levels in 0..255, which layers that multiply by weights that
-# are initialized for a range of about 1 take badly.
+# Whole numbers beyond this one are levels in 0..255, which are too large for layers whose weights
+# are initialized for a range of about 1.
 _LEVELS_BEYOND = 50
 _TAKES_RAW_LEVELS = {
     keras.layers.Conv2D,
@@ -70,8 +70,8 @@ def check(name: str, model, batches, batch) -> None:
         return  # of a network with its own `train_step`
     if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
         raise ArgumentError(
-            f"{name} give {len(batch)} parts, expected (x,), (x, y) or (x, y, "
-            "sample_weight). Pass these."
+            f"{name} yield {len(batch)} parts, expected (x,), (x, y) or "
+            "(x, y, sample_weight). Pass these."
         )
     x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
     _refuse_other_types(name, x, y)
@@ -207,9 +207,9 @@ def _check_levels(name, model, x) -> None:
     first = _first_layer(model)
     if type(first) in _TAKES_RAW_LEVELS and (images == np.rint(images)).all():
         _checks.warn(
-            f"{name} give images in 0..255, and the network begins with "
-            f"{type(first).__name__}, without a layer that scales them. Divide them by "
-            "255, or begin the network with keras.layers.Rescaling(1 / 255)."
+            f"{name} yield images in 0..255, and the network begins with "
+            f"{type(first).__name__}, without a layer that scales them. Divide them by 255, or "
+            "begin the network with keras.layers.Rescaling(1 / 255)."
         )
 
 

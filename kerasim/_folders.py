@@ -1,4 +1,4 @@
-"""Folders of images, decoded when they are asked for."""
+"""Folders of images, decoded on access."""
 
 import os
 import stat
@@ -25,7 +25,7 @@ _RAW_SUFFIXES = set(
 
 
 class ImageFolder:
-    """The images of a folder, decoded when they are asked for. Made by `image_folder`.
+    """The images of a folder, decoded on access. Made by `image_folder`.
 
     Attributes:
         files: Paths, in the order of the images.
@@ -136,11 +136,11 @@ def image_folder(
 ) -> ImageFolder:
     """Lists the images of a folder, or of its subfolders, one for each class.
 
-    A file is taken by its content: it may have any suffix or none. Files that are named as images
-    but cannot be decoded are treated as `on_error` says. Hidden files and the files that file
+    Images are recognized by their content, with any suffix or none. `on_error` applies to files
+    that have the suffix of an image but cannot be decoded. Hidden files and the files that file
     managers leave behind are ignored; all other files are listed in `.skipped`, with one warning.
-    Links are followed, each real file is taken once, and the order does not depend on the locale.
-    The first frame of an animation is taken.
+    Links are followed, each real file is listed once, and the order does not depend on the locale.
+    The first frame of an animation is used.
 
     Args:
         path: Folder of images, or of one subfolder for each class; searched with all subfolders.
@@ -231,7 +231,7 @@ def _check_stray(stray, count: int, root: Path) -> None:
 
 
 def no_image(root: Path, skipped) -> str:
-    """Returns the message that the folder `root` holds nothing but the files `skipped`."""
+    """Returns the message that the folder `root` holds no usable image."""
     listed = "".join(f"\n{_checks.shown(file)}: {reason}" for file, reason in skipped[:20])
     message = (
         f"There is no usable image in {_checks.shown(root)}: put {', '.join(FORMATS)} files there."
@@ -242,9 +242,12 @@ def no_image(root: Path, skipped) -> str:
 
 
 def check_usable(bad, count: int, on_error: str) -> None:
-    """Raises one `ImageError` that lists the `bad`, `(file, reason)`, of `count` images.
+    """Raises one `ImageError` that lists the images that cannot be used, if there are some.
 
-    Unless `on_error` is "skip".
+    Args:
+        bad: `(file, reason)` of each image that cannot be used.
+        count: Number of all images.
+        on_error: "raise", or "skip" to raise nothing.
     """
     if bad and on_error == "raise":
         listed = "\n".join(reason for _, reason in bad[:20])
@@ -353,7 +356,7 @@ def _warn(files, one: str, many: str) -> None:
 
 
 def thread_map(function, files) -> list:
-    """Returns what `function`, which decodes, makes of each of `files`, in their order."""
+    """Returns the result of `function` for each of `files`, in order, computed in threads."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes outside the global lock
         return list(pool.map(function, files))
 

@@ -42,7 +42,7 @@ def check_shape(name: str, images, shape=(None, None, None)):
 
 
 def _refuse_other_sources(name: str, images) -> None:
-    """Refuses what holds or names images but is no array of them, with what to pass instead."""
+    """Refuses paths, batches and iterators of images, with what to pass instead."""
     hint = None
     if isinstance(images, (str, bytes, os.PathLike)):
         hint = "pass kerasim.data.image_folder(path, image_size=(height, width))"
@@ -57,7 +57,7 @@ def _refuse_other_sources(name: str, images) -> None:
 
 
 def check_images(name: str, images):
-    """Returns `images` as an array, or an `ImageFolder` as it is, fit for a network.
+    """Returns `images` as an array, or an `ImageFolder` as it is, if their values are valid.
 
     Args:
         name: Argument that a message names.
@@ -80,10 +80,8 @@ def check_images(name: str, images):
     _checks.bad_rows(
         name,
         (low < 0) | (high > 1),
-        (
-            f"floats outside [0, 1], from {low.min(initial=0)} to {high.max(initial=1)} "
-            "(divide by 255, or pass uint8),"
-        ),
+        f"floats outside [0, 1], from {low.min(initial=0)} to {high.max(initial=1)} "
+        "(divide by 255, or pass uint8),",
     )
     return images
 
@@ -92,8 +90,8 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
     """Returns `labels` as an array of `n` integers, from 0 and below `classes` if that is given.
 
     Raises:
-        ArgumentError: If they are more, fewer or out of that range.
-        ArgumentTypeError: If they are no integers.
+        ArgumentError: If their number is not `n`, or one is out of that range.
+        ArgumentTypeError: If they are not integers.
     """
     labels = _checks.labels("labels", labels, n, "images")
     if labels.dtype.kind not in "iu":
@@ -108,18 +106,18 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
 
 
 def check_embedder(name: str, embedder) -> tuple[tuple, int]:
-    """Returns the image shape that a model takes, and the width of the vectors that it gives.
+    """Returns the image shape that a model takes, and the size of the vectors that it returns.
 
     Args:
         name: Argument that a message names.
         embedder: `keras.Model` from images to vectors.
 
     Returns:
-        `(shape, dim)`: `(height, width, channels)`, None where any will do, and an integer.
+        `(shape, dim)`: `(height, width, channels)`, with None for any size, and an integer.
 
     Raises:
-        ArgumentTypeError: If it is no model of one input, images.
-        ArgumentError: If it gives something other than vectors.
+        ArgumentTypeError: If it is not a model with one input, images.
+        ArgumentError: If it does not return vectors.
     """
     taken, given = shapes_of(name, embedder)
     if len(given) != 1:
@@ -131,12 +129,14 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
 
 
 def shapes_of(name: str, model) -> tuple[tuple, tuple]:
-    """Returns the shape of an image that a `model` takes, and of what it makes of it.
+    """Returns the shape of the images that a `model` takes, and of its output for one of them.
 
-    An error speaks of `name`.
+    Args:
+        name: Argument that a message names.
+        model: `keras.Model` of images.
 
     Raises:
-        ArgumentTypeError: If it is no model of one input, images.
+        ArgumentTypeError: If it is not a model with one input, images.
         ArgumentError: If it has several outputs.
     """
     taken: Any = getattr(model, "input_shape", None)
@@ -166,5 +166,5 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
 
 
 def _is_shape(shape) -> bool:
-    """Says whether `shape` is that of one tensor: several of them have lists or dicts of shapes."""
+    """Returns whether `shape` is that of one tensor, not a list or dict of several shapes."""
     return isinstance(shape, tuple) and all(n is None or isinstance(n, int) for n in shape)

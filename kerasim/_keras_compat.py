@@ -9,17 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras.src.backend.common import global_state
 from keras.src.saving.serialization_lib import ObjectSharingScope
 
-__all__ = [
-    "ObjectSharingScope",
-    "names_outputs",
-    "predict_batches",
-    "registered_objects",
-    "variables_in_outline",
-]
+__all__ = ["ObjectSharingScope", "names_outputs", "registered_objects", "variables_in_outline"]
 
 
 @contextlib.contextmanager
@@ -55,16 +48,3 @@ def names_outputs(model) -> bool:
     `output_shape` is that of the tensor then.
     """
     return isinstance(getattr(model, "_outputs_struct", None), dict)
-
-
-def predict_batches(model, batches) -> np.ndarray:
-    """Returns what `model` gives for each of `batches`, its inputs, as `model.predict` would.
-
-    On TensorFlow that reads them through tf.data, whose tuner sleeps for 10 ms, then for twice as
-    long each time, and can miss being told to stop: then three seconds of work take five.
-    """
-    found = []
-    for batch in batches:
-        rows = len(keras.tree.flatten(batch)[0])
-        found.append(np.asarray(model.predict_on_batch(batch))[:rows])  # of the first device
-    return np.concatenate(found)

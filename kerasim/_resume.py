@@ -230,7 +230,7 @@ def warn_of_hidden(name: str, value, saved: dict, now: dict, state=()) -> None:
         _checks.warn(
             f"{name} ({type(value).__name__}) does not keep its arguments {unknown} "
             f"under these names, and its attributes {keys} differ from those of the run "
-            "so far. If they decide the numbers, choose another run_dir."
+            "so far. If they affect the training, choose another run_dir."
         )
 
 
@@ -490,11 +490,11 @@ class State:
             vars(self.value)[key] = self._decode(item, arrays, vars(self.value).get(key))
 
     def _refusal(self, key, item) -> ArgumentError:
-        why = "so a run that is interrupted and resumed would give different results"
         return ArgumentError(
-            f"{self.name} holds {key!r} of type {class_name(item)}, which cannot be "
-            f"saved, {why}. Keep numbers, strings, arrays, lists and dicts in it, or "
-            "give it get_state() and set_state(state), or pass run_dir=None."
+            f"{self.name} holds {key!r} of type {class_name(item)}, which cannot be saved, so a "
+            "run that is interrupted and resumed would give different results. Keep numbers, "
+            "strings, arrays, lists and dicts in it, or give it get_state() and "
+            "set_state(state), or pass run_dir=None."
         )
 
     def _is_known(self, item) -> bool:

@@ -1,27 +1,29 @@
-"""What layers and losses share: lengths with finite gradients, precision, and saved arguments."""
+"""Shared by layers and losses: norms with finite gradients, computation dtype, saved arguments."""
 
 import inspect
+from typing import Literal
 
 import keras
 import numpy as np
 from keras import ops
 
-# The metrics that are computed on the backend, with gradients.
-PAIR_METRICS = ("euclidean", "squared_euclidean", "cosine")
+# The metrics of layers and losses, which are computed on the backend, with gradients.
+PairMetric = Literal["euclidean", "squared_euclidean", "cosine"]
+PAIR_METRICS: tuple[PairMetric, ...] = ("euclidean", "squared_euclidean", "cosine")
 
-# Below it TensorFlow takes float32 numbers for 0.
+# TensorFlow flushes smaller float32 numbers to 0.
 _LEAST = float(np.finfo("float32").tiny)
 
-# Vectors shorter than this have the gradient of vectors of this length: it would grow without end.
+# Shorter vectors get the gradient of vectors of this length, which would otherwise be unbounded.
 _SHORT = 1e-6
 
 
 def l2_normalize(x, axis: int = -1):
-    """Scales vectors `x`, along `axis`, to length 1. A vector of zeros stays as it is.
+    """Scales vectors `x`, along `axis`, to length 1. A zero vector is unchanged.
 
     Vectors are divided by their largest number first, so that no square overflows or underflows.
-    The gradient is finite: that of a vector shorter than 1e-6 has the right direction, and the
-    size that it has at 1e-6.
+    The gradient is finite: for a vector shorter than 1e-6 it has the right direction, and the size
+    that it has at length 1e-6.
     """
     largest = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
     bounded = x / ops.maximum(largest, _SHORT)
@@ -33,9 +35,9 @@ def l2_normalize(x, axis: int = -1):
 
 
 def safe_sqrt(squares):
-    """The square root of `squares`, numbers from 0 up, with the gradient 0, not infinity, at 0.
+    """Returns the square root of `squares`, 0 or more, with gradient 0, not infinity, at 0.
 
-    NaN stays NaN: the vectors of a network that has diverged are not equal.
+    NaN stays NaN, so that a network that has diverged is noticed.
     """
     some = squares > 0
     rest = ops.stop_gradient(ops.where(squares <= 0, 0.0, squares))
@@ -43,7 +45,7 @@ def safe_sqrt(squares):
 
 
 def safe_norm(x):
-    """Returns the lengths of vectors `x` along the last axis, which is kept.
+    """Returns the Euclidean norm of vectors `x` along the last axis, which is kept.
 
     The gradient at 0 is that of `safe_sqrt`. Vectors are divided by their largest number first, so
     that no square overflows or underflows.
@@ -55,7 +57,7 @@ def safe_norm(x):
 
 
 class ConfigMixin:
-    """A base of layers and losses: Keras saves each argument, kept as the attribute of its name."""
+    """Saves the arguments of `__init__`, each of which must be an attribute of the same name."""
 
     def get_config(self):
         names = inspect.signature(self.__init__).parameters
@@ -64,13 +66,13 @@ class ConfigMixin:
 
 
 def full_precision(dtype) -> str:
-    """Returns the dtype in which a layer or loss computes that was given `dtype`.
+    """Returns the dtype in which a layer or loss with this `dtype` argument computes.
 
-    That is "float64" if `dtype` computes in float64, else "float32": in half precision there are
-    too few digits to distinguish vectors that are close, and constants such as 1e-12 round to 0.
+    That is "float64" if `dtype` computes in float64, else "float32": half precision has too few
+    digits to distinguish vectors that are close, and constants such as 1e-12 round to 0.
 
     Args:
-        dtype: Dtype, dtype policy or config of one, as Keras takes it; None for float32.
+        dtype: Dtype, dtype policy or config of one, as for a Keras layer; None for float32.
 
     Returns:
         "float32" or "float64".

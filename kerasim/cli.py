@@ -460,7 +460,7 @@ def _print_neighbors(queries: list[str], found) -> None:
 
 
 def _counted(count: int, one: str, many: str) -> str:
-    from kerasim import _checks  # which imports Keras
+    from kerasim import _checks  # imports NumPy, which `--help` does not need
 
     return _checks.counted(count, one, many)
 

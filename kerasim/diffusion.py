@@ -1,4 +1,4 @@
-"""Noise schedules, and sampling and denoising with networks that predict the noise.
+"""Sampling and denoising with networks that predict the noise.
 
 A `NoiseSchedule` defines the noise level of each step. `models.unet` is trained on
 `data.DiffusionBatches` to predict the noise in an image. `sample` starts from pure noise and
@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import ArrayLike
 
-from kerasim import _checks, _image_checks, _keras_compat, data
+from kerasim import _checks, _image_checks, data
 from kerasim._folders import ImageFolder
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
@@ -26,6 +26,8 @@ __all__ = [
     "denoise",
     "sample",
 ]
+
+_BATCH_SIZE = 128  # images per call of a network
 
 
 def sample(
@@ -47,9 +49,9 @@ def sample(
         steps: Number of calls of the network, from 1 to the number of steps of the schedule. They
             are spread evenly over the schedule, from the last step at which the image has 4e-5 or
             more of the variance (in a linear schedule of 1,000 steps: the last one).
-        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which adds
+        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which draws
             none; 1 is DDPM, if `steps` is the number of steps of the schedule.
-        labels: `(n,)` integers, for a network with classes; None for no class.
+        labels: `(n,)` integers, for a class-conditional network; None for no class.
         guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
             `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images.
@@ -86,7 +88,8 @@ def sample(
     n = _checks.integer("shape[0]", shape[0])
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     noise = rng.standard_normal((n, *image_shape), dtype="float32")
-    # The last steps of a cosine hold so little that they would blow up any error of the network.
+    # At the last steps of a cosine schedule the image has so little of the variance that any error
+    # of the network would be amplified.
     start = np.full(n, np.flatnonzero(schedule.alphas_cumprod >= 4e-5)[-1])
     return _reverse(model, schedule, noise, start, steps, eta, labels, guidance, seed)
 
@@ -114,13 +117,13 @@ def denoise(
         sigma: Standard deviation of that noise, in units of [0, 1], up to 5: a number, or `(n,)`.
             None for what `estimator` predicts for each image.
         estimator: Model from images to sigma, such as `models.noise_estimator` builds.
-        output: "mean" for the mean of the clean images that are possible, in one call of the
-            network (the best PSNR, but blurred); "sample" for one of them (sharp).
+        output: "mean" for the posterior mean of the clean image, in one call of the network (the
+            best PSNR, but blurred); "sample" for a sample of the posterior (sharp).
         steps: Number of calls of the network for a sample, spread evenly from the first step to 0;
             not more than there are steps. Ignored for a mean.
-        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which adds
+        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which draws
             none; 1 is DDPM. Ignored for a mean.
-        labels: `(n,)` integers, for a network with classes; None for no class.
+        labels: `(n,)` integers, for a class-conditional network; None for no class.
         guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
             `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images. Ignored for a mean.
@@ -173,7 +176,7 @@ def denoise(
     sigma = np.broadcast_to(sigma, len(images)).copy()
     _checks.bad_rows("sigma", sigma > 5, "noise above 5, in units of [0, 1] (divided by 255?),")
     t = schedule.step_for_sigma(sigma)
-    # Of 10,000 images of 1,024 pixels one in fifty sets has a value 6 sigma away, none one of 8.
+    # One in fifty sets of 10,000 images of 1,024 pixels has a value 6 sigma away; none has 8 sigma.
     far = np.maximum(-images.min((1, 2, 3)), images.max((1, 2, 3)) - 1) > 8 * sigma + 1e-6
     _checks.bad_rows("images", far, "values more than 8 sigma outside [0, 1]")
     left = np.sqrt(schedule.alphas_cumprod[t]).astype("float32")
@@ -183,7 +186,7 @@ def denoise(
 
 
 def _check_model(model, schedule) -> tuple[int, int, int]:
-    """Returns the image shape of a network that takes images and t, and is of that schedule."""
+    """Returns the image shape of a network, if it takes images and t and fits the schedule."""
     _checks.instance("schedule", schedule, NoiseSchedule, "pass a diffusion.NoiseSchedule")
     inputs = {x.name: x for x in model.inputs} if isinstance(model, keras.Model) else {}
     if not {"images", "t"} <= set(inputs):
@@ -219,7 +222,7 @@ def check_schedule(name: str, model, schedule) -> None:
 
 
 def _check_labels(model, labels, guidance, n):
-    """Returns labels for the network: those given, else those of no class, if it has classes."""
+    """Returns labels for the network: those given, or -1 for no class; None if it takes none."""
     if _checks.number("guidance", guidance, 0) and labels is None:
         raise ArgumentError(f"guidance={guidance} needs labels: pass labels, or guidance=0.")
     if "labels" not in [x.name for x in model.inputs]:
@@ -231,14 +234,13 @@ def _check_labels(model, labels, guidance, n):
         return None
     if labels is None:
         return np.full(n, -1)
-    classes = (
-        model.get_layer("class_embedding").input_dim - 1
-    )  # the last says that there is no label
+    # The last row of the embedding means that there is no label.
+    classes = model.get_layer("class_embedding").input_dim - 1
     return _image_checks.check_classes(labels, n, classes)
 
 
 def _coefficients(before, after, eta):
-    """Returns a, b, c of one reverse step, `a x + b eps + c noise`, from abar to a later abar."""
+    """Returns a, b, c of a reverse step, `a x + b eps + c noise`, from one abar to the next."""
     variance = eta**2 * (1 - after) / (1 - before) * (1 - before / after)
     a = np.sqrt(after / before)
     b = np.sqrt(1 - after - variance) - a * np.sqrt(1 - before)
@@ -253,7 +255,7 @@ def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
     labels = _check_labels(model, labels, guidance, len(x))
     if not len(x):
         return x
-    # An image that starts late rests at some of its steps: from abar to abar nothing changes.
+    # An image that starts at a small step repeats steps: from an abar to itself nothing changes.
     starts, which = np.unique(start, return_inverse=True)
     t = np.round(np.linspace(starts, 0, steps)).astype("int32").T
     left = np.pad(schedule.alphas_cumprod[t], ((0, 0), (0, 1)), constant_values=1.0)
@@ -268,15 +270,23 @@ def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
 
 
 def _predict(model, inputs):
-    """Returns what `model` gives for `inputs`, arrays of as many rows, in batches of 128."""
-    cuts = range(0, len(keras.tree.flatten(inputs)[0]), 128)
-    return _keras_compat.predict_batches(
-        model, (keras.tree.map_structure(lambda x, n=n: x[n : n + 128], inputs) for n in cuts)
-    )
+    """Returns the outputs of `model` for arrays of equal length, as `model.predict` would.
+
+    On TensorFlow `model.predict` reads batches through tf.data, whose tuner sleeps for 10 ms, then
+    for twice as long each time, and can miss the end: then three seconds of work take five.
+    """
+    outputs = []
+    for start in range(0, len(keras.tree.flatten(inputs)[0]), _BATCH_SIZE):
+        part = slice(start, start + _BATCH_SIZE)
+        batch = keras.tree.map_structure(lambda x, part=part: x[part], inputs)
+        rows = len(keras.tree.flatten(batch)[0])
+        # Each of several devices returns all rows: those of the first are kept.
+        outputs.append(np.asarray(model.predict_on_batch(batch))[:rows])
+    return np.concatenate(outputs)
 
 
 class _Carried(keras.random.SeedGenerator):
-    """A seed that a loop carries: inside of it, no variable can count."""
+    """A seed that the loop passes on, because no variable can change inside of it."""
 
     def __init__(self, seed):
         self.seed = seed

@@ -149,7 +149,8 @@ def embed_folder(
 
     Returns:
         `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
-        cannot be decoded, and what is wrong with each file, or "". They must fit in memory here.
+        cannot be decoded, and the error message of each such file, "" for the others. Both must
+        fit in memory here.
 
     Raises:
         ClusterError: If the cluster cannot be reached or has too few GPUs, or a node lacks the
@@ -173,7 +174,7 @@ def embed_folder(
         "images",
         images,
         data.ImageFolder,
-        ("pass data.image_folder(path, image_size), or embed arrays with embedding.embed"),
+        "pass data.image_folder(path, image_size), or embed arrays with embedding.embed",
     )
     _image_checks.check_shape("images", images, shape)
     _checks.integer("batch_size", batch_size)
@@ -202,7 +203,7 @@ def embed_folder(
         again = [start for start in starts if not times[start : start + chunk].all()]
         for start in again:
             times[start : start + chunk] = 0
-        # Items of this process: to read a range would be a task, and need one CPU more.
+        # The items are made in this process: reading a range would be a task that needs a CPU.
         items = [{"start": start} for start in again]
         chunks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Worker,
@@ -221,7 +222,7 @@ def embed_folder(
                 np.add.at(times, rows, 1)
         except ray.exceptions.RayError as error:
             cause = _cause(error)
-            # With a node Ray may give up all workers: what came back stays, the rest goes again.
+            # Ray may lose all workers with one node: results are kept, the rest is sent again.
             if not attempts_left or not isinstance(cause, ClusterError):
                 raise cause from error
         if times.all():
@@ -233,7 +234,7 @@ def embed_folder(
 
 
 class _Worker:
-    """What one process of `embed_folder` holds."""
+    """A process of `embed_folder`, with the embedder and the list of files."""
 
     def __init__(self, given, batch_size, chunk):
         import ray
@@ -268,9 +269,10 @@ class ShardedIndex:
         kind: "exact", or "hnsw" for an approximate search in a graph.
         shards: Number of processes, each with its part of the vectors. Ray gives one thread to
             each, so use as many as there are cores.
-        m: Links of each vector in the graph, 2 or more; more need memory and find more.
-        ef_construction: Candidates held while the graph is built, 1 or more.
-        ef_search: Candidates held in a query, 1 or more.
+        m: Links of each vector in the graph, 2 or more. More links need more memory and increase
+            recall.
+        ef_construction: Size of the candidate list while the graph is built, 1 or more.
+        ef_search: Size of the candidate list in a query, 1 or more.
 
     Raises:
         ArgumentError: If a setting is out of range or not known.
@@ -440,9 +442,12 @@ def _probe(ray, file=None) -> None:
             there, sees = ray.get(answer, timeout=120)
         except ray.exceptions.RayError as error:
             raise ClusterError(f"Node {name} does not answer: {error}. Restart it.") from error
-        unlike = "; ".join(f"{k} {there[k]}, here {here[k]}" for k in names if there[k] != here[k])
-        if unlike:
-            raise ClusterError(f"Node {name} has {unlike}: install the same versions on all nodes.")
+        differing = [key for key in names if there[key] != here[key]]
+        if differing:
+            versions = "; ".join(f"{key} {there[key]}, here {here[key]}" for key in differing)
+            raise ClusterError(
+                f"Node {name} has {versions}: install the same versions on all nodes."
+            )
         if not sees:
             raise ClusterError(
                 f"Node {name} does not see {_checks.shown(file)}: put the folder on a disk "

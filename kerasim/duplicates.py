@@ -1,4 +1,4 @@
-"""Exact duplicates and near-duplicates among arrays and folders of images."""
+"""Finds exact duplicates and near-duplicates in arrays and folders of images."""
 
 import hashlib
 
@@ -14,16 +14,16 @@ from kerasim.errors import ArgumentError
 __all__ = ["find_duplicates", "find_near_duplicates"]
 
 _THUMBNAIL = 16  # rows and columns of the thumbnails that near-duplicates are found by
-_EVEN_DEVIATION = 1.0  # standard deviation, of 255 levels, below which a thumbnail is even
-_EVEN_DIFFERENCE = 8.0  # largest difference of two even images that are near-duplicates
-_COLOR_CORRELATION = 0.9  # least one of near-duplicates in color, if min_correlation is larger
+_UNIFORM_DEVIATION = 1.0  # standard deviation, of 255 levels, below which a thumbnail is uniform
+_UNIFORM_DIFFERENCE = 8.0  # largest difference of two uniform images that are near-duplicates
+_COLOR_CORRELATION = 0.9  # required of color thumbnails, unless min_correlation is smaller
 _ROUNDING = 1e-6  # of the float32 product of two unit vectors
 
 
 def find_duplicates(
     images: ArrayLike | ImageFolder, others: ArrayLike | ImageFolder | None = None
 ) -> np.ndarray:
-    """Finds images that are equal to the last bit, by a digest of their content.
+    """Finds images that are equal bit by bit, by a digest of their content.
 
     Args:
         images: `(n, ...)` array, or an `ImageFolder`, whose files are compared byte by byte.
@@ -48,7 +48,7 @@ def find_duplicates(
     among = own if others is None else _contents("others", others)
     first = {among[n]: n for n in reversed(range(len(among)))}
     found = [(n, first[content]) for n, content in enumerate(own) if content in first]
-    copies = [(n, at) for n, at in found if others is not None or at < n]
+    copies = [(n, original) for n, original in found if others is not None or original < n]
     return np.array(copies, dtype="int64").reshape(-1, 2)
 
 
@@ -110,17 +110,18 @@ def find_near_duplicates(
     levels = thumbnails.mean(axis=1)
     patterns = thumbnails - levels[:, None]
     norms = np.linalg.norm(patterns, axis=1)
-    even = norms < _EVEN_DEVIATION * _THUMBNAIL  # a standard deviation of less than that
-    patterns[even] = 0
-    patterns /= np.where(even, 1, norms)[:, None]
+    # The norm is the standard deviation times the root of the number of pixels.
+    uniform = norms < _UNIFORM_DEVIATION * _THUMBNAIL
+    patterns[uniform] = 0
+    patterns /= np.where(uniform, 1, norms)[:, None]
     patterns = patterns.astype("float32")
     found = [np.empty((0, 2), dtype="int64")]
     for start in range(0, len(patterns), 1024):
         rows = slice(start, start + 1024)
         similar = patterns[rows] @ patterns[: start + 1024].T >= min_correlation - _ROUNDING
-        similar &= ~(even[rows, None] | even[: start + 1024])
-        similar |= (even[rows, None] & even[: start + 1024]) & (
-            np.abs(levels[rows, None] - levels[: start + 1024]) <= _EVEN_DIFFERENCE
+        similar &= ~(uniform[rows, None] | uniform[: start + 1024])
+        similar |= (uniform[rows, None] & uniform[: start + 1024]) & (
+            np.abs(levels[rows, None] - levels[: start + 1024]) <= _UNIFORM_DIFFERENCE
         )
         pairs = np.argwhere(np.tril(similar, start - 1)) + [start, 0]
         if colors.shape[2] > 1:
@@ -133,22 +134,22 @@ def find_near_duplicates(
 
 
 def _are_colors_similar(colors, pairs, min_correlation: float) -> np.ndarray:
-    """Says for each pair of thumbnails `(n, 256, channels)` whether their colors are similar."""
+    """Returns for each pair of thumbnails `(n, 256, channels)` whether their colors are similar."""
     sides = [colors[rows].astype("float64") for rows in pairs.T]
     means = [side.mean(axis=1) for side in sides]
-    even = [(side.std(axis=1) < _EVEN_DEVIATION).all(axis=1) for side in sides]
-    # Over all channels together: what differs between them is the color.
+    uniform = [(side.std(axis=1) < _UNIFORM_DEVIATION).all(axis=1) for side in sides]
+    # Centered over all channels together, so that differences between channels, the color, remain.
     left, right = (side - side.mean(axis=(1, 2), keepdims=True) for side in sides)
     product = (left * right).sum(axis=(1, 2))
     norms = np.sqrt((left**2).sum(axis=(1, 2)) * (right**2).sum(axis=(1, 2)))
     is_correlated = product >= (min_correlation - _ROUNDING) * norms
-    is_equal = (np.abs(means[0] - means[1]) <= _EVEN_DIFFERENCE).all(axis=1)
-    return np.where(even[0] & even[1], is_equal, is_correlated & ~even[0] & ~even[1])
+    is_equal = (np.abs(means[0] - means[1]) <= _UNIFORM_DIFFERENCE).all(axis=1)
+    return np.where(uniform[0] & uniform[1], is_equal, is_correlated & ~uniform[0] & ~uniform[1])
 
 
 def _thumbnails(images) -> np.ndarray:
     """Returns thumbnails `(n, 256, channels)` of `images`, in float32 levels from 0 to 255."""
-    if isinstance(images, ImageFolder):  # near-duplicates at one size are so at any other
+    if isinstance(images, ImageFolder):  # the result must not depend on the size of the folder
         images = ImageFolder(images.files, None, [], [], (128, 128), 3)
     if min(images.shape[1:3]) < _THUMBNAIL:
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""Embedders: from a file to a model, and from images to vectors.
+"""Loads embedders and applies them to images.
 
 An embedder is a `keras.Model` that maps images to vectors. `load_embedder` reads one from a file
 without running code that the file may hold; `embed` applies one to images, batch by batch.
@@ -23,8 +23,8 @@ from kerasim.images import read_image
 
 __all__ = ["embed", "embed_folder", "load_embedder"]
 
-# From so many whole batches on, TensorFlow's graph of a network saves more than tracing it costs.
-# Each trace also counts towards TensorFlow's warning of too many of them.
+# From this number of whole batches on, TensorFlow's graph of a network saves more time than tracing
+# it costs. Each trace also counts towards TensorFlow's warning of too many traces.
 _GRAPH_BATCHES = 8
 
 # Work shorter than this, in seconds, shows no progress bar.
@@ -43,9 +43,9 @@ def embed(
     Args:
         embedder: `keras.Model` from images to vectors.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        batch_size: Images per call.
+        batch_size: Images per call of the embedder.
         cache: Folder in which the embeddings are stored. They are read from there as long as the
-            network, its weights and the images (for an `ImageFolder`, the names and contents of
+            embedder, its weights and the images (for an `ImageFolder`, the names and contents of
             its files) are the same. None stores nothing.
         progress: True shows a progress bar on stderr if the work takes more than two seconds, False
             shows none, None shows one in a terminal only.
@@ -135,7 +135,7 @@ def _call(embedder, images) -> np.ndarray:
 
 
 def _ahead(batches):
-    """Yields the inputs of each batch, while a thread draws the next one."""
+    """Yields the images of each batch, while a thread draws the next one."""
     with ThreadPoolExecutor(1) as pool:
         drawn = pool.submit(batches.__getitem__, 0)
         for n in range(1, len(batches) + 1):
@@ -148,12 +148,12 @@ def _ahead(batches):
 def embed_folder(
     embedder: keras.Model, images: ImageFolder, batch_size: int = 256
 ) -> tuple[np.ndarray, list[str]]:
-    """Embeds the files of a folder, some of which may be damaged.
+    """Embeds the images of a folder, and reports files that cannot be decoded.
 
     Args:
         embedder: `keras.Model` from images to vectors.
-        images: `ImageFolder`. All its images are kept in memory at once, as uint8.
-        batch_size: Images per call.
+        images: `ImageFolder`. All its images are held in memory at once, as uint8.
+        batch_size: Images per call of the embedder.
 
     Returns:
         `(vectors, reasons)`, in the order of `images`. `vectors` is `(n, dim)` float32, with NaN
@@ -205,7 +205,7 @@ def _load(folder, manifest):
 
 
 def load_embedder(path: Path | str) -> keras.Model:
-    """Reads the embedder in a `.keras` file, without running code that the file may hold.
+    """Loads an embedder from a `.keras` file, without running code that the file may hold.
 
     Layers of kerasim are found in any process. Your own layers are found if the module that
     registers them has been imported.

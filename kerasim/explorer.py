@@ -27,8 +27,8 @@ __all__ = [
     "write_explorer",
 ]
 
-# With the markers color-blind readers can distinguish them; contrast of 3 to 1 or more on white and
-# on dark pages.
+# Together with the markers, color-blind readers can distinguish them. Their contrast is 3 to 1 or
+# more on white and on dark pages.
 COLORS = "#0077BB #C06000 #009988 #CC3311 #AA4499 #6A5ACD #808000 #888888 #2E8B57 #D6336C".split()
 # Bokeh's name of each marker that is more than lines, and the letter that looks like it.
 _NAMES = "circle square triangle diamond inverted_triangle plus hex star square_pin".split()
@@ -103,11 +103,11 @@ def write_explorer(
         "sheets": _sheets(images, side),
     }
     template = Template((resources.files("kerasim") / "explorer.html").read_text("utf-8"))
-    # Inside of a script only "<" could end it.
-    told = {"data": json.dumps(page).replace("<", "\\u003c")}
+    # A "</script>" in the data would end the script.
+    variables = {"data": json.dumps(page).replace("<", "\\u003c")}
     plot = _plot(coordinates, classes)
-    html = file_html(plot, INLINE, title=title, template=template, template_variables=told)
-    # Names of files may hold bytes that are no text.
+    html = file_html(plot, INLINE, title=title, template=template, template_variables=variables)
+    # Names of files may hold bytes that are not UTF-8.
     return _artifacts.write_file(path, html.encode(errors="backslashreplace"))
 
 
@@ -174,11 +174,11 @@ def _sheets(images, side) -> list[str]:
             if n % 256 == 0:  # a folder is decoded by several threads
                 some = images[start + n : start + min(n + 256, count)]
             pixels = np.rint(255 * as_float(some[n % 256])).astype("uint8")
-            picture = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
-            picture.thumbnail((side, side), reducing_gap=None)
-            left = n % _COLUMNS * side + (side - picture.width) // 2
-            top = n // _COLUMNS * side + (side - picture.height) // 2
-            sheet.paste(picture, (left, top))
+            thumbnail = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
+            thumbnail.thumbnail((side, side), reducing_gap=None)
+            left = n % _COLUMNS * side + (side - thumbnail.width) // 2
+            top = n // _COLUMNS * side + (side - thumbnail.height) // 2
+            sheet.paste(thumbnail, (left, top))
         encoded = io.BytesIO()
         sheet.save(encoded, "WEBP", quality=80)
         sheets.append(f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}")

@@ -1,16 +1,16 @@
 """Embedder, vectors, files, labels and threshold as one artifact.
 
-A `Gallery` puts the other parts together for daily use. Images are embedded once: a file that is in
-the gallery already, with the same content, is left out, so the same call takes in what is new. A
-file that changed is embedded again, a file that was moved is recognized by its content, and files
-that are gone are reported. The index grows with the images. A threshold is fitted on known pairs
-with `metrics.verification`. Everything is saved as one folder; a process that loads it refuses to
-add vectors of another embedder, and to overwrite what another process has saved since.
+A `Gallery` combines the other modules for daily use. Images are embedded once: a file that is in
+the gallery with the same content is skipped, so that the same call adds only new files. A file that
+changed is embedded again, a file that was moved is recognized by its content, and files that are
+gone are reported. The index grows with the images. A threshold is fitted on known pairs with
+`metrics.verification`. Everything is saved as one folder; a process that loads it refuses to add
+vectors of another embedder, and to overwrite what another process has saved since.
 
 Methods may be called from several threads. Calls that change a gallery wait for one another;
-`query` and `verify` do not wait, and answer from the last complete state. All that changes together
-lies in one value that is replaced in one assignment (`_items.Items`), so that an interrupt leaves
-the old state or the new one.
+`query` and `verify` do not wait, and use the last complete state. All values that change together
+are held in one object (`_items.Items`) that is replaced in one assignment, so that an interrupt
+leaves the old state or the new one.
 """
 
 import collections
@@ -64,9 +64,9 @@ __all__ = [
 ]
 
 _KIND = "gallery"
-_PAIRS = 200_000  # as many fit into a manifest
-_FEW_PAIRS = 10  # a rate that is measured on fewer pairs says little
-_MAP_ITEMS = 5  # the least that UMAP can place
+_PAIRS = 200_000  # that fit into a manifest
+_FEW_PAIRS = 10  # a rate that is measured on fewer pairs is unreliable
+_MAP_ITEMS = 5  # the fewest that UMAP can lay out
 _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
 # What the methods of a gallery take as images.
@@ -86,12 +86,13 @@ class Gallery:
         embedder: `keras.Model` from images of one size to vectors.
         metric: "cosine", "euclidean" or "manhattan".
         kind: "exact", or "hnsw" for an approximate search in a graph (`neighbors.NeighborIndex`).
-        m: Links of each vector in the graph, 2 or more; more need memory and find more.
-        ef_construction: Candidates held while the graph is built, 1 or more.
-        ef_search: Candidates held in a query, 1 or more.
+        m: Links of each vector in the graph, 2 or more. More links need more memory and increase
+            recall.
+        ef_construction: Size of the candidate list while the graph is built, 1 or more.
+        ef_search: Size of the candidate list in a query, 1 or more.
 
     Attributes:
-        embedder: The embedder; its weights must not change any more.
+        embedder: The embedder; its weights must not change after the first `add`.
         image_shape: `(height, width, channels)` of the images that it takes.
         settings: `metric`, `kind`, `m`, `ef_construction` and `ef_search`, by name.
         skipped: `(file, reason)` of each file that the last `add` left out.
@@ -253,10 +254,10 @@ class Gallery:
         A file that is in the gallery is compared with what was embedded, by size and time stamps
         and, if these differ, by content:
 
-        - An unchanged file is left out. So the same call adds only the new files of a folder, and
-          continues an interrupted call with `path` in a gallery that was loaded from there.
+        - An unchanged file is skipped, so that the same call adds only the new files of a folder,
+          and continues an interrupted call with `path` in a gallery that was loaded from there.
         - A file that holds another image is embedded again, and its item keeps the id.
-        - A new file with the content of an item whose file is gone is taken for that file, moved:
+        - A new file with the content of an item whose file is gone is treated as that file, moved:
           the item gets the new name and label and keeps its vector.
 
         Items whose file is gone are kept, listed in `gone` and named in a warning; see `prune` and
@@ -268,15 +269,16 @@ class Gallery:
         Args:
             images: Images; see the class.
             labels: `(n,)`, a name or number for each image, which also replaces the label of an
-                item that is in the gallery. None, NaN, `pandas.NA` and "" are no label. By default
+                item that is in the gallery. None, NaN, `pandas.NA` and "" mean no label. By default
                 the names of the subfolders of a folder; images beside the subfolders get no label.
             on_error: What to do with files that cannot be decoded, or whose embedding is all zeros
                 (its cosine distance is undefined): "raise" one error that lists them, or "skip"
                 them, with a warning, and list them in `skipped`. An item whose file cannot be
                 decoded any more is then removed.
             path: Folder to `save` to, at the end and several times before; None to save nothing.
-            chunk: Number of images after which files with errors are reported, 1 or more. There is
-                a save when at least this many images, and an eighth of the gallery, are new.
+            chunk: Number of images after which files with errors are reported, 1 or more. With
+                `path` the gallery is saved whenever at least this many images, and an eighth of the
+                gallery, are new.
             embed: Function that embeds files, such as `distribute.embed_folder`, which uses a
                 cluster. Its workers are started for each chunk, so pass a `chunk` of tens of
                 thousands.
@@ -335,7 +337,7 @@ class Gallery:
         taken.start_over()
 
     def _given(self, images, labels) -> Given:
-        """Returns what `add` was given, nothing decoded."""
+        """Returns the images and labels passed to `add`, without decoding any image."""
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             root, files, left_out = _find_files(images)
             if labels is None:
@@ -381,7 +383,7 @@ class Gallery:
         """Finds the most similar images.
 
         Args:
-            images: Images; see the class. Integers in one dimension are taken as `ids`.
+            images: Images; see the class. Integers `(n,)` are treated as `ids`.
             k: Number of items to find for each query, 1 or more. If there are fewer items, all are
                 returned, with a warning.
             ids: Instead of images: ids of items, whose stored embeddings are the queries. Each
@@ -394,7 +396,7 @@ class Gallery:
         Raises:
             ArgumentError: If the gallery is empty, the images do not fit, both or neither of
                 images and ids are given, or an id is not in the gallery.
-            ArgumentTypeError: If the images are of a kind that cannot be used.
+            ArgumentTypeError: If the type of the images is not supported.
             ImageError: If a file cannot be decoded.
 
         Example:
@@ -442,8 +444,8 @@ class Gallery:
     ) -> float:
         """Fits the threshold and the score of `verify` on known pairs.
 
-        `calibration` then returns both error rates on these pairs, with intervals. There is a
-        warning if they are measured on fewer than ten pairs.
+        `calibration` then holds both error rates on these pairs, with intervals. A warning is given
+        if they are measured on fewer than ten pairs.
 
         Args:
             left, right: Images that were not used for training; `right[i]` is paired with
@@ -500,7 +502,7 @@ class Gallery:
         return table.assign(score=calibration.verification().score(distances))
 
     def remove(self, ids: ArrayLike | Path | Iterable[Path | str]) -> np.ndarray:
-        """Removes items. A graph keeps their vectors, which are never found, until `compact`.
+        """Removes items. With "hnsw" their vectors stay in the graph, unused, until `compact`.
 
         Args:
             ids: Some of `items["id"]`, or names of files, such as `items["file"]`; one or several.
@@ -558,8 +560,8 @@ class Gallery:
         The content of each file is compared with what was embedded. An item keeps its old name if
         its file is not below `new_root`, holds another image there, or belongs to another item; a
         warning says how many do, and they are listed in `gone` if their old file is gone. Files of
-        galleries saved by the first version of kerasim cannot be compared and are renamed without;
-        the next `add` compares them.
+        galleries saved by the first version of kerasim cannot be compared and are renamed
+        unchecked; the next `add` compares them.
 
         Args:
             old_root: The old folder; it need not exist any more.
@@ -621,7 +623,7 @@ class Gallery:
         return np.array(sorted(ids), "int64")
 
     def compact(self) -> None:
-        """Drops the vectors of removed items; the index is built again when it is needed."""
+        """Discards the vectors of removed items; the index is built again when it is needed."""
         with self._changing:
             self._assign(self._items.compacted())
 
@@ -693,10 +695,10 @@ class Gallery:
         )
         places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
         nearest = {}
-        zeros = not vectors.any(axis=1).all()  # which have no direction
+        zeros = not vectors.any(axis=1).all()  # have no cosine distance
         for metric in METRICS[: -1 if zeros else None]:
             found = NeighborIndex(metric).fit(vectors).query(vectors, k + 1)[1]
-            # Of copies not each finds itself first, or at all.
+            # With copies in the gallery, an item may not find itself first, or at all.
             others = found != np.arange(len(found))[:, None]
             others &= np.cumsum(others, axis=1) <= k
             nearest[metric] = found[others].reshape(-1, k)
@@ -804,10 +806,8 @@ class Gallery:
         """
 
         def load(folder, manifest):
-            info, model = (
-                manifest.info,
-                embedder or embedding.load_embedder(folder / "embedder.keras"),
-            )
+            info = manifest.info
+            model = embedder or embedding.load_embedder(folder / "embedder.keras")
             gallery = cls(model, **info["settings"])
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
@@ -832,8 +832,8 @@ class Gallery:
     def _indexed(self) -> tuple[Items, NeighborIndex]:
         """Returns the items, and an index of exactly their vectors.
 
-        A larger index is made beside the one in use, so that other threads can go on with that,
-        and an interrupt loses nothing.
+        A larger index is built as a copy, so that other threads can still query the old one, and
+        an interrupt loses nothing.
         """
         with self._growing:
             items = self._items
@@ -856,7 +856,7 @@ class Gallery:
             self._items = items
 
     def _settled(self, items: Items) -> Items:
-        """Drops the vectors of removed items, which a graph has to keep."""
+        """Returns items without the vectors of removed ones, which only a graph has to keep."""
         return items.compacted() if self.settings["kind"] == "exact" else items
 
     def _check_embedder(self):
@@ -912,7 +912,7 @@ class Gallery:
         return data.ImageFolder(paths, None, [], [], (height, width), channels)
 
     def _images(self, images):
-        """Returns what a method was given as an `ImageFolder`, not decoded, or an array."""
+        """Returns the images passed to a method as an `ImageFolder`, not decoded, or an array."""
         if isinstance(images, (str, os.PathLike)) and os.path.isdir(images):
             _, files, skipped = _find_files(images)
             self._warn_once("left out", [file for file, _ in skipped], _LEFT_OUT)
@@ -946,14 +946,12 @@ class Gallery:
             vectors = embedding.embed(self.embedder, self._folder(files.tolist()))[rows]
             left, right = vectors[: len(left)], vectors[len(left) :]
         else:
-            left, right = (
-                embedding.embed(self.embedder, left),
-                embedding.embed(self.embedder, right),
-            )
+            left = embedding.embed(self.embedder, left)
+            right = embedding.embed(self.embedder, right)
         return metrics.pair_distances(left, right, self.settings["metric"])
 
 
-# Of one file, of several, and what follows.
+# Warnings about files: for one file, for several, and the rest of the sentence.
 _LEFT_OUT = ("file is", "files are", "left out, see `skipped`: {names}.")
 _GONE = (
     "file of an item is",
@@ -979,10 +977,10 @@ class _Calibration:
 
     @classmethod
     def from_pairs(cls, threshold, pairs) -> "_Calibration":
-        """Makes one of what `pairs` gave.
+        """Creates a calibration from the result of the method `pairs`.
 
         Raises:
-            ValueError: If these are not a threshold and such pairs.
+            ValueError: If the pairs are not such a result.
         """
         _checks.number("threshold", threshold)
         if not isinstance(pairs, list) or len(pairs) != 2:
@@ -992,14 +990,14 @@ class _Calibration:
         return cls(threshold, distances, same)
 
     def pairs(self) -> list[list]:
-        """Returns the pairs as values of JSON."""
+        """Returns distances and flags of the pairs, as JSON values."""
         return [self.distances.tolist(), self.same.tolist()]
 
     def verification(self) -> metrics.Verification:
         return metrics.verification(self.distances, self.same)
 
     def rates(self) -> dict:
-        """Returns what `Gallery.calibration` tells."""
+        """Returns the dict of `Gallery.calibration`."""
         same = self.same.astype(bool)
         accepted = self.distances <= self.threshold
         found: dict[str, Any] = {"threshold": self.threshold}
@@ -1013,7 +1011,7 @@ class _Calibration:
         }
 
     def warn_of_few_pairs(self, max_far: float) -> None:
-        """Warns if an error rate rests on a handful of pairs."""
+        """Warns if an error rate is measured on few pairs."""
         rates = self.rates()
         negative, positive = rates["negative_pairs"], rates["positive_pairs"]
         expected = max_far * negative
@@ -1032,7 +1030,7 @@ class _Calibration:
 
 
 class _Thumbnails(data.ImageFolder):
-    """Files and their small images, which are in memory."""
+    """An image folder whose images are thumbnails in memory."""
 
     def __init__(self, found):
         files, images = columns(found, 2)
@@ -1053,7 +1051,7 @@ def _wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def _find_files(folder) -> tuple[Path, list[Path], list[tuple[str, str]]]:
-    """Returns what `find_images` does, without empty folders, which are no loss for a search.
+    """Returns the result of `find_images`, without empty folders, and with names as strings.
 
     Raises:
         ArtifactError: If there is no image.
@@ -1101,7 +1099,7 @@ def _not_below(root: str, files) -> str:
 def _check_have_files(files) -> None:
     without = files.count("")
     if without:
-        fix = "pass images=, or to find near copies call duplicates.find_near_duplicates on them"
+        fix = "pass images=, or call duplicates.find_near_duplicates on the arrays"
         raise ArgumentError(
             f"{without} of {len(files)} items were added as arrays, without a file: {fix}."
         )

@@ -16,10 +16,10 @@ import numpy as np
 from keras import layers, ops
 
 from kerasim import _checks
-from kerasim._distances import PairMetric
 from kerasim._tensors import (
     PAIR_METRICS,
     ConfigMixin,
+    PairMetric,
     full_precision,
     l2_normalize,
     safe_norm,
@@ -42,7 +42,7 @@ Tensor = Any
 
 
 class _Layer(ConfigMixin, layers.Layer):
-    """Computes in float32 under any dtype policy, or in float64 if its `dtype` says so."""
+    """Base of the layers: computes in float32 under any dtype policy, or in float64 if asked to."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
@@ -88,7 +88,7 @@ class Distance(_Layer):
     def call(self, inputs: Sequence[Tensor]) -> Tensor:
         left, right = inputs
         if self.metric == "cosine":
-            # Of unit vectors half the squared distance is 1 - cosine, and exact near 0.
+            # Half the squared distance of unit vectors is 1 - cosine, and exact near 0.
             squares = ops.square(l2_normalize(left) - l2_normalize(right))
             return ops.sum(squares, axis=-1, keepdims=True) / 2
         distances = safe_norm(left - right)

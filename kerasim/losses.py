@@ -22,10 +22,10 @@ import numpy as np
 from keras import ops
 
 from kerasim import _checks
-from kerasim._distances import PairMetric
 from kerasim._tensors import (
     PAIR_METRICS,
     ConfigMixin,
+    PairMetric,
     full_precision,
     l2_normalize,
     safe_norm,
@@ -49,17 +49,17 @@ __all__ = [
 # A tensor of any backend, or an array; Keras declares no type of it.
 Tensor = Any
 
-_FAR = -1e9  # the logit of what is left out of a sum of exponentials
+_FAR = -1e9  # the logit of an entry that is left out of a sum of exponentials
 
 
 class _Loss(ConfigMixin, keras.Loss):
-    """Computes in float32, or in float64 if that is asked for, under any dtype policy.
+    """Base of the losses: computes in float32 under any dtype policy, or in float64 if asked to.
 
     The default name is the class name in snake_case, "sup_con_loss" for `SupConLoss`.
     """
 
     def __init__(self, name: str | None = None, dtype: Any = None, **kwargs: Any):
-        # A name that Keras counted up would change from one process to the next.
+        # A name that Keras numbers would change from one process to the next.
         name = name or re.sub("(?!^)(?=[A-Z][a-z])", "_", type(self).__name__).lower()
         # In float16 labels from 2049 on would merge, and a distance has few digits.
         super().__init__(name=name, dtype=full_precision(dtype), **kwargs)
@@ -90,9 +90,9 @@ class _Loss(ConfigMixin, keras.Loss):
             )
         if len(predicted) != 2:
             raise ArgumentError(
-                f"y_pred has shape {predicted}, expected the embeddings (or, for "
-                "ArcFaceLoss, the cosines) of a batch. Compile the loss on a model with "
-                "one output of shape (batch, dim)."
+                f"y_pred has shape {predicted}, expected the embeddings of a batch (for "
+                "ArcFaceLoss the cosines). Compile the loss on a model with one output of shape "
+                "(batch, dim)."
             )
 
     def __repr__(self):
@@ -102,7 +102,7 @@ class _Loss(ConfigMixin, keras.Loss):
 
 
 class _BatchLoss(_Loss):
-    """Mean cost of what counts in a batch: `_costs` returns costs and a mask of their shape."""
+    """Mean of the costs that a mask keeps: `_costs` returns both, in the same shape."""
 
     def __call__(self, y_true, y_pred, sample_weight=None):
         if sample_weight is not None and _shape(sample_weight) not in ((), (1,)):
@@ -118,7 +118,7 @@ class _BatchLoss(_Loss):
             return ops.sum(y_pred)
         costs, kept = self._costs(y_true, y_pred)
         count = ops.cast(ops.maximum(_count(kept), 1.0), costs.dtype)
-        # Divided before they are added up: the sum may be too large for float32.
+        # Divided before they are summed, because the sum may be too large for float32.
         return ops.sum(ops.where(kept, costs / count, 0.0))
 
     def count_valid(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
@@ -173,15 +173,15 @@ class ContrastiveLoss(_Loss):
         # Keras leaves ranks alone here: (batch,) against (batch, 1) would broadcast to
         # (batch, batch), and train on wrong pairs without an error.
         same = ops.reshape(y_true, ops.shape(y_pred))
-        # A square may be infinite in float32, and 0 times infinity is no number: what costs nothing
-        # is taken out before it is squared.
-        like = ops.square(ops.where(same == 0, 0.0, y_pred))
+        # A square may be infinite in float32, and 0 times infinity is NaN: distances that do not
+        # count are replaced before they are squared.
+        positive_cost = ops.square(ops.where(same == 0, 0.0, y_pred))
         near = ops.minimum(y_pred, self.margin)
         if self.squared_margin:
-            unlike = ops.maximum(self.margin**2 - ops.square(near), 0.0)
+            negative_cost = ops.maximum(self.margin**2 - ops.square(near), 0.0)
         else:
-            unlike = ops.square(self.margin - near)
-        return ops.mean(same * like + (1 - same) * unlike, axis=-1)
+            negative_cost = ops.square(self.margin - near)
+        return ops.mean(same * positive_cost + (1 - same) * negative_cost, axis=-1)
 
 
 class _TripletLoss(_BatchLoss):
@@ -256,22 +256,22 @@ class TripletLoss(_TripletLoss):
         self.metric = metric
 
     def _costs(self, y_true, y_pred):
-        alike, unlike = _masks(y_true)
+        positive, negative = _masks(y_true)
         distances = _pairwise(y_pred, self.metric)
-        valid = alike[:, :, None] & unlike[:, None, :]
+        valid = positive[:, :, None] & negative[:, None, :]
         return self._mine(distances[:, :, None], distances[:, None, :], valid)
 
 
 class _TwoSides:
-    """Takes groups `(batch, 2)` and the embeddings of two sides, `(batch, 2, dim)`."""
+    """Base of losses on groups `(batch, 2)` and the embeddings of pairs, `(batch, 2, dim)`."""
 
     def _check_shapes(self, true, predicted):
         """Raises an `ArgumentError` unless there are two groups and two embeddings of each pair."""
         if true[1:] != (2,) or len(predicted) != 3 or predicted[1] != 2:
             raise ArgumentError(
-                f"y_true has shape {true} and y_pred {predicted}, expected groups (batch, "
-                "2) and embeddings (batch, 2, dim). Use models.siamese(embedder, "
-                "metric=None) and data.PositivePairBatches."
+                f"y_true has shape {true} and y_pred {predicted}, expected groups (batch, 2) and "
+                "embeddings (batch, 2, dim). Use models.siamese(embedder, metric=None) and "
+                "data.PositivePairBatches."
             )
 
 
@@ -320,7 +320,7 @@ class InBatchTripletLoss(_TwoSides, _TripletLoss):
 
 
 class _SoftmaxLoss(_BatchLoss):
-    """A loss on cosines over a temperature."""
+    """Base of losses on cosine similarities divided by a temperature."""
 
     def __init__(self, temperature: float = 0.1, **kwargs: Any):
         super().__init__(**kwargs)
@@ -407,13 +407,13 @@ class AngularLoss(_BatchLoss):
         self.angle = _checks.number("angle", angle, 1e-3, 89.9)
 
     def _costs(self, y_true, y_pred):
-        alike, unlike = _masks(y_true)
+        positive, negative = _masks(y_true)
         cosines = _cosines(y_pred)
         tangent = math.tan(math.radians(self.angle)) ** 2
         sums = cosines[:, None, :] + cosines[None, :, :]
         exponents = 4 * tangent * sums - 2 * (1 + tangent) * cosines[:, :, None]
-        exponents = ops.where(unlike[:, None, :], exponents, _FAR)
-        return _log_one_plus_sum(exponents), _with_negative(alike, unlike)
+        exponents = ops.where(negative[:, None, :], exponents, _FAR)
+        return _log_one_plus_sum(exponents), _with_negative(positive, negative)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -455,11 +455,11 @@ class MultiSimilarityLoss(_BatchLoss):
         self.base = _checks.number("base", base, -1, 1)
 
     def _costs(self, y_true, y_pred):
-        alike, unlike = _masks(y_true)
+        positive, negative = _masks(y_true)
         above = _cosines(y_pred) - self.base
-        near = _log_one_plus_sum(ops.where(alike, -self.alpha * above, _FAR)) / self.alpha
-        far = _log_one_plus_sum(ops.where(unlike, self.beta * above, _FAR)) / self.beta
-        return near + far, ops.any(alike | unlike, axis=1)
+        near = _log_one_plus_sum(ops.where(positive, -self.alpha * above, _FAR)) / self.alpha
+        far = _log_one_plus_sum(ops.where(negative, self.beta * above, _FAR)) / self.beta
+        return near + far, ops.any(positive | negative, axis=1)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -491,12 +491,12 @@ class SupConLoss(_SoftmaxLoss):
     """
 
     def _costs(self, y_true, y_pred):
-        alike, unlike = _masks(y_true)
+        positive, negative = _masks(y_true)
         logits = _cosines(y_pred) / self.temperature
-        total = ops.logsumexp(ops.where(alike | unlike, logits, _FAR), axis=1, keepdims=True)
-        positives = ops.sum(ops.cast(alike, logits.dtype), axis=1)
-        costs = ops.sum(ops.where(alike, total - logits, 0.0), axis=1)
-        return costs / ops.maximum(positives, 1.0), positives > 0
+        total = ops.logsumexp(ops.where(positive | negative, logits, _FAR), axis=1, keepdims=True)
+        count = ops.sum(ops.cast(positive, logits.dtype), axis=1)
+        costs = ops.sum(ops.where(positive, total - logits, 0.0), axis=1)
+        return costs / ops.maximum(count, 1.0), count > 0
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -528,10 +528,10 @@ class NTXentLoss(_SoftmaxLoss):
     """
 
     def _costs(self, y_true, y_pred):
-        alike, unlike = _masks(y_true)
+        positive, negative = _masks(y_true)
         logits = _cosines(y_pred) / self.temperature
-        negatives = ops.logsumexp(ops.where(unlike, logits, _FAR), axis=1, keepdims=True)
-        return ops.softplus(negatives - logits), _with_negative(alike, unlike)
+        total = ops.logsumexp(ops.where(negative, logits, _FAR), axis=1, keepdims=True)
+        return ops.softplus(total - logits), _with_negative(positive, negative)
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -576,7 +576,7 @@ class ArcFaceLoss(_Loss):
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
         own = ops.cast(ops.one_hot(labels, ops.shape(y_pred)[-1]), y_pred.dtype)
         cosine = ops.clip(y_pred, -1.0, 1.0)
-        # 1 - cosine**2 without its cancellation; `root` has a finite slope where the sine is 0.
+        # 1 - cosine**2 without its cancellation; `safe_sqrt` has a finite slope at 0.
         sine = safe_sqrt((1 - cosine) * (1 + cosine))
         wider = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         past = cosine - self.margin * math.sin(self.margin)
@@ -594,8 +594,8 @@ class EmptyBatchCounter(keras.metrics.Sum):
     computation of the loss to find the valid pairs.
 
     Args:
-        loss: A loss of this module that compares the images of a batch: any but `ContrastiveLoss`
-            and `ArcFaceLoss`.
+        loss: A loss of this module that compares the images of a batch (any but `ContrastiveLoss`
+            and `ArcFaceLoss`), or the config of one.
         name: Name of the metric in logs.
         **kwargs: Passed to `keras.Metric`.
 
@@ -614,7 +614,8 @@ class EmptyBatchCounter(keras.metrics.Sum):
         self, loss: keras.Loss | dict[str, Any], name: str = "empty_batches", **kwargs: Any
     ):
         super().__init__(name=name, **{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
-        self.loss = keras.losses.get(loss) if isinstance(loss, dict) else loss  # one that was saved
+        # A saved metric holds the config of its loss.
+        self.loss = keras.losses.get(loss) if isinstance(loss, dict) else loss
         if not hasattr(self.loss, "count_valid"):
             raise ArgumentTypeError(
                 f"loss must compare the images of a batch. Received {loss!r}: pass a loss "
@@ -630,14 +631,14 @@ class EmptyBatchCounter(keras.metrics.Sum):
 
 
 def _array_of_list(x):
-    """Returns a list of numbers as an array; Keras would take it for a structure of tensors."""
+    """Converts a list of numbers to an array; Keras would treat it as a structure of tensors."""
     if not isinstance(x, (list, tuple)) or any(map(ops.is_tensor, keras.tree.flatten(x))):
         return x
     return _checks.array("y_true and y_pred", x)
 
 
 def _holds_text(labels) -> bool:
-    """Says whether these are strings: an array or a tensor of them, or a list."""
+    """Returns whether `labels`, an array, tensor or list, holds strings."""
     dtype: Any = getattr(labels, "dtype", None) or np.asarray(labels).dtype
     return getattr(dtype, "kind", "") in tuple("USO") or getattr(dtype, "name", "") == "string"
 
@@ -648,14 +649,14 @@ def _shape(x) -> tuple:
 
 
 def _masks(y_true):
-    """Returns who has the label of whom, oneself left out, and who has another."""
+    """Returns masks `(batch, batch)`: pairs of the same label, but for the diagonal, and others."""
     labels = ops.reshape(y_true, (-1,))
     same = labels[:, None] == labels[None, :]
     return same & ~ops.eye(ops.shape(labels)[0], dtype="bool"), ~same
 
 
 def _other_groups(y_true, y_pred):
-    """Returns which pairs share no group, on either side."""
+    """Returns a mask `(batch, batch)` of the pairs that share no group, on either side."""
     groups = ops.reshape(y_true, (ops.shape(y_pred)[0], 2))
     shared = groups[:, None, :, None] == groups[None, :, None, :]
     return ~ops.any(shared, axis=(2, 3))
@@ -665,21 +666,22 @@ def _count(mask):
     return ops.sum(ops.cast(mask, "float32"))
 
 
-def _with_negative(alike, unlike):
-    return alike & ops.any(unlike, axis=1, keepdims=True)
+def _with_negative(positive, negative):
+    """Returns the positive pairs whose anchor has a negative."""
+    return positive & ops.any(negative, axis=1, keepdims=True)
 
 
 def _cosines(left, right=None):
-    """Returns the cosine of each vector with each of `right`, or of its own batch."""
+    """Returns the cosine of each vector with each of `right`; None for `left` itself."""
     left = l2_normalize(left)
     return ops.matmul(left, ops.transpose(left if right is None else l2_normalize(right)))
 
 
 def _pairwise(embeddings, metric):
-    """Returns the distances of all embeddings, `(batch, batch)`.
+    """Returns the distances of all pairs of embeddings, `(batch, batch)`.
 
     They are computed from differences: `|x|**2 - 2 x y + |y|**2` loses the distance of two
-    embeddings that lie close together, compared with their length.
+    embeddings if it is small compared with their norms.
     """
     if metric == "cosine":
         return 1 - _cosines(embeddings)

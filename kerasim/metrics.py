@@ -2,10 +2,10 @@
 
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
 separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
-candidates is found; `psnr`, `ssim` and `frechet_distance` compare images, or features of them. A
-score on few images is uncertain: `bootstrap_interval`, `pairwise_verification` and
-`candidate_accuracy` return confidence intervals. Large sets are processed in blocks, so that memory
-does not grow with the number of pairs.
+candidates is found, and `neighbor_overlap` how far two searches agree. `psnr`, `ssim` and
+`frechet_distance` compare images, or features of them. A score on few images is uncertain:
+`bootstrap_interval`, `pairwise_verification` and `candidate_accuracy` return confidence intervals.
+Large sets are processed in blocks, so that memory does not grow with the number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
 distances ordered by position.
@@ -40,9 +40,9 @@ __all__ = [
 ]
 
 _BLOCK = 64  # MiB of distances worked on at a time
-_EXACT_PAIRS = 2**21  # of which `pairwise_verification` keeps all distances
-_REACH = 10.0  # interquartile ranges beyond the quartiles within which distances fit a score
-_BINS = 2**14  # of distances, for intervals, and for more pairs than that
+_EXACT_PAIRS = 2**21  # up to this number `pairwise_verification` keeps all distances
+_BINS = 2**14  # of distances, for the intervals, and for more pairs than that
+_REACH = 10.0  # interquartile ranges beyond the quartiles at which a calibration clips distances
 # Values this much larger than the data range leave SSIM, by cancellation, fewer than five digits.
 _MOST_RANGES = 100
 
@@ -198,18 +198,17 @@ def _bures_distance(a, b) -> float:
 
 
 def _check_both(images, reference, data_range):
-    """Returns images and references, as finite float arrays of one shape."""
+    """Returns images and reference as arrays, after checking shape, dtype and finiteness."""
     _checks.number("data_range", data_range, 1e-300)
     images, reference = _checks.array("images", images), _checks.array("reference", reference)
     _checks.shape("images", images, [None] * 4, "pass (n, height, width, channels)")
     if not all(images.shape[1:]):
         raise ArgumentError(f"images has shape {images.shape}: pass images of one pixel or more.")
     _checks.shape("reference", reference, images.shape, "pass the shape of images")
-    if "f" != images.dtype.kind or "f" != reference.dtype.kind:
-        kinds = f"images ({images.dtype}) and reference ({reference.dtype})"
+    if images.dtype.kind != "f" or reference.dtype.kind != "f":
         raise ArgumentError(
-            f"{kinds} must be float: divide uint8 by 255, or pass both as float with "
-            "data_range=255."
+            f"images ({images.dtype}) and reference ({reference.dtype}) must be float: divide "
+            "uint8 by 255, or pass both as float with data_range=255."
         )
     images = _checks.as_float64_or_narrower("images", images)
     reference = _checks.as_float64_or_narrower("reference", reference)
@@ -321,9 +320,9 @@ def _scores(search, rows, labels, gallery_labels, relevant, ks):
     Args:
         search: `_Search`.
         rows: Positions of the queries.
-        labels: Of these queries.
-        gallery_labels: Of all vectors of the gallery.
-        relevant: How many vectors each of the queries should find.
+        labels: Labels of these queries.
+        gallery_labels: Labels of all vectors of the gallery.
+        relevant: Number of vectors in the gallery that have the label of each query.
         ks: As for `retrieval`.
     """
     wanted = relevant.clip(min=0)
@@ -340,7 +339,7 @@ def _scores(search, rows, labels, gallery_labels, relevant, ks):
         rank[n] = search.first_rank(rows[n], bounds[0][n], bounds[1][n], same)
     with np.errstate(invalid="ignore"):
         r_precision = within.sum(axis=1) / wanted
-        # A running sum, which does not depend on the number of zeros that follow.
+        # The rounding of a running sum does not depend on the number of zeros that follow.
         map_at_r = np.cumsum(found / ranks * within, axis=1)[:, -1] / wanted
     columns = [found[:, k - 1] > 0 for k in ks] + [found[:, k - 1] / k for k in ks]
     columns += [r_precision, map_at_r, 1 / rank]
@@ -354,7 +353,7 @@ class _Search:
         queries: `(n, dim)` vectors.
         gallery: `(m, dim)` vectors.
         metric: One of `METRICS`.
-        alone: Whether the gallery is the queries, of which none finds itself.
+        alone: Whether the queries are the gallery; then no query finds itself.
     """
 
     def __init__(self, queries, gallery, metric, alone):
@@ -363,7 +362,7 @@ class _Search:
         self.most = len(gallery) - alone
 
     def bounds(self, rows):
-        """Returns lower and upper bounds of the distances of queries, infinite to itself."""
+        """Returns lower and upper bounds of distances to the gallery; infinite for itself."""
         lower, upper = self._bounds(self._queries[rows])
         if self._alone:
             lower[np.arange(len(rows)), rows] = upper[np.arange(len(rows)), rows] = np.inf
@@ -376,8 +375,8 @@ class _Search:
     def nearest(self, rows, lower, upper, depth):
         """Returns `(len(rows), depth)` positions in the gallery, in order of distance."""
         size = lower.shape[1]
-        # The upper bounds fall into groups, four for each place: the depth-th least of their minima
-        # is not less than the depth-th distance, and is found in a fraction of the time.
+        # The depth-th smallest upper bound is at least the depth-th distance. Groups of bounds are
+        # reduced to their minima first, of which it takes a fraction of the time to find it.
         width = max(1, size // (4 * depth))
         groups = upper[:, : size // width * width].reshape(len(rows), width, -1)
         limit = np.partition(groups.min(axis=1), depth - 1, axis=1)[:, depth - 1 : depth]
@@ -419,9 +418,9 @@ class _Search:
 
 
 def neighbor_overlap(indices_a: ArrayLike, indices_b: ArrayLike) -> np.ndarray:
-    """Measures which share of its neighbors each query has in common in two searches.
+    """Computes the share of the neighbors of each query that two searches have in common.
 
-    With the neighbors of an exact search as one of both, this is the recall of the other.
+    If one of the searches is exact, this is the recall of the other.
 
     Args:
         indices_a: `(n, k)` integers: the neighbors of each query, none of them twice, as
@@ -640,10 +639,10 @@ class Verification:
 
     @functools.cached_property
     def _curve(self):
-        """The fitted curve, and the function that brings distances to its unit."""
+        """The fitted curve, and the function that standardizes distances for it."""
         from sklearn.linear_model import LogisticRegression
 
-        # A few distances far away from all others would leave the curve no slope.
+        # A few outliers would flatten the curve.
         usual = np.concatenate([_without_outliers(self.positive), _without_outliers(self.negative)])
         same = np.repeat([1, 0], [len(self.positive), len(self.negative)])
         usual, exponent = _distances.to_unit_range(usual[:, None])
@@ -657,7 +656,7 @@ class Verification:
 
 
 def _without_outliers(distances):
-    """Returns distances of one kind, cut where they lie far outside of the quartiles."""
+    """Returns distances, clipped where they lie far outside of the quartiles."""
     first, third = np.quantile(distances, (0.25, 0.75))
     with np.errstate(over="ignore"):
         reach = _REACH * (third - first) or np.inf
@@ -707,19 +706,17 @@ def verification(distances: ArrayLike, same: ArrayLike) -> Verification:
     _checks.bad_rows("distances", ~np.isfinite(distances), "NaN or infinity")
     same = same.astype(bool)
     positive, negative = np.sort(distances[same]), np.sort(distances[~same])
-    # By place instead of distance: two distances may be too near or too far for a difference.
+    # Ranks instead of distances, whose differences may underflow or overflow.
     values, places = np.unique(distances, return_inverse=True)
     fpr, tpr, scores = roc_curve(same, -places)
     # The first threshold accepts nothing.
     thresholds = np.append(-np.inf, values[-scores[1:].astype("int64")])
 
-    # The curve has corners alone; the threshold of equal errors is looked for among all distances.
-    # In whole numbers: 3 / 10 is less than 1 - 7 / 10 in float64.
+    # The curve holds only its corners; the EER threshold is searched for among all distances.
+    # Counts are compared, because in float64 3 / 10 is less than 1 - 7 / 10.
     tried = np.concatenate([positive, negative])
-    accepted, rejected = (
-        _count_accepted(negative, tried),
-        len(positive) - _count_accepted(positive, tried),
-    )
+    accepted = _count_accepted(negative, tried)
+    rejected = len(positive) - _count_accepted(positive, tried)
     enough = accepted * len(positive) >= rejected * len(negative)
     equal = float(tried[enough].min())
     area, error = float(auc(fpr, tpr)), _equal_error(fpr, tpr)
@@ -727,7 +724,7 @@ def verification(distances: ArrayLike, same: ArrayLike) -> Verification:
 
 
 def _count_accepted(distances, threshold):
-    """Returns how many of sorted distances each threshold accepts."""
+    """Returns how many of the sorted `distances` each threshold accepts."""
     return np.searchsorted(distances, threshold, "right")
 
 
@@ -804,7 +801,7 @@ def pairwise_verification(
     bins = len(edges)
     found = np.zeros((len(weights), 2 * bins))
     for distances, own, other in _pair_blocks(x, metric):
-        # Beyond the last edge only the largest distances lie, where not all are among the edges.
+        # If not all distances were kept, some of the largest lie beyond the last edge.
         places = np.searchsorted(edges, distances).clip(max=bins - 1)
         places += bins * (labels[own] == labels[other])
         for one, histogram in zip(weights, found, strict=True):
@@ -834,10 +831,10 @@ def _pair_blocks(x, metric):
 
 
 def _summary(x, labels, metric, positive, negative):
-    """Returns the `Verification` of all pairs, None if they are too many; and edges of bins.
+    """Returns the `Verification` of all pairs, or None if they are too many, and edges of bins.
 
-    Edges are quantiles of the distances of positive and of negative pairs; of many pairs evenly
-    spaced ones are kept.
+    The edges are quantiles of the distances of positive and of negative pairs. If there are many
+    pairs, the quantiles are those of an evenly spaced part of them.
     """
     exact = positive + negative <= _EXACT_PAIRS
     strides = [1 if exact else -(-count // (_EXACT_PAIRS // 2)) for count in (negative, positive)]

@@ -1,4 +1,4 @@
-"""Nearest neighbors, exact or by graph: fast libraries propose, float64 decides.
+"""Nearest neighbors, exact or by graph: libraries propose candidates, float64 decides.
 
 Search libraries are fast because they compute in float32, in which two vectors that lie close
 together, far from the origin, can change places; and their answer may depend on how many queries
@@ -144,7 +144,7 @@ class NeighborIndex:
         return self._fit(_checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
 
     def _fit(self, embeddings, links=None, first=None, representatives=None):
-        """Takes checked vectors and, of a graph that was read from a file, its links."""
+        """Builds the index of checked vectors, or rebuilds a graph whose links were saved."""
         first = first or len(embeddings)
         frame = _Frame(embeddings[:first], self.metric)
         reduced = _reduced(embeddings, frame, self.metric)
@@ -313,7 +313,7 @@ class NeighborIndex:
         """
         distances, indices = np.full((len(x), k), np.inf), np.zeros((len(x), k), dtype="int64")
         sizes = state.groups.sizes(groups, k)
-        # Parts of whole queries, of about as many rows as the budget allows.
+        # The queries are processed in parts, of about as many rows as the budget allows.
         ends = np.cumsum(np.bincount(queries, sizes, len(x)).astype("int64"))
         portion = (ends[queries] - 1) // max(1, _BUDGET // (8 * 8))
         for start in np.unique(portion, return_index=True)[1]:
@@ -328,7 +328,7 @@ class NeighborIndex:
     def identify(
         self, x: ArrayLike, labels: ArrayLike, threshold: float, unknown: int | str = -1
     ) -> np.ndarray:
-        """Gives each row the label of its nearest vector, if the distance is within a threshold.
+        """Returns the label of each row's nearest vector, if its distance is within a threshold.
 
         One vector per class in the index is enough (one-shot identification), and the embedder
         need not have been trained on that class.
@@ -351,7 +351,7 @@ class NeighborIndex:
         """
         _checks.number("threshold", threshold)
         labels = _checks.labels("labels", labels, len(self), "vectors in the index")
-        labels, other = _of_one_kind(labels, unknown)
+        labels, other = _to_common_dtype(labels, unknown)
         if (labels == other).any():
             raise ArgumentError(
                 f"unknown={unknown!r} is also the label of a vector: pass another value."
@@ -389,7 +389,7 @@ class NeighborIndex:
         return {name: getattr(self, name) for name in names}
 
     def _metadata(self) -> dict[str, Any]:
-        """Returns what `save` stores in the manifest, beside the files that `fill` writes."""
+        """Returns what `save` stores in the manifest, besides the files of `_write_files`."""
         info = {"settings": self.get_params(), "recall": self.recall_, "first": self._state.first}
         if self.kind == "hnsw":
             info["entry_point"] = int(self._state.engine.graph.hnsw.entry_point)
@@ -431,11 +431,11 @@ class NeighborIndex:
     def _from_files(
         cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest
     ) -> "NeighborIndex":
-        """Makes an index of files that `fill` wrote, after `_artifacts.read` has checked them.
+        """Creates an index from the files of `_write_files`, which `_artifacts.read` has checked.
 
         Args:
             folder: Folder of the files.
-            info: The result of `info` when the files were written.
+            info: The result of `_metadata` when the files were written.
             manifest: `_artifacts.Manifest` of the folder.
 
         Raises:
@@ -447,7 +447,7 @@ class NeighborIndex:
         _checks.integer("first", info["first"], 1, len(vectors))
         links = representatives = None
         if index.kind == "hnsw" and not (folder / "levels.npy").exists():
-            index._fit(vectors)  # of the first version, whose file of faiss is not trusted
+            index._fit(vectors)  # saved by the first version, whose faiss file is not trusted
             index.fingerprint = manifest.fingerprint
             return index
         if index.kind == "hnsw":
@@ -704,8 +704,8 @@ def _nearest(queries, rows, distances, k):
     return asked[enough], distances[taken], rows[taken]
 
 
-def _of_one_kind(labels, unknown) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels, and the label of what is unknown, as arrays of a dtype that holds both.
+def _to_common_dtype(labels, unknown) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels, and the label for unknown rows, as arrays of a dtype that holds both.
 
     Raises:
         ArgumentError: If no integers of 64 bits hold both.

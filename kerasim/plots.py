@@ -71,7 +71,7 @@ def history(
 
     Example:
         >>> import pandas as pd
-        >>> frame = pd.DataFrame({"epoch": [0, 1], "loss": [2.0, 1.5], "val_loss": [2.1, 1.8]})
+        >>> frame = pd.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.5], "val_loss": [2.1, 1.8]})
         >>> ax = history(frame)
         >>> [line.get_label() for line in ax.lines]
         ['training loss', 'validation loss']
@@ -141,7 +141,7 @@ def reconstructions(
     *others: ArrayLike | ImageFolder,
     labels: Sequence[str] = ("original", "reconstructed"),
 ) -> Figure:
-    """Draws images in a row, and below each its reconstruction.
+    """Draws images in a row, and their reconstructions in the rows below.
 
     Args:
         images: `(n, height, width, channels)` in [0, 1] or uint8.
@@ -204,9 +204,8 @@ def denoising(
     """
     names = ["noisy", "denoised", "clean"]
     if psnr is not None:
-        for n, value in enumerate(
-            _checks.same_length("psnr", psnr, 2, "rows, noisy and denoised", 1)
-        ):
+        psnr_values = _checks.same_length("psnr", psnr, 2, "rows, noisy and denoised", 1)
+        for n, value in enumerate(psnr_values):
             names[n] += f"\n{_checks.number('each of psnr', value):.1f} dB"
     return reconstructions(noisy, denoised, clean, labels=names)
 
@@ -325,7 +324,7 @@ def roc(verification: Verification, ax: Axes | None = None, label: str = "") -> 
     color = COLORS[len(ax.get_legend_handles_labels()[1]) % len(COLORS)]
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
     name = f"{label}: {figures}" if label else figures
-    # A figure is some hundred pixels wide; a curve may have millions of corners.
+    # A figure is a few hundred pixels wide; a curve may have millions of corners.
     corners = np.unique(np.linspace(0, len(verification.fpr) - 1, 2_000).astype(int))
     ax.plot(verification.fpr[corners], verification.tpr[corners], color=color, label=name)
     ax.plot(verification.eer, 1 - verification.eer, "o", color=color)
@@ -467,7 +466,7 @@ def neighbors(
     shapes["query_labels"] = query_labels, found.shape[:1]
     for name, (rows, shape) in shapes.items():
         if rows is not None:
-            _checks.shape(name, rows, shape, "pass those of the images found")
+            _checks.shape(name, rows, shape, "pass one for each image")
     # Whether a neighbor has the label of its query; None if either label is missing.
     same = np.full(found.shape[:2], None)
     if labels is not None and query_labels is not None:
@@ -520,7 +519,9 @@ def network(model: keras.Model, ax: Axes | None = None) -> Axes:
             f"model must be a built keras.Model. Received {type(model).__name__}: pass "
             "a model of a builder, or call yours once."
         )
-    steps: list = [next(of) for _, of in itertools.groupby(_outputs(model), lambda step: step[1])]
+    # The first of consecutive layers with outputs of the same shape is drawn.
+    by_shape = itertools.groupby(_outputs(model), lambda step: step[1])
+    steps: list = [next(layers) for _, layers in by_shape]
     if any(None in shape or not shape for _, shape in steps):
         raise ArgumentError(
             "model has a layer whose output has an unknown size or is a scalar: build "
@@ -574,7 +575,7 @@ def _axes(ax, size):
 
 
 def _legend(ax, *entries, **style):
-    """Draws the legend with its names as they are: a "$" does not begin a formula."""
+    """Draws the legend. Names are shown literally: a "$" does not begin a formula."""
     legend = ax.legend(*entries, frameon=False, **style)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -585,7 +586,7 @@ def _figure(rows, columns, width, height, left=0.0):
     import matplotlib.pyplot as plt
 
     size = (columns * width + left, rows * height)
-    # At 72 dpi about two pixels for one of a 32 x 32 image: notebooks stay small.
+    # At 72 dpi a 32 x 32 image is drawn at about twice its size, so that notebooks stay small.
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=72, squeeze=False)
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     for ax in axes.flat:

@@ -24,7 +24,7 @@ _KIND = "projection"
 _TRUST_ROWS = 2000
 _TRUST_NUMBERS = 1e9  # coordinates compared for trustworthiness, about two seconds
 _FEWEST = 5  # vectors that UMAP can lay out
-_FAR = 1e6  # median sizes to which vectors are cut where float32 takes their place
+_FAR = 1e6  # times the median size: larger coordinates are clipped for float32
 
 
 class Projection:
@@ -117,10 +117,10 @@ class Projection:
         return self.coordinates_.copy()
 
     def _umap(self, x, index=None):
-        """Returns places of vectors that all differ, by their exact nearest neighbors."""
+        """Returns the map of vectors that all differ, from their exact nearest neighbors."""
         k = min(self.n_neighbors, len(x) - 1)
         distances, indices = (index or NeighborIndex("euclidean").fit(x)).query(x, k)
-        # UMAP compares the distances of each vector with each other alone: their unit is free.
+        # UMAP compares only distances from the same vector, so that their unit does not matter.
         distances = (distances / distances[:, -1:]).astype("float32")
         # UMAP takes seconds to import; it is compiled as it runs.
         with _checks.no_warnings():
@@ -133,7 +133,7 @@ class Projection:
                 n_jobs=1,  # one job is what a seed asks for
                 precomputed_knn=(indices, distances, None),
             )
-            # The vectors themselves tell UMAP only where to start with parts that are not linked.
+            # UMAP uses the vectors themselves only to place parts that are not connected.
             return umap.fit_transform(_in_float32(x))
 
     def transform(self, x: ArrayLike) -> np.ndarray:

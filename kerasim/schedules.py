@@ -90,5 +90,5 @@ class NoiseSchedule:
         _checks.bad_rows("sigma", ~(rows >= 0), "a negative number or NaN")
         most = self.sigmas[-1]
         _checks.bad_rows("sigma", rows > most, f"noise above {most:.4g}, the schedule's last step,")
-        # Half-way between two steps the nearer one changes.
+        # The nearest step changes half-way between two sigmas.
         return np.searchsorted((self.sigmas[1:] + self.sigmas[:-1]) / 2, sigma)

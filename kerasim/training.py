@@ -49,13 +49,13 @@ __all__ = [
 
 _KIND = "training_state"
 
-# A network is called dead if its loss keeps within this share of itself for so many steps, while
-# its outputs are equal for all images within the second share of the largest one.
+# A network has stopped learning if over so many steps its loss varies by less than this share of
+# its value, and its outputs for all images are equal within this share of the largest output.
 _STUCK_STEPS = 100
 _STUCK_LOSS = 1e-3
 _EQUAL_OUTPUTS = 1e-6
 
-# The first figures of a finished run that are printed: loss, and those of validation.
+# How many figures of a finished run are printed, from the loss on.
 _SUMMARY_FIGURES = 6
 
 
@@ -81,7 +81,7 @@ _Result = TypeVar("_Result")
 
 
 def _explain_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Turns Python's TypeError about arguments into a KerasimError that says what to pass."""
+    """Replaces Python's TypeError about arguments by an error that says what to pass."""
     signature = _without_annotations(inspect.signature(function))
 
     @functools.wraps(function)
@@ -100,7 +100,7 @@ def _explain_arguments(function: Callable[_Arguments, _Result]) -> Callable[_Arg
 
 
 def _without_annotations(signature: inspect.Signature) -> inspect.Signature:
-    """Returns a signature that is short enough for a message."""
+    """Returns a signature without annotations, which is short enough for a message."""
     empty = inspect.Parameter.empty
     parameters = [each.replace(annotation=empty) for each in signature.parameters.values()]
     return signature.replace(parameters=parameters, return_annotation=empty)
@@ -314,19 +314,19 @@ class RetrievalCallback(keras.callbacks.Callback):
     (`val_recall@1_pixels`; left out for folders and for more than 1 GiB of pixels). They do not
     change, so they are printed once, before the first epoch.
 
-    It warns, once each, of collapsed embeddings (a mean cosine above 0.98, or an embedding of
-    zeros) and, from the second epoch on, of a precision below that of the pixels or of the
-    untrained embedder.
+    A warning is given, once each, if the embeddings collapse (a mean cosine above 0.98, or an
+    embedding of zeros) and if, from the second epoch on, the precision is below that of the pixels
+    or of the untrained embedder.
 
     Args:
         embedder: Model from images to vectors, part of the one that is trained.
         images: Validation images `(n, height, width, channels)`, two or more, each a query.
         labels: `(n,)` integers or strings.
         gallery: Images to search, such as training images; None for the other validation images.
-        gallery_labels: Their labels.
+        gallery_labels: Labels of the gallery; None if `gallery` is None.
         metric: "euclidean", "manhattan" or "cosine".
         k: Number of neighbors for the precision, 1 or more.
-        prefix: Prefix of the names in the log, to tell several callbacks of one run apart.
+        prefix: Prefix of the names in the log, to distinguish several callbacks of one run.
 
     Raises:
         ArgumentError: If there are fewer than two images, or the embedder does not return vectors.
@@ -375,8 +375,8 @@ class RetrievalCallback(keras.callbacks.Callback):
         _checks.one_of("metric", metric, metrics.METRICS)
         self.metric, self.k, self.prefix = metric, _checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
-        self.baselines: dict = {}  # name in the history: figure
-        self.warned: list = []  # what it has warned of
+        self.baselines: dict = {}  # by name in the history
+        self.warned: list = []  # kinds of warnings that were given
 
     def __repr__(self) -> str:
         parts = [f"{len(self.parts[0])} queries"]
@@ -386,13 +386,13 @@ class RetrievalCallback(keras.callbacks.Callback):
         return f"RetrievalCallback({', '.join(parts)}, {settings})"
 
     def settings(self) -> dict:
-        """Returns what determines the metrics, for `fit` to compare on resume."""
+        """Returns the settings that determine the metrics, for `fit` to compare on resume."""
         held_out = [_content.content_hash(part) for part in (*self.parts, *self.labels)]
         settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
         return {"class": type(self).__name__, "held_out": held_out, **settings}
 
     def get_state(self) -> dict:
-        """Returns what `fit` saves with a run: the baselines, and what has been warned of."""
+        """Returns the state that `fit` saves with a run: the baselines, and given warnings."""
         return {"baselines": self.baselines, "warned": self.warned}
 
     def set_state(self, state: dict) -> None:
@@ -407,7 +407,7 @@ class RetrievalCallback(keras.callbacks.Callback):
         self.baselines, self.warned, self.printed = {}, [], False
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        if not self.baselines:  # else they come from the state of a run that goes on
+        if not self.baselines:  # a resumed run restores them
             self._measure_baselines()
         if not self.printed and (self.params or {}).get("verbose"):
             figures = [f"{key} {value:.3f}" for key, value in self.baselines.items()]
@@ -423,11 +423,8 @@ class RetrievalCallback(keras.callbacks.Callback):
             why = "(nan if some embeddings are zeros): the embeddings have collapsed"
             self._warn(
                 "collapse",
-                (
-                    f"The mean cosine of two different images is {figures['pair_cosine']:.3f} "
-                    f'{why}. Lower the learning rate, or mine "all" triplets instead of "hard" '
-                    "ones."
-                ),
+                f"The mean cosine of two different images is {figures['pair_cosine']:.3f} {why}. "
+                'Lower the learning rate, or mine "all" triplets instead of "hard" ones.',
             )
         key = self.keys[1]
         for baseline, name in (("untrained", "untrained embedder"), ("pixels", "pixels")):
@@ -435,10 +432,8 @@ class RetrievalCallback(keras.callbacks.Callback):
             if epoch and figures[key] < before:
                 self._warn(
                     baseline,
-                    (
-                        f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f} "
-                        f"of the {name}: check labels, learning rate and preprocessing."
-                    ),
+                    f"{key} is {figures[key]:.3f} after epoch {epoch + 1}, below {before:.3f} of "
+                    f"the {name}: check labels, learning rate and preprocessing.",
                 )
 
     def _measure_baselines(self):
@@ -494,8 +489,8 @@ class _Run(keras.callbacks.Callback):
         self.name = network.name if run_dir is None else run_dir.name
         self.id = secrets.token_hex(8)
         self.history, self.stopped, self.stoppers, self.warned = [], False, [], False
-        self.probe = None  # inputs of a few images, to see whether its outputs for them differ
-        # Arrays and states after the last whole epoch; None once `run_dir` has them.
+        self.probe = None  # inputs of a few images, to check whether their outputs differ
+        # Arrays and states after the last complete epoch; None once they are saved in `run_dir`.
         self.saved: Any = ({}, {})
         self.callbacks = _resume.Callbacks(callbacks, [*self.variables.values()])
         self.data_set = None  # the state of batches that change from one epoch to the next
@@ -524,7 +519,7 @@ class _Run(keras.callbacks.Callback):
     # Before training
 
     def restore(self):
-        """Takes up what `run_dir` holds, if it holds a run, and refuses another run."""
+        """Restores the run in `run_dir`, if there is one, and refuses a run of other settings."""
         if self.run_dir is None or not _artifacts.exists(self.run_dir / "state"):
             return
         path = self.run_dir / "state"
@@ -533,14 +528,10 @@ class _Run(keras.callbacks.Callback):
         lines = list(_resume.differences(info["settings"], self.settings))
         lines += self.callbacks.match(info["states"]["callbacks"])
         if lines:
+            listed = "".join(f"\n  {line}" for line in lines)
             raise ArgumentError(
-                "\n  ".join(
-                    [f"run_dir={str(self.run_dir)!r} holds a run with different settings:", *lines]
-                )
-                + (
-                    "\nChoose another run_dir, or pass resume=False to start again and "
-                    "overwrite it."
-                )
+                f"run_dir={str(self.run_dir)!r} holds a run with different settings:{listed}\n"
+                "Choose another run_dir, or pass resume=False to start again and overwrite it."
             )
         self._compare_hidden(info)
         _assign(path, self.variables, _of_groups(arrays, "model", "optimizer"))
@@ -568,14 +559,14 @@ class _Run(keras.callbacks.Callback):
             now["learning_rate"] = before.get("learning_rate", now["learning_rate"])
 
     def finish(self):
-        """Gives the model what a finished run ended with, and says so."""
+        """Assigns the final weights of a finished run to the model, and prints a summary."""
         arrays = self.saved[0]
         weights = _final_weights(arrays, self.averages)
         _assign(self.run_dir, _named("model", self.network.variables), weights)
         print(self._summary())
 
     def _summary(self) -> str:
-        """Returns sentences on a run that has ended: its figures, and how to train longer."""
+        """Returns the summary of a run that has ended: its figures, and how to train longer."""
         last, seconds = self.history[-1], sum(row["seconds"] for row in self.history)
         figures = {key: value for key, value in last.items() if key not in ("epoch", "seconds")}
         shown = [f"{key} {value:.4g}" for key, value in [*figures.items()][:_SUMMARY_FIGURES]]
@@ -583,10 +574,8 @@ class _Run(keras.callbacks.Callback):
         how, longer = "finished earlier", "increase epochs"
         if self.stopped:
             names = self.callbacks.stopper_names(self.stoppers)
-            how, longer = (
-                "stopped early",
-                f"leave out {names}" if names else "choose another run_dir",
-            )
+            how = "stopped early"
+            longer = f"leave out {names}" if names else "choose another run_dir"
         advice = f"To train longer, {longer}; to train again, pass resume=False"
         return f"{self.name}: {how} {done}. {advice}."
 
@@ -647,14 +636,14 @@ class _Run(keras.callbacks.Callback):
         return "." if self.run_dir is None else "; the same call continues the run."
 
     def _remove_earlier(self):
-        """Removes what an earlier run, or a run whose state was removed, left in `run_dir`."""
+        """Removes the files that an earlier run left in `run_dir`."""
         if self.writes:
             for name, kind in (("state", _KIND), ("best", "weights")):
                 _artifacts.remove(self.run_dir / name, kind)
             (self.run_dir / "history.csv").unlink(missing_ok=True)
 
     def _put_back(self):
-        """Gives model, optimizer and callbacks what they had after the last whole epoch."""
+        """Restores model, optimizer and callbacks to the state after the last complete epoch."""
         if self.run_dir is None:
             return
         with contextlib.suppress(ArtifactError):  # the error that came first is the one to raise
@@ -666,7 +655,7 @@ class _Run(keras.callbacks.Callback):
             self._restore_states(arrays, states)
 
     def around(self):
-        """Returns all callbacks in order; those of the caller see averages, if there are some."""
+        """Returns all callbacks in order, so that those of the caller see averaged weights."""
         callbacks = self.callbacks.callbacks
         if self.swap is None:
             return [*callbacks, self]
@@ -752,9 +741,9 @@ class _Run(keras.callbacks.Callback):
         _artifacts.write(self.run_dir / "state", _KIND, _save(arrays), info)
 
     def warn_if_dead(self):
-        """Warns, once, if the loss has not moved for many steps and the outputs are all equal.
+        """Warns, once, if the loss is constant for many steps and all outputs are equal.
 
-        The loss of a network that has converged stays, too, but its outputs differ.
+        The loss of a network that has converged is constant, too, but its outputs differ.
         """
         epochs = 1 + math.ceil(_STUCK_STEPS / self.batches.num_batches)
         recent = [row.get("loss", np.nan) for row in self.history[-epochs:]]
@@ -771,7 +760,7 @@ class _Run(keras.callbacks.Callback):
         )
 
     def _outputs_are_equal(self) -> bool:
-        """Says whether the network returns the same for different inputs of the first batch."""
+        """Returns whether the outputs for different inputs of the first batch are equal."""
         if self.devices.replicas > 1 or self.probe is None:
             return False
         with contextlib.suppress(Exception):  # of a network of the user's own
@@ -781,7 +770,7 @@ class _Run(keras.callbacks.Callback):
         return False
 
     def _save_final(self):
-        """Saves the weights that callbacks chose at the end of training, if they chose others."""
+        """Saves the weights that callbacks selected at the end of training, if they differ."""
         default = keras.callbacks.Callback.on_train_end
         ends = [callback.on_train_end for callback in self.callbacks.callbacks]
         if all(getattr(end, "__func__", end) is default for end in ends):
@@ -799,7 +788,7 @@ class _Run(keras.callbacks.Callback):
             _artifacts.write_file(self.run_dir / "history.csv", table.encode())
 
     def kept(self) -> str:
-        """Says what the run keeps, as the end of a sentence on what stopped it."""
+        """Returns what the run keeps, for a message about what stopped it."""
         if not self.history:
             return ". No epoch was finished"
         if self.run_dir is None:
@@ -814,18 +803,19 @@ class _Run(keras.callbacks.Callback):
 
 
 def _has_hooks(batches) -> bool:
-    """Says whether batches have their own method for the beginning or the end of an epoch."""
+    """Returns whether batches override `on_epoch_begin` or `on_epoch_end`."""
     base = keras.utils.PyDataset
     names = ("on_epoch_begin", "on_epoch_end")
     return any(getattr(type(batches), name) is not getattr(base, name) for name in names)
 
 
 def _in_order(batches):
-    """Returns what Keras is handed for `batches`, so that each epoch has the order of its own.
+    """Returns `batches`, wrapped where Keras would draw batches of the wrong epoch or order.
 
-    Keras starts the workers of a data set before its `on_epoch_begin`, so their first batches would
-    be those of the epoch before: here `fit` calls it, earlier. With workers Keras 3.15 also begins
-    the first epoch on JAX with the second batch: there one thread draws all of them.
+    Keras starts the workers of a data set before it calls `on_epoch_begin`, so that their first
+    batches would be those of the previous epoch. Therefore `fit` calls it earlier. With workers
+    Keras 3.15 also begins the first epoch on JAX with the second batch, so that there one thread
+    draws all batches.
     """
     threads = batches.workers > 1 or batches.use_multiprocessing
     if _has_hooks(batches) or threads and not isinstance(batches, Batches):
@@ -834,7 +824,7 @@ def _in_order(batches):
 
 
 class _InOrder(keras.utils.PyDataset):
-    """Batches whose epochs begin and end when `fit` says so."""
+    """Batches whose `on_epoch_begin` and `on_epoch_end` are called by `fit`, not by Keras."""
 
     def __init__(self, batches):
         many = keras.backend.backend() == "tensorflow"
@@ -854,7 +844,7 @@ class _InOrder(keras.utils.PyDataset):
 
 
 def _rows_are_equal(arrays, tolerance) -> bool:
-    """Says whether all rows of each array are equal, within a share of its largest value."""
+    """Returns whether all rows of each array are equal, within a share of its largest value."""
     leaves = [np.asarray(keras.ops.convert_to_numpy(x)) for x in keras.tree.flatten(arrays)]
     spreads = [np.ptp(leaf.astype("float64"), axis=0).max(initial=0) for leaf in leaves]
     sizes = [np.abs(leaf.astype("float64")).max(initial=0) for leaf in leaves]
@@ -872,7 +862,7 @@ def _check_callbacks(callbacks) -> list:
     return callbacks
 
 
-# What the manifest of a state holds, by name.
+# The values that the manifest of a state must hold, and their types.
 _STATE_INFO = {"settings": dict, "history": list, "stopped": bool, "states": dict}
 
 
@@ -903,11 +893,11 @@ def _of_groups(arrays, *groups) -> dict[str, np.ndarray]:
 
 
 def _final_weights(arrays, averages) -> dict[str, np.ndarray]:
-    """Returns the weights that a run ends with: those that callbacks chose, averages, or its last.
+    """Returns the final weights of a run: those that callbacks selected, averages, or the last.
 
     Args:
         arrays: All arrays of a state.
-        averages: Name of a weight to the name of its average, {} if there are none.
+        averages: Name of a weight to the name of its average; {} if there are none.
     """
     weights = _of_groups(arrays, "model")
     return {key: arrays.get(f"final/{key}", arrays[averages.get(key, key)]) for key in weights}
@@ -942,7 +932,7 @@ def _inner_config(optimizer) -> dict:
 
 
 def _settings(model, batches, validation) -> dict:
-    """Returns what decides the numbers of a run, but for callbacks, as JSON values."""
+    """Returns the settings that determine a run, except for callbacks, as JSON values."""
     compiled = _compiled_arguments(model)
     described = {
         "backend": keras.backend.backend(),

@@ -320,7 +320,7 @@ def flat_classifier(*layers):
         ((SMALL, TARGETS[:4]), ArgumentError, "arrays of 4 and 6 rows in one batch"),
         ((SMALL, TARGETS, np.ones(5)), ArgumentError, "arrays of 5 and 6 rows in one batch"),
         ((SMALL[:0], TARGETS[:0]), ArgumentError, "arrays without rows"),
-        ((SMALL, TARGETS, None, None), ArgumentError, "give 4 parts"),
+        ((SMALL, TARGETS, None, None), ArgumentError, "yield 4 parts"),
         ((SMALL + 1j, TARGETS), ArgumentTypeError, "complex numbers as inputs"),
         ((SMALL, np.zeros(6, "datetime64[s]")), ArgumentTypeError, "dates or times as targets"),
         ((SMALL, np.array([*"abcabc"])), ArgumentTypeError, "Convert them to class numbers"),

@@ -1,7 +1,7 @@
 """Data sets, folders, noise, and batches of images, pairs and triplets.
 
 Images are an array `(n, height, width, channels)`, float32 in [0, 1] or uint8, or an `ImageFolder`,
-which decodes files when they are needed and can be passed wherever an array can. Batches are a
+which decodes files on access and can be passed wherever an array can. Batches are a
 `keras.utils.PyDataset`. Their order, pairs, noise and shifts depend only on the seed, the epoch and
 the index of the batch, so that a resumed run uses the same batches as an uninterrupted one.
 """

@@ -1,4 +1,4 @@
-"""Batches for training, and embeddings batch by batch."""
+"""The base class of batches, and batches of images with targets."""
 
 import contextlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from kerasim.images import as_float
 
 
 def _shift(images, steps):
-    """Moves each image down and right by its `steps`, (2, n), repeating its edge."""
+    """Shifts each image down and right by its `steps`, `(2, n)`, repeating its edge."""
     height, width = images.shape[1:3]
     down = np.clip(np.arange(height) - steps[0][:, None], 0, height - 1)
     right = np.clip(np.arange(width) - steps[1][:, None], 0, width - 1)
@@ -33,8 +33,8 @@ _MANY_BATCHES = 50
 def _worker_count(batches: int) -> int:
     """Returns the number of threads in which Keras draws batches; the order is the same.
 
-    On JAX, which has no tuner, Keras 3.15 would begin the first epoch with its second batch. It
-    would so on several devices, too: `training.fit` draws their batches in one thread.
+    JAX has no such tuner, and with two threads Keras 3.15 would begin the first epoch there with
+    the second batch. For the same reason `training.fit` uses one thread for several devices.
     """
     return 2 if keras.backend.backend() == "tensorflow" and batches > _MANY_BATCHES else 1
 
@@ -43,15 +43,15 @@ class Batches(keras.utils.PyDataset):
     """Base of all batches: draws rows once an epoch, then gathers and augments them batch by batch.
 
     Everything is a function of `seed`, `epoch` and the index of the batch alone. A subclass defines
-    `_epoch_indices` if an epoch does not hold each row once, in a new order, and `__getitem__`,
-    which makes a batch.
+    `__getitem__`, which returns a batch, and `_epoch_indices` unless an epoch is a permutation of
+    all images.
     """
 
     # The error of a file that could not be read in a thread of Keras, for `translate_errors`.
     failure: ImageError | None = None
     # The name of the argument `images` in messages.
     _arg_name = "images"
-    # The attributes that decide the batches of a subclass, beside those that all batches have.
+    # The attributes of a subclass that determine its batches, besides those of all batches.
     _config_keys: tuple[str, ...] = ()
 
     def __init__(self, images, batch_size, seed, sigma, flip, shift):
@@ -89,7 +89,7 @@ class Batches(keras.utils.PyDataset):
         return [column[part] for column in drawn[1]], rng
 
     def _augment(self, images, rng):
-        """Flips and shifts float images as the settings say."""
+        """Applies `flip` and `shift` to float images."""
         if self.flip:
             mirrored = rng.random(len(images)) < 0.5
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
@@ -101,7 +101,7 @@ class Batches(keras.utils.PyDataset):
         return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
 
     def _as_float(self, rows, images=None):
-        """Returns images as floats; keeps the error of a file for `translate_errors`."""
+        """Returns the images at `rows` as floats; keeps an error for `translate_errors`."""
         try:
             return as_float((self.images if images is None else images)[rows])
         except ImageError as error:
@@ -122,7 +122,7 @@ class Batches(keras.utils.PyDataset):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _shown(self) -> dict:
-        """Returns the own settings of a kind of batches that are short enough for its `repr`."""
+        """Returns the settings of a subclass that are short enough for its `repr`."""
         short = (bool, int, float, str, tuple)
         values = {name: getattr(self, name) for name in self._config_keys if name != "rows"}
         return {
@@ -132,7 +132,7 @@ class Batches(keras.utils.PyDataset):
         }
 
     def settings(self) -> dict:
-        """Returns what decides the batches, for `training.fit` to compare on resume."""
+        """Returns what determines the batches, for `training.fit` to compare on resume."""
         shared = ("images", "batch_size", "seed", "sigma", "flip", "shift")
         values = {name: getattr(self, name) for name in (*shared, *self._config_keys)}
         arrays = {name: content_hash(x) for name, x in values.items() if hasattr(x, "dtype")}
@@ -141,11 +141,11 @@ class Batches(keras.utils.PyDataset):
 
 @contextlib.contextmanager
 def translate_errors(*batches, kept: Callable[[], str] = str):
-    """Raises errors of Keras and its backend, while they run over `batches`, as those of kerasim.
+    """Translates errors that Keras and its backend raise while they process `batches`.
 
     Raises:
-        ImageError: If a file could not be read; a backend makes an error of its own of it.
-        ArgumentError: If memory ran out; `kept` says what is left of the work.
+        ImageError: If a file could not be read; the backend reports only an error of its own.
+        ArgumentError: If memory ran out; `kept` returns what is left of the work, for the message.
     """
     watched = [each for each in batches if isinstance(each, Batches)]
     for each in watched:
@@ -185,13 +185,14 @@ class ImageBatches(Batches):
         shuffle: False keeps the order of `images`.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the inputs, never
             to the targets; the sum is clipped to [0, 1].
-        flip: Mirror half of the images, left to right; if the targets are the images, them too.
+        flip: Mirror half of the images, left to right. Applies to the targets, too, if they are
+            the images.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
-            edge; if the targets are the images, them too.
+            edge. Applies to the targets, too, if they are the images.
 
     Raises:
-        ArgumentError: If there are no images, images hold NaN or lie outside [0, 1],
-            targets have another length, or a number is out of range.
+        ArgumentError: If there are no images, images hold NaN or lie outside [0, 1], targets have
+            another length, or a number is out of range.
         ArgumentTypeError: If targets are strings or objects.
 
     Example:
@@ -223,8 +224,8 @@ class ImageBatches(Batches):
             targets = _checks.same_length("targets", targets, len(self.images), "images")
             if targets.dtype.kind not in "fiub":
                 raise ArgumentTypeError(
-                    f"targets must be numbers, not {targets.dtype}. Number the classes, as "
-                    "np.unique(labels, return_inverse=True)[1] does."
+                    f"targets must be numbers, not {targets.dtype}. Number the classes with "
+                    "np.unique(labels, return_inverse=True)[1]."
                 )
             _checks.finite("targets", targets)
         self.targets = targets

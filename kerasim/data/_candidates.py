@@ -1,4 +1,4 @@
-"""Folders of pairs, and pools of candidates to pick the right one from."""
+"""Pools of candidates, tables that list them, and tables of their scores."""
 
 import io
 from pathlib import Path
@@ -14,14 +14,14 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 def candidate_pools(
     n: int, k: int = 20, seed: int = 0, groups: ArrayLike | None = None
 ) -> np.ndarray:
-    """Draws for each of `n` left images a pool of right ones: its own and `k - 1` distractors.
+    """Draws `k` candidates for each of `n` pairs: its right image and `k - 1` distractors.
 
     Args:
         n: Number of pairs.
         k: Size of each pool, 2 or more.
         seed: The same seed draws the same pools.
-        groups: `(n,)` integers: a distractor is from another group than the pair. None: any other
-            pair.
+        groups: `(n,)` integers or strings: distractors are from other groups than the pair. None:
+            from any other pair.
 
     Returns:
         `(n, k)` int64 positions; row `i` holds `i` and its distractors, in random order.
@@ -50,7 +50,7 @@ def candidate_pools(
 
 
 def read_candidates(path: Path | str, columns: list[str] | None = None) -> pd.DataFrame:
-    """Reads a table of candidates: the name of a left image, then those of the right ones.
+    """Reads a table of candidates: the name of a left image, then the names of right images.
 
     Args:
         path: CSV with the columns left, c0, c1 and so on.
@@ -105,7 +105,7 @@ def write_scores(path: Path | str, candidates: pd.DataFrame, scores: ArrayLike) 
 
     Raises:
         ArgumentError, ArgumentTypeError: If there is not one finite score for each candidate, or
-            `candidates` is no such table.
+            `candidates` is not such a table.
         ArtifactError: If the file cannot be written.
 
     Example:
@@ -128,12 +128,16 @@ def write_scores(path: Path | str, candidates: pd.DataFrame, scores: ArrayLike) 
     _artifacts.write_file(path, table.to_csv().encode())
 
 
-# What a cell begins with that a spreadsheet runs; the wide ones do so in East Asian versions.
+# First characters of a cell that a spreadsheet runs as a formula; East Asian versions also take
+# the full-width ones.
 _FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")
 
 
 def _warn_of_formulas(names) -> None:
-    """Warns of names that a spreadsheet would run: a program that reads them needs them as is."""
+    """Warns of names that a spreadsheet would run as a formula.
+
+    They are not escaped, because programs that read the file need the exact names.
+    """
     found = [str(name) for name in names if str(name).startswith(_FORMULA_STARTS)]
     if found:
         _checks.warn(

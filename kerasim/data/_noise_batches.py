@@ -1,4 +1,4 @@
-"""Batches of noisy images, for networks that predict the noise or how much of it there is."""
+"""Batches of noisy images, for networks that predict the noise or its standard deviation."""
 
 from typing import Literal
 
@@ -18,15 +18,15 @@ class DiffusionBatches(Batches):
     """Batches for a network that predicts the noise, such as `models.unet` builds.
 
     A batch is `({"images": x_t, "t": t}, noise)`, with "labels" in the dict if `labels` is given.
-    `x_t` are images in model space, `2 image - 1`, with the noise of step `t`, which is drawn for
-    each image; `noise` is that noise, float32 of the same shape. With `weighting="velocity"` a
-    batch has a third part, the weight of the error of each image, float32 `(batch, 1, 1)`. Steps
-    and noise are drawn again in each epoch.
+    `t` is a random step for each image, `noise` is standard Gaussian noise, float32 of the shape of
+    the images, and `x_t` are the images in model space, `2 image - 1`, with the noise of step `t`
+    added. With `weighting="velocity"` a batch has a third element, the sample weights, float32
+    `(batch, 1, 1)`. Steps and noise are drawn again in each epoch.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         schedule: `diffusion.NoiseSchedule`.
-        labels: `(n,)` integers from 0, for a network with classes.
+        labels: `(n,)` integers from 0, for a class-conditional network; None for none.
         drop_label: Share of images, 0 to 1, whose label is replaced by -1 (no label); guidance
             needs a share above 0.
         steps: `(first, last)` of the schedule to draw from; None for all.
@@ -94,7 +94,8 @@ class DiffusionBatches(Batches):
             inputs["labels"] = np.where(dropped, -1, self.labels[rows]).astype("int32")
         if self.weighting == "noise":
             return inputs, noise
-        # The last steps of a cosine hold so little that float32 would round the velocity away.
+        # At the last steps of a cosine schedule abar is so small that the velocity is lost in
+        # float32 rounding.
         weights = 1 / np.maximum(self.schedule.alphas_cumprod[t], 1 / 25_000)
         return inputs, noise, weights.astype("float32")[:, None, None]
 

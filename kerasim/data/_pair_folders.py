@@ -19,7 +19,7 @@ class PairFolder:
     """The pairs of a folder. Made by `pair_folder`.
 
     Attributes:
-        left: `n` images, float32 in [0, 1], decoded as they are asked for.
+        left: `n` images, float32 in [0, 1], decoded on access.
         right: `right[i]` is paired with `left[i]`.
         groups: `(n,)` int64: equal for pairs that share an image or a near-duplicate of one.
 
@@ -109,7 +109,7 @@ def pair_folder(path: Path | str, image_size: int | tuple[int, int] | None = Non
 
 
 def _join(left, right):
-    """Returns one number for all pairs that near-copies join, however many lie between them."""
+    """Returns the group of each pair: pairs with equal or similar images are connected."""
     from scipy.sparse import coo_matrix, csgraph
 
     n, both = len(left), ImageFolder(left.files + right.files, None, [], [], left.shape[1:3], 3)

@@ -1,4 +1,4 @@
-"""Pairs, triplets and balanced batches, drawn by index from labels or from pairs."""
+"""Pairs, triplets and balanced batches, drawn from the labels of images or from given pairs."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +12,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 
 
 class _Classes:
-    """Images sorted by label, so that a positive or negative of each is drawn by arithmetic."""
+    """Positions of images sorted by label: positives and negatives are drawn without a search."""
 
     def __init__(self, labels, images=None, fewest=2):
         if labels is None:
@@ -51,27 +51,27 @@ class _Classes:
         )
 
     def sample_positive(self, rows, rng):
-        """Draws for each image another one of its class."""
+        """Draws another image of the same class for each of `rows`."""
         label = self.label[rows]
         count = self.counts[label]
-        # 1 to count - 1 steps round a class never end where they began.
+        # 1 to count - 1 steps around the class never lead back to the image itself.
         steps = self.rank_in_class[rows] + rng.integers(1, count)
         return self.order[self.starts[label] + steps % count]
 
     def sample_negative(self, rows, rng):
-        """Draws for each image one of any other class."""
+        """Draws an image of another class for each of `rows`."""
         label = self.label[rows]
         drawn = rng.integers(0, len(self.order) - self.counts[label])
         return self.order[drawn + self.counts[label] * (drawn >= self.starts[label])]
 
 
 def _check_names(name, values):
-    """Returns integers or strings, none of them missing, as an array of any shape."""
+    """Returns `values`, integers or strings of which none is missing, as an array."""
     return _checks.labels(name, values, None, "images")
 
 
 def _anchors(size, n, rng):
-    """Returns n rows: each image once, in a new order, before any comes again."""
+    """Returns `n` positions in random order; all images are drawn before one is repeated."""
     return np.concatenate([rng.permutation(size) for _ in range(-(-n // size))])[:n]
 
 
@@ -150,18 +150,18 @@ def _draw_triplets(classes, n, rng):
     return anchor, classes.sample_positive(anchor, rng), classes.sample_negative(anchor, rng)
 
 
-class _LabelledBatches(Batches):
-    """Batches drawn by class.
+class _LabeledBatches(Batches):
+    """Base of batches that are drawn by class.
 
     Args:
-        n: Pairs or triplets per epoch; None for one for each image.
-        fewest: The least number of images that each class must have.
+        n: Pairs or triplets per epoch; None for as many as there are images.
+        fewest: Number of images that each class must have.
     """
 
     _config_keys = ("labels", "rows")
 
-    def __init__(self, images, labels, n, fewest, **settings):
-        super().__init__(images, **settings)
+    def __init__(self, images, labels, batch_size, seed, sigma, flip, shift, n=None, fewest=2):
+        super().__init__(images, batch_size, seed, sigma, flip, shift)
         self.classes = _Classes(labels, self.images, fewest)
         self.labels = self.classes.labels
         self.rows = len(self.images) if n is None else _checks.integer("n", n)
@@ -182,7 +182,7 @@ class _LabelledBatches(Batches):
         return self._augmented(rows, rng), self.classes.label[rows]
 
 
-class PairBatches(_LabelledBatches):
+class PairBatches(_LabeledBatches):
     """Batches of random positive and negative pairs, new ones in each epoch.
 
     A batch is `((left, right), same)`, for a model such as `models.siamese`: images
@@ -227,17 +227,7 @@ class PairBatches(_LabelledBatches):
         flip: bool = False,
         shift: int = 0,
     ):
-        super().__init__(
-            images,
-            labels,
-            n,
-            fewest=2,
-            batch_size=batch_size,
-            seed=seed,
-            sigma=sigma,
-            flip=flip,
-            shift=shift,
-        )
+        super().__init__(images, labels, batch_size, seed, sigma, flip, shift, n)
         self.positive = _checks.number("positive", positive, 0, 1)
 
     def _epoch_indices(self, rng):
@@ -248,7 +238,7 @@ class PairBatches(_LabelledBatches):
         return (self._augmented(left, rng), self._augmented(right, rng)), same
 
 
-class TripletBatches(_LabelledBatches):
+class TripletBatches(_LabeledBatches):
     """Batches of random triplets, new ones in each epoch, for a loss on labeled batches.
 
     A batch is `(images, labels)`: the anchors, then their positives, then their negatives, so
@@ -291,23 +281,13 @@ class TripletBatches(_LabelledBatches):
         flip: bool = False,
         shift: int = 0,
     ):
-        super().__init__(
-            images,
-            labels,
-            n,
-            fewest=2,
-            batch_size=batch_size,
-            seed=seed,
-            sigma=sigma,
-            flip=flip,
-            shift=shift,
-        )
+        super().__init__(images, labels, batch_size, seed, sigma, flip, shift, n)
 
     def _epoch_indices(self, rng):
         return _draw_triplets(self.classes, self.rows, rng)
 
 
-class BalancedBatches(_LabelledBatches):
+class BalancedBatches(_LabeledBatches):
     """Batches with the same number of images of each of several classes, for labeled losses.
 
     A batch is `(images, labels)`: images `(batch, height, width, channels)` and labels `(batch,)`,
@@ -317,7 +297,7 @@ class BalancedBatches(_LabelledBatches):
     Args:
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
             `ImageFolder`.
-        labels: `(n_images,)` integers or strings.
+        labels: `(n_images,)` integers or strings, one for each image.
         classes_per_batch: Number of classes in a batch, 2 or more.
         images_per_class: Number of images of each class in a batch, 2 or more.
         steps_per_epoch: Number of batches; None for about one pass over the images.
@@ -358,18 +338,9 @@ class BalancedBatches(_LabelledBatches):
     ):
         self.classes_per_batch = _checks.integer("classes_per_batch", classes_per_batch, 2)
         self.images_per_class = _checks.integer("images_per_class", images_per_class, 2)
-        size = classes_per_batch * images_per_class
-        super().__init__(
-            images,
-            labels,
-            n=None,
-            fewest=images_per_class,
-            batch_size=size,
-            seed=seed,
-            sigma=sigma,
-            flip=flip,
-            shift=shift,
-        )
+        size = self.classes_per_batch * self.images_per_class
+        fewest = self.images_per_class
+        super().__init__(images, labels, size, seed, sigma, flip, shift, fewest=fewest)
         if steps_per_epoch is None:
             steps_per_epoch = max(1, len(self.images) // size)
         self.rows = _checks.integer("steps_per_epoch", steps_per_epoch) * size
@@ -388,7 +359,7 @@ class BalancedBatches(_LabelledBatches):
         chosen = np.concatenate(chosen)
         rows = np.empty((len(chosen), self.images_per_class), dtype="int64")
         slots = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen)))
-        for label, slot in enumerate(slots[:-1]):  # where its images go
+        for label, slot in enumerate(slots[:-1]):  # `slot`: the rows that a class fills
             whole = counts[label] // self.images_per_class * self.images_per_class
             rounds = -(-len(slot) * self.images_per_class // whole)
             places = [rng.permutation(counts[label])[:whole] for _ in range(rounds)]
@@ -406,8 +377,8 @@ class PositivePairBatches(Batches):
     Args:
         left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         right: The positive of each image of `left`, in the same format.
-        groups: `(n,)` or `(n, 2)` integers or strings, for pairs or for each side: pairs that
-            share a group are never each other's negatives. None: each pair is a group of its own.
+        groups: `(n,)` integers or strings, one for each pair, or `(n, 2)`, one for each side. Pairs
+            that share a group are never each other's negatives. None: each pair has its own group.
         batch_size: Pairs per batch; the last batch may be smaller.
         seed: The same seed gives the same epochs.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images of both

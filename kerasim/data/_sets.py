@@ -13,8 +13,8 @@ from kerasim import _artifacts, _checks
 from kerasim.errors import ArtifactError
 from kerasim.images import as_float
 
-# What a data folder is recognized by.
-KNOWN_FILES = ("mnist.npz", "cifar10.npz", "squeezenet_notop.h5", "tll")
+# The files by which a data folder is recognized.
+_KNOWN_FILES = ("mnist.npz", "cifar10.npz", "squeezenet_notop.h5", "tll")
 _CLASS_NAMES = {
     "digits": "0 1 2 3 4 5 6 7 8 9".split(),
     "mnist": "0 1 2 3 4 5 6 7 8 9".split(),
@@ -75,7 +75,7 @@ def data_dir() -> Path:
         return Path(os.path.expanduser(named)).absolute()
     working = Path.cwd()
     for folder in (working, *working.parents):
-        if any(os.path.exists(folder / "data" / name) for name in KNOWN_FILES):
+        if any(os.path.exists(folder / "data" / name) for name in _KNOWN_FILES):
             return folder / "data"
     checkout = Path(__file__).parents[2]
     if os.path.exists(checkout / "pyproject.toml") and os.path.isdir(checkout / "data"):
@@ -139,7 +139,7 @@ def load_dataset(
 
     Raises:
         ArtifactError: If the file is damaged, or there is none and it cannot be downloaded.
-        ArgumentError: If name, size or dtype is not one of these.
+        ArgumentError: If `name`, `image_size` or `dtype` is invalid.
 
     Example:
         >>> digits = load_dataset("digits", image_size=40, dtype="uint8")

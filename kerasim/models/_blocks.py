@@ -39,7 +39,7 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
     if len(shape) != 3:
         raise ArgumentTypeError(
             f"image_shape={image_shape!r} is not an image shape. Pass (height, width, channels), "
-            f"such as (32, 32, 3)."
+            "such as (32, 32, 3)."
         )
     for name, n in zip(("height", "width", "channels"), shape, strict=True):
         if not (open_size and n is None and name != "channels"):
@@ -50,7 +50,7 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
         raise ArgumentError(
             f"image_shape={shape} must have a height and a width that are multiples of {factor}. "
             f"The nearest heights are {heights}, the nearest widths {widths}. Resize the images, "
-            f"or pass fewer widths."
+            "or pass fewer widths."
         )
     return shape
 
@@ -66,7 +66,7 @@ def check_least(image_shape, least: int, widths) -> None:
         raise ArgumentError(
             f"image_shape={image_shape} is too small for the {len(widths)} stages of "
             f"widths={widths}: height and width must be {least} or more. Resize the images or "
-            f"pass fewer widths."
+            "pass fewer widths."
         )
 
 
@@ -106,7 +106,7 @@ def batch_norm(name: str) -> layers.BatchNormalization:
 
 
 def activation_gain(activation: str | None) -> float:
-    """Returns the variance of a kernel, times its fan-in, that makes up for `activation`.
+    """Returns the variance of a kernel, times its fan-in, that compensates for `activation`.
 
     `gain = 1 / E[activation(z)**2]` for standard normal `z`: 2 for ReLU (He et al., 2015.
     https://arxiv.org/abs/1502.01852), 2.8 for SiLU, 1 without an activation. With kernels of
@@ -247,7 +247,7 @@ def encoded(x, widths, dense_width: int, activation: str, blocks: int = 0):
 
 
 def decoded(codes, shape, widths, dense_width: int, activation: str, blocks: int = 0):
-    """Makes a feature map of `shape` of codes, then doubles it `len(widths) - 1` times."""
+    """Turns codes into a feature map of `shape`, then doubles it `len(widths) - 1` times."""
     x = dense(codes, dense_width, "dense1", activation)
     x = dense(x, math.prod(shape), "dense2", activation)
     x = layers.Reshape(shape, name="reshape")(x)

@@ -1,4 +1,4 @@
-"""The dtype policy of the layers that are built in a block."""
+"""A context manager for the dtype policy of a model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ import keras
 
 @contextlib.contextmanager
 def dtype_policy(policy: str | keras.dtype_policies.DTypePolicy) -> Iterator[None]:
-    """Sets the default dtype policy of Keras for the layers that are built in a `with` block.
+    """Sets the default dtype policy of Keras in a `with` block, for the layers built there.
 
-    Afterwards, or after an error in the block, the default is what it was before.
+    The previous default is restored at the end, also after an error.
 
     Args:
-        policy: Such as "mixed_bfloat16", in which layers compute in bfloat16 and keep their weights
-            in float32.
+        policy: Name of a policy, such as "mixed_bfloat16", in which layers compute in bfloat16 and
+            keep their weights in float32, or the policy itself.
 
     Example:
         >>> with dtype_policy("mixed_bfloat16"):

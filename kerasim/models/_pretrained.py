@@ -108,27 +108,27 @@ def pretrained_embedder(
         if not stages:
             raise ArgumentError(
                 f"stages={stages} is empty. Pass names of layers of the backbone, such as "
-                f"('block4_pool',), or None."
+                "('block4_pool',), or None."
             )
     rgb = (*image_shape[:2], 3)
     if isinstance(backbone, str):
         if preprocess is not None:
             raise ArgumentError(
                 f"preprocess={preprocess!r}: {backbone!r} has its own preprocessing. Leave it "
-                f"None, or pass the backbone as a keras.Model."
+                "None, or pass the backbone as a keras.Model."
             )
         preprocess, backbone = backbone, _named(backbone, weights, rgb)
     elif weights not in ("imagenet", None):
         raise ArgumentError(
             f"weights={weights!r}: a backbone that is a keras.Model keeps its weights. Leave the "
-            f"argument out, and call backbone.load_weights before."
+            "argument out, and call backbone.load_weights before."
         )
     height, width = _check_backbone(backbone, rgb)
     image_shape = height, width, image_shape[2]
     if (self_attention or pooling == "flatten") and None in image_shape:
         raise ArgumentError(
             f"image_shape={image_shape} has no fixed size, which flattening needs. "
-            f"Pass a height and a width, or another pooling."
+            "Pass a height and a width, or another pooling."
         )
     if isinstance(preprocess, str):
         BackbonePreprocessing.find(preprocess, "preprocess")
@@ -194,7 +194,7 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
         raise ArgumentTypeError(
             f"embedder must have a layer named backbone. Received {type(embedder).__name__}: pass "
-            f"a model that pretrained_embedder built."
+            "a model that pretrained_embedder built."
         )
     backbone_layers = embedder.get_layer("backbone").layers
     names = [layer.name for layer in backbone_layers]
@@ -233,12 +233,12 @@ def _check_backbone(backbone, image_shape):
     if len(given) != 3:
         raise ArgumentTypeError(
             f"backbone returns outputs of shape {given}, not feature maps. Pass a model such as "
-            f"keras.Model(net.inputs, net.get_layer(...).output)."
+            "keras.Model(net.inputs, net.get_layer(...).output)."
         )
     if any(a != b for a, b in zip(taken, image_shape, strict=True) if None not in (a, b)):
         raise ArgumentError(
             f"backbone takes images of shape {taken}, but image_shape is {image_shape}. Pass "
-            f"its shape as image_shape, or a backbone with three channels."
+            "its shape as image_shape, or a backbone with three channels."
         )
     return [a if b is None else b for a, b in zip(taken, image_shape, strict=True)][:2]
 
@@ -255,14 +255,14 @@ def _named(name, weights, image_shape):
         # keras.applications has no argument for it.
         raise ArgumentError(
             f"backbone={name!r}: keras.applications would build it channels-first, as Keras is "
-            f'set. Call keras.config.set_image_data_format("channels_last") first.'
+            'set. Call keras.config.set_image_data_format("channels_last") first.'
         )
     try:
         backbone = build(include_top=False, weights=None, input_shape=image_shape)
     except ValueError as error:
         raise ArgumentError(
             f"backbone={name!r} cannot be built for images of shape {image_shape}: {error} Pass "
-            f"another image_shape."
+            "another image_shape."
         ) from error
     if weights == "imagenet" and build is not _squeezenet:
         return _download(build, name, image_shape)  # now its size is known to fit

@@ -1,14 +1,13 @@
-"""Two images through one embedder, or one image through several embedders."""
+"""Siamese networks, and ensembles of embedders."""
 
 from collections.abc import Iterable
-from typing import Literal
 
 import keras
 from keras import layers
 
 from kerasim import _checks
 from kerasim._image_checks import check_embedder
-from kerasim._tensors import PAIR_METRICS
+from kerasim._tensors import PAIR_METRICS, PairMetric
 from kerasim.errors import ArgumentError
 from kerasim.layers import Distance
 from kerasim.models import _blocks as parts
@@ -16,7 +15,7 @@ from kerasim.models import _blocks as parts
 
 def siamese(
     embedder: keras.Model,
-    metric: Literal["euclidean", "squared_euclidean", "cosine"] | None = "cosine",
+    metric: PairMetric | None = "cosine",
     name: str = "siamese",
 ) -> keras.Model:
     """Builds a Siamese network: two images pass through one embedder with shared weights.
@@ -32,8 +31,7 @@ def siamese(
         embeddings `(batch, 1)`; with `metric=None` to both embeddings, `(batch, 2, dim)`.
 
     Raises:
-        ArgumentError: If the embedder does not map one image to one vector, or there is no such
-            metric.
+        ArgumentError: If the embedder does not map one image to one vector, or `metric` is unknown.
 
     Example:
         >>> embedder = conv_embedder((16, 16, 1), embedding_dim=8, widths=(8, 16))

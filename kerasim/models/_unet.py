@@ -1,4 +1,4 @@
-"""Networks for diffusion: prediction of the noise of an image, and of its standard deviation."""
+"""Networks that predict the noise in an image, or its standard deviation."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ def unet(
 ) -> keras.Model:
     """Builds a network that predicts the noise in an image at a step of a `NoiseSchedule`.
 
-    Residual blocks with GroupNormalization, conditioned on an embedding of the step (and of the
-    class). Each stage but the first halves the image; skip connections join the encoder and the
-    decoder. Train it on `data.DiffusionBatches` with "mse", and compile it with an optimizer of
-    `use_ema=True`.
+    It consists of residual blocks with GroupNormalization, conditioned on an embedding of the step
+    (and of the class). Each stage but the first halves the image; skip connections join the encoder
+    and the decoder. Train it on `data.DiffusionBatches` with "mse", and compile it with an
+    optimizer with `use_ema=True`.
 
     The second convolution of each residual block starts at zero, so that a block is the identity
     before training, and so does the output layer, as in the paper's implementation. Other
@@ -48,7 +48,7 @@ def unet(
             saves more than half of the computation.
         schedule: None for a network that predicts the noise directly. Small networks predict it
             badly at steps where images are almost pure noise, and then generate bad images. With a
-            schedule the network predicts the velocity v, and its output is the noise
+            schedule the network predicts the velocity `v` and returns the noise
             `sqrt(1 - abar) images + sqrt(abar) v`; train it with `weighting="velocity"`.
         name: Name of the model.
 
@@ -191,10 +191,10 @@ def noise_estimator(
     """Builds a network that estimates the standard deviation of the noise in an image.
 
     Before training it returns the root mean square of the second difference of neighboring pixels,
-    scaled so that it is the standard deviation for pure noise; edges of the image add to it. The
-    network learns a factor on that estimate from 3 x 3 convolutions without bias: the logarithms of
-    their mean squares (`layers.LogEnergy`) tell noise from image. The last layer starts at zero,
-    that is, at a factor of 1. Train it on `data.NoiseBatches` with
+    scaled so that it is the standard deviation for pure noise; edges in the image increase it. The
+    network learns a factor for that estimate from 3 x 3 convolutions without bias: the logarithms
+    of their mean squares (`layers.LogEnergy`) distinguish noise from image. The last layer starts
+    at zero, which is a factor of 1. Train it on `data.NoiseBatches` with
     "mean_absolute_percentage_error".
 
     Args:
