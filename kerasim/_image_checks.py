@@ -24,13 +24,18 @@ def check_shape(name: str, images, shape=(None, None, None)):
     """
     hint = "pass (n, height, width, channels)"
     if not isinstance(images, ImageFolder):
-        _refuse_other_sources(name, images)
+        refuse_other_sources(name, images)
         images = _checks.array(name, images, "resize the images to one size")
         if (
             images.ndim == 3
             and len(shape) == 3
             and all(want in (None, got) for want, got in zip(shape, images.shape, strict=True))
         ):
+            if images.shape[2] > 4 and shape[2] is None:  # far more rows than channels
+                raise ArgumentError(
+                    f"{name} has shape {images.shape}, without channels; expected "
+                    f"(n, height, width, channels). Pass {name}[..., None] for n gray images."
+                )
             raise ArgumentError(
                 f"{name} has shape {images.shape}, that of one image; expected "
                 f"(n, height, width, channels). Pass {name}[None]."
@@ -41,7 +46,7 @@ def check_shape(name: str, images, shape=(None, None, None)):
     return images
 
 
-def _refuse_other_sources(name: str, images) -> None:
+def refuse_other_sources(name: str, images) -> None:
     """Refuses paths, batches and iterators of images, with what to pass instead."""
     hint = None
     if isinstance(images, (str, bytes, os.PathLike)):

@@ -33,6 +33,8 @@ _OPTIONS = {
     "replace=True": "--replace",
     "pass its path as weights": "pass its path as --weights",
     "Pass another image_shape": "Pass another --size",
+    ", see `skipped`": "",
+    "call calibrate with known pairs": "run `kerasim calibrate` with labeled images",
     "Pass values of items['file'] or items['id']": "Pass files as query prints them",
 }
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from kerasim import _checks
 from kerasim._folders import ImageFolder
-from kerasim._image_checks import check_images
+from kerasim._image_checks import check_images, refuse_other_sources
 from kerasim.errors import ArgumentError
 
 __all__ = ["find_duplicates", "find_near_duplicates"]
@@ -56,6 +56,7 @@ def _contents(name, images) -> list[bytes]:
     if isinstance(images, ImageFolder):
         kind, contents = b"file", (file.read_bytes() for file in images.files)
     else:
+        refuse_other_sources(name, images)
         images = _checks.as_real_array(name, images)
         if not images.ndim:
             raise ArgumentError(f"{name} is a single number: pass an array (n, ...) of images.")

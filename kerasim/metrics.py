@@ -448,7 +448,12 @@ def neighbor_overlap(indices_a: ArrayLike, indices_b: ArrayLike) -> np.ndarray:
             )
     if a.shape[1] == 0:
         raise ArgumentError(f"indices_a has shape {a.shape}: pass one neighbor or more.")
-    return (a[:, :, None] == b[:, None, :]).any(axis=2).mean(axis=1)
+    overlap = np.empty(len(a))
+    rows = max(1, 2**24 // a.shape[1] ** 2)  # all at once need memory for n k^2 comparisons
+    for start in range(0, len(a), rows):
+        part = slice(start, start + rows)
+        overlap[part] = (a[part, :, None] == b[part, None, :]).any(axis=2).mean(axis=1)
+    return overlap
 
 
 def bootstrap_interval(

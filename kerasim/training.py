@@ -251,11 +251,20 @@ def load_weights(
     _checks.one_of("which", which, ("last", "best"))
     _checks.instance("model", model, keras.Model, "build a keras.Model first")
     run_dir = _artifacts.check_path("run_dir", run_dir)
-    arrays, info = _artifacts.read(run_dir / "state", _KIND, _load)
     path = run_dir / "state"
+    if not path.exists():
+        raise ArtifactError(
+            f"There is no run at {run_dir}: pass the run_dir of a call of training.fit."
+        )
+    arrays, info = _artifacts.read(path, _KIND, _load)
     weights = _final_weights(arrays, info.get("averages", {}))
     if which == "best":
         path = run_dir / "best"
+        if not path.exists():
+            raise ArtifactError(
+                f"The run at {run_dir} has no best weights, since it was trained without "
+                'validation_data: pass which="last", or train with validation_data.'
+            )
         weights, best_info = _artifacts.read(path, "weights", _load)
         if best_info.get("run") != info.get("run"):
             raise ArtifactError(

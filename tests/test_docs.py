@@ -165,6 +165,18 @@ def test_the_code_of_a_guide_uses_only_names_that_it_defines(guide):
     assert {node.id for node in names} <= defined | set(dir(builtins))
 
 
+def test_no_two_pages_train_in_one_folder():
+    """The code of one page would stop at the run of another, with different settings."""
+    pages = [ROOT / "README.md", ROOT / "docs/index.md", *GUIDES]
+    folders = [
+        folder
+        for page in pages
+        for folder in set(re.findall(r'run_dir="(.*?)"', page.read_text("utf-8")))
+    ]
+    assert len(folders) > 15
+    assert sorted(folders) == sorted(set(folders))
+
+
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda path: path.stem)
 def test_the_code_of_a_guide_uses_only_public_names(guide):
     nodes = code_of(guide)

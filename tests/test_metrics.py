@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import pairwise_distances, roc_auc_score
@@ -657,6 +659,19 @@ def test_the_overlap_of_neighbors_is_that_of_the_sets():
     a, b = (np.array([rng.permutation(12)[:5] for _ in range(40)]) for _ in range(2))
     expected = [len(set(one) & set(other)) / 5 for one, other in zip(a, b, strict=True)]
     np.testing.assert_allclose(metrics.neighbor_overlap(a, b), expected)
+
+
+def test_the_overlap_of_many_neighbors_needs_little_memory():
+    rng = np.random.default_rng(0)
+    a = np.array([rng.permutation(4000)[:2000] for _ in range(10)])
+    b = np.array([rng.permutation(4000)[:2000] for _ in range(10)])
+    tracemalloc.start()
+    found = metrics.neighbor_overlap(a, b)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    expected = [len(np.intersect1d(one, other)) / 2000 for one, other in zip(a, b, strict=True)]
+    np.testing.assert_allclose(found, expected)
+    assert peak < 25e6  # 40e6 comparisons in all
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 from kerasim import models
+from kerasim.errors import ArgumentError
 from kerasim.models import _blocks
 
 
@@ -86,6 +87,14 @@ def test_a_fresh_process_loads_every_model_in_safe_mode(tmp_path):
 def test_a_size_of_numpy_becomes_one_of_python():
     shape = _blocks.check_image_shape(np.array([8, 8, 1]))
     assert shape == (8, 8, 1) and {type(n) for n in shape} == {int}
+
+
+@pytest.mark.parametrize("policy", ["bogus", "", None, 5, ["float16"], "int8"])
+def test_an_unknown_dtype_policy_is_refused_and_changes_nothing(policy):
+    before = keras.config.dtype_policy()
+    with pytest.raises(ArgumentError, match="^policy=.*is not a dtype policy"):
+        models.dtype_policy(policy).__enter__()
+    assert keras.config.dtype_policy() == before
 
 
 def test_the_dtype_policy_of_a_block_ends_with_it_even_after_an_error():

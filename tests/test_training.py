@@ -627,7 +627,7 @@ def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_
 
 
 def test_restore_names_what_is_missing(tmp_path):
-    with pytest.raises(ArtifactError, match=f"There is no training_state at {tmp_path / 'state'}"):
+    with pytest.raises(ArtifactError, match=f"There is no run at {tmp_path}: pass the run_dir"):
         training.load_weights(build(), tmp_path, which="best")
     with pytest.raises(ArgumentTypeError, match="run_dir is None, of type NoneType"):
         training.load_weights(build(), None, which="best")

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import keras
 
+from kerasim.errors import ArgumentError
+
 
 @contextlib.contextmanager
 def dtype_policy(policy: str | keras.dtype_policies.DTypePolicy) -> Iterator[None]:
@@ -16,6 +18,9 @@ def dtype_policy(policy: str | keras.dtype_policies.DTypePolicy) -> Iterator[Non
         policy: Name of a policy, such as "mixed_bfloat16", in which layers compute in bfloat16 and
             keep their weights in float32, or the policy itself.
 
+    Raises:
+        ArgumentError: If there is no such policy.
+
     Example:
         >>> with dtype_policy("mixed_bfloat16"):
         ...     layer = keras.layers.Dense(8)
@@ -23,7 +28,13 @@ def dtype_policy(policy: str | keras.dtype_policies.DTypePolicy) -> Iterator[Non
         ('bfloat16', 'float32')
     """
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
+    try:
+        keras.config.set_dtype_policy(policy)
+    except (ValueError, TypeError) as error:
+        raise ArgumentError(
+            f"policy={policy!r} is not a dtype policy of Keras: pass a name such as "
+            '"mixed_bfloat16", "mixed_float16" or "float32".'
+        ) from error
     try:
         yield
     finally:
