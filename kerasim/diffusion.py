@@ -3,12 +3,12 @@
 A `NoiseSchedule` defines the noise level of each step. `models.unet` is trained on
 `data.DiffusionBatches` to predict the noise in an image. `sample` starts from pure noise and
 removes part of it at each step; `denoise` starts from a noisy image, at the step with the same
-noise level. Both use the same loop, which is compiled as one graph for each network. Model space,
-in which the noise is added, is `x = 2 image - 1`; public functions take and return images in
-[0, 1].
+noise level. Both run the same reverse process, which is compiled as one graph for each network.
+Model space, in which the noise is added, is `x = 2 image - 1`; public functions take and return
+images in [0, 1].
 """
 
-import functools
+import threading
 from typing import Literal
 
 import keras
@@ -169,7 +169,7 @@ def denoise(
                 f"estimator returns {width} numbers for an image: pass a model that returns "
                 "one, such as models.noise_estimator."
             )
-        sigma = _predict(estimator, images)[:, 0] if len(images) else []
+        sigma = _Sampler.of(estimator).predict(images)[:, 0] if len(images) else []
     sigma = _checks.as_real_array("sigma", sigma).astype("float64")
     if sigma.ndim:
         _checks.same_length("sigma", sigma, len(images), "images", 1)
@@ -264,9 +264,50 @@ def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
     if labels is not None:
         inputs["labels"] = labels.astype("int32")
         inputs["guidance"] = np.full(len(x), guidance, "float32")
-    loop = _loop(model, guidance > 0)
-    loop.seeds.state.assign([seed, 0])
-    return np.clip((_predict(loop, inputs) + 1) / 2, 0, 1)
+    x = _Sampler.of(model).reverse(inputs, guidance > 0, seed)
+    return np.clip((x + 1) / 2, 0, 1)
+
+
+class _Sampler:
+    """Calls a network, and runs its reverse process, for one thread at a time.
+
+    The first call compiles a graph; later calls with the same network use it again. The sampler is
+    kept in an attribute of the network, so that both are freed together.
+    """
+
+    _creation = threading.Lock()
+
+    @classmethod
+    def of(cls, model) -> "_Sampler":
+        """Returns the sampler of a network, made at the first call."""
+        with cls._creation:
+            # Not by `setattr`, for which Keras would track it as a part of the network.
+            return vars(model).setdefault("_kerasim_sampler", cls(model))
+
+    def __init__(self, model):
+        self._model = model
+        self._processes: dict = {}  # by whether guided
+        self._lock = threading.Lock()
+
+    def predict(self, inputs) -> np.ndarray:
+        """Returns the outputs of the network for arrays of equal length."""
+        with self._lock:
+            return _predict(self._model, inputs)
+
+    def reverse(self, inputs, guided: bool, seed: int) -> np.ndarray:
+        """Returns the images, in model space, at the end of the reverse process.
+
+        Args:
+            inputs: As `_ReverseProcess` takes them.
+            guided: Whether `inputs` hold labels and weights of classifier-free guidance.
+            seed: Seed of the noise that is drawn on the way.
+        """
+        with self._lock:
+            if guided not in self._processes:
+                self._processes[guided] = _ReverseProcess(self._model, guided)
+            process = self._processes[guided]
+            process.seeds.state.assign([seed, 0])
+            return _predict(process, inputs)
 
 
 def _predict(model, inputs):
@@ -295,8 +336,20 @@ class _Carried(keras.random.SeedGenerator):
         return self.seed
 
 
-class _Loop(keras.Model):
-    """All steps of the reverse process, in one graph."""
+class _ReverseProcess(keras.Model):
+    """All steps of the reverse process, in one graph.
+
+    Its inputs are a dict of
+        images: `(n, height, width, channels)`, in model space.
+        t: `(n, steps)` step of the schedule at which each call of the network happens.
+        table: `(n, steps, 3)` the `_coefficients` of each step.
+        labels: `(n,)`, for a class-conditional network.
+        guidance: `(n,)` weights, beside labels.
+
+    Args:
+        model: The network.
+        guided: Whether to call it without labels, too.
+    """
 
     def __init__(self, model, guided):
         super().__init__(name="reverse_process", dtype="float32")  # under any dtype policy
@@ -307,26 +360,25 @@ class _Loop(keras.Model):
     def call(self, inputs):
         t, table = inputs["t"], inputs["table"]
         seed = self.seeds.next()  # of this batch
-        one = ops.convert_to_tensor(np.array([0, 2**16]), dtype=seed.dtype)
-
-        def noise_in(x, t):
-            network = {"images": x, "t": t}
-            if "labels" in inputs:
-                network["labels"] = inputs["labels"]
-            noise = self.model(network, training=False)
-            if self.guided:
-                none = {"labels": ops.full_like(inputs["labels"], -1)}
-                without = self.model({**network, **none}, training=False)
-                noise += inputs["guidance"][:, None, None, None] * (noise - without)
-            return noise
+        next_step = ops.convert_to_tensor(np.array([0, 2**16]), dtype=seed.dtype)
 
         def step(n, x):
             a, b, c = (table[:, n, k][:, None, None, None] for k in range(3))
-            drawn = _Carried(seed + one * ops.cast(n + 1, seed.dtype))
+            drawn = _Carried(seed + next_step * ops.cast(n + 1, seed.dtype))
             fresh = keras.random.normal(ops.shape(x), dtype="float32", seed=drawn)
-            return a * x + b * noise_in(x, t[:, n]) + c * fresh
+            return a * x + b * self._noise_in(x, t[:, n], inputs) + c * fresh
 
         return ops.fori_loop(0, ops.shape(t)[1], step, inputs["images"])
 
-
-_loop = functools.lru_cache(maxsize=2)(_Loop)  # later calls with a network use its graph again
+    def _noise_in(self, x, t, inputs):
+        """Returns the noise that the network predicts, with classifier-free guidance."""
+        network = {"images": x, "t": t}
+        if "labels" in inputs:
+            network["labels"] = inputs["labels"]
+        noise = self.model(network, training=False)
+        if self.guided:
+            no_labels = {"labels": ops.full_like(inputs["labels"], -1)}
+            unconditional = self.model({**network, **no_labels}, training=False)
+            guidance = inputs["guidance"][:, None, None, None]
+            noise += guidance * (noise - unconditional)
+        return noise

@@ -1,3 +1,8 @@
+import copy
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -271,6 +276,36 @@ def test_a_seed_draws_the_same_images_and_another_seed_others(net):
     assert np.abs(draw[0] - steady).max() > 0.01  # noise was added on the way
 
 
+def test_threads_that_sample_with_one_network_draw_what_one_thread_draws(net):
+    network = keras.models.clone_model(net)  # whose graph is not compiled yet
+    seeds = [1, 2, 3, 4]
+    expected = [diffusion.sample(net, SCHEDULE, (4, *SHAPE), 7, 1.0, seed=n) for n in seeds]
+    network.set_weights(net.get_weights())
+    with ThreadPoolExecutor(4) as pool:
+        runs = [
+            pool.submit(diffusion.sample, network, SCHEDULE, (4, *SHAPE), 7, 1.0, seed=n)
+            for n in seeds
+        ]
+        drawn = [run.result() for run in runs]
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)  # another seed differs by 0.1
+
+
+def test_a_network_that_has_sampled_is_freed_saved_and_copied_like_any_other(net, tmp_path):
+    network = keras.models.clone_model(net)
+    diffusion.sample(network, SCHEDULE, (1, *SHAPE), 2)
+    assert [layer.name for layer in network.layers] == [layer.name for layer in net.layers]
+    copied = copy.deepcopy(network)
+    network.save(tmp_path / "network.keras")
+    loaded = keras.models.load_model(tmp_path / "network.keras")
+    for other in (copied, loaded):
+        drawn = diffusion.sample(other, SCHEDULE, (1, *SHAPE), 2)
+        np.testing.assert_array_equal(drawn, diffusion.sample(network, SCHEDULE, (1, *SHAPE), 2))
+    reference = weakref.ref(network)
+    del network
+    gc.collect()
+    assert reference() is None
+
+
 def test_noise_on_the_way_differs_between_images_batches_and_steps():
     # A network that says "no noise" leaves a sum of what was added.
     inputs = {
@@ -280,8 +315,7 @@ def test_noise_on_the_way_differs_between_images_batches_and_steps():
     silent = keras.Model(inputs, keras.layers.Rescaling(0.0)(inputs["images"]))
     seeds, drawn = [], []
     for n in range(2):
-        diffusion._loop.cache_clear()
-        loop = diffusion._loop(silent, False)
+        loop = diffusion._ReverseProcess(silent, guided=False)
         loop.seeds.state.assign([n, 0])
         table = np.tile(np.float32([0, 0, 1]), (300, 1, 1))  # x becomes the noise of the last step
         x, t = np.zeros((300, *SHAPE), "float32"), np.zeros((300, 1), "int32")
