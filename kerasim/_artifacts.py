@@ -4,22 +4,34 @@ A saved thing is a folder with a manifest, `kerasim.json`, that names each of it
 and SHA-256. States of training runs, indexes, maps, galleries, exports and cached embeddings are
 all written by `write` and read by `read`.
 
-How a save stays whole:
+How a save replaces an artifact. Three names take part: `path`, the temporary `.NAME.HEX.tmp` beside
+it, and `.NAME.old`, which is used only where the system cannot exchange two names in one step:
 
-1. The new folder is filled beside its place, under a temporary name, and synced to disk.
-2. The two folders exchange their names in one step. Where the system cannot do that, the old one is
-   set aside first, and readers look there in between.
-3. The parent folder is synced, then the old folder is removed.
+                                       path    .NAME.HEX.tmp    .NAME.old
+    before                             old     -                -
+    1.  fill the temporary, sync       old     new, unfinished  -
+    2.  exchange the two names         new     old              -
+    3.  sync the parent folder         new     old              -
+    4.  remove the temporary           new     -                -
 
-A crash at any point leaves the old folder or the new one. Its temporary is removed by the next
-save: a temporary belongs to the process that holds a lock (`flock`) on it, which the system
-releases when the process ends, in whatever container it ran.
+    without an exchange, 2 is
+    2a. rename path to .NAME.old       -       new              old
+    2b. rename the temporary to path   new     -                old
+    2c. rename .NAME.old               new     old              -
 
-What is read cannot run code: arrays are read without pickle, models against an allow-list
-(`_keras_files`), and a SavedModel, which is a program, only with a manifest or if the caller trusts
-it. A manifest shows damage and foreign files, not malice: whoever can write to the folder can write
-a manifest as well. The fingerprint of an embedder is saved with the vectors that it made, so that
-those of another model can be refused.
+In each row either `path` or, in row 2a, `.NAME.old` holds a complete artifact. Readers look in this
+order (`locate`), and read again if a folder was replaced meanwhile. A process that is killed leaves
+the files as in one of the rows. The next save cleans up first: it renames `.NAME.old` back if
+`path` is missing, otherwise removes it (`_recover`), and removes each temporary whose writer is
+dead (`_remove_stale`). A writer holds a lock (`flock`) on its temporary; the system releases the
+lock when the process ends, in whatever container it ran. A single file (`write_file`) is replaced
+by one rename, so that rows 2a to 2c do not exist.
+
+Loading cannot run code: arrays are read without pickle, models are checked against an allow-list
+(`_keras_files`), and a SavedModel, which is a program, is loaded only with a manifest or if the
+caller trusts it. A manifest detects damage and files that do not belong to the artifact, not
+tampering: whoever can write to the folder can also write a manifest. The fingerprint of an embedder
+is saved with its vectors, so that the vectors of another model are refused.
 """
 
 import contextlib
