@@ -92,20 +92,8 @@ def describe(value, above: tuple = ()) -> Any:
         value: Anything.
         above: Ids of the objects that `value` belongs to.
     """
-    if value is None or isinstance(value, (bool, int)) and not isinstance(value, enum.Enum):
-        return value
-    if isinstance(value, enum.Enum):
-        return f"{_class_name(type(value))}.{value.name}"
-    if isinstance(value, float):  # NaN differs from itself
-        return value if np.isfinite(value) else repr(float(value))
-    if isinstance(value, str):
-        return None if os.sep in value else str(value)
-    if isinstance(value, _SHOWN_IN_FULL):
-        return repr(value)
-    if isinstance(value, np.generic):
-        return describe(value.item()) if value.dtype.kind != "V" else str(value)
-    if isinstance(value, os.PathLike):
-        return None
+    if isinstance(value, _SCALARS):
+        return _describe_scalar(value)
     if isinstance(value, (np.ndarray, pd.DataFrame, pd.Series, pd.Index, data.ImageFolder)) or (
         keras.ops.is_tensor(value)
     ):
@@ -126,14 +114,34 @@ def describe(value, above: tuple = ()) -> Any:
     if isinstance(value, (keras.Loss, keras.Metric, keras.optimizers.Optimizer)) or (
         hasattr(value, "get_config") and not isinstance(value, keras.layers.Layer)
     ):
-        given = {"kwargs": describe(vars(value).get("_fn_kwargs"), above)}  # of what it wraps
-        known = arguments(value, above)
-        if isinstance(value, keras.Loss) and not _is_of_library(type(value)):
-            kept = {key: x for key, x in vars(value).items() if key not in vars(keras.Loss())}
-            known |= {key: describe(x, above) for key, x in kept.items()}
-        return {"class": _class_name(type(value)), **_config(value), **known, **given}
+        return _describe_keras_object(value, above)
     known = {} if _is_of_library(type(value)) else arguments(value, above)
     return {"class": _class_name(type(value)), **known}
+
+
+def _describe_scalar(value):
+    if isinstance(value, enum.Enum):
+        return f"{_class_name(type(value))}.{value.name}"
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):  # NaN differs from itself
+        return value if np.isfinite(value) else repr(float(value))
+    if isinstance(value, str):
+        return None if os.sep in value else str(value)
+    if isinstance(value, os.PathLike):
+        return None
+    if isinstance(value, _SHOWN_IN_FULL):
+        return repr(value)
+    return describe(value.item()) if value.dtype.kind != "V" else str(value)  # of NumPy
+
+
+def _describe_keras_object(value, above):
+    given = {"kwargs": describe(vars(value).get("_fn_kwargs"), above)}  # of what it wraps
+    known = arguments(value, above)
+    if isinstance(value, keras.Loss) and not _is_of_library(type(value)):
+        kept = {key: x for key, x in vars(value).items() if key not in vars(keras.Loss())}
+        known |= {key: describe(x, above) for key, x in kept.items()}
+    return {"class": _class_name(type(value)), **_config(value), **known, **given}
 
 
 # Values whose `repr` tells all.
@@ -149,6 +157,7 @@ _SHOWN_IN_FULL = (
     decimal.Decimal,
     fractions.Fraction,
 )
+_SCALARS = (type(None), bool, int, float, str, enum.Enum, os.PathLike, np.generic, *_SHOWN_IN_FULL)
 
 
 def _describe_array(value) -> str:

@@ -112,16 +112,13 @@ def embed(
     if _is_file_name(embedder):
         _check_file(embedder)
     _import_keras()
+    model = _load_embedder(embedder, weights, size) if embedder else None
     if exists:
-        opened = kerasim.gallery.Gallery.load(
-            gallery, _load_embedder(embedder, weights, size) if embedder else None
-        )
+        opened = kerasim.gallery.Gallery.load(gallery, model)
         _check_setting("metric", metric, opened, gallery)
         _check_setting("kind", kind, opened, gallery)
     else:
-        opened = kerasim.gallery.Gallery(
-            _load_embedder(embedder, weights, size), metric or "cosine", kind or "exact"
-        )
+        opened = kerasim.gallery.Gallery(model, metric or "cosine", kind or "exact")
     before = len(opened)
     try:
         added = opened.add(folder, on_error=on_error, path=gallery)

@@ -187,36 +187,21 @@ def embed_folder(
         return vectors, []
     ray = _ray()
     _probe(ray, images.files[0])
-    found = ray.cluster_resources().get("GPU", 0)
-    if gpus * workers > found:
-        raise ClusterError(
-            f"workers={workers} with gpus={gpus} each need more than the {found:.0f} "
-            "GPUs found: ask for fewer, or add nodes."
-        )
+    _check_gpus(ray, workers, gpus)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "embedder.keras")
         _keras_files.save_model(embedder, path)
         network = ray.put(path.read_bytes())
-    given = [network, ray.put(images)]
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # failures are raised
+    submit = functools.partial(
+        _submit, ray, [[network, ray.put(images)], batch_size, chunk], workers, gpus
+    )
     for attempts_left in (2, 1, 0):
         again = [start for start in starts if not times[start : start + chunk].all()]
         for start in again:
             times[start : start + chunk] = 0
-        # The items are made in this process: reading a range would be a task that needs a CPU.
-        items = [{"start": start} for start in again]
-        chunks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            _Worker,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(again))),
-            num_gpus=gpus or None,
-            fn_constructor_args=(given, batch_size, chunk),
-            runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
-        )
-        chunks.context.enable_progress_bars = False
-        chunks.context.raise_original_map_exception = True
         try:
-            for part in chunks.iter_batches(batch_size=None):
+            for part in submit(again).iter_batches(batch_size=None):
                 rows = part["row"]
                 vectors[rows], reasons[rows] = part["vector"], part["reason"]
                 np.add.at(times, rows, 1)
@@ -231,6 +216,32 @@ def embed_folder(
         wrong = f"{(times != 1).sum()} of {len(images)} images"
         raise ClusterError(f"{wrong} were returned by no worker or by several: call again.")
     return vectors, reasons.tolist()
+
+
+def _check_gpus(ray, workers, gpus):
+    found = ray.cluster_resources().get("GPU", 0)
+    if gpus * workers > found:
+        raise ClusterError(
+            f"workers={workers} with gpus={gpus} each need more than the {found:.0f} "
+            "GPUs found: ask for fewer, or add nodes."
+        )
+
+
+def _submit(ray, arguments, workers, gpus, starts):
+    """Returns a Ray data set of the results of `_Worker(*arguments)` for chunks of images."""
+    # The items are made in this process: reading a range would be a task that needs a CPU.
+    items = [{"start": start} for start in starts]
+    chunks = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Worker,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(starts))),
+        num_gpus=gpus or None,
+        fn_constructor_args=arguments,
+        runtime_env={"env_vars": {"KERAS_BACKEND": keras.backend.backend()}},
+    )
+    chunks.context.enable_progress_bars = False
+    chunks.context.raise_original_map_exception = True
+    return chunks
 
 
 class _Worker:

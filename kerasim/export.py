@@ -94,30 +94,12 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
     if not _checks.boolean("replace", replace) and _artifacts.version_of(place):
         _artifacts.check_replaceable(_artifacts.locate(place), _KIND)
         raise ArtifactError(_exists("an export", path))
-    height, width, channels = shape
-    decode = make_decoder(tf, height, width, channels)
-
-    def serve(images):
-        return model(images, training=False)
-
-    def serve_bytes(image_bytes):
-        images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
-        return serve(tf.ensure_shape(images, (None, height, width, channels)))
-
-    def make_archive():
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        image_spec = tf.TensorSpec((None, height, width, channels), tf.float32, name="images")
-        bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
-        archive.add_endpoint("serving_default", serve, input_signature=[image_spec])
-        archive.add_endpoint("serve_bytes", serve_bytes, input_signature=[bytes_spec])
-        return archive
 
     def fill(folder):
         try:
             # TensorFlow would name the temporary folder in its log.
             with _refusing("SavedModel"), _log_level(tf.get_logger(), "WARNING"):
-                make_archive().write_out(str(folder), verbose=False)
+                _archive(tf, model, shape).write_out(str(folder), verbose=False)
         except tf.errors.OpError as error:  # pragma: no cover - a full disk: tests/torture.py, G10
             said = error.message.partition(" [Op:")[0].rpartition("; ")[2]
             raise OSError(f"TensorFlow says {said!r}") from error
@@ -130,8 +112,28 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
             lambda images: exported.serve_bytes([_encode_png(image) for image in images]),
         )
 
-    info = {"image_shape": [height, width, channels]}
+    info = {"image_shape": [*shape]}
     _artifacts.write(path, _KIND, fill, info, _model_identity.fingerprint(model))
+
+
+def _archive(tf, model, shape):
+    """Returns a `keras.export.ExportArchive` of a model with both endpoints."""
+    decode = make_decoder(tf, *shape)
+
+    def serve(images):
+        return model(images, training=False)
+
+    def serve_bytes(image_bytes):
+        images = tf.map_fn(decode, image_bytes, fn_output_signature=tf.float32)
+        return serve(tf.ensure_shape(images, (None, *shape)))
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    image_spec = tf.TensorSpec((None, *shape), tf.float32, name="images")
+    bytes_spec = tf.TensorSpec((None,), tf.string, name="image_bytes")
+    archive.add_endpoint("serving_default", serve, input_signature=[image_spec])
+    archive.add_endpoint("serve_bytes", serve_bytes, input_signature=[bytes_spec])
+    return archive
 
 
 def export_onnx(model: keras.Model, path: Path | str, replace: bool = False) -> None:

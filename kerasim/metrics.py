@@ -738,6 +738,32 @@ def _equal_error(fpr, tpr) -> float:
     return float(np.interp(1, fpr + tpr, fpr))
 
 
+def _cumulative_shares(x, labels, metric, weights, edges) -> np.ndarray:
+    """Returns the shares of negative and of positive pairs up to each edge, for each resample.
+
+    Args:
+        x: `(n, dim)` vectors.
+        labels: `(n,)`.
+        metric: One of `METRICS`.
+        weights: `(m, n)` how often each image is drawn in each of `m` resamples.
+        edges: `(bins,)` distances, in order.
+
+    Returns:
+        `(m, 2, bins + 1)`, from 0 to 1; a resample without positive or negative pairs is left out.
+    """
+    bins = len(edges)
+    found = np.zeros((len(weights), 2 * bins))
+    for distances, own, other in _pair_blocks(x, metric):
+        # If not all distances were kept, some of the largest lie beyond the last edge.
+        places = np.searchsorted(edges, distances).clip(max=bins - 1)
+        places += bins * (labels[own] == labels[other])
+        for one, histogram in zip(weights, found, strict=True):
+            histogram += np.bincount(places, one[own] * one[other], 2 * bins)
+    curves = np.pad(found.reshape(-1, 2, bins).cumsum(axis=2), ((0, 0), (0, 0), (1, 0)))
+    curves = curves[curves[:, :, -1].all(axis=1)]
+    return curves / curves[:, :, -1:]
+
+
 def pairwise_verification(
     embeddings: ArrayLike,
     labels: ArrayLike,
@@ -803,18 +829,7 @@ def pairwise_verification(
     (x,) = _distances.without_overflow(x)
 
     exact, edges = _summary(x, labels, metric, positive, negative)
-    bins = len(edges)
-    found = np.zeros((len(weights), 2 * bins))
-    for distances, own, other in _pair_blocks(x, metric):
-        # If not all distances were kept, some of the largest lie beyond the last edge.
-        places = np.searchsorted(edges, distances).clip(max=bins - 1)
-        places += bins * (labels[own] == labels[other])
-        for one, histogram in zip(weights, found, strict=True):
-            histogram += np.bincount(places, one[own] * one[other], 2 * bins)
-    curves = np.pad(found.reshape(-1, 2, bins).cumsum(axis=2), ((0, 0), (0, 0), (1, 0)))
-    # A resample may have lost every positive or every negative pair.
-    curves = curves[curves[:, :, -1].all(axis=1)]
-    curves /= curves[:, :, -1:]
+    curves = _cumulative_shares(x, labels, metric, weights, edges)
     areas = [float(auc(fpr, tpr)) for fpr, tpr in curves]
     errors = [_equal_error(fpr, tpr) for fpr, tpr in curves]
     scores: dict = {"auc": areas[0], "eer": errors[0]}

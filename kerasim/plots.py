@@ -334,6 +334,35 @@ def roc(verification: Verification, ax: Axes | None = None, label: str = "") -> 
     return ax
 
 
+def _names_of(classes, class_names) -> list[str]:
+    """Returns the name of each of `classes`, sorted labels; of class_names if they are given."""
+    if class_names is None:
+        return [str(label) for label in classes]
+    class_names = _checks.as_list("class_names", class_names)
+    numbered = classes.dtype.kind in "iu"
+    if len(classes) and not (numbered and classes[0] >= 0 and classes[-1] < len(class_names)):
+        raise ArgumentError(
+            f"class_names holds {len(class_names)} names, labels are {classes[0]} to "
+            f"{classes[-1]}: pass integer labels from 0, and a name for each."
+        )
+    return [str(class_names[label]) for label in classes]
+
+
+def _scatter_classes(ax, groups, names, unlabeled, style):
+    """Draws the points of each class in its color and marker, and a legend beside the axes."""
+    handles = []
+    for n, points in enumerate(groups):
+        color = COLORS[n % len(COLORS)]
+        marker = MARKERS[(n + n // len(COLORS)) % len(MARKERS)]
+        handles.append(ax.scatter(*points.T, color=color, marker=marker, **style))
+    if len(unlabeled):
+        handles.append(ax.scatter(*unlabeled.T, color="0.6", marker=".", **style))
+        names = [*names, "no label"]
+    beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": -(-len(names) // 25)}
+    for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
+        handle.set_alpha(1)
+
+
 def latent_map(
     coordinates: ArrayLike,
     labels: ArrayLike | Sequence[Any] | None = None,
@@ -375,36 +404,15 @@ def latent_map(
     if labels is not None:
         labels, absent = _checks.optional_labels("labels", labels, len(coordinates), "coordinates")
         classes = np.unique(labels[~absent])
-        names = [str(label) for label in classes]
-        if class_names is not None:
-            class_names = _checks.as_list("class_names", class_names)
-            numbered = labels.dtype.kind in "iu"
-            if len(classes) and not (
-                numbered and classes[0] >= 0 and classes[-1] < len(class_names)
-            ):
-                raise ArgumentError(
-                    f"class_names holds {len(class_names)} names, labels are {classes[0]} to "
-                    f"{classes[-1]}: pass integer labels from 0, and a name for each."
-                )
-            names = [str(class_names[label]) for label in classes]
+        names = _names_of(classes, class_names)
     ax = _axes(ax, (9, 7))
     alpha = float(np.clip(30 / np.sqrt(len(coordinates)), 0.25, 0.9))
     style = {"s": 9, "alpha": alpha, "linewidths": 0}
     if labels is None:
         ax.scatter(*coordinates.T, color=COLORS[0], **style)
     else:
-        handles = []
-        for n, label in enumerate(classes):
-            color = COLORS[n % len(COLORS)]
-            marker = MARKERS[(n + n // len(COLORS)) % len(MARKERS)]
-            rows = coordinates[(labels == label) & ~absent]
-            handles.append(ax.scatter(*rows.T, color=color, marker=marker, **style))
-        if absent.any():
-            handles.append(ax.scatter(*coordinates[absent].T, color="0.6", marker=".", **style))
-            names.append("no label")
-        beside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "ncols": -(-len(names) // 25)}
-        for handle in _legend(ax, handles, names, markerscale=2.5, **beside).legend_handles:
-            handle.set_alpha(1)
+        groups = [coordinates[(labels == label) & ~absent] for label in classes]
+        _scatter_classes(ax, groups, names, coordinates[absent], style)
     if thumbnails is not None:
         _draw_thumbnails(ax, coordinates, thumbnails, seed)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2")

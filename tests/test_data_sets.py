@@ -63,6 +63,13 @@ def test_digits_are_their_levels_over_sixteen_three_times_as_large_in_a_margin()
     np.testing.assert_array_equal(np.concatenate([digits.y_train, digits.y_test]), labels)
 
 
+def test_digits_have_no_margin_at_the_size_of_24(folder):
+    small, padded = data.load_dataset("digits", image_size=24), data.load_dataset("digits")
+    np.testing.assert_array_equal(small.x_train, padded.x_train[:, 4:28, 4:28])
+    with pytest.raises(ArgumentError, match="image_size.* 24 or more"):
+        data.load_dataset("digits", image_size=23)
+
+
 def test_digits_as_bytes_are_the_nearest_levels():
     digits, levels = data.load_dataset("digits"), data.load_dataset("digits", dtype="uint8")
     assert levels.x_test.dtype == np.uint8

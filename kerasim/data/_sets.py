@@ -127,10 +127,10 @@ def load_dataset(
 
     Args:
         name: "digits", "mnist" (28 x 28 x 1) or "cifar10" (32 x 32 x 3). The digits are bundled
-            with scikit-learn: 8 x 8 pixels in 17 levels, enlarged three times and padded to
-            32 x 32; the first 1,437 are for training, the last 360 for testing.
+            with scikit-learn: 8 x 8 pixels in 17 levels, enlarged to 24 x 24; the first 1,437 are
+            for training, the last 360 for testing.
         image_size: Height and width to which images are padded with black, such as 32 for MNIST;
-            not smaller than the images. None for no padding.
+            not smaller than the images. None for no padding; digits are then padded to 32 x 32.
         dtype: "float32" in [0, 1], or "uint8" at a quarter of the memory; `ImageBatches` and
             `embed` take both.
 
@@ -148,7 +148,11 @@ def load_dataset(
     """
     _checks.one_of("name", name, tuple(_CLASS_NAMES))
     _checks.one_of("dtype", dtype, ("float32", "uint8"))
-    x_train, y_train, x_test, y_test = _digits() if name == "digits" else _load_npz(name)
+    if name == "digits":
+        x_train, y_train, x_test, y_test = _digits()
+        image_size = 32 if image_size is None else image_size
+    else:
+        x_train, y_train, x_test, y_test = _load_npz(name)
     x_train, x_test = (_prepare(x, image_size, dtype) for x in (x_train, x_test))
     y_train, y_test = (y.reshape(-1).astype("int64") for y in (y_train, y_test))
     return Dataset(x_train, y_train, x_test, y_test, list(_CLASS_NAMES[name]))
@@ -158,10 +162,8 @@ def _digits():
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    levels = images.reshape(-1, 8, 8) / 16
-    # Three times as large and four pixels of margin on each side: 32 x 32.
-    large = np.pad(np.kron(levels, np.ones((1, 3, 3))), ((0, 0), (4, 4), (4, 4)))
-    return large[:1437], labels[:1437], large[1437:], labels[1437:]
+    enlarged = np.kron(images.reshape(-1, 8, 8) / 16, np.ones((1, 3, 3)))
+    return enlarged[:1437], labels[:1437], enlarged[1437:], labels[1437:]
 
 
 def _load_npz(name):

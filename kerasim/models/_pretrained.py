@@ -248,6 +248,33 @@ def _output(backbone, stage):
     return backbone.get_layer(stage).output
 
 
+def _squeezenet_file() -> Path:
+    """Returns the file of SqueezeNet's weights in the data folder, if its content is right."""
+    file = data_dir() / SQUEEZENET_FILE
+    if not file.exists():
+        raise ArtifactError(
+            f"There is no file {file}. Run `kerasim fetch squeezenet` to download it, or set "
+            "KERASIM_DATA_DIR to the folder that holds it."
+        )
+    if hashlib.sha256(file.read_bytes()).hexdigest() != SQUEEZENET_SHA256:
+        raise ArtifactError(
+            f"{file} is damaged: its SHA-256 is not {SQUEEZENET_SHA256}. Delete it and run "
+            "`kerasim fetch squeezenet`."
+        )
+    return file
+
+
+def _hdf5_file(path) -> Path:
+    """Returns `path` absolute, if it is a file with the suffix of HDF5."""
+    file = _artifacts.check_file(path)
+    if file.suffix not in (".h5", ".hdf5"):
+        raise ArtifactError(
+            f"{_checks.shown(file)} is not an HDF5 file. Pass the weights of the backbone "
+            "without its top, as .h5 or .weights.h5."
+        )
+    return file
+
+
 def _named(name, weights, image_shape):
     """Returns the backbone of that name with its weights."""
     build = _squeezenet if name == "squeezenet" else BackbonePreprocessing.find(name)
@@ -270,25 +297,7 @@ def _named(name, weights, image_shape):
         for norm in _batch_norms(backbone):
             norm.momentum = parts.BATCH_NORM_MOMENTUM
         return backbone
-    if weights == "imagenet":
-        file = data_dir() / SQUEEZENET_FILE
-        if not file.exists():
-            raise ArtifactError(
-                f"There is no file {file}. Run `kerasim fetch squeezenet` to download it, or set "
-                "KERASIM_DATA_DIR to the folder that holds it."
-            )
-        if hashlib.sha256(file.read_bytes()).hexdigest() != SQUEEZENET_SHA256:
-            raise ArtifactError(
-                f"{file} is damaged: its SHA-256 is not {SQUEEZENET_SHA256}. Delete it and run "
-                "`kerasim fetch squeezenet`."
-            )
-    else:
-        file = _artifacts.check_file(weights)
-        if file.suffix not in (".h5", ".hdf5"):
-            raise ArtifactError(
-                f"{_checks.shown(file)} is not an HDF5 file. Pass the weights of the backbone "
-                "without its top, as .h5 or .weights.h5."
-            )
+    file = _squeezenet_file() if weights == "imagenet" else _hdf5_file(weights)
     try:
         _keras_files.check_hdf5(file)
         backbone.load_weights(file)
