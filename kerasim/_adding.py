@@ -1,4 +1,4 @@
-"""The steps of `Gallery.add`: compare files with items, embed what is new, make it part of them."""
+"""The steps of `Gallery.add`: compare files with items, embed new images, and add items."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ PIECE = 32  # images between two updates of the progress bar, and the most that 
 
 @dataclasses.dataclass
 class Given:
-    """What `add` was given.
+    """The arguments of `Gallery.add`, in one format.
 
     Attributes:
         images: `ImageFolder` or array.
@@ -40,7 +40,7 @@ class Given:
 
 @dataclasses.dataclass
 class Comparison:
-    """What `compare` found.
+    """The result of `Files.compare`.
 
     Attributes:
         rows: Positions of the images to embed, each real file once, in order.
@@ -54,7 +54,7 @@ class Comparison:
 
 
 class Files:
-    """Looks up the items of files, and compares files with what was embedded.
+    """Looks up the items of files, and compares files with their stamps in the items.
 
     Attributes:
         trusted_before: See `_items.state_of`.
@@ -75,7 +75,7 @@ class Files:
 
     def states(self, pairs) -> list[tuple[str, Stamp]]:
         """Returns `_items.state_of` of each pair of a file and its stamp."""
-        # Most files are unchanged by their time stamps; threads pay where content is read.
+        # Most files have equal time stamps. Threads are worth it only where content is read.
         doubtful = [n for n, pair in enumerate(pairs) if not _items.is_same(*pair)]
         found = [("same", stamp) for _, stamp in pairs]
 
@@ -98,7 +98,7 @@ class Files:
         names = set(items.table["file"])
         new, seen, looked = [], {}, []  # the position at which each path came first
         for n, (file, real) in enumerate(zip(given.files, _real_paths(given.files), strict=True)):
-            if not file:  # like no other image
+            if not file:  # an image of an array: always new
                 new.append(n)
                 continue
             # An item whose file has become a link to another file is compared under its own name.
@@ -129,10 +129,10 @@ class Files:
 
 
 class Taken:
-    """What one `add` has embedded so far.
+    """The images that one call of `add` has embedded so far.
 
-    Ids are given out here and not at the commit, so that a commit that was interrupted can be
-    repeated: the second one replaces what the first one added.
+    Ids are assigned here, not at the commit, so that an interrupted commit can be repeated: the
+    second one replaces the items that the first one added.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Taken:
         self.start_over()
 
     def start_over(self) -> None:
-        """Forgets what is part of the items now."""
+        """Clears the images that are now part of the items."""
         self._embedded: list[tuple[int, str, str, Stamp, np.ndarray]] = []
         self._renamed: dict[int, tuple[str, str, Stamp]] = {}
         self._lost: list[int] = []
@@ -167,7 +167,7 @@ class Taken:
         return [rows[start : start + step] for start in range(0, len(rows), step)]
 
     def applied(self, items: Items) -> Items:
-        """Returns `items` with all that was embedded, renamed and lost."""
+        """Returns `items` with new images added, moved files renamed and lost files removed."""
         files, labels, stamps = columns(self._renamed.values(), 3)
         items = items.changed(list(self._renamed), file=files, label=labels, stamps=stamps)
         items = items.without(self._lost)
@@ -187,7 +187,7 @@ class Taken:
         good = [n for n in rest if n not in reasons]
         rows = [(self._id(n), files[n], self._label(n), stamps[n], vectors[n]) for n in good]
         self._lost += [self.replaced[n] for n in rest if n in reasons and n in self.replaced]
-        self._embedded += rows  # in one step: an interrupt finds all of it or nothing
+        self._embedded += rows  # in one step, so that an interrupt cannot leave a part of it
         self.bad += bad
         self.ids += [row[0] for row in rows]
         self.changed += [files[n] for n in good if n in self.replaced]
@@ -206,7 +206,7 @@ class Taken:
         return stamps, {n: reason for n, reason in found.items() if isinstance(reason, str)}
 
     def _is_moved(self, n: int, stamp: Stamp) -> bool:
-        """Says whether a new file is that of an item, moved; the item is then renamed."""
+        """Returns whether a new file is that of an item, moved; the item is then renamed."""
         if n in self.replaced or not stamp.sha256:
             return False
         if self._by_content is None:
@@ -217,7 +217,7 @@ class Taken:
                     self._by_content[sha256].append((number, old, label))
         new = self.given.files[n]
         candidates = self._by_content.get(stamp.sha256, [])
-        # Of several items with the same content the one whose file had the same name is meant.
+        # If several items have the same content, one whose file had the same name is preferred.
         candidates = sorted(candidates, key=lambda item: _name(item[1]) != _name(new))
         for number, old, label in candidates:
             if number not in self._found and _items.is_gone(old):
@@ -228,7 +228,7 @@ class Taken:
         return False
 
     def _embed(self, rows, reasons) -> dict[int, np.ndarray]:
-        """Returns vectors by position, and adds to `reasons` why an image has none."""
+        """Returns vectors by position; for images without one it adds the reason to `reasons`."""
         images = self.given.images
         if not rows:
             return {}
@@ -267,7 +267,7 @@ class Taken:
         return self._next_id - 1
 
     def _label(self, n: int) -> str:
-        """Returns the label of an image: that of a folder replaces none that an item has."""
+        """Returns the label of an image; the name of a folder does not replace an existing one."""
         label, old = self.given.labels[n], ""
         if n in self.replaced:
             row = self._items.positions([self.replaced[n]])[0]

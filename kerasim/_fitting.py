@@ -172,7 +172,7 @@ def _check_names(name, given, wanted) -> None:
 
 
 def _fits(given, wanted) -> bool:
-    """Says whether a shape is that of an input; Keras adds or drops a last axis of 1."""
+    """Returns whether a shape is that of an input; Keras adds or drops a last axis of 1."""
     if len(given) == len(wanted) + 1 and given[-1] == 1:
         given = given[:-1]
     if len(given) == len(wanted) - 1 and wanted[-1] == 1:

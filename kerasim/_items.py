@@ -1,7 +1,7 @@
-"""The items of a gallery: what it knows of each image and its file.
+"""The items of a gallery: id, file, label and stamp of each image.
 
-An `Items` is never changed: each method returns another one. A gallery replaces the whole in one
-assignment, so that an interrupt, or a query of another thread, finds the old one or the new one.
+An `Items` is immutable: each method returns a new one. A gallery replaces it in one assignment, so
+that an interrupt, or a query of another thread, finds either the old one or the new one.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import pandas as pd
 from kerasim import _checks
 from kerasim.errors import ImageError
 
-# Objects, since strings of pandas on pyarrow have no place for names that are not UTF-8.
+# Objects, because the strings of pandas on pyarrow cannot hold names that are not UTF-8.
 COLUMNS = {
     "id": "int64",
     "file": object,
@@ -33,18 +33,18 @@ FILE = "items.json"
 _ENCODING: Any = {"encoding": "utf-8", "errors": "surrogatepass"}  # names may be of any bytes
 _REMOVED = {"id": -1, "file": "", "label": "", "sha256": ""}
 
-# A file that was written so recently may be written again without another time stamp: file systems
-# count in steps of up to two seconds.
+# The time stamps of file systems have a resolution of up to two seconds. A file that was written
+# more recently may be written again without a new time stamp.
 _SETTLED_NS = 2 * 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class Stamp:
-    """What tells whether a file has changed.
+    """The data by which a change of a file is detected.
 
     Attributes:
         size: Bytes; -1 if not known.
-        modified: Time of the last change of the content, in nanoseconds; -1 if not to be trusted.
+        modified: Time of the last change of the content, in nanoseconds; -1 if it may be outdated.
         changed: Time of the last change of content, name or permissions, in nanoseconds.
         sha256: Digest of the content; "" if not known.
     """
@@ -64,7 +64,7 @@ def stamp_of(file) -> Stamp:
     _checks.regular_file(file, ImageError)
     now = time.time_ns()
     try:
-        status = os.stat(file)  # before reading: what changes later is noticed the next time
+        status = os.stat(file)  # before reading, so that a later change is noticed the next time
         with open(file, "rb") as opened:
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
@@ -75,7 +75,7 @@ def stamp_of(file) -> Stamp:
 
 
 def is_same(file, known: Stamp) -> bool:
-    """Says whether `file` is unchanged by its size and time stamps alone."""
+    """Returns whether `file` is unchanged by its size and time stamps alone."""
     try:
         status = os.stat(file)
     except OSError:
@@ -91,9 +91,9 @@ def written_at(folder: Path) -> int:
 
 
 def is_gone(file) -> bool:
-    """Says whether there is no `file`; one that only cannot be reached is not gone.
+    """Returns whether `file` does not exist, as opposed to a file that cannot be accessed.
 
-    If there is a folder, or another thing that is no regular file, in its place, it is gone.
+    It is also gone if there is a folder or another kind of file in its place.
     """
     try:
         return not stat.S_ISREG(os.stat(file).st_mode)
@@ -113,8 +113,8 @@ def state_of(file, known: Stamp, trusted_before: int = -1) -> tuple[str, Stamp]:
             are before this one, in nanoseconds.
 
     Returns:
-        `(state, stamp)`: "same", "gone" or "changed", or "unreadable" with `known`; and the stamp
-        of now.
+        `(state, stamp)`: "same", "changed", "gone" or "unreadable", and the current stamp; for the
+        last two states `known`.
     """
     try:
         status = os.stat(file)
@@ -158,7 +158,7 @@ class Items:
         return cls(_table([], [], [], []), np.empty((0, dim), "float32"))
 
     def check(self) -> None:
-        """Raises a `ValueError` if ids are not those that a gallery gives out."""
+        """Raises a `ValueError` if the ids cannot be those of a gallery."""
         ids = self.table["id"].to_numpy()
         live = ids[self.live]
         if len(set(live.tolist())) < len(live) or (ids < -1).any():
@@ -168,7 +168,7 @@ class Items:
 
     @property
     def live(self) -> np.ndarray:
-        """Which rows belong to items that were not removed."""
+        """Mask of the rows whose items were not removed."""
         return self.table["id"].to_numpy() >= 0
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class Items:
         return table.sort_values("id", kind="stable", ignore_index=True)
 
     def positions(self, ids) -> np.ndarray:
-        """Returns the rows of `ids`, each of which must be there."""
+        """Returns the rows of `ids`, all of which must exist."""
         held = self.table["id"].to_numpy()
         order = np.argsort(held, kind="stable")
         return order[np.searchsorted(held, np.asarray(ids, "int64"), sorter=order)]
@@ -237,14 +237,14 @@ class Items:
         return dataclasses.replace(self, table=table, vectors=vectors, version=self.version + 1)
 
     def write(self, folder: Path) -> None:
-        """Writes the table into `folder`, as JSON: a spreadsheet would run names such as "=A1"."""
+        """Writes the table as JSON. In CSV, a spreadsheet would execute names such as "=A1"."""
         columns = {name: self.table[name].tolist() for name in COLUMNS}
         with open(folder / FILE, "w", **_ENCODING) as file:
             json.dump(columns, file, ensure_ascii=False)
 
 
 def read_table(folder: Path) -> pd.DataFrame:
-    """Reads the table that `Items.write`, or kerasim before it knew of stamps, wrote.
+    """Reads a table of `Items.write`, or of an old version of kerasim, without stamps.
 
     Raises:
         ValueError: If it is not such a table.

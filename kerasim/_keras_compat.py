@@ -43,7 +43,7 @@ def registered_objects() -> dict:
 
 
 def names_outputs(model) -> bool:
-    """Says whether a functional `model` returns a dictionary, even of one tensor.
+    """Returns whether a functional `model` returns a dictionary, even of one tensor.
 
     `output_shape` is that of the tensor then.
     """

@@ -1,4 +1,4 @@
-"""What identifies a model: its architecture without names, and a digest of that and its weights."""
+"""The identity of a model: its architecture without names, and a digest with the weights."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ def fingerprint(model) -> str:
         model: A `keras.Model`.
 
     Raises:
-        ArgumentError: If Keras cannot tell its configuration.
+        ArgumentError: If its layers do not define their configuration.
         ArgumentTypeError: If it is not a `keras.Model`.
     """
     _checks.has_attribute("embedder", model, "get_layer", "a keras.Model")
@@ -51,16 +51,16 @@ def _trainable(node) -> Any:
 def architecture(model) -> dict:
     """Returns the configuration of a `model` without the names of its layers.
 
-    Keras counts up the names of unnamed layers in a process: `dense_4` may be `dense` in the next
-    process. Names are left out where they only name a layer, and references to layers become their
-    position. A setting stays, even if it reads like the name of a layer. What follows from the
-    rest, or concerns training alone (`build_config`, `compile_config`), is left out as well.
+    Keras numbers unnamed layers within a process: `dense_4` may be `dense` in the next process.
+    Names of layers are left out, and references to layers become their position. A setting is kept,
+    even if it equals the name of a layer. `build_config`, which follows from the rest, and
+    `compile_config`, which affects training only, are left out as well.
 
     Args:
         model: A `keras.Model`.
 
     Raises:
-        ArgumentError: If Keras cannot tell its configuration.
+        ArgumentError: If its layers do not define their configuration.
     """
     try:
         with _without_compile_config(model):
@@ -68,16 +68,15 @@ def architecture(model) -> dict:
     except (NotImplementedError, TypeError, ValueError) as error:  # of layers of the user's own
         reason = " ".join(str(error).split())[:200]
         raise ArgumentError(
-            f"Keras cannot tell the configuration of {type(model).__name__}: {reason}. "
-            "Give its class, and those of its layers, a get_config() with all "
-            "arguments."
+            f"The configuration of {type(model).__name__} is not complete: {reason}. Define "
+            "get_config() with all arguments in its class and in those of its layers."
         ) from error
     return _nameless(config, {}, is_layer=True)
 
 
 @contextlib.contextmanager
 def _without_compile_config(model) -> Iterator[None]:
-    """Lets Keras leave out how models were compiled: of some losses it could not say."""
+    """Leaves `compile_config` out of a configuration: Keras cannot serialize some losses."""
     layers = model._flatten_layers() if hasattr(model, "_flatten_layers") else [model]
     models = [layer for layer in layers if hasattr(layer, "get_compile_config")]
     for each in models:
@@ -94,7 +93,7 @@ def _nameless(node, positions: dict, is_layer: bool = False) -> Any:
 
     Args:
         node: The part.
-        positions: What stands for the name of each layer of the innermost functional model.
+        positions: Replacement of the name of each layer of the innermost functional model.
         is_layer: Whether this part describes a layer.
     """
     if isinstance(node, list):

@@ -1,10 +1,10 @@
 """Settings and state of the objects that take part in a training run.
 
-`training.fit` promises that a run that was stopped and started again goes through the same numbers
-as one that was not. This needs two things of each callback, loss or data set. Its *settings*, what
-its constructor was given, must be equal in every call; `describe` and `arguments` turn them into
-JSON values that can be compared. Its *state*, what it has collected since, must be saved after each
-epoch and put back; `State` does so, and names what it cannot save.
+`training.fit` guarantees that a run that was stopped and continued has the same results as one that
+was not stopped. This needs two things of each callback, loss or data set. Its *settings*, the
+arguments of its constructor, must be equal in every call; `describe` and `arguments` turn them into
+JSON values that can be compared. Its *state*, the values that change during training, must be saved
+after each epoch and restored; `State` does so, and refuses values that it cannot save.
 """
 
 import collections
@@ -37,13 +37,13 @@ from kerasim.errors import ArgumentError
 # Attributes that Keras sets on every callback.
 _OF_KERAS = {"params", "_model", "model", "async_safe"}
 
-# Arguments that only decide what is printed.
+# Arguments that affect only the printed output.
 _PRINTING = {"verbose"}
 
-# The code of their functions is known by name.
+# Functions of these libraries are compared by name instead of by code.
 _LIBRARIES = {"jax", "keras", "kerasim", "numpy", "tensorflow", "torch"}
 
-# Objects of these kinds are taken from the caller again in every call: code, files and data.
+# Objects of these kinds are not saved, since the caller passes them in every call.
 _GIVEN = (
     types.FunctionType,
     types.BuiltinFunctionType,
@@ -61,16 +61,10 @@ _GIVEN = (
 
 _SEQUENCES = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 _MAPPINGS = {"dict": dict, "OrderedDict": collections.OrderedDict, "Counter": collections.Counter}
-_FACTORIES = {
-    "int": int,
-    "float": float,
-    "list": list,
-    "dict": dict,
-    "set": set,
-}  # of a defaultdict
+_DEFAULT_FACTORIES = {"int": int, "float": float, "list": list, "dict": dict, "set": set}
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 
-# Values of these kinds are equal if their descriptions are.
+# Values of these types are equal if their descriptions are.
 _PLAIN = (type(None), bool, int, float, str, tuple, np.ndarray)
 
 # Values of more bytes are saved only if training changed them: a data set may hold its images.
@@ -187,14 +181,14 @@ def arguments(value, above: tuple = ()) -> dict:
 
 
 def own_arguments(value) -> dict:
-    """Returns those of `arguments` that a class of the user's own takes, not one of a library."""
+    """Returns those of `arguments` that belong to a class of the user, not of a library."""
     own = set(_own_argument_names(type(value)))
     return {name: known for name, known in arguments(value).items() if name in own}
 
 
 @functools.cache
 def _own_argument_names(kind: type) -> tuple[str, ...]:
-    """Returns the names of the arguments of classes that are no part of a library."""
+    """Returns the names of the arguments of those base classes that are not from a library."""
     names: list[str] = []
     for base in kind.__mro__:
         if "__init__" in vars(base) and not _is_of_library(base) and base is not object:
@@ -204,15 +198,15 @@ def _own_argument_names(kind: type) -> tuple[str, ...]:
 
 
 def hidden(value, skip=()) -> dict:
-    """Returns what an object holds of which its class does not say whether it is an argument.
+    """Returns the attributes of an object that may be arguments stored under other names.
 
     Args:
         value: Callback or data set.
         skip: Names of attributes that Keras sets.
 
     Returns:
-        Its attributes as JSON values by name, if a class of the user's own takes an argument and
-        keeps it under another name; else {}.
+        Its attributes as JSON values by name, if one of its own classes takes an argument that no
+        attribute is named after; else {}.
     """
     if callable(getattr(value, "settings", None)):
         return {}
@@ -230,7 +224,7 @@ def warn_of_hidden(name: str, value, saved: dict, now: dict, state=()) -> None:
         value: The object.
         saved: What `hidden` returned when the run began.
         now: What it returns now.
-        state: Attributes that the run has saved, and puts back.
+        state: Attributes that the run has saved and restores.
     """
     keys = sorted(key for key in {*saved, *now} if saved.get(key) != now.get(key))
     keys = [key for key in keys if key not in state or describe(state[key]) != now.get(key)]
@@ -248,14 +242,14 @@ def _is_of_library(kind: type) -> bool:
 
 
 def settings(callback) -> dict:
-    """Returns what decides the effect of a `callback`, as JSON values by name."""
+    """Returns the settings that determine the effect of a `callback`, as JSON values by name."""
     if callable(getattr(callback, "settings", None)):
         return callback.settings()
     found = arguments(callback)
     if not isinstance(callback, keras.callbacks.LearningRateScheduler):
         found = _without_tables(found)
     if hasattr(callback, "monitor_op"):
-        # Keras changes the sign of `min_delta` when it knows whether the figure should fall.
+        # Keras changes the sign of `min_delta` if the monitored value should decrease.
         found["min_delta"] = abs(vars(callback).get("min_delta", 0))
     if isinstance(callback, keras.callbacks.ModelCheckpoint):
         del found["filepath"]
@@ -269,7 +263,7 @@ def class_name(value) -> str:
 
 
 def only_functions_differ(saved, now) -> bool:
-    """Says whether two descriptions, `saved` and `now`, differ in functions alone."""
+    """Returns whether two descriptions, `saved` and `now`, differ in functions only."""
     return _without_functions(saved) == _without_functions(now)
 
 
@@ -295,7 +289,7 @@ def _config(value) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of lambdas, which `_describe_function` compares
             return {"config": describe(value.get_config())}
-    except Exception:  # whatever an own `get_config` raises: arguments are compared all the same
+    except Exception:  # of a faulty `get_config`; the arguments are compared anyway
         return {}
 
 
@@ -321,14 +315,14 @@ def _describe_function(function, above: tuple = ()) -> dict:
     owner = [] if plain is function else [function.__self__]
     objects = [x for x in (*cells, *owner) if _is_object(x)]
     tables += [describe(value, above) for value in objects]
-    # Another version of Python has other code for the same function.
+    # Bytecode depends on the version of Python.
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     code = f"{version}:{_short_digest([_code(code), fixed])}"
     return {"function": plain.__qualname__, "code": code, "tables": _short_digest(tables)}
 
 
 def _is_object(value) -> bool:
-    """Says whether `_plain` does not tell what `value` is."""
+    """Returns whether `_plain` has no description of `value`."""
     return not isinstance(value, (types.FunctionType, types.ModuleType)) and _plain(value) is None
 
 
@@ -348,7 +342,7 @@ def _is_filled(cell) -> bool:
 
 
 def _code(code) -> str:
-    """Returns what a code object does, without the lines that it stands in."""
+    """Returns bytecode, names and constants of a code object, without line numbers."""
     constants = [_constant(value) for value in code.co_consts]
     return f"{code.co_code.hex()}{code.co_names}{code.co_varnames}{constants}"
 
@@ -377,7 +371,7 @@ def _plain(value):
 
 
 def _without_tables(description) -> Any:
-    """Returns a description without the lists and dicts of functions, which they may fill."""
+    """Returns a description without the lists and dicts of functions, which calls may change."""
     if isinstance(description, dict):
         kept = description.items()
         return {
@@ -401,32 +395,32 @@ def _without_functions(description):
 
 
 class State:
-    """Saves the attributes of an object, and puts them back into an equal one.
+    """Saves the attributes of an object, and restores them in an equal one.
 
     Numbers, strings, arrays, tensors, random generators, variables of Keras objects, and lists,
-    tuples, sets, deques and dicts of them can be saved. What the caller passes in every call, such
-    as functions, files and data sets, is left alone, as long as the object keeps it. An object with
-    `get_state()` and `set_state(state)` is asked for its state instead.
+    tuples, sets, deques and dicts of them can be saved. Objects that the caller passes in every
+    call, such as functions, files and data sets, are not saved; they must not be replaced during
+    training. If an object has `get_state()` and `set_state(state)`, these are called instead.
 
     Args:
         name: Name of the object in messages.
         value: The object.
         prefix: Beginning of the names of its arrays.
-        skip: Names of attributes that are no state.
+        skip: Names of attributes that are not state.
         known: Variables that are saved elsewhere.
-        strict: True refuses what cannot be saved, False leaves it out.
+        strict: True to refuse values that cannot be saved, False to leave them out.
     """
 
     def __init__(self, name: str, value, prefix: str, skip=(), known=(), strict: bool = True):
         self.name, self.value, self.prefix, self.strict = name, value, prefix, strict
         self.skip = _OF_KERAS | set(skip)
         self.known = {id(variable) for variable in known}
-        self.initial = arguments(value)  # those still unchanged are passed by the next call, too
-        self.given: dict = {}  # what cannot be saved, when training began
-        self.large: dict = {}  # digests of large values, when training began
+        self.initial = arguments(value)  # unchanged ones are passed by the next call, too
+        self.given: dict = {}  # values that cannot be saved, at the start of training
+        self.large: dict = {}  # digests of large values, at the start of training
 
     @property
-    def _speaks(self) -> bool:
+    def _has_own_state(self) -> bool:
         methods = ("get_state", "set_state")
         return all(callable(getattr(self.value, method, None)) for method in methods)
 
@@ -436,12 +430,12 @@ class State:
         return {key: x for key, x in items if key not in self.skip and not _is_output(x)}
 
     def start(self) -> None:
-        """Notes what the object holds when training begins.
+        """Records the attributes at the start of training.
 
         Raises:
-            ArgumentError: If it holds something that may change and cannot be saved.
+            ArgumentError: If an attribute may change and cannot be saved.
         """
-        if self._speaks:
+        if self._has_own_state:
             return
         for key, item in self._attributes().items():
             arrays: dict = {}
@@ -461,7 +455,7 @@ class State:
         Raises:
             ArgumentError: If it cannot be saved.
         """
-        if self._speaks:
+        if self._has_own_state:
             try:
                 return self._encode(self.value.get_state(), arrays, self.prefix)
             except CannotSaveError as error:
@@ -484,7 +478,7 @@ class State:
         return saved
 
     def _is_unchanged(self, key, item, encoded, found) -> bool:
-        """Says whether the attribute `key` is an argument, or large, and as it was passed."""
+        """Returns whether the attribute `key` is an argument, or large, and as it was passed."""
         name = key.removeprefix("_")
         if name in self.initial and type(item) in _PLAIN:
             return describe(item) == self.initial[name]
@@ -492,7 +486,7 @@ class State:
 
     def restore(self, saved, arrays: dict) -> None:
         """Puts back what `save` returned, with its `arrays`."""
-        if self._speaks:
+        if self._has_own_state:
             self.value.set_state(self._decode(saved, arrays, None))
             return
         for key, item in saved.items():
@@ -507,7 +501,7 @@ class State:
         )
 
     def _is_known(self, item) -> bool:
-        """Says whether all variables of a Keras object are saved elsewhere."""
+        """Returns whether all variables of a Keras object are saved elsewhere."""
         variables = _variables(item)
         return variables is not None and not self._unknown(item)
 
@@ -551,7 +545,7 @@ class State:
 
     def _encode_dict(self, item, arrays, prefix):
         factory = getattr(getattr(item, "default_factory", None), "__name__", None)
-        if type(item) not in _MAPPINGS.values() and factory not in _FACTORIES:
+        if type(item) not in _MAPPINGS.values() and factory not in _DEFAULT_FACTORIES:
             raise CannotSaveError(class_name(item))
         kind = type(item).__name__ if type(item) in _MAPPINGS.values() else "defaultdict"
         keys = self._encode_all(item, arrays, f"{prefix}keys/")
@@ -621,7 +615,7 @@ def _digest(encoded, arrays) -> str:
 
 
 def _is_output(item) -> bool:
-    """Says whether `item` is a file or a path, which another call may open elsewhere."""
+    """Returns whether `item` is a file or a path, which another call may open elsewhere."""
     return isinstance(item, (io.IOBase, os.PathLike)) or isinstance(item, str) and os.sep in item
 
 
@@ -638,7 +632,7 @@ def _variables(item) -> list | None:
 
 def _empty(kind, factory):
     if kind == "defaultdict":
-        return collections.defaultdict(_FACTORIES[factory])
+        return collections.defaultdict(_DEFAULT_FACTORIES[factory])
     return _MAPPINGS[kind]()
 
 
@@ -826,7 +820,7 @@ class Callbacks:
         return " and ".join(dict.fromkeys(type(self.callbacks[p]).__name__ for p in positions))
 
     def has_stopper(self, stoppers) -> bool:
-        """Says whether one of the saved `stoppers` is still there, or none is known."""
+        """Returns whether one of the saved `stoppers` is still there, or none is known."""
         return not stoppers or any(n in self.matched for n in stoppers)
 
 
@@ -849,7 +843,7 @@ def differences(saved, now, path=""):
 
 
 def _means_the_same(path, saved, now) -> bool:
-    """Says whether two values differ only by what libraries make of equal ones."""
+    """Returns whether two values differ only by what libraries make of equal ones."""
     if path.endswith(".name"):
         # Keras counts unnamed losses and optimizers up through a process: `adam_1` is `adam`.
         return re.sub(r"_\d+$", "", str(saved)) == re.sub(r"_\d+$", "", str(now))

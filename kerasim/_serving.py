@@ -1,10 +1,10 @@
 """Decodes image files inside a TensorFlow graph, as `images.read_image` does outside of one.
 
 `export.export_saved_model` puts the decoder into its endpoint "serve_bytes". TensorFlow decodes
-some files otherwise than Pillow, which `read_image` uses: it ignores EXIF orientation, and it reads
-BMP files with a palette or with alpha, and GIF files with transparent or partial frames, as other
-pixels. The orientation is applied here; files of these kinds are refused, since their embeddings
-would be silently wrong.
+some files differently from Pillow, which `read_image` uses: it ignores EXIF orientation, and it
+returns other pixels for BMP files with a palette or with alpha, and for GIF files with transparent
+or partial frames. The orientation is applied here. The other files are refused, because their
+embeddings would be silently wrong.
 """
 
 _JPEG_MARKER = 0xFF

@@ -1,4 +1,4 @@
-"""What users pass as images: files, encoded images, `PIL.Image` objects, arrays and ids."""
+"""Conversion of the images that users pass: paths, encoded images, `PIL.Image` objects, ids."""
 
 import io
 import os
@@ -45,7 +45,7 @@ def sources(images) -> list | None:
 
 
 def encoded(image: Image.Image) -> bytes:
-    """Returns a `PIL.Image` as a file, so that it is decoded as any other."""
+    """Encodes a `PIL.Image`, so that it is decoded like any image file."""
     if image.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA", "CMYK", "F"):
         image = image.convert("RGBA" if image.mode in ("La", "RGBa", "PA") else "RGB")
     if image.mode == "I" and 0 <= image.getextrema()[0] and image.getextrema()[1] < 2**16:
@@ -59,7 +59,7 @@ def encoded(image: Image.Image) -> bytes:
 
 
 def are_integers(images) -> bool:
-    """Says whether `images` are ids of items: integers in no more than one dimension."""
+    """Returns whether `images` are ids of items: integers in no more than one dimension."""
     if isinstance(images, (int, np.integer)) and not isinstance(images, bool):
         return True
     if isinstance(images, (list, tuple)):

@@ -368,7 +368,7 @@ def _check_file(path) -> None:
 
 
 def _gallery_exists(path: Path) -> bool:
-    """Says whether there is a gallery at `path`; an empty folder is none."""
+    """Returns whether there is a gallery at `path`; an empty folder is none."""
     from kerasim import _artifacts
 
     if not _artifacts.exists(path):

@@ -46,8 +46,8 @@ __all__ = [
 
 _KIND = "saved_model"
 
-# How far an export may be from its model, relative to the largest output: rounding in another order
-# of sums, in float32 and in half precision. Operations that are converted wrongly differ by more.
+# Largest difference of an export from its model, relative to the largest output, that rounding can
+# cause, in float32 and in half precision. Operations that are converted wrongly differ by more.
 _TOLERANCE = 5e-4
 _HALF_TOLERANCE = 3e-2
 
@@ -184,7 +184,7 @@ def export_onnx(model: keras.Model, path: Path | str, replace: bool = False) -> 
             network.export(file, format="onnx", verbose=False, input_signature=signature)
             onnx.checker.check_model(str(file))
             options = onnxruntime.SessionOptions()
-            options.log_severity_level = 4  # of what goes wrong the exception tells
+            options.log_severity_level = 4  # errors are raised as exceptions
             session = onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
         _check_equal(model, shape, "ONNX file", lambda x: session.run(None, {"images": x})[0])
         _artifacts.write_file(path, file.read_bytes())
@@ -192,13 +192,13 @@ def export_onnx(model: keras.Model, path: Path | str, replace: bool = False) -> 
 
 @contextlib.contextmanager
 def _refusing(kind: str):
-    """Raises an `ArgumentError` for what a converter raises."""
+    """Turns exceptions of a converter into an `ArgumentError`."""
     try:
         yield
     except (KerasimError, OSError, MemoryError):
         raise
     except Exception as error:  # converters raise errors of many kinds
-        if type(error).__module__.startswith("tensorflow"):  # of a disk, not of the model
+        if type(error).__module__.startswith("tensorflow"):  # a fault of the disk, not of the model
             raise
         raise ArgumentError(
             f"model uses an operation that cannot be exported as {kind} "
@@ -209,8 +209,8 @@ def _refusing(kind: str):
 
 @contextlib.contextmanager
 def _quiet_tf2onnx():
-    """Keeps tf2onnx from logging what is raised or found by running its file."""
-    # tf2onnx asks NumPy for names that will go.
+    """Silences tf2onnx, whose errors are raised or found by running the file."""
+    # tf2onnx uses names of NumPy that are deprecated.
     with _checks.no_warnings(category=FutureWarning):
         with _log_level(logging.getLogger("tf2onnx"), logging.CRITICAL):
             yield
@@ -218,7 +218,7 @@ def _quiet_tf2onnx():
 
 @contextlib.contextmanager
 def _log_level(logger, level) -> Iterator[None]:
-    """Sets the level of a logger, in one thread at a time: each puts back what it found."""
+    """Sets the level of a logger, in one thread at a time, and restores it."""
     with _log_lock:
         before = logger.level
         logger.setLevel(level)

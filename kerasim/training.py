@@ -957,17 +957,17 @@ def _settings(model, batches, validation) -> dict:
 
 
 def _describe_optimizer(optimizer) -> dict:
-    """Returns the config of an optimizer, and the arguments of a class of the user's own.
+    """Returns the config of an optimizer, and the arguments of a class that the user wrote.
 
     Raises:
-        ArgumentError: If Keras cannot tell its config.
+        ArgumentError: If it, or its schedule, does not define its config.
     """
     try:
         config: dict = keras.optimizers.serialize(optimizer)  # type: ignore[assignment]
     except (NotImplementedError, TypeError) as error:
         raise ArgumentError(
             f"The optimizer cannot be compared with that of another call: {error} Give "
-            "the class of its schedule, or its own, a get_config() with all arguments."
+            "its class, or that of its schedule, a get_config() with all arguments."
         ) from error
     own = _resume.own_arguments(_inner(optimizer))
     own = {name: value for name, value in own.items() if name not in _inner_config(config)}
