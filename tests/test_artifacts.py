@@ -17,10 +17,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import unprivileged
 
 from kerasim import _artifacts, _model_identity
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
+from tests.helpers.damaged_artifacts import mutate, reseal
+from tests.helpers.file_access import unprivileged
 
 KIND = "numbers"
 FILES = ("arrays.npz", "table.csv", "sub/codes.npy")
@@ -65,15 +66,6 @@ def contents(folder):
         for file in Path(folder).rglob("*")
         if not file.is_dir()
     }
-
-
-def reseal(path, **changes):
-    """Changes fields of a manifest and gives it the digest that belongs to them."""
-    file = Path(path) / _artifacts.MANIFEST
-    body = json.loads(file.read_text())
-    del body["manifest_sha256"]
-    body.update(changes)
-    file.write_text(json.dumps({**body, "manifest_sha256": _artifacts._digest(body)}))
 
 
 @pytest.fixture
@@ -344,20 +336,6 @@ def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
     (saved / _artifacts.MANIFEST).write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="remove it and save again"):
         save(saved, 2.0)
-
-
-def mutate(rng, whole):
-    """Returns `whole` with a run of bytes changed, cut out, doubled or put in."""
-    start = rng.randrange(len(whole) + 1)
-    stop = min(len(whole), start + rng.randrange(1, 20))
-    way = rng.randrange(4)
-    middle = (
-        rng.randbytes(stop - start),
-        b"",
-        whole[start:stop] * 2,
-        rng.randbytes(rng.randrange(1, 20)) + whole[start:stop],
-    )[way]
-    return whole[:start] + middle + whole[stop:]
 
 
 @pytest.mark.fault(15)

@@ -2,10 +2,11 @@ import os
 
 import numpy as np
 import pytest
-from helpers import EMBEDDER, FLOATS, LEVELS, picture
 
 from kerasim import _content, data, duplicates, embedding
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
+from tests.helpers.image_files import picture
+from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 
 def test_as_float_scales_bytes_and_leaves_floats():

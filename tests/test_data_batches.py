@@ -3,10 +3,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import EMBEDDER, FLOATS, LEVELS, RNG, picture
 
 from kerasim import data, embedding, training
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from tests.helpers.image_files import picture
+from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 
 def epoch_of(batches, epoch=0):
@@ -154,7 +155,7 @@ def test_a_flip_mirrors_some_images_and_their_targets_with_them():
 
 
 def test_a_shift_moves_each_image_by_its_own_steps_and_repeats_the_edge():
-    images = RNG.integers(0, 256, (60, 5, 4, 2), dtype="uint8")
+    images = np.random.default_rng(0).integers(0, 256, (60, 5, 4, 2), dtype="uint8")
     inputs, targets = epoch_of(data.ImageBatches(images, shuffle=False, shift=1))
     np.testing.assert_array_equal(inputs, targets)
     padded = np.pad(data.as_float(images), ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import animation, no_hang, picture, unprivileged
 
 from kerasim import data
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from tests.helpers.file_access import no_hang, unprivileged
+from tests.helpers.image_files import animation, picture
 
 
 def test_each_subfolder_is_a_class(tmp_path):

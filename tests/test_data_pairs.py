@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import LEVELS, picture
 
 from kerasim import data, duplicates
 from kerasim.errors import ArgumentError, ArgumentTypeError
+from tests.helpers.image_files import picture
+from tests.helpers.small_embedder import LEVELS
 
 RNG = np.random.default_rng(1)
 LABELS = np.array([5, 2, 2, 9, 5, 5, 2, 9, 2, 5])

@@ -6,12 +6,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import no_hang, unprivileged
 
 import kerasim
 from kerasim import data
 from kerasim.data import _sets
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from tests.helpers.file_access import no_hang, unprivileged
 
 RNG = np.random.default_rng(0)
 MNIST = {

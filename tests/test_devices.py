@@ -12,11 +12,12 @@ from kerasim import data
 from kerasim._devices import Devices
 from kerasim.errors import ArgumentError
 
-CHILD = Path(__file__).with_name("distributed_child.py")
+ROOT = Path(__file__).parents[1]
+CHILD = ROOT / "tests" / "helpers" / "distributed_child.py"
 
 
 def start(folder, what, **env):
-    shared = {"PYTHONPATH": str(CHILD.parents[1]), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    shared = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     return subprocess.Popen(
         [sys.executable, str(CHILD), str(folder), what],
         env={**os.environ, **shared, **env},

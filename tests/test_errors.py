@@ -1,9 +1,9 @@
 import ast
 
 import pytest
-from test_house import MODULES, name_of, parse
 
 from kerasim import errors
+from tests.helpers.sources import MODULES, name_of, parse
 
 
 @pytest.mark.parametrize(

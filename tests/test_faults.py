@@ -16,8 +16,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROWS, summary
-from helpers import EMBEDDER, FLOATS, LEVELS, picture, unprivileged
 
 import kerasim
 from kerasim import (
@@ -38,6 +36,10 @@ from kerasim import (
     projection,
     training,
 )
+from tests.conftest import ROWS, summary
+from tests.helpers.file_access import unprivileged
+from tests.helpers.image_files import picture
+from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 matplotlib.use("Agg")
 

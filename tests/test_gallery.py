@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import picture
 from PIL import Image
 
 from kerasim import _artifacts, embedding, layers
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
+from tests.helpers.image_files import picture
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((30, 8, 6, 3), dtype="float32")

@@ -9,13 +9,13 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import _artifacts, _model_identity
 from kerasim._items import Stamp, state_of
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
+from tests.helpers.small_embedder import EMBEDDER
 
 KINDS = ["exact", "hnsw"]
 

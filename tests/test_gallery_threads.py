@@ -6,13 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import _adding, _items, embedding
 from kerasim import gallery as module
 from kerasim.gallery import Gallery
 from kerasim.neighbors import NeighborIndex
+from tests.helpers.small_embedder import EMBEDDER
 
 IMAGES = np.random.default_rng(0).random((60, 4, 4, 1), dtype="float32")
 TRACED = {module.__file__, _adding.__file__, _items.__file__}

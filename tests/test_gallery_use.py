@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import data
 from kerasim._sources import label_texts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.gallery import Gallery
+from tests.helpers.small_embedder import EMBEDDER
 
 FLOATS = np.random.default_rng(0).random((40, 4, 4, 1), dtype="float32")
 

@@ -5,10 +5,10 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 from kerasim import layers, losses, models
 from kerasim.errors import ArgumentError
+from tests.helpers.builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 POLICIES = (*HALF, "float64")

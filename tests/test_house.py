@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
@@ -15,10 +14,7 @@ from pathlib import Path
 import pytest
 
 import kerasim
-
-PACKAGE = Path(kerasim.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
-NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
+from tests.helpers.sources import MODULES, NOTEBOOKS, PACKAGE, imported, name_of, parse, unsafe
 
 # A module imports only those before it.
 ORDER = """
@@ -33,55 +29,6 @@ INSIDE = {
     "data": ["_noise", "_batches", "_candidates", "_sets"],
     "models": ["_blocks"],
 }
-
-
-def name_of(path):
-    """Returns the name of a module below `kerasim`: "data", "models.vae", "" for itself."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-def parse(path):
-    """Returns the syntax tree of a module, or of all code cells of a notebook."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
-        # Magics of Jupyter are no Python.
-        text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in lines)
-    return ast.parse(text, str(path))
-
-
-def imported(tree):
-    """Yields each import as (dotted name, node), whichever way it is written."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
-
-
-def unsafe(tree):
-    """Yields what could run code that a file brings along."""
-    for name, node in imported(tree):
-        if set(name.split(".")) & {"pickle", "cPickle", "_pickle", "joblib", "dill", "cloudpickle"}:
-            yield f"line {node.lineno}: import of {name}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in ("eval", "exec", "Lambda"):
-            yield f"line {node.lineno}: {node.id}"
-        elif isinstance(node, ast.Attribute) and (
-            node.attr in ("Lambda", "read_pickle", "to_pickle", "enable_unsafe_deserialization")
-        ):
-            yield f"line {node.lineno}: {node.attr}"
-        elif isinstance(node, ast.keyword):
-            value = getattr(node.value, "value", "no constant")
-            if (node.arg == "allow_pickle" and value is not False) or (
-                node.arg == "safe_mode" and value is not True
-            ):
-                yield f"line {node.value.lineno}: {node.arg}={value}"
-        elif isinstance(node, ast.alias) and node.name == "Lambda":
-            yield f"line {node.lineno}: Lambda"
 
 
 @pytest.mark.fault(5)
@@ -114,6 +61,15 @@ def test_the_search_for_unsafe_code_finds(line):
 @pytest.mark.parametrize("line", ["np.load(x, allow_pickle=False)", "model.evaluate(x)"])
 def test_the_search_for_unsafe_code_lets_through(line):
     assert not list(unsafe(ast.parse(line)))
+
+
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_test_or_helper_imports_a_test(path):
+    parts = {part for name, _ in imported(parse(path)) for part in name.split(".")}
+    assert [part for part in parts if part.startswith("test_")] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

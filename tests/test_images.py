@@ -5,87 +5,19 @@ import subprocess
 import sys
 import threading
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 import tifffile
-from helpers import unprivileged
 from PIL import Image
 
 from kerasim import images
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import FORMATS, read_image
+from tests.helpers.file_access import unprivileged
+from tests.helpers.image_files import COLORS, RAMP, TURNS, chunk, encode, golden, png
 
-RAMP = (np.arange(48).reshape(6, 8) * 5).astype("uint8")  # grey levels 0, 5, ... 235
-COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
-GREY = np.repeat(RAMP[..., None], 3, axis=-1)
-CLEAR = np.zeros((6, 8), "uint8")  # alpha: the left half cannot be seen
-CLEAR[:, 4:] = 255
 SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
-
-
-def encode(image, kind="PNG", **settings) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def chunk(name, content) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
-
-
-def png(width, height, bits, kind, raw, chunks=b"") -> bytes:
-    """A PNG put together by hand, for what Pillow does not write."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
-    body = header + chunks + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def rgba(colours, alpha):
-    return Image.fromarray(np.dstack([colours, alpha]))
-
-
-def on_white(colours):
-    return np.where(CLEAR[..., None] > 0, colours, 255)
-
-
-def golden():
-    grey = Image.fromarray(RAMP)
-    half = (RAMP > 120).astype("uint8") * 255
-    wide = RAMP.astype("uint16") * 257
-    palette = Image.fromarray(COLORS).quantize(48)
-    listed = palette.convert("RGB")
-    pierced = np.where(np.asarray(palette)[..., None] == 0, 255, np.asarray(listed))
-    yield "RGB", encode(Image.fromarray(COLORS)), COLORS
-    yield "grey", encode(grey), GREY
-    yield "LA", encode(Image.merge("LA", [grey, Image.fromarray(CLEAR)])), on_white(GREY)
-    yield "RGBA", encode(rgba(COLORS, CLEAR)), on_white(COLORS)
-    yield "RGBA WebP", encode(rgba(COLORS, CLEAR), "WEBP", lossless=True), on_white(COLORS)
-    yield "palette", encode(palette), np.asarray(listed)
-    yield "palette + transparency", encode(palette, transparency=0), pierced
-    yield "palette + transparency, GIF", encode(palette, "GIF", transparency=0), pierced
-    levels = bytes([0] + [255] * 47)
-    yield "palette + levels of transparency", encode(palette, transparency=levels), pierced
-    yield "grey + transparency", encode(grey, transparency=5), np.where(GREY == 5, 255, GREY)
-    yield "1-bit", encode(Image.fromarray(half).convert("1")), np.repeat(half[..., None], 3, 2)
-    yield "16-bit grey PNG", encode(Image.fromarray(wide)), GREY
-    yield "16-bit grey TIFF", encode(Image.fromarray(wide), "TIFF"), GREY
-    yield "16-bit big-endian TIFF", encode(Image.fromarray(wide.astype(">u2")), "TIFF"), GREY
-    yield (
-        "16-bit grey + transparency",
-        encode(Image.fromarray(wide), transparency=5 * 257),
-        np.where(GREY == 5, 255, GREY),
-    )
-    rows = (COLORS.astype(">u2") * 257).reshape(6, -1)
-    colour16 = b"".join(b"\0" + row.tobytes() for row in rows)
-    yield "16-bit RGB PNG", png(8, 6, 16, 2, colour16), COLORS
-    yield "float TIFF", encode(Image.fromarray(RAMP.astype("float32") / 255), "TIFF"), GREY
-    # Pillow turns CMYK to RGB without a profile: 255 - ink, less the black.
-    inks = [Image.fromarray(255 - COLORS[..., n]) for n in range(3)]
-    inks = Image.merge("CMYK", [*inks, Image.new("L", (8, 6))])
-    yield "CMYK TIFF", encode(inks, "TIFF"), COLORS
 
 
 @pytest.mark.fault(50)
@@ -237,19 +169,6 @@ def test_a_tiff_is_read_as_its_specification_says_or_refused(
     assert sample_format != 2 and (bits, sample_format) != (32, 1)
     right = 255 - right if photometric == 0 else right
     np.testing.assert_allclose(found, np.broadcast_to(right, (6, 8, 3)), atol=1)
-
-
-# What was done to an upright picture before it was stored with this EXIF orientation.
-TURNS = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 
 
 @pytest.mark.fault(51)

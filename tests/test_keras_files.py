@@ -19,29 +19,9 @@ from keras.src.saving.keras_saveable import KerasSaveable
 
 from kerasim import _keras_compat, _keras_files, embedding, models
 from kerasim.errors import ArgumentError, ArtifactError, KerasimError
+from tests.helpers.keras_files import dense, rewrite
 
 IMAGES = np.random.default_rng(0).random((3, 4, 4, 1), dtype="float32")
-
-
-def dense(units=3, **settings):
-    shape = keras.Input((4, 4, 1))
-    return keras.Sequential([shape, keras.layers.Flatten(), keras.layers.Dense(units, **settings)])
-
-
-def members(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def rewrite(path, change, compression=zipfile.ZIP_STORED):
-    """Saves an embedder at `path` whose members, a dict of bytes, were passed to `change`."""
-    dense().save(path)
-    files = members(path)
-    change(files)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def with_layer(path, layer, nodes=None, **settings):

@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-from helpers import gradient_of
 from keras import ops
 
 import kerasim.layers
@@ -17,6 +16,7 @@ from kerasim.layers import (
     Sampling,
     TimeEmbedding,
 )
+from tests.helpers.gradients import gradient_of
 
 RNG = np.random.default_rng(0)
 LEFT = RNG.standard_normal((5, 3)).astype("float32")

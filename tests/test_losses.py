@@ -3,11 +3,11 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from helpers import gradient_of
 
 from kerasim import layers, losses, models
 from kerasim.data import ImageBatches, PositivePairBatches
 from kerasim.errors import ArgumentError, ArgumentTypeError
+from tests.helpers.gradients import gradient_of
 
 RNG = np.random.default_rng(0)
 EMBEDDINGS = RNG.standard_normal((24, 6)).astype("float32")

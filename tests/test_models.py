@@ -6,11 +6,11 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 from kerasim import models
 from kerasim.errors import ArgumentError
 from kerasim.models import _blocks
+from tests.helpers.builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 
 @pytest.fixture

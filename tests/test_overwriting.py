@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from helpers import EMBEDDER
 
 from kerasim import export
 from kerasim.errors import ArgumentTypeError, ArtifactError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import NeighborIndex
 from kerasim.projection import Projection
+from tests.helpers.small_embedder import EMBEDDER
 
 
 def save_index(path, **replace):

@@ -11,7 +11,8 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
-from photos import write_photographs, write_views
+
+from tests.helpers.photographs import write_photographs, write_views
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -1,7 +1,8 @@
 """The short form of make torture: the same functions, with small sizes."""
 
 import pytest
-import torture
+
+from tests import torture
 
 SHORT = {name: goal for name, goal in torture.GOALS.items() if goal[2] is not None}
 ROWS = {  # of docs/faults.md that a goal holds

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import picture
 from PIL import Image
 
 from kerasim import _artifacts, data, embedding, metrics, training
@@ -26,52 +25,23 @@ from kerasim.errors import (
     ImageError,
     TrainingError,
 )
+from tests.helpers.image_files import picture
+from tests.helpers.training_runs import (
+    IMAGES,
+    Every,
+    Holey,
+    TurnsNaN,
+    build,
+    draw_batches,
+    fit,
+    poison,
+    read_state,
+)
 
 # TensorFlow's, whenever Keras makes an array of a variable.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-IMAGES = np.random.default_rng(0).random((12, 4, 4, 1), dtype="float32")
 THREADS = 1 + (keras.backend.backend() == "tensorflow")  # that draw batches, of many an epoch
-
-
-def draw_batches(images=IMAGES, **kwargs):
-    settings = {"batch_size": 4, "seed": 3, "sigma": 0.1, "flip": True, **kwargs}
-    return ImageBatches(images, **settings)
-
-
-def build(units=5, optimizer="adam", loss="mse", rate=0.01, eager=True):
-    """Returns a compiled network with batch norm and Dropout, always with the same weights."""
-    keras.utils.set_random_seed(7)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input((4, 4, 1)),
-            layers.Flatten(),
-            layers.Dense(units),
-            layers.BatchNormalization(),
-            layers.Dropout(0.3),
-            layers.Dense(16, activation="sigmoid"),
-            layers.Reshape((4, 4, 1)),
-        ]
-    )
-    optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": rate}})
-    model.compile(optimizer, loss, run_eagerly=eager)
-    return model
-
-
-def fit(run_dir, epochs=2, model=None, batches=None, **kwargs):
-    model = build() if model is None else model
-    batches = draw_batches() if batches is None else batches
-    return training.fit(model, batches, epochs, run_dir, **{"verbose": 0, **kwargs})
-
-
-def read_state(run_dir, name="state"):
-    kind = {"state": "training_state", "best": "weights"}[name]
-    return _artifacts.read(
-        Path(run_dir) / name,
-        kind,
-        lambda folder, manifest: (_artifacts.read_arrays(folder / "arrays.npz"), manifest.info),
-    )
 
 
 def weights(model):
@@ -92,22 +62,6 @@ def snapshot(folder):
         for file in sorted(Path(folder).rglob("*"))
         if file.is_file()
     }
-
-
-class Every(keras.callbacks.Callback):
-    """Calls `do(epoch, model)` at the beginning, or at the end, of each epoch."""
-
-    def __init__(self, do, end=False):
-        super().__init__()
-        self.do, self.end = do, end
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if not self.end:
-            self.do(epoch, self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self.end:
-            self.do(epoch, self.model)
 
 
 @pytest.fixture(scope="module")
@@ -312,18 +266,6 @@ def test_a_state_that_a_dead_writer_set_aside_is_not_forgotten(finished, capsys)
 # Numbers that are not finite
 
 
-class Holey(ImageBatches):
-    """Batches with one target of each NaN, which no check of arrays can foresee."""
-
-    hole = np.nan
-
-    def __getitem__(self, index):
-        images, targets = super().__getitem__(index)
-        targets = targets.copy()
-        targets[0, 1, 2, 0] = self.hole
-        return images, targets
-
-
 @pytest.mark.fault(32)
 def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
     model = build()
@@ -332,26 +274,6 @@ def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
         fit(tmp_path, model=model, batches=Holey(IMAGES))
     assert_equal(weights(model), untrained)
     assert os.listdir(tmp_path) == []
-
-
-@keras.saving.register_keras_serializable("tests")
-class TurnsNaN(keras.losses.MeanSquaredError):
-    """Is NaN from the tenth batch on: in the third epoch of three batches and one to validate."""
-
-    batches = 0
-
-    def call(self, y_true, y_pred):
-        self.batches += 1
-        return super().call(y_true, y_pred) * (1.0 if self.batches < 10 else np.nan)
-
-
-def poison(layer):
-    def do(epoch, model):
-        if epoch == 2:
-            kernel = model.layers[layer].kernel
-            kernel.assign(np.full(kernel.shape, np.nan))
-
-    return do
 
 
 FAULTS = {

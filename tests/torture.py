@@ -30,15 +30,13 @@ import warnings
 import xml.etree.ElementTree
 from pathlib import Path
 
+import numpy as np
+import tqdm
+
+from kerasim import _artifacts, _model_identity, embedding
+from kerasim.errors import ArtifactError, KerasimError
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))  # as under pytest: helpers, and what tests have already
-
-import numpy as np  # noqa: E402
-import tqdm  # noqa: E402
-
-from kerasim import _artifacts, _model_identity, embedding  # noqa: E402
-from kerasim.errors import ArtifactError, KerasimError  # noqa: E402
-
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tensorflow", "kerasim.gallery", "kerasim.export"])
 
@@ -477,7 +475,7 @@ _DANGER = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Pope
 
 def mutant(rng, whole):
     """Returns `whole` with a bit turned, the end cut off, or a run of bytes changed."""
-    from test_artifacts import mutate
+    from tests.helpers.damaged_artifacts import mutate
 
     way = rng.randrange(4)
     if way == 0 and whole:
@@ -490,7 +488,7 @@ def mutant(rng, whole):
 
 def seal(path):
     """Makes the manifest of an artefact fit files that were changed: what a forger would do."""
-    from test_artifacts import reseal
+    from tests.helpers.damaged_artifacts import reseal
 
     names = json.loads((path / _artifacts.MANIFEST).read_text())["files"]
     reseal(path, files={name: _artifacts._describe(path / name) for name in names})
@@ -648,14 +646,10 @@ def run_tests(args, path=ROOT, cwd=ROOT):
 
 def unsafe_loaders():
     """Searches package and notebooks for what could run code that a file brings along."""
-    import test_house
+    from tests.helpers import sources as code
 
-    sources = [*test_house.MODULES, *test_house.NOTEBOOKS]
-    wrong = [
-        f"{path.name}, {found}"
-        for path in sources
-        for found in test_house.unsafe(test_house.parse(path))
-    ]
+    sources = [*code.MODULES, *code.NOTEBOOKS]
+    wrong = [f"{path.name}, {found}" for path in sources for found in code.unsafe(code.parse(path))]
     return f"{len(wrong)} in {len(sources)} sources", wrong
 
 
@@ -665,10 +659,9 @@ def unsafe_loaders():
 def _bombs(folder, send):
     import zipfile
 
-    import test_keras_files as made
-    from test_images import png
-
     from kerasim.images import read_image
+    from tests.helpers import keras_files as made
+    from tests.helpers.image_files import png
 
     def padded(files):
         files["config.json"] += b" " * 400_000_000
@@ -738,11 +731,11 @@ def bombs():
 
 
 def _pictures(folder, send):
-    import test_images as made
     from PIL import Image
 
     from kerasim import data, models, training
     from kerasim.errors import ImageError
+    from tests.helpers import image_files as made
 
     folder = Path(folder)
     good = [(name, content, expected) for name, content, expected in made.golden()][:16]
@@ -810,10 +803,10 @@ print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 def neighbours(cases=1000, rows=60_000):
     """Compares the index with a float64 oracle, and asks for all neighbours of all vectors."""
-    from test_neighbors import disagreement, draw_case
     from threadpoolctl import threadpool_limits
 
     from kerasim.neighbors import METRICS
+    from tests.helpers.search_oracle import disagreement, draw_case
 
     wrong = []
     with threadpool_limits(1):
@@ -977,9 +970,8 @@ def at_once(appends=200, reads=1000):
 
 
 def _injections(folder, names, send):
-    import test_training as made
-
     from kerasim import data
+    from tests.helpers import training_runs as made
 
     def poisoned(value):
         images = made.IMAGES.copy()
@@ -1299,6 +1291,6 @@ def main(args) -> int:
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torture  # so that what children are handed has a name that they know
+    from tests import torture  # so that what children are handed has a name that they know
 
     sys.exit(torture.main(sys.argv[1:]))
