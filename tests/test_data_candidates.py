@@ -8,8 +8,6 @@ from PIL import Image, ImageDraw, ImageEnhance
 from kerasim import data, duplicates
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 
-RNG = np.random.default_rng(0)
-
 
 def scene(seed):
     """A picture with structure: 8 x 8 random colours, blown up smoothly."""
@@ -195,7 +193,8 @@ def test_a_damaged_picture_is_named(folder):
 
 
 def test_a_pool_holds_its_own_image_and_foils_of_other_groups():
-    groups = RNG.integers(0, 12, 60)
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 12, 60)
     pools = data.candidate_pools(60, 20, seed=1, groups=groups)
     assert pools.shape == (60, 20)
     for i, pool in enumerate(pools):
@@ -221,12 +220,13 @@ def test_too_few_foils_are_refused():
 
 
 def test_scores_are_written_under_the_header_of_the_candidates(tmp_path):
+    rng = np.random.default_rng(0)
     header = ["left", *(f"c{n}" for n in range(20))]
     names = [["007", *(f"x{i}{n}" for n in range(20))] for i in range(3)]
     pd.DataFrame(names, columns=header).to_csv(tmp_path / "test_candidates.csv", index=False)
     candidates = data.read_candidates(tmp_path / "test_candidates.csv")
     assert candidates["left"][0] == "007" and list(candidates.columns) == header
-    scores = RNG.random((3, 20))
+    scores = rng.random((3, 20))
     data.write_scores(tmp_path / "submission.csv", candidates, scores)
     written = pd.read_csv(tmp_path / "submission.csv", dtype={"left": str})
     assert list(written.columns) == header and list(written["left"]) == ["007"] * 3

@@ -367,7 +367,8 @@ def test_settings_of_pairs_change_with_what_decides_them(change):
 
 @pytest.mark.fault(40)
 def test_seven_planted_copies_are_found():
-    train, test = RNG.integers(0, 256, (2, 50, 4, 4, 1), dtype="uint8")
+    rng = np.random.default_rng(0)
+    train, test = rng.integers(0, 256, (2, 50, 4, 4, 1), dtype="uint8")
     test[[3, 9, 20, 31, 40, 41, 49]] = train[[7, 7, 1, 0, 30, 31, 32]]
     expected = [[3, 7], [9, 7], [20, 1], [31, 0], [40, 30], [41, 31], [49, 32]]
     assert duplicates.find_duplicates(test, train).tolist() == expected

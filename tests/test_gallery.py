@@ -266,7 +266,8 @@ def test_a_gallery_of_files_is_written_as_a_page(folder, tmp_path):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_graph_that_grew_answers_alike_once_it_is_loaded(metric, tmp_path):
-    images = np.concatenate([0.1 * RNG.random((40, 8, 6, 3)), 0.8 + 0.1 * IMAGES])
+    rng = np.random.default_rng(1)
+    images = np.concatenate([0.1 * rng.random((40, 8, 6, 3)), 0.8 + 0.1 * IMAGES])
     gallery = Gallery(EMBEDDER, metric, "hnsw")
     for part in np.split(images.astype("float32"), [40]):
         gallery.add(part)

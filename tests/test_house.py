@@ -72,6 +72,26 @@ def test_no_test_or_helper_imports_a_test(path):
     assert [part for part in parts if part.startswith("test_")] == []
 
 
+def generators(tree):
+    """Returns the names of a module that are random generators."""
+    return {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        for target in node.targets
+        if ast.unparse(node.value.func).endswith(("default_rng", "RandomState", "random.Random"))
+    }
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_function_draws_from_a_generator_that_tests_share(path):
+    tree = parse(path)
+    shared = generators(tree)
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+    names = {each.id for node in functions for each in ast.walk(node) if isinstance(each, ast.Name)}
+    assert names & shared == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_imports_only_modules_before_it(path):
     module = name_of(path)

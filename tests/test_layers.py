@@ -156,7 +156,8 @@ def test_a_time_embedding_of_odd_length_is_refused(dim):
 
 
 def test_twice_the_values_add_log_4_to_each_energy():
-    images = RNG.standard_normal((2, 4, 4, 3)).astype("float32")
+    rng = np.random.default_rng(1)
+    images = rng.standard_normal((2, 4, 4, 3)).astype("float32")
     energy = np.asarray(LogEnergy()(images))
     np.testing.assert_allclose(energy, np.log(np.square(images).mean(axis=(1, 2))), rtol=1e-4)
     np.testing.assert_allclose(np.asarray(LogEnergy()(2 * images)), energy + np.log(4), rtol=1e-4)
@@ -164,10 +165,11 @@ def test_twice_the_values_add_log_4_to_each_energy():
 
 
 def test_attention_pooling_weighs_positions_by_their_scores():
+    rng = np.random.default_rng(1)
     layer = AttentionPooling(5)
-    maps = RNG.standard_normal((2, 2, 3, 4)).astype("float32")
+    maps = rng.standard_normal((2, 2, 3, 4)).astype("float32")
     layer.build(maps.shape)
-    hidden, score = RNG.standard_normal((4, 5)), RNG.standard_normal((5, 1))
+    hidden, score = rng.standard_normal((4, 5)), rng.standard_normal((5, 1))
     layer.set_weights([hidden, score])
     scores = np.exp(np.tanh(maps @ hidden) @ score)[..., 0]
     weights = scores / scores.sum(axis=(1, 2), keepdims=True)
@@ -177,7 +179,8 @@ def test_attention_pooling_weighs_positions_by_their_scores():
 
 
 def test_the_generalized_mean_goes_from_the_average_towards_the_maximum():
-    maps = RNG.random((2, 4, 4, 3)).astype("float32")
+    rng = np.random.default_rng(1)
+    maps = rng.random((2, 4, 4, 3)).astype("float32")
     for p in (1, 3):
         expected = (maps.astype("float64") ** p).mean(axis=(1, 2)) ** (1 / p)
         np.testing.assert_allclose(np.asarray(GeMPooling(p)(maps)), expected, rtol=1e-5)
