@@ -97,7 +97,7 @@ def lambda_model(path):
     keras.Sequential([keras.Input(SHAPE), keras.layers.Lambda(lambda x: x)]).save(path)
 
 
-@pytest.mark.fault(1)
+@pytest.mark.fault("python-code-in-keras-file")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -35,14 +35,14 @@ def door(request):
     return DOORS[request.param]
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_images_that_are_not_finite_are_refused_with_their_rows(door, value):
     with pytest.raises(ArgumentError, match="images holds NaN or infinity in 2 of 7 rows: 2, 5"):
         door(poisoned(value))
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 def test_infinities_of_both_signs_are_refused_too(door):
     images = poisoned(np.inf)
     images[5, 3, 3, 0] = -np.inf
@@ -57,7 +57,7 @@ def test_bad_rows_are_counted_to_the_last_of_many():
         data.ImageBatches(images)
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("value", [255.0, 1.001, -0.001])
 def test_floats_outside_zero_to_one_are_refused_with_range_row_and_remedy(door, value):
     with pytest.raises(ArgumentError) as caught:
@@ -68,7 +68,7 @@ def test_floats_outside_zero_to_one_are_refused_with_range_row_and_remedy(door, 
     assert str(np.float32(value)) in said
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("dtype", ["int64", "bool", "object", "complex64"])
 def test_images_of_another_dtype_are_refused_by_it(door, dtype):
     with pytest.raises(
@@ -77,7 +77,7 @@ def test_images_of_another_dtype_are_refused_by_it(door, dtype):
         door((FLOATS > 0.5).astype(dtype))
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("shape", [(7, 4, 4), (7, 16), (4,), (), (7, 4, 4, 1, 1), (7, 0, 4, 1)])
 def test_images_of_another_shape_are_refused_with_both_shapes(door, shape):
     with pytest.raises(ArgumentError) as caught:

@@ -27,12 +27,12 @@ def test_each_epoch_shows_every_image_once():
         assert sorted(order_of(epoch)) == list(range(50))
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_epochs_differ_in_order():
     assert len({tuple(order_of(epoch)) for epoch in range(5)}) == 5
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_runs_of_one_seed_are_equal_and_of_another_differ():
     assert order_of(2, seed=3) == order_of(2, seed=3) != order_of(2, seed=4)
 
@@ -110,7 +110,7 @@ def test_the_last_batch_is_smaller():
     assert [len(batches[n][0]) for n in range(len(batches))] == [3, 3, 1]
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_fewer_images_than_a_batch_are_one_batch():
     batches = data.ImageBatches(FLOATS, batch_size=100)
     assert len(batches) == 1 and len(batches[0][0]) == 7
@@ -193,7 +193,7 @@ def test_batches_read_a_folder(tmp_path):
     np.testing.assert_array_equal(inputs, found[:])
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_no_images_are_refused():
     with pytest.raises(ArgumentError, match="images is empty"):
         data.ImageBatches(FLOATS[:0])
@@ -206,7 +206,7 @@ def test_targets_of_another_length_are_refused_with_both_lengths():
         data.ImageBatches(FLOATS, np.zeros(6))
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 def test_targets_that_are_not_finite_are_refused_with_their_rows():
     targets = np.zeros((7, 2))
     targets[4, 1] = np.nan
@@ -214,7 +214,7 @@ def test_targets_that_are_not_finite_are_refused_with_their_rows():
         data.ImageBatches(FLOATS, targets)
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", None, True])
 def test_a_batch_size_that_is_none_is_refused(batch_size):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
@@ -297,7 +297,7 @@ def test_a_folder_embeds_as_its_images(tmp_path):
     )
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_no_images_give_no_embeddings():
     found = embedding.embed(EMBEDDER, FLOATS[:0])
     assert found.shape == (0, 5) and found.dtype == np.float32
@@ -390,7 +390,7 @@ def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
     assert [bool(reason) for reason in reasons] == [False, False, True, False]
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_tensorflow(tmp_path):
     for n in range(4):
         picture(tmp_path / f"{n}.png", 40 * n)
@@ -402,7 +402,7 @@ def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_ten
         assert "node" not in str(caught.value)
 
 
-@pytest.mark.fault(47)
+@pytest.mark.fault("out-of-memory")
 def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(monkeypatch):
     def run_out(*args, **kwargs):
         raise MemoryError

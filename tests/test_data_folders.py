@@ -71,7 +71,7 @@ def test_part_of_a_folder_is_a_folder_that_decodes_nothing_before_it_is_asked(ro
     assert part.labels.tolist() == labels.tolist() and part.class_names == ["a", "b"]
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 @pytest.mark.parametrize("suffix", ["webp", "tif", "TIFF", "JPG", "jpeg", "bmp", "gif", "png"])
 def test_every_suffix_of_a_known_format_is_taken(suffix, tmp_path):
     kind = {"tif": "TIFF", "jpg": "JPEG"}.get(suffix.lower(), suffix.upper())
@@ -79,7 +79,7 @@ def test_every_suffix_of_a_known_format_is_taken(suffix, tmp_path):
     assert len(data.image_folder(tmp_path, 4)) == 1
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 def test_droppings_of_file_managers_are_left_out_in_silence(tmp_path):
     picture(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "._x.png").write_bytes(b"\0\5\26\7")
@@ -93,7 +93,7 @@ def test_droppings_of_file_managers_are_left_out_in_silence(tmp_path):
     assert found.skipped == [] and found.class_names == ["a"]
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 def test_other_files_are_listed_with_one_warning(tmp_path):
     picture(tmp_path / "x.png")
     (tmp_path / "notes.txt").write_text("hello")
@@ -104,7 +104,7 @@ def test_other_files_are_listed_with_one_warning(tmp_path):
     assert [file.name for file, _ in found.skipped] == ["notes.txt", "x.heic"]
 
 
-@pytest.mark.fault(38, 54)
+@pytest.mark.fault("missing-labels", "stray-files")
 def test_a_class_folder_without_a_picture_is_listed_and_no_class(tmp_path):
     picture(tmp_path / "ant" / "1.png")
     (tmp_path / "bee").mkdir()
@@ -151,7 +151,7 @@ def test_labels_are_of_folders_or_none(tmp_path):
 KINDS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"]
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 @pytest.mark.parametrize("name", ["a", "a.jfif", "a.jpe", "a.txt", "a.JPG", "a.png", "a.webp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_is_an_image_by_its_content_whatever_its_suffix(kind, name, tmp_path):
@@ -160,7 +160,7 @@ def test_a_file_is_an_image_by_its_content_whatever_its_suffix(kind, name, tmp_p
     assert [file.name for file in found.files] == [name] and found.skipped == []
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -210,7 +210,7 @@ def damaged(tmp_path):
     return tmp_path
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_damaged_images_are_all_listed_in_one_error_before_training(damaged):
     with pytest.raises(ImageError, match='4 of 5 images .*on_error="skip"') as caught:
         data.image_folder(damaged, 4)
@@ -218,7 +218,7 @@ def test_damaged_images_are_all_listed_in_one_error_before_training(damaged):
         assert str(damaged / name) in str(caught.value)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_a_truncated_jpeg_is_listed_by_name(tmp_path):
     whole = picture(tmp_path / "a.jpg", size=(64, 64)).read_bytes()
     (tmp_path / "b.jpg").write_bytes(whole[: len(whole) - 60])
@@ -226,7 +226,7 @@ def test_a_truncated_jpeg_is_listed_by_name(tmp_path):
         data.image_folder(tmp_path, 4)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_damaged_images_are_skipped_with_a_count_if_asked(damaged):
     with pytest.warns(UserWarning, match="4 files in .* left out") as caught:
         found = data.image_folder(damaged, 4, on_error="skip")
@@ -243,7 +243,7 @@ def test_without_a_check_a_damaged_image_is_named_when_it_is_asked_for(damaged):
         found[:]
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 def test_an_image_that_vanishes_is_named(tmp_path):
     picture(tmp_path / "a.png")
     gone = picture(tmp_path / "b.png")
@@ -268,7 +268,7 @@ def test_an_empty_folder_is_refused_by_name(tmp_path):
     assert str(tmp_path) in str(caught.value) and "WEBP" in str(caught.value)
 
 
-@pytest.mark.fault(52)
+@pytest.mark.fault("animation")
 def test_animations_of_a_folder_are_read_with_one_warning_and_then_in_silence(tmp_path):
     animation(tmp_path / "a.gif")
     animation(tmp_path / "b.tif")
@@ -290,7 +290,7 @@ def test_threads_of_a_folder_leave_the_warning_filters_as_they_were(tmp_path):
     assert after == before
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("kind", ["missing", "file"])
 def test_what_is_no_folder_is_refused_by_name(kind, tmp_path):
     path = tmp_path / "photos"
@@ -301,14 +301,14 @@ def test_what_is_no_folder_is_refused_by_name(kind, tmp_path):
     assert str(path) in str(caught.value) and "not a folder" in str(caught.value)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("path", ["", None, 3, b"photos", "a\0b"])
 def test_what_is_no_path_is_refused(path):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="path"):
         data.image_folder(path, 4)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_pipe_in_place_of_a_folder_is_refused_and_not_waited_for(tmp_path):
     with no_hang(tmp_path / "pipe"), pytest.raises(ArtifactError, match="pipe' is not a folder"):
         data.image_folder(tmp_path / "pipe", 4)
@@ -361,7 +361,7 @@ def test_a_folder_takes_one_or_three_channels(channels, tmp_path):
 # Names and links
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 @pytest.mark.parametrize("target", [".", "..", "../a"])
 def test_a_loop_of_links_is_walked_once(target, tmp_path, monkeypatch):
     picture(tmp_path / "a" / "x.png")
@@ -378,7 +378,7 @@ def test_a_loop_of_links_is_walked_once(target, tmp_path, monkeypatch):
     assert len(walked) == 3  # the folder, a, and the link, which is not entered
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_a_file_reached_by_two_links_is_taken_once(tmp_path):
     outside = picture(tmp_path / "outside" / "x.png")
     root = tmp_path / "root"
@@ -426,7 +426,7 @@ def odd(tmp_path):
     return root
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_odd_names_are_all_read(odd):
     found = data.image_folder(odd, 4, labels=None)
     names = [os.fsencode(file)[len(os.fsencode(odd)) + 1 :] for file in found.files]
@@ -434,7 +434,7 @@ def test_odd_names_are_all_read(odd):
     assert found[:].shape == (len(ODD), 4, 4, 3)
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_case_twins_are_two_classes(tmp_path):
     picture(tmp_path / "Cat" / "1.png")
     picture(tmp_path / "cat" / "1.png")
@@ -444,7 +444,7 @@ def test_case_twins_are_two_classes(tmp_path):
     assert found.class_names == ["Cat", "cat"] and found.labels.tolist() == [0, 1]
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_odd_names_are_shown_on_one_line_each_with_the_letters_of_their_script(odd):
     for file in odd.rglob("*"):
         if file.is_file():
@@ -468,7 +468,7 @@ print([os.fsencode(name) for name in found.class_names], found.labels)
 """
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_order_and_labels_do_not_depend_on_the_locale(odd):
     (odd / "new\nline.png").unlink()  # with images beside the subfolders there are no labels
     (odd / ("l" * 251 + ".png")).unlink()

@@ -41,7 +41,7 @@ def epoch_of(batches, epoch=0):
 # draw_pairs, draw_triplets
 
 
-@pytest.mark.fault(37)
+@pytest.mark.fault("single-image-class")
 @pytest.mark.parametrize("positive", [0, 0.25, 0.5, 1])
 def test_pairs_are_as_like_as_they_say_and_of_the_share_asked_for(positive):
     left, right, same = data.draw_pairs(LABELS, 1000, positive)
@@ -112,7 +112,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.fault(38)
+@pytest.mark.fault("missing-labels")
 @pytest.mark.parametrize(("labels", "kind", "said"), REFUSED)
 def test_labels_without_a_pair_are_refused_by_name(labels, kind, said):
     for draw in (data.draw_pairs, data.draw_triplets):
@@ -120,14 +120,14 @@ def test_labels_without_a_pair_are_refused_by_name(labels, kind, said):
             draw(labels)
 
 
-@pytest.mark.fault(38)
+@pytest.mark.fault("missing-labels")
 @pytest.mark.parametrize(("labels", "kind", "said"), REFUSED[:4])
 def test_batches_of_such_labels_are_refused_alike(labels, kind, said, drawn):
     with pytest.raises(kind, match=said):
         drawn(IMAGES[:4], labels)
 
 
-@pytest.mark.fault(37)
+@pytest.mark.fault("single-image-class")
 def test_a_class_folder_of_one_image_is_refused_by_its_label_and_name(tmp_path):
     for name, count in (("ant", 1), ("bee", 5), ("cat", 5)):
         for n in range(count):
@@ -151,7 +151,7 @@ def test_a_folder_gives_the_pairs_of_its_images(tmp_path):
     assert left.shape == right.shape == (8, 4, 4, 3)
 
 
-@pytest.mark.fault(38)
+@pytest.mark.fault("missing-labels")
 def test_labels_of_another_length_are_refused_with_both(drawn):
     with pytest.raises(
         ArgumentError, match=r"labels has shape \(9,\), expected \(10,\).* of the 10 images"
@@ -309,7 +309,7 @@ def test_settings_change_with_the_share_the_classes_and_the_number():
     assert data.BalancedBatches(MARKED, OF_MARKED, 4, 2).settings() != one
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault("duplicates")
 def test_a_copy_with_another_label_is_reported(drawn):
     images = MARKED.copy()
     images[39] = images[0]
@@ -365,7 +365,7 @@ def test_settings_of_pairs_change_with_what_decides_them(change):
 # find_duplicates
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault("duplicates")
 def test_seven_planted_copies_are_found():
     rng = np.random.default_rng(0)
     train, test = rng.integers(0, 256, (2, 50, 4, 4, 1), dtype="uint8")
@@ -376,7 +376,7 @@ def test_seven_planted_copies_are_found():
     assert duplicates.find_duplicates(LEVELS).shape == (0, 2)
 
 
-@pytest.mark.fault(40)
+@pytest.mark.fault("duplicates")
 def test_copies_in_a_folder_are_found_by_their_files(tmp_path):
     for n, level in enumerate((10, 20, 10)):
         picture(tmp_path / f"{n}.png", level)

@@ -185,7 +185,7 @@ def test_a_file_without_an_array_is_refused_with_its_key(folder):
         data.load_dataset("mnist")
 
 
-@pytest.mark.fault(6)
+@pytest.mark.fault("object-array")
 @pytest.mark.parametrize("key", MNIST)
 def test_an_array_of_objects_is_never_unpickled(key, folder):
     canary = folder / "canary"
@@ -200,7 +200,7 @@ def test_an_array_of_objects_is_never_unpickled(key, folder):
     assert not canary.exists()
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_refused_by_name(part, folder):
     buffer = io.BytesIO()
@@ -211,7 +211,7 @@ def test_a_truncated_file_is_refused_by_name(part, folder):
         data.load_dataset("mnist")
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 def test_a_decompression_bomb_is_refused_by_its_directory(folder):
     with zipfile.ZipFile(folder / "mnist.npz", "w") as archive:
         archive.writestr("x_train.npy", b"0" * 100)

@@ -67,7 +67,7 @@ def raised():
 RAISED = [found for found in raised() if (found[0], found[2]) not in INSIDE | PYTHON]
 
 
-@pytest.mark.fault(78)
+@pytest.mark.fault("error-messages")
 def test_every_error_that_is_raised_is_ours():
     ours = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
     # These return one of ours.
@@ -76,7 +76,7 @@ def test_every_error_that_is_raised_is_ours():
     assert [found for found in RAISED if found[2] not in ours | makers] == []
 
 
-@pytest.mark.fault(78)
+@pytest.mark.fault("error-messages")
 def test_no_text_shows_how_to_switch_safety_off_and_no_module_asserts():
     for path in MODULES:
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(parse(path)))

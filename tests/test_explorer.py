@@ -84,7 +84,7 @@ def colour(page, selector):
     return np.array(image.getpixel((image.width // 2, image.height // 2))) / 255
 
 
-@pytest.mark.fault(75)
+@pytest.mark.fault("html-in-names")
 def test_a_point_under_the_mouse_shows_its_picture_and_label(page):
     page.mouse.move(*page.evaluate(PLACE_OF, 13))
     page.wait_for_selector("#card:visible")
@@ -92,7 +92,7 @@ def test_a_point_under_the_mouse_shows_its_picture_and_label(page):
     np.testing.assert_allclose(colour(page, "#card .tile"), IMAGES[13, 0, 0], atol=0.03)
 
 
-@pytest.mark.fault(75)
+@pytest.mark.fault("html-in-names")
 def test_a_click_shows_the_nearest_by_each_metric_in_order(page):
     page.mouse.click(*page.evaluate(PLACE_OF, 8))
     page.wait_for_selector("#neighbors section")
@@ -270,7 +270,7 @@ class Elements(html.parser.HTMLParser):
             self.texts[-1] += data
 
 
-@pytest.mark.fault(75)
+@pytest.mark.fault("html-in-names")
 def test_hostile_names_of_classes_and_files_make_no_elements_and_the_page_has_its_policy(tmp_path):
     kind = tmp_path / "<b onclick=hack()>"
     kind.mkdir()

@@ -185,7 +185,7 @@ def draw_cases(size):
 CASES = draw_cases(SIZE)
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 @pytest.mark.parametrize("name", CASES)
 def test_encoded_files_give_what_their_decoded_images_give(name, exported):
     model, _, loaded = exported
@@ -226,7 +226,7 @@ def test_encoded_files_of_another_size_are_resized_as_read_image_does_within_a_l
     assert served @ decoded / np.linalg.norm(served) / np.linalg.norm(decoded) > 0.9999
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 def test_every_level_of_colour_and_alpha_is_laid_over_white_as_read_image_does(tmp_path):
     levels = np.arange(256, dtype="uint8")
     image = np.zeros((256, 256, 4), "uint8")
@@ -387,7 +387,7 @@ def test_what_is_no_list_of_bytes_is_refused(encoded, exported):
         exported[2].serve_bytes(encoded)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("cut", [0, 3, 20, 60], ids="{} bytes".format)
 def test_a_damaged_file_is_refused_in_our_words(cut, exported):
     whole = encode(CASES["png colour"][0])
@@ -421,7 +421,7 @@ def test_the_manifest_names_exactly_the_files_and_the_shape(exported):
     assert manifest["info"]["image_shape"] == list(model.input_shape[1:])
 
 
-@pytest.mark.fault(14)
+@pytest.mark.fault("extra-or-missing-file")
 def test_an_export_over_an_older_one_leaves_none_of_its_files(colour):
     _, path = colour
     wide = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="codes")])
@@ -438,7 +438,7 @@ def test_an_export_never_replaces_a_folder_that_kerasim_did_not_write(tmp_path):
     assert contents(tmp_path) == {"thesis.txt"}
 
 
-@pytest.mark.fault(4)
+@pytest.mark.fault("foreign-saved-model")
 @pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
 def test_an_edited_export_is_refused(name, colour):
     _, path = colour
@@ -450,7 +450,7 @@ def test_an_edited_export_is_refused(name, colour):
             export.load_saved_model(path, trust=trust)
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 def test_a_truncated_export_is_refused_with_both_sizes(colour):
     _, path = colour
     content = (path / "saved_model.pb").read_bytes()
@@ -459,7 +459,7 @@ def test_a_truncated_export_is_refused_with_both_sizes(colour):
         export.load_saved_model(path)
 
 
-@pytest.mark.fault(14)
+@pytest.mark.fault("extra-or-missing-file")
 def test_a_file_added_to_an_export_is_refused(colour):
     _, path = colour
     (path / "assets.extra").mkdir(exist_ok=True)
@@ -468,7 +468,7 @@ def test_a_file_added_to_an_export_is_refused(colour):
         export.load_saved_model(path)
 
 
-@pytest.mark.fault(4)
+@pytest.mark.fault("foreign-saved-model")
 def test_an_export_that_lost_its_manifest_needs_trust(colour):
     model, path = colour
     (path / "kerasim.json").unlink()
@@ -492,7 +492,7 @@ def foreign(tmp_path):
     return tmp_path
 
 
-@pytest.mark.fault(4)
+@pytest.mark.fault("foreign-saved-model")
 def test_a_foreign_saved_model_is_refused(foreign):
     with pytest.raises(ArtifactError, match="kerasim did not write it"):
         export.load_saved_model(foreign)

@@ -1,13 +1,11 @@
 """Rows of the fault table that hold for all public functions, or all builders, alike."""
 
-import ast
 import contextlib
 import errno
 import importlib
 import os
 import re
 import tempfile
-import types
 import warnings
 from pathlib import Path
 
@@ -36,7 +34,6 @@ from kerasim import (
     projection,
     training,
 )
-from tests.conftest import ROWS, summary
 from tests.helpers.file_access import unprivileged
 from tests.helpers.image_files import picture
 from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
@@ -530,7 +527,7 @@ OTHERWISE = {
 APART = {"errors", "cli", "layers", "losses"}
 
 
-@pytest.mark.fault(77)
+@pytest.mark.fault("any-object")
 @pytest.mark.parametrize("module", [name for name in kerasim._MODULES if name not in APART])
 def test_every_public_function_is_tried_with_any_argument(module):
     found = importlib.import_module(f"kerasim.{module}")
@@ -550,7 +547,7 @@ SLOW = {  # to call with what is right; 200 cases each for others
 SLOW["models.unet"] = 25
 
 
-@pytest.mark.fault(77, 78)
+@pytest.mark.fault("any-object", "error-messages")
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(name):
     call, good = PUBLIC[name]
@@ -600,7 +597,7 @@ PLACES = ("path", "run_dir", "cache", "source")
 PLACED = {name: key for name, (_, good) in PUBLIC.items() for key in PLACES if good.get(key)}
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("bad", [too_long, below_a_file, loop, closed, not_text])
 @pytest.mark.parametrize("name", PLACED)
 def test_a_place_that_cannot_be_used_is_refused_in_our_words(name, bad, visible):
@@ -620,7 +617,7 @@ WRITERS = [
 ]
 
 
-@pytest.mark.fault(27)
+@pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path, monkeypatch):
     def fsync(descriptor):
@@ -648,7 +645,7 @@ OPEN = {  # where None, or 0, has a meaning
 }
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("value", [0, -1, 2.5, "8", None, True], ids=repr)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_what_is_no_number_in_range_is_refused_by_name_with_the_range(name, value):
@@ -693,7 +690,7 @@ IMAGES_OF = {  # the arguments that are images, and those of one row for each of
 }
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 @pytest.mark.parametrize("name", IMAGES_OF)
 def test_no_images_give_an_empty_answer_or_a_clear_error(name):
     call, good = PUBLIC[name]
@@ -708,7 +705,7 @@ def test_no_images_give_an_empty_answer_or_a_clear_error(name):
         assert len(answer[0] if isinstance(answer, tuple) else answer) == 0
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 @pytest.mark.parametrize("name", [name for name in IMAGES_OF if name.endswith("Batches")])
 def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
     call, good = PUBLIC[name]
@@ -724,7 +721,7 @@ def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
     assert len(batches) == 1 and len(first) == rows
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_training_on_fewer_images_than_a_batch_goes_on(tmp_path):
     batches = data.ImageBatches(FLOATS, batch_size=100)
     assert len(training.fit(compiled(), batches, 2, tmp_path, verbose=0)) == 2
@@ -736,7 +733,7 @@ def test_training_on_fewer_images_than_a_batch_goes_on(tmp_path):
 SIZED = [name for name in PUBLIC if "image_shape" in PUBLIC[name][1] and "pretrained" not in name]
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("name", SIZED)
 def test_any_size_is_built_or_refused_with_sizes_that_are(name):
     call, good = PUBLIC[name]
@@ -765,7 +762,7 @@ def test_any_size_is_built_or_refused_with_sizes_that_are(name):
     assert built > 2
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("name", SIZED)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_any_number_of_channels_is_built(name, channels):
@@ -828,7 +825,7 @@ WRONG = {
 }
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("name", IMAGES_OF)
 def test_the_same_pictures_in_any_kind_give_the_same_and_others_are_refused(name):
     good = PUBLIC[name][1]
@@ -871,7 +868,7 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_any_layout_gives_the_same_and_the_callers_arrays_stay_as_they_were(name, tmp_path):
     good = {k: v for k, v in PUBLIC[name][1].items() if isinstance(v, np.ndarray)}
@@ -889,47 +886,3 @@ def test_any_layout_gives_the_same_and_the_callers_arrays_stay_as_they_were(name
             np.testing.assert_array_equal(one, other)
     for argument, value in good.items():
         np.testing.assert_array_equal(value, before[argument])
-
-
-# The table itself
-
-
-def marked(path):
-    """Yields the rows of each `pytest.mark.fault` of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
-            # tests/test_torture.py marks from a table: *ROWS[name].
-            yield from (each.value for each in node.args if isinstance(each, ast.Constant))
-
-
-def test_the_rows_of_the_docs_are_those_that_tests_are_marked_with():
-    text = (Path(__file__).parents[1] / "docs" / "faults.md").read_text()
-    listed = [int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
-    found = {row for path in Path(__file__).parent.glob("*.py") for row in marked(path)}
-    assert listed == sorted(found) == ROWS
-    left_out = {*range(1, 81)} - {*ROWS}
-    assert all(re.search(rf"\b{row}\b", text.partition("| 1 |")[0]) for row in left_out)
-
-
-def report(*rows):
-    return types.SimpleNamespace(user_properties=[("fault", row) for row in rows])
-
-
-@pytest.mark.parametrize(
-    ("stats", "said"),
-    [
-        ({"passed": [report()], "": [report(1)]}, ""),
-        ({"passed": [report(1, 2), report(2)]}, "fault table: 2 of 75 rows ran, all passed"),
-        (
-            {"passed": [report(1)], "skipped": [report(1), report(5)]},
-            "fault table: 1 of 75 rows ran, 1 skipped: 5, all passed",
-        ),
-        (
-            {"passed": [report(1)], "failed": [report(1, 3)], "error": [report(4)]},
-            "fault table: 3 of 75 rows ran, 3 failed: 1, 3, 4",
-        ),
-        ({"skipped": [report(5)]}, "fault table: 0 of 75 rows ran, 1 skipped: 5"),
-    ],
-)
-def test_the_line_at_the_end_counts_rows_by_what_became_of_their_tests(stats, said):
-    assert summary(stats) == said

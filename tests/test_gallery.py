@@ -172,7 +172,7 @@ def test_a_gallery_opens_in_a_fresh_process(folder, tmp_path):
     assert eval(out.splitlines()[-1]) == gallery.query(file, 3)["id"].tolist()
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_another_embedder_is_refused(tmp_path):
     gallery = Gallery(EMBEDDER)
     gallery.add(IMAGES)
@@ -182,7 +182,7 @@ def test_another_embedder_is_refused(tmp_path):
         Gallery.load(tmp_path / "gallery", make_embedder(seed=1))
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault("concurrent-writers")
 def test_of_two_writers_the_second_is_told_and_nothing_is_lost(tmp_path):
     first = Gallery(EMBEDDER)
     first.add(IMAGES[:5])

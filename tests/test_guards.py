@@ -1,4 +1,4 @@
-"""The guards that `make torture GOALS=guards` removes: comments, table, and how they are removed."""
+"""The guards that `make torture GOALS=guards` removes: comments, table, and the removal."""
 
 import ast
 from collections import Counter

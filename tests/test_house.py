@@ -31,13 +31,13 @@ INSIDE = {
 }
 
 
-@pytest.mark.fault(5)
+@pytest.mark.fault("pickle")
 @pytest.mark.parametrize("path", [*MODULES, *NOTEBOOKS], ids=lambda path: path.name)
 def test_nothing_can_run_code_from_a_file(path):
     assert list(unsafe(parse(path))) == []
 
 
-@pytest.mark.fault(5)
+@pytest.mark.fault("pickle")
 @pytest.mark.parametrize(
     "line",
     [
@@ -262,7 +262,7 @@ def test_a_docstring_names_each_error_that_is_raised(name):
         assert "Error" in docstring
 
 
-@pytest.mark.fault(80)
+@pytest.mark.fault("old-libraries")
 @pytest.mark.parametrize("name", ["keras", "numpy", "pillow"])
 def test_an_old_library_is_warned_of_with_the_version_that_is_safe(name, monkeypatch):
     real = importlib.metadata.version
@@ -276,7 +276,7 @@ def test_an_old_library_is_warned_of_with_the_version_that_is_safe(name, monkeyp
     assert len(caught) == 1
 
 
-@pytest.mark.fault(80)
+@pytest.mark.fault("old-libraries")
 def test_what_is_new_enough_or_absent_is_not_warned_of(monkeypatch):
     def version(name):
         if name == "pillow":
@@ -297,7 +297,7 @@ def pins(lines, between):
     return {match[1]: tuple(map(int, match[2].split("."))) for match in found if match}
 
 
-@pytest.mark.fault(80)
+@pytest.mark.fault("old-libraries")
 def test_the_lock_and_what_is_warned_of_keep_to_the_oldest_versions_that_are_declared():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     declared = pins(project["dependencies"], ">=")

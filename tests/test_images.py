@@ -20,21 +20,21 @@ from tests.helpers.image_files import COLORS, RAMP, TURNS, chunk, encode, golden
 SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 @pytest.mark.parametrize("content, expected", [pytest.param(*c, id=n) for n, *c in golden()])
 def test_every_kind_of_pixel_becomes_the_same_rgb(content, expected):
     found = read_image(content, dtype="uint8")
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 def test_a_cmyk_jpeg_is_not_read_as_its_negative():
     cyan = encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)
     means = read_image(cyan, dtype="uint8").mean(axis=(0, 1))
     np.testing.assert_allclose(means, [0, 255, 255], atol=1)
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 @pytest.mark.parametrize(
     "values, expected",
     [
@@ -171,7 +171,7 @@ def test_a_tiff_is_read_as_its_specification_says_or_refused(
     np.testing.assert_allclose(found, np.broadcast_to(right, (6, 8, 3)), atol=1)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", TURNS)
 def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
@@ -186,7 +186,7 @@ def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
     np.testing.assert_allclose(found.astype(int), upright, atol=3)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 def test_sixteen_bits_are_turned_upright_too():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -195,7 +195,7 @@ def test_sixteen_bits_are_turned_upright_too():
     np.testing.assert_array_equal(found[..., 0], RAMP)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 @pytest.mark.parametrize(
     "exif",
     [
@@ -213,7 +213,7 @@ def test_broken_exif_does_not_lose_the_picture(kind, exif):
     np.testing.assert_allclose(means, [200, 100, 50], atol=2)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
     width = struct.pack(">HHI4s", 0x0100, 2, 2, b"a")  # ImageWidth, as text
     orientation = struct.pack(">HHI4s", 0x0112, 3, 1, b"\0\6")
@@ -223,7 +223,7 @@ def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
     np.testing.assert_array_equal(found, COLORS)
 
 
-@pytest.mark.fault(52)
+@pytest.mark.fault("animation")
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_read_with_one_warning(kind, tmp_path):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
@@ -272,7 +272,7 @@ def read_in_a_child(tmp_path, width, height):
     return said, int(megabytes)
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 @pytest.mark.parametrize("side", [12_000, 20_000])
 def test_a_pixel_bomb_is_refused_by_name_before_it_takes_memory(side, tmp_path):
     said, megabytes = read_in_a_child(tmp_path, side, side)
@@ -285,7 +285,7 @@ def test_the_measure_of_memory_sees_a_large_picture(tmp_path):
     assert said == "read (3000, 4000, 3)" and megabytes > 36
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 @pytest.mark.parametrize("width, height", [(1, 100_000), (100_000, 1)])
 def test_a_long_strip_has_few_pixels_and_is_read(width, height):
     content = encode(Image.new("L", (width, height), 7))
@@ -300,7 +300,7 @@ def test_the_limit_is_on_pixels_and_the_message_gives_it(monkeypatch):
         read_image(encode(Image.new("L", (13, 1))))
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.8])
 def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
@@ -314,7 +314,7 @@ def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
     assert "Replace or remove it" in str(caught.value)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("missing", [1, 2, 4, 8, 16, 40, 150])
 def test_a_file_without_its_last_bytes_is_refused_or_read_in_full(kind, missing):
@@ -328,7 +328,7 @@ def test_a_file_without_its_last_bytes_is_refused_or_read_in_full(kind, missing)
     np.testing.assert_array_equal(found, right)
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 def test_an_image_of_too_many_rows_is_refused_before_it_takes_memory(monkeypatch):
     monkeypatch.setattr(images, "MAX_SIDE", 500)
     assert read_image(encode(Image.new("L", (1, 500)))).shape == (500, 1, 3)
@@ -337,7 +337,7 @@ def test_an_image_of_too_many_rows_is_refused_before_it_takes_memory(monkeypatch
             read_image(encode(Image.new("L", size)))
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 def test_a_small_tiff_of_huge_tiles_is_refused():
     tags = [(256, 8), (257, 8), (258, 8), (259, 5), (262, 1), (277, 1), (322, 45_000)]
     tags += [(323, 45_000), (324, 8), (325, 60)]
@@ -363,7 +363,7 @@ def test_sixteen_bits_and_alpha_take_a_small_multiple_of_their_pixels(tmp_path):
         assert int(child.stdout.splitlines()[1]) < 16 * 15  # MB for 16 million pixels
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "EPS", "PDF"])
 def test_other_formats_are_not_opened_whatever_their_suffix(kind, tmp_path):
     path = tmp_path / "picture.png"
@@ -373,7 +373,7 @@ def test_other_formats_are_not_opened_whatever_their_suffix(kind, tmp_path):
             read_image(source)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_a_web_page_is_refused_by_name(tmp_path):
     path = tmp_path / "page.jpg"
     path.write_text("<html>404 Not Found</html>")
@@ -381,7 +381,7 @@ def test_a_web_page_is_refused_by_name(tmp_path):
         read_image(path)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_content_counts_and_not_the_suffix(kind, tmp_path):
     path = tmp_path / "picture.txt"
@@ -397,18 +397,18 @@ def refusal(path):
     return str(caught.value)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_missing_file_is_named(tmp_path):
     said = refusal(tmp_path / "none.png")
     assert f"There is no file '{tmp_path / 'none.png'}': check the path" in said
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_an_empty_path_is_refused():
     assert "There is no file ''" in refusal("")
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_folder_is_refused_as_such(tmp_path):
     said = refusal(tmp_path)
     assert str(tmp_path) in said and "is a folder" in said
@@ -425,7 +425,7 @@ def test_a_name_is_shown_on_one_line_with_the_letters_of_its_script(tmp_path):
     assert "a\\nb\\udcff\u00e9\u8239.png" in said
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
@@ -444,7 +444,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         watchdog.cancel()
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_file_without_permission_is_named(visible):
     path = visible / "secret.png"
     path.write_bytes(encode(Image.new("L", (8, 8))))
@@ -454,7 +454,7 @@ def test_a_file_without_permission_is_named(visible):
     assert str(path) in said and "Permission denied" in said and "permissions" in said
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("source", [None, 5, 2.5, bytearray(b"x"), ["a.png"], np.zeros((4, 4, 3))])
 def test_what_is_no_path_and_no_bytes_is_refused_with_its_type(source):
     with pytest.raises(ArgumentTypeError) as caught:

@@ -131,7 +131,7 @@ def is_refused(config):
     return False
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("place", PLACES)
 def test_every_function_of_keras_but_activations_is_refused_wherever_a_file_names_it(place):
     allowed = set()
@@ -143,7 +143,7 @@ def test_every_function_of_keras_but_activations_is_refused_wherever_a_file_name
     assert allowed == (activations if may else set())
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("place", PLACES)
 def test_every_class_of_keras_that_is_not_listed_is_refused_wherever_a_file_names_it(place):
     allowed = {key for key in KERAS if not is_refused(PLACES[place](described(*key)))}
@@ -175,7 +175,7 @@ CALLS = {
 }
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("key", sorted(_keras_files._ALLOWED_CLASSES), ids=".".join)
 def test_a_class_on_the_list_is_a_part_of_a_model_and_takes_no_function_to_call(key):
     listed = OBJECTS[key]
@@ -254,7 +254,7 @@ CONFIGS = {  # that are refused
 }
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_that_would_run_or_build_something_else_is_refused(name):
     with pytest.raises(ArtifactError, match="model.keras' cannot be loaded: it names .*for safety"):
@@ -279,7 +279,7 @@ GADGETS = {  # a function of Keras, and arguments with which it would do harm
 }
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("gadget", GADGETS)
 @pytest.mark.parametrize("operation", [SWITCH, "keras.src.ops.core.VectorizedMap", "Lambda"])
 def test_no_function_of_keras_is_called_because_a_file_says_so(
@@ -329,7 +329,7 @@ HOSTILE = {  # what saves each, and what the error names
 }
 
 
-@pytest.mark.fault(1, 2)
+@pytest.mark.fault("python-code-in-keras-file", "malicious-model")
 @pytest.mark.parametrize(("save", "named"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_is_refused_with_its_path_and_nothing_runs(
     save, named, tmp_path, keras_is_not_asked
@@ -344,7 +344,7 @@ def test_a_hostile_file_is_refused_with_its_path_and_nothing_runs(
     assert "safe_mode" not in said and not canary.exists()
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     path = with_layer(tmp_path / "model.keras", "ReLU", name="../../canary")
     with pytest.raises(ArgumentError, match=re.escape(str(path))):
@@ -416,7 +416,7 @@ MODELS = {
 }
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault("model-in-new-process")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_is_saved_gives_the_same_vectors_once_it_is_loaded(name, tmp_path):
     model = MODELS[name]()
@@ -454,7 +454,7 @@ def test_what_is_loaded_is_not_compiled(tmp_path):
     assert not embedding.load_embedder(tmp_path / "model.keras").compiled
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault("model-in-new-process")
 def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tmp_path):
     kerasim_layers().save(tmp_path / "model.keras")
     code = (
@@ -473,14 +473,14 @@ def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tm
 # Damaged files
 
 
-@pytest.mark.fault(7, 19)
+@pytest.mark.fault("h5-model", "unusable-path")
 def test_a_model_in_the_old_format_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"is not a .keras file.*save\('model.keras'\)"):
         embedding.load_embedder(tmp_path / "model.h5")
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -1])
 def test_a_model_cut_short_is_called_damaged_and_not_missing(length, tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None)
@@ -494,7 +494,7 @@ def other_config(content):
     return lambda files: files.update({"config.json": content})
 
 
-@pytest.mark.fault(10, 12)
+@pytest.mark.fault("deep-or-huge-manifest", "truncated-file")
 @pytest.mark.parametrize(
     "content", [b"x", b"[" * 200_000, b"[]", b"{}", b"null", b"7", b'"text"'], ids=repr
 )
@@ -517,7 +517,7 @@ def test_a_model_with_files_of_its_own_is_refused(tmp_path):
         embedding.load_embedder(rewrite(tmp_path / "model.keras", add))
 
 
-@pytest.mark.fault(15)
+@pytest.mark.fault("random-damage")
 def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
     rng = np.random.default_rng(0)
     path = rewrite(tmp_path / "model.keras", lambda files: None)
@@ -537,7 +537,7 @@ def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
 # Archives
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_archive_whose_blocks_have_no_bound_is_refused(method, tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None, method)
@@ -545,7 +545,7 @@ def test_an_archive_whose_blocks_have_no_bound_is_refused(method, tmp_path):
         embedding.load_embedder(path)
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path):
     path = rewrite(tmp_path / "model.keras", lambda files: None)
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
@@ -634,7 +634,7 @@ SPOILED = {  # what is wrong with an array, what makes it so, and what the error
 }
 
 
-@pytest.mark.fault(2, 9)
+@pytest.mark.fault("malicious-model", "oversized-claim")
 @pytest.mark.parametrize(("change", "said"), SPOILED.values(), ids=SPOILED)
 def test_an_array_that_is_not_stored_in_the_file_in_full_is_refused(
     change, said, tmp_path, keras_is_not_asked
@@ -736,7 +736,7 @@ LARGE = {
 }
 
 
-@pytest.mark.fault(8, 9)
+@pytest.mark.fault("archive-bomb", "oversized-claim")
 def test_models_that_would_fill_the_memory_are_refused_before_they_do(tmp_path):
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc to measure peak memory")

@@ -193,7 +193,7 @@ COUNTED = {
 }
 
 
-@pytest.mark.fault(39)
+@pytest.mark.fault("batch-without-pairs")
 @pytest.mark.parametrize("kind", INVALID)
 @pytest.mark.parametrize("loss", ON_LABELS, ids=kind_of)
 def test_a_batch_without_a_valid_triplet_costs_nothing_and_has_no_gradient(loss, kind):
@@ -206,7 +206,7 @@ def test_a_batch_without_a_valid_triplet_costs_nothing_and_has_no_gradient(loss,
     assert (float(loss.count_valid(labels, embeddings)) == 0) == empty
 
 
-@pytest.mark.fault(39)
+@pytest.mark.fault("batch-without-pairs")
 @pytest.mark.parametrize("loss", ON_LABELS[:4], ids=kind_of)
 @pytest.mark.parametrize("labels", INVALID.values(), ids=INVALID)
 def test_without_a_triplet_losses_on_triplets_cost_nothing(loss, labels):
@@ -214,7 +214,7 @@ def test_without_a_triplet_losses_on_triplets_cost_nothing(loss, labels):
     assert float(loss.count_valid(labels, embeddings)) == 0 == float(loss(labels, embeddings))
 
 
-@pytest.mark.fault(35)
+@pytest.mark.fault("identical-pair")
 @pytest.mark.parametrize("loss", ON_LABELS, ids=kind_of)
 def test_equal_and_zero_embeddings_have_a_finite_gradient(loss):
     for fill in (0.0, 1.0):
@@ -273,7 +273,7 @@ def test_pairs_of_one_group_are_no_negatives_of_each_other(loss, second):
     assert float(loss.count_valid(groups, y_pred)) == 4
 
 
-@pytest.mark.fault(35)
+@pytest.mark.fault("identical-pair")
 @pytest.mark.parametrize("loss", ON_PAIRS, ids=kind_of)
 def test_pairs_of_zero_vectors_have_a_finite_gradient(loss):
     groups = np.stack([np.arange(4)] * 2, axis=1)
@@ -318,7 +318,7 @@ def test_a_label_that_is_no_class_costs_nan_for_fit_to_stop_at(label):
 # EmptyBatchCounter
 
 
-@pytest.mark.fault(39)
+@pytest.mark.fault("batch-without-pairs")
 def test_batches_without_a_triplet_are_counted_in_the_log(capsys):
     rng = np.random.default_rng(1)
     loss = losses.TripletLoss(metric="euclidean")

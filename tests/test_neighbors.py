@@ -28,7 +28,7 @@ def vectors():
     return np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
 
 
-@pytest.mark.fault(60)
+@pytest.mark.fault("extreme-vectors")
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
     wrong = {}
@@ -39,7 +39,7 @@ def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
     assert not wrong
 
 
-@pytest.mark.fault(60)
+@pytest.mark.fault("extreme-vectors")
 @pytest.mark.parametrize("metric", METRICS)
 def test_vectors_far_from_the_origin_are_told_apart(metric):
     rng = np.random.default_rng(1)
@@ -86,7 +86,7 @@ def test_every_vector_finds_itself_at_distance_0(metric, vectors):
     assert not distances.any()
 
 
-@pytest.mark.fault(61)
+@pytest.mark.fault("ties")
 @pytest.mark.parametrize("metric", METRICS)
 def test_duplicates_come_in_order_of_index(metric, vectors):
     base = np.concatenate([vectors, np.repeat(vectors[:1], 30, axis=0), vectors])
@@ -94,14 +94,14 @@ def test_duplicates_come_in_order_of_index(metric, vectors):
     assert indices[0].tolist() == [0, *range(40, 71)]
 
 
-@pytest.mark.fault(61)
+@pytest.mark.fault("ties")
 def test_duplicates_beyond_the_first_candidates_come_in_order_of_index():
     base = np.ones((5000, 3), "float32")
     _, indices = NeighborIndex("euclidean").fit(base).query(base[:2], 5)
     assert indices.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
-@pytest.mark.fault(61)
+@pytest.mark.fault("ties")
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_query_at_a_time_gives_the_same_bits_as_many(metric):
     rng = np.random.default_rng(2)
@@ -113,7 +113,7 @@ def test_one_query_at_a_time_gives_the_same_bits_as_many(metric):
     np.testing.assert_array_equal(indices, np.concatenate([one[1] for one in single]))
 
 
-@pytest.mark.fault(61)
+@pytest.mark.fault("ties")
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_size_of_blocks_does_not_change_the_answer(metric, monkeypatch):
     rng = np.random.default_rng(3)
@@ -126,7 +126,7 @@ def test_the_size_of_blocks_does_not_change_the_answer(metric, monkeypatch):
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.fault(61)
+@pytest.mark.fault("ties")
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_number_of_threads_does_not_change_the_answer(metric):
     rng = np.random.default_rng(8)
@@ -140,7 +140,7 @@ def test_the_number_of_threads_does_not_change_the_answer(metric):
         np.testing.assert_array_equal(found, answers[0])
 
 
-@pytest.mark.fault(61)
+@pytest.mark.fault("ties")
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
     rng = np.random.default_rng(4)
@@ -152,7 +152,7 @@ def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
     np.testing.assert_array_equal(shuffled, distances)
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", ["read-only", "strided", "fortran", "memmap", "big-endian"])
 def test_any_layout_of_the_input_gives_the_same_bits_and_stays_untouched(kind, metric, tmp_path):
@@ -176,7 +176,7 @@ def test_any_layout_of_the_input_gives_the_same_bits_and_stays_untouched(kind, m
     np.testing.assert_array_equal(x, plain)
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 def test_changing_the_array_after_fit_does_not_change_the_index(vectors):
     mine = vectors.copy()
     index = NeighborIndex("euclidean").fit(mine)
@@ -189,14 +189,14 @@ def test_k_may_be_the_size_of_the_index(vectors):
     assert np.sort(indices, axis=1).tolist() == [list(range(40))] * 2
 
 
-@pytest.mark.fault(57)
+@pytest.mark.fault("k-out-of-range")
 @pytest.mark.parametrize("k", [0, -1])
 def test_a_k_below_one_is_refused_with_the_range(k, vectors):
     with pytest.raises(ArgumentError, match=f"k={k} .* 1 or more"):
         NeighborIndex("euclidean").fit(vectors).query(vectors, k)
 
 
-@pytest.mark.fault(57)
+@pytest.mark.fault("k-out-of-range")
 def test_a_k_above_the_size_gives_all_vectors_with_a_warning(vectors):
     index = NeighborIndex("euclidean").fit(vectors)
     with pytest.warns(UserWarning, match="k=41 is more than the 40 vectors in the index") as caught:
@@ -204,21 +204,21 @@ def test_a_k_above_the_size_gives_all_vectors_with_a_warning(vectors):
     assert distances.shape == indices.shape == (3, 40) and caught[0].filename == __file__
 
 
-@pytest.mark.fault(57)
+@pytest.mark.fault("k-out-of-range")
 @pytest.mark.parametrize("k", [2.5, "3", None, True])
 def test_k_that_is_no_integer_is_refused(k, vectors):
     with pytest.raises(ArgumentTypeError, match="k must be an integer"):
         NeighborIndex("euclidean").fit(vectors).query(vectors, k)
 
 
-@pytest.mark.fault(57)
+@pytest.mark.fault("k-out-of-range")
 @pytest.mark.parametrize("metric", METRICS)
 def test_no_query_gives_no_rows(metric, vectors):
     distances, indices = NeighborIndex(metric).fit(vectors).query(vectors[:0], 3)
     assert distances.shape == indices.shape == (0, 3)
 
 
-@pytest.mark.fault(57)
+@pytest.mark.fault("k-out-of-range")
 def test_an_index_that_was_not_fitted_is_empty(vectors, tmp_path):
     index = NeighborIndex("euclidean")
     assert len(index) == 0
@@ -233,7 +233,7 @@ def test_no_vectors_are_refused():
         NeighborIndex("euclidean").fit(np.empty((0, 4)))
 
 
-@pytest.mark.fault(58)
+@pytest.mark.fault("vector-shape")
 @pytest.mark.parametrize("shape", [(6,), (2, 5), (2, 3, 2), (1, 2, 3, 1), (), (2, 0)])
 def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
     with pytest.raises(ArgumentError, match=r"x must be an array \(n, 6\)") as caught:
@@ -241,7 +241,7 @@ def test_a_query_of_another_shape_is_refused_with_both_shapes(shape, vectors):
     assert f"Received shape {shape}" in str(caught.value)
 
 
-@pytest.mark.fault(58)
+@pytest.mark.fault("vector-shape")
 @pytest.mark.parametrize("shape", [(6,), (1, 2, 3, 1), (), (2, 0)])
 def test_vectors_of_another_rank_are_refused_with_their_shape(shape):
     with pytest.raises(ArgumentError, match="embeddings must be an array") as caught:
@@ -249,7 +249,7 @@ def test_vectors_of_another_rank_are_refused_with_their_shape(shape):
     assert f"Received shape {shape}" in str(caught.value)
 
 
-@pytest.mark.fault(58)
+@pytest.mark.fault("vector-shape")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_rows_that_are_not_finite_are_refused_by_number(value, vectors):
     bad = vectors.copy()
@@ -266,7 +266,7 @@ def test_vectors_of_no_real_numbers_are_refused_with_their_dtype(dtype):
         NeighborIndex("euclidean").fit(np.ones((3, 2)).astype(dtype))
 
 
-@pytest.mark.fault(59)
+@pytest.mark.fault("zero-vector")
 def test_zero_vectors_are_refused_under_cosine_by_number(vectors):
     bad = vectors.copy()
     bad[5] = 0
@@ -283,7 +283,7 @@ def test_zero_vectors_are_vectors_like_others_where_they_have_a_distance(metric,
     assert (indices[0, 0], distances[0, 0]) == (40, 0)
 
 
-@pytest.mark.fault(63)
+@pytest.mark.fault("unknown-metric")
 @pytest.mark.parametrize("metric", ["Euclidean", "l2", "", None, 2, ["cosine"]])
 def test_an_unknown_metric_is_refused_with_the_three_names(metric):
     with pytest.raises(ArgumentError, match="'euclidean', 'manhattan', 'cosine'"):
@@ -295,7 +295,7 @@ def test_an_unknown_kind_is_refused():
         NeighborIndex("euclidean", kind="fast")
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 def test_fitting_twice_forgets_the_first_vectors(vectors):
     twice = NeighborIndex("euclidean").fit(vectors + 5).fit(vectors[:9])
     once = NeighborIndex("euclidean").fit(vectors[:9])
@@ -313,7 +313,7 @@ def test_vectors_that_are_refused_leave_the_index_as_it_was(vectors):
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("metric", ["manhattan", "cosine"])
 def test_a_saved_index_keeps_its_metric_and_its_answers(metric, vectors, tmp_path):
     index = NeighborIndex(metric).fit(vectors.astype("float16"))
@@ -331,7 +331,7 @@ def small_embedder(seed):
     return keras.Model(images, codes)
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_an_index_of_one_embedder_is_refused_to_another_of_equal_width(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
     NeighborIndex("euclidean").fit(vectors).save(tmp_path / "index", mine)
@@ -402,7 +402,7 @@ def graph(tmp_path):
     return tmp_path / "index"
 
 
-@pytest.mark.fault(9)
+@pytest.mark.fault("oversized-claim")
 @pytest.mark.parametrize(("name", "change"), FORGED.values(), ids=FORGED)
 def test_a_graph_that_does_not_fit_its_vectors_is_refused(name, change, graph):
     forge(graph, name, change)
@@ -446,7 +446,7 @@ def test_no_file_of_a_saved_index_is_read_by_faiss(graph, monkeypatch):
     assert len(NeighborIndex.load(graph)) == 300
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_an_index_saved_again_still_belongs_to_its_embedder(vectors, tmp_path):
     mine, other = small_embedder(0), small_embedder(1)
     NeighborIndex("euclidean").fit(vectors).save(tmp_path / "first", mine)
@@ -493,7 +493,7 @@ print(peak() - before)
 """
 
 
-@pytest.mark.fault(62)
+@pytest.mark.fault("all-against-all")
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
 def test_all_against_all_stays_within_its_memory():
     child = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True)

@@ -249,7 +249,7 @@ def test_a_latent_number_that_never_varies_is_drawn():
     assert ink(plots.latent_distribution(np.ones((10, 2))).figure) > 500
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 @pytest.mark.parametrize("classes", [2, 11, 25, 60])
 def test_each_of_many_classes_has_a_look_of_its_own(classes):
     ax = plots.latent_map(points(classes * 2), np.arange(classes * 2) % classes)
@@ -267,13 +267,13 @@ def test_the_legend_shows_the_names_of_the_classes_that_occur():
     assert [text.get_text() for text in ax.get_legend().texts] == ["cat", "ship"]
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 def test_labels_need_no_names_and_may_be_strings():
     ax = plots.latent_map(points(4), np.array(["b", "a", "b", "a"]))
     assert [text.get_text() for text in ax.get_legend().texts] == ["a", "b"]
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 def test_one_point_is_drawn():
     ax = plots.latent_map(points(1), np.array([0]), ["one"], images(1))
     assert ink(ax.figure) > 500
@@ -314,7 +314,7 @@ def test_a_model_inside_a_model_is_drawn_layer_by_layer():
     assert kinds == ["Input", "Conv2D", "Flatten", "Dense", "Dense"]
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 @pytest.mark.parametrize("name", ["$x$", r"$\nonsense{$", "100 %", "a_b^c", "_hidden", "<b>", "猫"])
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 def test_names_are_drawn_letter_by_letter(name):
@@ -407,7 +407,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_drawn_is_refused_before_a_figure_is_made(name):
     with pytest.raises(ArgumentError):
@@ -426,7 +426,7 @@ def test_a_missing_key_is_named_beside_those_there_are():
         plots.history(frame(), ["loss", "accuracy"])
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 def test_a_hundred_thousand_points_are_drawn():
     assert ink(plots.latent_map(points(100_000), np.arange(100_000) % 10).figure) > 5000
 
@@ -441,7 +441,7 @@ plots.latent_map(points).figure.savefig(sys.argv[1], dpi=50)
 """
 
 
-@pytest.mark.fault(70)
+@pytest.mark.fault("unusual-plots")
 def test_a_million_points_are_drawn_where_there_is_no_display(tmp_path):
     hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
     env = {name: value for name, value in os.environ.items() if name not in hidden}

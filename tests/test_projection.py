@@ -38,7 +38,7 @@ def test_each_row_has_a_place_in_the_plane_as_float32(fitted, vectors):
     assert np.isfinite(fitted.coordinates_).all()
 
 
-@pytest.mark.fault(68)
+@pytest.mark.fault("seeded-map")
 def test_the_same_seed_draws_the_same_map(fitted, vectors):
     again = Projection(n_neighbors=6, min_dist=0.3, seed=3).fit_transform(vectors)
     np.testing.assert_array_equal(again, fitted.coordinates_)
@@ -54,7 +54,7 @@ def test_min_dist_reaches_umap(fitted, vectors):
     assert np.abs(other - fitted.coordinates_).max() > 0.1
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 def test_fitting_twice_is_fitting_once(fitted, vectors, new):
     twice = Projection(n_neighbors=6, min_dist=0.3, seed=3)
     twice.fit_transform(vectors[:30] + 1)
@@ -63,7 +63,7 @@ def test_fitting_twice_is_fitting_once(fitted, vectors, new):
     assert twice.trustworthiness_ == fitted.trustworthiness_
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 def test_the_input_is_left_alone(vectors):
     x = vectors.copy()
     x.flags.writeable = False
@@ -175,7 +175,7 @@ def test_a_projection_shows_its_settings_and_what_it_was_fitted_on(fitted):
     assert repr(fitted) == f"<Projection n_neighbors=6, min_dist=0.3, seed=3: {held}>"
 
 
-@pytest.mark.fault(68)
+@pytest.mark.fault("seeded-map")
 def test_new_points_one_by_one_lie_where_the_batch_puts_them(fitted, new):
     single = np.concatenate([fitted.transform(row[None]) for row in new])
     np.testing.assert_array_equal(single, fitted.transform(new))
@@ -202,19 +202,19 @@ def test_placing_does_not_move_the_fitted_map(fitted, new):
     np.testing.assert_array_equal(fitted.coordinates_, before)
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 def test_no_new_points_have_no_places(fitted):
     assert fitted.transform(np.empty((0, 8))).shape == (0, 2)
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 @pytest.mark.parametrize("width", [1, 7, 9, 32])
 def test_points_of_another_width_are_refused(width, fitted):
     with pytest.raises(ArgumentError, match=rf"\(n, 8\).*Received shape \(3, {width}\)"):
         fitted.transform(np.zeros((3, width)))
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 @pytest.mark.parametrize("shape", [(8,), (2, 2, 2), (1, 2, 2, 2)])
 def test_points_of_another_rank_are_refused(shape, fitted):
     with pytest.raises(ArgumentError, match="Received shape"):
@@ -223,7 +223,7 @@ def test_points_of_another_rank_are_refused(shape, fitted):
         Projection().fit_transform(np.zeros(shape))
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_refused_by_number(value, fitted, vectors):
     bad = vectors.copy()
@@ -234,20 +234,20 @@ def test_rows_that_are_not_finite_are_refused_by_number(value, fitted, vectors):
         fitted.transform(bad)
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 @pytest.mark.parametrize("rows", range(6))
 def test_too_few_rows_are_refused_with_the_number_that_is_needed(rows):
     with pytest.raises(ArgumentError, match=f"x has {rows} rows; n_neighbors=15 needs 16 or more"):
         Projection().fit_transform(np.zeros((rows, 3)))
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 def test_as_many_neighbours_as_rows_are_refused(vectors):
     with pytest.raises(ArgumentError, match="x has 10 rows; n_neighbors=10 needs 11"):
         Projection(n_neighbors=10).fit_transform(vectors[:10])
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 @pytest.mark.parametrize("rows, n_neighbors", [(5, 2), (5, 4), (6, 5), (11, 10)])
 def test_the_fewest_rows_allowed_are_drawn(rows, n_neighbors, vectors):
     projection = Projection(n_neighbors=n_neighbors)
@@ -255,13 +255,13 @@ def test_the_fewest_rows_allowed_are_drawn(rows, n_neighbors, vectors):
     assert np.isnan(projection.trustworthiness_)
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 def test_fewer_than_five_rows_are_refused_whatever_n_neighbors_is(vectors):
     with pytest.raises(ArgumentError, match="n_neighbors=2 needs 5 or more"):
         Projection(n_neighbors=2).fit_transform(vectors[:4])
 
 
-@pytest.mark.fault(67)
+@pytest.mark.fault("equal-rows")
 def test_equal_rows_are_warned_of_and_each_has_a_place():
     with pytest.warns(UserWarning, match="All 20 rows of x are equal: there is no structure"):
         places = Projection(n_neighbors=5).fit_transform(np.ones((20, 4)))
@@ -269,7 +269,7 @@ def test_equal_rows_are_warned_of_and_each_has_a_place():
     assert np.isfinite(places).all()
 
 
-@pytest.mark.fault(67)
+@pytest.mark.fault("equal-rows")
 def test_many_duplicates_are_drawn_with_a_place_each(vectors):
     x = np.repeat(vectors[:3], 10, axis=0)
     places = Projection(n_neighbors=5).fit_transform(x)
@@ -352,7 +352,7 @@ assert "umap" not in sys.modules
 """
 
 
-@pytest.mark.fault(69)
+@pytest.mark.fault("map-in-new-process")
 def test_a_fresh_process_puts_new_points_in_the_same_places_without_pickle(
     saved, fitted, new, tmp_path
 ):
@@ -364,7 +364,7 @@ def test_a_fresh_process_puts_new_points_in_the_same_places_without_pickle(
     np.testing.assert_array_equal(np.load(target), fitted.transform(new))
 
 
-@pytest.mark.fault(69)
+@pytest.mark.fault("map-in-new-process")
 def test_a_saved_projection_holds_plain_arrays_and_nothing_else(saved):
     assert sorted(file.name for file in saved.iterdir()) == ["arrays.npz", "kerasim.json"]
     arrays = _artifacts.read_arrays(saved / "arrays.npz")

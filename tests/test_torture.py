@@ -6,15 +6,15 @@ from tests.torture import children
 from tests.torture.goals import GOALS
 
 FAULTS = {  # of docs/faults.md that a goal covers
-    "kills": (20, 21),
-    "restarts": (22,),
-    "mutants": (15,),
-    "bombs": (8, 9, 53),
-    "images": (49, 50, 51),
-    "failing-calls": (23,),
-    "concurrency": (64,),
-    "nan": (33,),
-    "seeds": (41, 42),
+    "kills": ("killed-save", "killed-export"),
+    "restarts": ("killed-training",),
+    "mutants": ("random-damage",),
+    "bombs": ("archive-bomb", "oversized-claim", "huge-image"),
+    "images": ("unreadable-images", "pixel-formats", "exif-rotation"),
+    "failing-calls": ("failing-write",),
+    "concurrency": ("concurrent-writers",),
+    "nan": ("nan-in-training",),
+    "seeds": ("seeded-shuffling", "equal-seeds"),
 }
 
 

@@ -97,7 +97,7 @@ def train_slowly(run_dir):
     return model
 
 
-@pytest.mark.fault(22, 24)
+@pytest.mark.fault("killed-training", "interrupt")
 def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_path, capsys):
     train_slowly(tmp_path / "straight")
     root = str(Path(training.__file__).parents[1])
@@ -129,7 +129,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_p
     pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsys):
     fit(finished, epochs=4)
     assert "continuing after epoch 2 of 4" in capsys.readouterr().out
@@ -155,7 +155,7 @@ def test_two_threads_that_draw_many_batches_change_no_bit_nor_does_an_interrupt(
     assert_equal(read_state(tmp_path / "one")[0], read_state(tmp_path / "two")[0])
 
 
-@pytest.mark.fault(31)
+@pytest.mark.fault("restart-of-finished-run")
 def test_a_finished_run_says_so_and_gives_its_weights_without_training(
     finished, capsys, monkeypatch
 ):
@@ -211,7 +211,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 @pytest.mark.parametrize(("change", "wanted"), CHANGES.values(), ids=CHANGES)
 def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_changes(
     once, change, wanted
@@ -226,7 +226,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_chan
     assert snapshot(once) == before
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_resume_false_starts_afresh_and_overwrites(finished, tmp_path):
     history = fit(finished, 1, batches=draw_batches(seed=9), resume=False)
     fit(tmp_path / "fresh", 1, batches=draw_batches(seed=9))
@@ -266,7 +266,7 @@ def test_a_state_that_a_dead_writer_set_aside_is_not_forgotten(finished, capsys)
 # Numbers that are not finite
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
     model = build()
     untrained = weights(model)
@@ -283,7 +283,7 @@ FAULTS = {
 }
 
 
-@pytest.mark.fault(33)
+@pytest.mark.fault("nan-in-training")
 @pytest.mark.parametrize(("loss", "callbacks", "wanted"), FAULTS.values(), ids=FAULTS)
 def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     tmp_path, loss, callbacks, wanted
@@ -300,7 +300,7 @@ def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     assert_equal(arrays, read_state(tmp_path / "good")[0])
 
 
-@pytest.mark.fault(33)
+@pytest.mark.fault("nan-in-training")
 def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_path):
     loss = TurnsNaN()
     loss.batches = 10
@@ -353,7 +353,7 @@ def test_equal_images_are_no_sign_of_a_network_that_has_stopped_learning():
 # What stops a run from outside
 
 
-@pytest.mark.fault(47)
+@pytest.mark.fault("out-of-memory")
 @pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError"])
 def test_out_of_memory_says_which_batch_size_to_try_and_the_state_is_kept(kind, tmp_path):
     errors = pytest.importorskip("tensorflow").errors
@@ -383,7 +383,7 @@ class Greedy(keras.losses.MeanSquaredError):
         return super().call(y_true, tf.reshape(drawn, tf.shape(y_pred)))
 
 
-@pytest.mark.fault(47)
+@pytest.mark.fault("out-of-memory")
 def test_out_of_memory_in_the_graph_of_a_step_is_said_likewise(tmp_path):
     pytest.importorskip("tensorflow")
     with pytest.raises(ArgumentError, match="^batch_size=4 .* No epoch was finished: .* such as 2"):
@@ -401,7 +401,7 @@ def on_folder(folder, **kwargs):
     return draw_batches(data.image_folder(folder, 4, channels=1), batch_size=2, **kwargs)
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 @pytest.mark.parametrize("threads", range(1, THREADS + 1))
 @pytest.mark.parametrize("way", ["vanishes", "is cut"])
 def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_back(
@@ -434,7 +434,7 @@ def on_folder_unchecked(folder):
     return draw_batches(data.image_folder(folder, 4, channels=1, check=False), batch_size=2)
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
     held_out = on_folder(photographs, shuffle=False)
     gone = Every(lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True)
@@ -442,7 +442,7 @@ def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
         fit(tmp_path / "run", 2, build(eager=False), validation_data=held_out, callbacks=[gone])
 
 
-@pytest.mark.fault(27)
+@pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("name", ["state", "best", "history.csv"])
 def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     name, tmp_path, monkeypatch
@@ -466,13 +466,13 @@ def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == [1, 2, 3, 4]
 
 
-@pytest.mark.fault(28)
+@pytest.mark.fault("run-folder-missing")
 def test_a_folder_that_is_not_there_is_made(tmp_path):
     fit(tmp_path / "runs" / "new" / "run", 1)
     assert (tmp_path / "runs" / "new" / "run" / "history.csv").exists()
 
 
-@pytest.mark.fault(24)
+@pytest.mark.fault("interrupt")
 def test_an_interrupt_by_the_system_stops_at_a_whole_epoch_and_says_how_to_go_on(tmp_path, capsys):
     interrupt = Every(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
     # Python leaves the signal alone where it was started in the background.
@@ -498,7 +498,7 @@ def spoil(epoch, model):
         kernel.assign(np.full(kernel.shape, 9.0))
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     fit(tmp_path, 2, validation_data=validation)
@@ -530,7 +530,7 @@ def test_a_val_loss_of_nan_is_never_the_best_nor_hides_a_later_one(tmp_path):
     assert (tmp_path / "later" / "best").exists()
 
 
-@pytest.mark.fault(16)
+@pytest.mark.fault("weights-of-another-model")
 def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_path):
     fit(tmp_path, 1, validation_data=draw_batches())
 
@@ -565,7 +565,7 @@ def averaging(eager=True):
     return model
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     whole, first, second = (averaging(eager=False) for _ in range(3))
@@ -607,7 +607,7 @@ def patient():
     return keras.callbacks.EarlyStopping("loss", patience=3, min_delta=1e9)
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_path, capsys):
     fit(tmp_path, 2, callbacks=[patient()])
     history = fit(tmp_path, 10, callbacks=[patient()])
@@ -617,7 +617,7 @@ def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_pat
     assert "stopped early after 4 epochs" in said and "leave out EarlyStopping" in said
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_a_run_that_was_stopped_early_goes_on_without_the_callback_that_stopped_it(tmp_path):
     fit(tmp_path / "stopped", 10, callbacks=[patient()])
     assert len(fit(tmp_path / "stopped", 12, callbacks=[patient()])) == 4
@@ -628,7 +628,7 @@ def test_a_run_that_was_stopped_early_goes_on_without_the_callback_that_stopped_
         np.testing.assert_array_equal(states[0][key], states[1][key])
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_a_falling_rate_goes_on_over_a_restart(tmp_path):
     def falling():
         return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=1e9)
@@ -657,7 +657,7 @@ def test_history_csv_is_the_table_that_fit_returns(tmp_path):
     pd.testing.assert_frame_equal(history, pd.read_csv(tmp_path / "history.csv"))
 
 
-@pytest.mark.fault(31)
+@pytest.mark.fault("restart-of-finished-run")
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv(
     tmp_path, monkeypatch, epochs
@@ -678,7 +678,7 @@ def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == list(range(1, epochs + 1))
 
 
-@pytest.mark.fault(24)
+@pytest.mark.fault("interrupt")
 def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
     def interrupt(epoch, model):
         if epoch == 1:
@@ -692,7 +692,7 @@ def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
 # The folder
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault("concurrent-writers")
 def test_a_run_in_use_by_another_process_is_refused_with_its_number(finished):
     code = f"""
 from kerasim import _artifacts
@@ -717,7 +717,7 @@ def never(epoch, model):
     raise AssertionError("an epoch began")
 
 
-@pytest.mark.fault(28)
+@pytest.mark.fault("run-folder-missing")
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere/run"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
@@ -725,7 +725,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_p
         fit(tmp_path / place, callbacks=[Every(never)])
 
 
-@pytest.mark.fault(28)
+@pytest.mark.fault("run-folder-missing")
 @pytest.mark.parametrize("name", ["state", "best"])
 def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name):
     (tmp_path / name).mkdir()
@@ -737,7 +737,7 @@ def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name)
 # Arguments
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("epochs", [0, -1, True, 2.5, "8", None])
 def test_epochs_that_are_no_positive_integer_are_refused(tmp_path, epochs):
     with pytest.raises(
@@ -826,14 +826,14 @@ def orders(run_dir, **kwargs):
     return [sum((batches.seen[epoch, n] for n in range(3)), []) for epoch in range(3)]
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_the_order_differs_between_epochs_and_holds_every_image(tmp_path):
     one, two, three = orders(tmp_path, seed=1)
     assert one != two != three != one
     assert sorted(one) == sorted(two) == sorted(three) == list(range(12))
 
 
-@pytest.mark.fault(42)
+@pytest.mark.fault("equal-seeds")
 def test_runs_of_one_seed_end_with_the_same_bits_and_of_another_with_others(once, tmp_path):
     fit(tmp_path / "same", batches=draw_batches())
     fit(tmp_path / "other", batches=draw_batches(seed=4))
@@ -842,7 +842,7 @@ def test_runs_of_one_seed_end_with_the_same_bits_and_of_another_with_others(once
     assert any(arrays[key].tobytes() != others[key].tobytes() for key in arrays)
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_the_order_is_equal_between_runs_of_one_seed_and_not_of_two(tmp_path):
     one = orders(tmp_path / "one", seed=1)
     assert one == orders(tmp_path / "same", seed=1)
@@ -1037,7 +1037,7 @@ class Shuffled(keras.utils.PyDataset):
         return IMAGES[rows], IMAGES[rows]
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_that_begin_their_own_epochs_are_drawn_in_that_order_and_go_on_with_it(
     workers, tmp_path
@@ -1086,7 +1086,7 @@ def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
     assert set(named) == {"pixels", "untrained embedder"} and len(named) == 2
 
 
-@pytest.mark.fault(15)
+@pytest.mark.fault("random-damage")
 @pytest.mark.parametrize("name", ["settings", "history", "stopped", "states"])
 def test_a_state_whose_manifest_lacks_a_part_is_refused(name, tmp_path):
     model = build()

@@ -53,7 +53,7 @@ GUARDS = {
     "unlisted-files": guard("test_artifacts.py -k does_not_name"),
     "paths-inside": guard("test_artifacts.py -k outside_its_folder"),
     "folder-beside": guard(
-        "kills kinds=index times=10",
+        "kills kinds=index times=40",
         replacement=(
             "shutil.rmtree(path, ignore_errors=True); path.mkdir(); fill(path); "
             "shutil.copytree(path, temporary, dirs_exist_ok=True)"
