@@ -44,7 +44,7 @@ def save(path, value=1.0, kind=KIND, **kwargs):
 
 
 def load_value(folder, manifest):
-    """Loads all files of an artefact; they are torn if they do not hold one value."""
+    """Loads all files of an artifact; they are torn if they do not hold one value."""
     values = {
         manifest.info["value"],
         *_artifacts.read_arrays(folder / "arrays.npz")["x"].tolist(),
@@ -83,7 +83,7 @@ def swap(request, monkeypatch):
 # What is written is read
 
 
-def test_an_artefact_is_read_as_it_was_written(saved):
+def test_an_artifact_is_read_as_it_was_written(saved):
     assert read(saved) == 1.0
 
 
@@ -281,7 +281,7 @@ def test_a_save_leaves_the_file_that_another_name_leads_to_as_it_is(saved, tmp_p
 @pytest.mark.parametrize(
     "ask", [_artifacts.exists, lambda p: _artifacts.check_replaceable(p, KIND)]
 )
-def test_a_place_that_may_not_be_looked_at_is_named(visible, ask):
+def test_a_folder_without_permission_is_named(visible, ask):
     (visible / "closed").mkdir(mode=0o700)
     with unprivileged(), pytest.raises(ArtifactError, match="Cannot read .*closed/it: Permission"):
         ask(visible / "closed" / "it")
@@ -332,7 +332,7 @@ def test_a_huge_manifest_is_refused_unparsed(saved):
         read(saved)
 
 
-def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
+def test_an_artifact_whose_manifest_is_damaged_is_not_replaced(saved):
     (saved / _artifacts.MANIFEST).write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="remove it and save again"):
         save(saved, 2.0)
@@ -340,7 +340,7 @@ def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
 
 @pytest.mark.fault("random-damage")
 @pytest.mark.parametrize("name", [*FILES, _artifacts.MANIFEST])
-def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
+def test_100_mutants_of_a_file_read_the_same_or_raise_a_kerasim_error(saved, name):
     rng, file = random.Random(1), saved / name
     whole = file.read_bytes()
     for _ in range(100):
@@ -352,7 +352,7 @@ def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
 
 
 @pytest.mark.fault("random-damage")
-def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path):
+def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_a_kerasim_error(tmp_path):
     rng, file = random.Random(2), tmp_path / "arrays.npz"
     np.savez_compressed(file, x=np.arange(50), y=np.eye(4, dtype="float32"))
     whole = file.read_bytes()
@@ -367,7 +367,7 @@ def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path)
 
 
 @pytest.mark.fault("random-damage")
-def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothing(saved):
+def test_300_mutants_of_a_manifest_under_a_good_digest_raise_a_kerasim_error_or_nothing(saved):
     rng, file = random.Random(3), saved / _artifacts.MANIFEST
     whole = file.read_bytes()
     odd = [None, True, -1, 10**30, 1.5, float("nan"), "", "x", [], [[]], {}, {"size": 1}]
@@ -399,7 +399,7 @@ def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
 
 
 @pytest.mark.fault("newer-version")
-def test_an_artefact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
+def test_an_artifact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
     def load(folder, manifest):
         raise ZeroDivisionError("no such layer")
 
@@ -414,13 +414,13 @@ def test_another_kind_is_refused(saved):
 
 @pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("fingerprint", [None, "a" * 64])
-def test_the_artefact_of_another_embedder_is_refused(tmp_path, fingerprint):
+def test_the_artifact_of_another_embedder_is_refused(tmp_path, fingerprint):
     path = save(tmp_path / "saved", fingerprint=fingerprint)
     with pytest.raises(ArtifactError, match="another embedder.*expected bbbbbbbbbbbb"):
         read(path, fingerprint="b" * 64)
 
 
-def test_the_artefact_of_this_embedder_is_read(tmp_path):
+def test_the_artifact_of_this_embedder_is_read(tmp_path):
     path = save(tmp_path / "saved", fingerprint="b" * 64)
     assert read(path, fingerprint="b" * 64) == 1.0
 
@@ -663,7 +663,7 @@ def test_an_inner_model_is_known_by_what_it_does_and_not_by_its_name_or_its_trai
 
 @pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("way", ["missing", "a file", "no manifest", "FIFO", "too long"])
-def test_a_path_with_no_artefact_is_named(tmp_path, way):
+def test_a_path_with_no_artifact_is_named(tmp_path, way):
     path = tmp_path / ("n" * 300 if way == "too long" else "it")
     if way == "a file":
         path.write_bytes(b"x")
@@ -685,7 +685,7 @@ def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
 
 @pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("way", [read, save])
-def test_what_is_no_path_is_named(way):
+def test_a_value_that_is_not_a_path_is_named(way):
     with pytest.raises(ArgumentTypeError, match="path is None, of type NoneType: pass a path"):
         way(None)
     with pytest.raises(ArgumentError, match="path='' is not a path"):
@@ -695,7 +695,7 @@ def test_what_is_no_path_is_named(way):
 
 
 @pytest.mark.fault("unusable-path")
-def test_an_artefact_that_may_not_be_read_is_named(saved):
+def test_an_artifact_that_may_not_be_read_is_named(saved):
     if os.geteuid() == 0:
         pytest.skip("permissions do not bind root")
     saved.chmod(0)
@@ -718,7 +718,7 @@ def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
 
 @pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("place", ["file/it", "/proc/nowhere/it"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
     path = tmp_path / place
     for write in (save, lambda path: _artifacts.write_file(path, b"x")):
@@ -1196,7 +1196,7 @@ def test_300_of_300_reads_succeed_untorn_while_a_writer_rewrites(tmp_path, way):
     assert values == sorted(values) and len(set(values)) > 1
 
 
-def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
+def test_an_artifact_replaced_without_end_is_given_up_with_a_reason(saved):
     def load(folder, manifest):
         save(saved, 2.0)
 
@@ -1204,7 +1204,7 @@ def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
         _artifacts.read(saved, KIND, load)
 
 
-def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved):
+def test_an_artifact_replaced_by_an_equal_one_while_it_is_read_is_read_again(saved):
     turns = []
 
     def load(folder, manifest):
@@ -1248,7 +1248,9 @@ def test_nothing_is_left_of_a_lock_nor_of_the_folders_that_were_made_for_it(tmp_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_that_was_opened_before_its_holder_removed_it_is_taken_anew(tmp_path, monkeypatch):
+def test_a_lock_file_that_its_holder_removed_after_it_was_opened_is_created_again(
+    tmp_path, monkeypatch
+):
     path, real, turns = tmp_path / ".lock", _artifacts.fcntl.flock, []
 
     def flock(descriptor, how):
@@ -1436,7 +1438,7 @@ def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
 
 @pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("way", ["missing", "a folder", "FIFO", "loop"])
-def test_a_path_that_is_no_file_is_named(tmp_path, way):
+def test_a_path_that_is_not_a_file_is_named(tmp_path, way):
     path = tmp_path / "a.npz"
     if way == "a folder":
         path.mkdir()

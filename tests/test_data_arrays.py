@@ -5,7 +5,7 @@ import pytest
 
 from kerasim import _content, data, duplicates, embedding
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
-from tests.helpers.image_files import picture
+from tests.helpers.image_files import write_image
 from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 
@@ -120,12 +120,12 @@ def test_noise_leaves_its_argument_alone():
     np.testing.assert_array_equal(images, FLOATS)
 
 
-def test_no_noise_is_the_images():
+def test_noise_of_sigma_0_returns_the_images():
     np.testing.assert_array_equal(data.add_noise(FLOATS, 0), FLOATS)
 
 
 @pytest.mark.parametrize("sigma", [-0.1, np.nan, np.inf, "0.1", None, True])
-def test_noise_refuses_a_sigma_that_is_none(sigma):
+def test_an_invalid_sigma_of_noise_is_refused(sigma):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="sigma.* 0 or more"):
         data.add_noise(FLOATS, sigma)
     with pytest.raises((ArgumentError, ArgumentTypeError), match="sigma.* 0 or more"):
@@ -140,7 +140,7 @@ def test_a_seed_that_is_none_is_refused(seed):
         data.ImageBatches(FLOATS, seed=seed)
 
 
-def test_the_digest_of_strings_is_of_what_they_say_and_not_of_where_they_lie():
+def test_the_digest_of_strings_depends_on_their_text_and_not_on_their_address():
     labels = np.array(["cat", "dog" * 9], dtype=object)
     same = np.array(["".join(["c", "at"]), "".join(["dog"] * 9)], dtype=object)
     other = np.array(["cat", "dog" * 8], dtype=object)
@@ -156,7 +156,7 @@ def test_the_digest_of_strings_is_of_what_they_say_and_not_of_where_they_lie():
 
 
 def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
-    path = picture(tmp_path / "a.png", 10)
+    path = write_image(tmp_path / "a.png", 10)
     folder = data.image_folder(tmp_path, 4)
     before = _content.content_hash(folder)
     assert _content.content_hash(data.image_folder(tmp_path, 4)) == before

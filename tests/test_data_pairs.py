@@ -4,13 +4,13 @@ import pytest
 
 from kerasim import data, duplicates
 from kerasim.errors import ArgumentError, ArgumentTypeError
-from tests.helpers.image_files import picture
+from tests.helpers.image_files import write_image
 from tests.helpers.small_embedder import LEVELS
 
 RNG = np.random.default_rng(1)
 LABELS = np.array([5, 2, 2, 9, 5, 5, 2, 9, 2, 5])
 IMAGES = RNG.integers(0, 256, (10, 3, 3, 1), dtype="uint8")
-# Each image is a colour of its own, so that what a batch holds can be read from it.
+# Each image is a color of its own, so that what a batch holds can be read from it.
 MARKED = np.arange(40, dtype="uint8")[:, None, None, None] * np.ones((1, 2, 2, 1), "uint8")
 OF_MARKED = np.repeat(np.arange(5), 8)
 DRAWN = {
@@ -90,7 +90,7 @@ def test_a_seed_decides_what_is_drawn(draw):
     assert all(map(np.array_equal, one, again)) and not all(map(np.array_equal, one, other))
 
 
-def test_the_pairs_of_a_seed_are_for_ever():
+def test_the_pairs_of_a_seed_are_the_recorded_ones():
     # A run that is resumed with a later kerasim must go on with the pairs it began with.
     left, right, same = data.draw_pairs(LABELS, 6, seed=3)
     assert left.tolist() == [9, 6, 0, 2, 1, 4]
@@ -131,7 +131,7 @@ def test_batches_of_such_labels_are_refused_alike(labels, kind, said, drawn):
 def test_a_class_folder_of_one_image_is_refused_by_its_label_and_name(tmp_path):
     for name, count in (("ant", 1), ("bee", 5), ("cat", 5)):
         for n in range(count):
-            picture(tmp_path / name / f"{n}.png", 20 * n)
+            write_image(tmp_path / name / f"{n}.png", 20 * n)
     folder = data.image_folder(tmp_path, 4)
     with pytest.raises(ArgumentError, match=r"1 class of fewer than 2 images: 0 \('ant'\)\. Add"):
         data.PairBatches(folder, folder.labels)
@@ -142,7 +142,7 @@ def test_a_class_folder_of_one_image_is_refused_by_its_label_and_name(tmp_path):
 
 def test_a_folder_gives_the_pairs_of_its_images(tmp_path):
     for n in range(8):
-        picture(tmp_path / "ab"[n % 2] / f"{n}.png", 30 * n)
+        write_image(tmp_path / "ab"[n % 2] / f"{n}.png", 30 * n)
     folder = data.image_folder(tmp_path, 4)
     (left, right), same = data.PairBatches(folder, folder.labels)[0]
     (left_too, _), same_too = data.PairBatches(folder[:], folder.labels)[0]
@@ -379,5 +379,5 @@ def test_seven_planted_copies_are_found():
 @pytest.mark.fault("duplicates")
 def test_copies_in_a_folder_are_found_by_their_files(tmp_path):
     for n, level in enumerate((10, 20, 10)):
-        picture(tmp_path / f"{n}.png", level)
+        write_image(tmp_path / f"{n}.png", level)
     assert duplicates.find_duplicates(data.image_folder(tmp_path, 4)).tolist() == [[2, 0]]

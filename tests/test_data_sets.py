@@ -138,7 +138,7 @@ def test_a_data_folder_with_an_impossible_name_is_one_without_the_file(folder, m
         data.load_dataset("mnist")
 
 
-def test_without_a_file_keras_is_asked(folder, monkeypatch):
+def test_without_a_file_keras_downloads_the_weights(folder, monkeypatch):
     fetched = [(MNIST["x_train"], MNIST["y_train"]), (MNIST["x_test"], MNIST["y_test"])]
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: fetched)
     np.testing.assert_array_equal(data.load_dataset("mnist", dtype="uint8").y_test, MNIST["y_test"])

@@ -106,7 +106,7 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(hosts, runs):
     assert_alike(folder, "one", "host", **ROUNDING)
 
 
-def test_both_processes_end_alike(hosts):
+def test_both_processes_end_with_the_same_weights(hosts):
     assert_alike(hosts, "host0", "host1", **EXACT)
 
 

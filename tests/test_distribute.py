@@ -219,7 +219,7 @@ def test_a_node_that_does_not_answer_is_named():
         distribute._probe(ray)
 
 
-def test_what_a_worker_refused_is_raised_as_it_was():
+def test_an_error_in_a_worker_is_raised_unchanged():
     exceptions = pytest.importorskip("ray.exceptions")
     refused = ArgumentError("the embedder's output holds NaN.\nFailed to apply UDF")
     error = distribute._cause(exceptions.RayTaskError("embed", "its trace", refused))

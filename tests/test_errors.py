@@ -18,7 +18,7 @@ from tests.helpers.sources import MODULES, name_of, parse
         (errors.ClusterError, OSError),
     ],
 )
-def test_each_error_is_ours_and_one_of_pythons(kind, builtin):
+def test_each_error_is_a_kerasim_error_and_one_of_python(kind, builtin):
     assert issubclass(kind, errors.KerasimError) and issubclass(kind, builtin)
 
 
@@ -68,7 +68,7 @@ RAISED = [found for found in raised() if (found[0], found[2]) not in INSIDE | PY
 
 
 @pytest.mark.fault("error-messages")
-def test_every_error_that_is_raised_is_ours():
+def test_every_error_that_is_raised_is_a_kerasim_error():
     ours = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
     # These return one of ours.
     makers = {"_write_error", "_read_error", "_damaged_array", "_cause", "_refusal", "error_class"}

@@ -35,7 +35,7 @@ from kerasim import (
     training,
 )
 from tests.helpers.file_access import unprivileged
-from tests.helpers.image_files import picture
+from tests.helpers.image_files import write_image
 from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 matplotlib.use("Agg")
@@ -46,7 +46,7 @@ VECTORS = RNG.normal(size=(7, 5))
 SAME = np.array([1, 0, 1, 0, 1, 0, 0])
 SCHEDULE = diffusion.NoiseSchedule(60, "cosine")
 UNET = models.unet((4, 4, 1), (2,), 0, num_groups=1)
-COLOUR = np.repeat(FLOATS, 3, axis=-1)
+COLOR = np.repeat(FLOATS, 3, axis=-1)
 LARGE = RNG.random((3, 17, 17, 1))
 
 
@@ -85,7 +85,7 @@ def place():
     """Fills the folder of what functions of paths read, and removes it at the end."""
     for n in range(4):
         for side in ("left", "right"):
-            picture(ROOT / "pairs" / side / f"{n}.png", 60 * n, (20, 20))
+            write_image(ROOT / "pairs" / side / f"{n}.png", 60 * n, (20, 20))
     (ROOT / "pairs" / "pairs.csv").write_text("left,right\n0,0\n1,1\n2,2\n3,3\n")
     (ROOT / "candidates.csv").write_text("left,c0\n0,0\n")
     FITTED.save(ROOT / "index")
@@ -101,7 +101,7 @@ PRETRAINED = models.pretrained_embedder(BACKBONE, pooling="average", embedding_d
 def public(root):
     """Returns each public function with good arguments, by its name."""
     batches = {"images": FLOATS, "batch_size": 4, "seed": 1, "flip": True, "shift": 1}
-    labelled = {**batches, "labels": LABELS, "sigma": 0.1}
+    labeled = {**batches, "labels": LABELS, "sigma": 0.1}
     stacked = np.stack([FLOATS, FLOATS], axis=1)
     schedule = {"schedule": SCHEDULE, "model": UNET}
     pools = {"pools": data.candidate_pools(7, 3), "k": 2, "metric": "cosine"}
@@ -160,8 +160,8 @@ def public(root):
             data.ImageBatches,
             {**batches, "targets": LABELS, "sigma": 0.1, "shuffle": True},
         ),
-        "data.PairBatches": (data.PairBatches, {**labelled, "positive": 0.5, "n": 4}),
-        "data.TripletBatches": (data.TripletBatches, {**labelled, "n": 4}),
+        "data.PairBatches": (data.PairBatches, {**labeled, "positive": 0.5, "n": 4}),
+        "data.TripletBatches": (data.TripletBatches, {**labeled, "n": 4}),
         "data.BalancedBatches": (
             data.BalancedBatches,
             {
@@ -418,7 +418,7 @@ def public(root):
             explorer.write_explorer,
             {
                 "path": root / "page.html",
-                "images": COLOUR,
+                "images": COLOR,
                 "coordinates": VECTORS[:, :2],
                 "labels": LABELS,
                 "neighbors": {"cosine": np.zeros((7, 2), int)},
@@ -549,7 +549,7 @@ SLOW["models.unet"] = 25
 
 @pytest.mark.fault("any-object", "error-messages")
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(name):
+def test_a_public_function_takes_what_it_is_handed_or_refuses_it_with_a_kerasim_error(name):
     call, good = PUBLIC[name]
     refused = 0
     for seed in range(SLOW.get(name, 200)):
@@ -600,7 +600,7 @@ PLACED = {name: key for name, (_, good) in PUBLIC.items() for key in PLACES if g
 @pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("bad", [too_long, below_a_file, loop, closed, not_text])
 @pytest.mark.parametrize("name", PLACED)
-def test_a_place_that_cannot_be_used_is_refused_in_our_words(name, bad, visible):
+def test_a_place_that_cannot_be_used_is_refused_with_a_kerasim_error(name, bad, visible):
     if name == "export.export_onnx" and bad is not below_a_file:
         pytest.skip("it takes seconds, and writes as the others do")
     call, good = PUBLIC[name]
@@ -619,7 +619,9 @@ WRITERS = [
 
 @pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_a_kerasim_error_and_nothing_is_left(
+    name, tmp_path, monkeypatch
+):
     def fsync(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -827,7 +829,7 @@ WRONG = {
 
 @pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("name", IMAGES_OF)
-def test_the_same_pictures_in_any_kind_give_the_same_and_others_are_refused(name):
+def test_the_same_images_in_any_kind_give_the_same_and_others_are_refused(name):
     good = PUBLIC[name][1]
     arguments = IMAGES_OF[name][0]
     expected = call_afresh(name, {argument: as_bytes(good[argument]) for argument in arguments})

@@ -15,13 +15,15 @@ from kerasim import images
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import FORMATS, read_image
 from tests.helpers.file_access import unprivileged
-from tests.helpers.image_files import COLORS, RAMP, TURNS, chunk, encode, golden, png
+from tests.helpers.image_files import COLORS, RAMP, TRANSPOSED, chunk, encode, png, reference_images
 
 SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
 
 
 @pytest.mark.fault("pixel-formats")
-@pytest.mark.parametrize("content, expected", [pytest.param(*c, id=n) for n, *c in golden()])
+@pytest.mark.parametrize(
+    "content, expected", [pytest.param(*c, id=n) for n, *c in reference_images()]
+)
 def test_every_kind_of_pixel_becomes_the_same_rgb(content, expected):
     found = read_image(content, dtype="uint8")
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
@@ -173,12 +175,12 @@ def test_a_tiff_is_read_as_its_specification_says_or_refused(
 
 @pytest.mark.fault("exif-rotation")
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
-@pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
+@pytest.mark.parametrize("orientation", TRANSPOSED)
+def test_an_image_is_upright_whatever_its_exif_orientation(kind, orientation):
     upright = np.kron(COLORS, np.ones((8, 8, 1), "uint8"))  # blocks, as JPEG stores them
     image = Image.fromarray(upright)
-    if TURNS[orientation] is not None:
-        image = image.transpose(TURNS[orientation])
+    if TRANSPOSED[orientation] is not None:
+        image = image.transpose(TRANSPOSED[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
     settings = {"quality": 100, "subsampling": 0} if kind == "JPEG" else SAVED[kind]
@@ -207,7 +209,7 @@ def test_sixteen_bits_are_turned_upright_too():
     ids=["no header", "offset past the end", "cut off", "orientation 99"],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_broken_exif_does_not_lose_the_picture(kind, exif):
+def test_broken_exif_does_not_lose_the_image(kind, exif):
     content = encode(Image.new("RGB", (8, 8), (200, 100, 50)), kind, exif=exif)
     means = read_image(content, dtype="uint8").mean(axis=(0, 1))
     np.testing.assert_allclose(means, [200, 100, 50], atol=2)
@@ -226,7 +228,7 @@ def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
 @pytest.mark.fault("animation")
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_read_with_one_warning(kind, tmp_path):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     path = tmp_path / "moving"
     frames[0].save(path, kind, save_all=True, append_images=frames[1:], **SAVED[kind])
     with pytest.warns(UserWarning) as caught:
@@ -280,7 +282,7 @@ def test_a_pixel_bomb_is_refused_by_name_before_it_takes_memory(side, tmp_path):
     assert megabytes < 20
 
 
-def test_the_measure_of_memory_sees_a_large_picture(tmp_path):
+def test_the_measure_of_memory_sees_a_large_image(tmp_path):
     said, megabytes = read_in_a_child(tmp_path, 4_000, 3_000)
     assert said == "read (3000, 4000, 3)" and megabytes > 36
 

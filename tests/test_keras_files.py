@@ -19,7 +19,7 @@ from keras.src.saving.keras_saveable import KerasSaveable
 
 from kerasim import _keras_compat, _keras_files, embedding, models
 from kerasim.errors import ArgumentError, ArtifactError, KerasimError
-from tests.helpers.keras_files import dense, rewrite
+from tests.helpers.keras_files import dense_model, save_changed_model
 
 IMAGES = np.random.default_rng(0).random((3, 4, 4, 1), dtype="float32")
 
@@ -36,7 +36,7 @@ def with_layer(path, layer, nodes=None, **settings):
         config["config"]["layers"].insert(2, {**described, "registered_name": None})
         files["config.json"] = json.dumps(config).encode()
 
-    return rewrite(path, change)
+    return save_changed_model(path, change)
 
 
 def with_weights(path, change):
@@ -48,7 +48,7 @@ def with_weights(path, change):
             change(file, file["layers/dense/vars"])
         files["model.weights.h5"] = content.getvalue()
 
-    return rewrite(path, change_files)
+    return save_changed_model(path, change_files)
 
 
 @pytest.fixture
@@ -299,7 +299,7 @@ def in_layers(wrap):
     def save(path, canary):
         # A name of this module would be looked up here; what is defined within travels as code.
         code = keras.layers.Lambda(lambda x, at=str(canary): (__import__("os").mkdir(at), x)[1])
-        dense().save(path)
+        dense_model().save(path)
         model = keras.Sequential([keras.Input((4, 4, 1)), wrap(code), keras.layers.Flatten()])
         canary.rmdir()
         model.save(path)
@@ -360,7 +360,7 @@ class Doubled(keras.layers.Layer):
 
 
 def shared_encoder():
-    encoder, images = dense(), keras.Input((4, 4, 1))
+    encoder, images = dense_model(), keras.Input((4, 4, 1))
     return keras.Model(images, keras.layers.Concatenate()([encoder(images), encoder(1 - images)]))
 
 
@@ -372,7 +372,7 @@ def operations():
 
 
 def compiled_inside():
-    encoder = dense()
+    encoder = dense_model()
     encoder.compile("adam", "mse", ["mae"])
     return keras.Sequential([keras.Input((4, 4, 1)), encoder, keras.layers.UnitNormalization()])
 
@@ -399,17 +399,17 @@ def kerasim_layers():
 
 
 MODELS = {
-    "sequential": dense,
-    "16-bit floats": lambda: dense(dtype="float16"),
-    "brain floats": lambda: dense(dtype="bfloat16"),
-    "mixed floats": lambda: dense(dtype="mixed_float16"),
+    "sequential": dense_model,
+    "16-bit floats": lambda: dense_model(dtype="float16"),
+    "brain floats": lambda: dense_model(dtype="bfloat16"),
+    "mixed floats": lambda: dense_model(dtype="mixed_float16"),
     "shared encoder": shared_encoder,
     "operations": operations,
     "compiled encoder": compiled_inside,
     "attention and recurrence": attention,
     "layers of ConvNeXt": convnext_layers,
     "layers of kerasim": kerasim_layers,
-    "ensemble": lambda: models.ensemble([dense(), dense()]),
+    "ensemble": lambda: models.ensemble([dense_model(), dense_model()]),
     "batch norm": lambda: keras.Sequential(
         [keras.Input((4, 4, 1)), keras.layers.BatchNormalization(), keras.layers.Flatten()]
     ),
@@ -431,13 +431,13 @@ def test_a_model_that_is_saved_gives_the_same_vectors_once_it_is_loaded(name, tm
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_file_made_as_the_hostile_ones_are_is_read_without_their_fault(compression, tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None, compression)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None, compression)
     assert embedding.load_embedder(path).output_shape == (None, 3)
     path = with_layer(tmp_path / "model.keras", "Activation", activation="relu")
     assert embedding.load_embedder(path).output_shape == (None, 3)
 
 
-def test_a_layer_of_the_users_own_is_loaded_once_it_is_registered(tmp_path):
+def test_a_custom_layer_is_loaded_once_it_is_registered(tmp_path):
     model = keras.Sequential([keras.Input((4, 4, 1)), Doubled(), keras.layers.Flatten()])
     model.save(tmp_path / "model.keras")
     with pytest.raises(ArtifactError, match=r"class .*\.Doubled at .*register_keras_serializable"):
@@ -448,7 +448,7 @@ def test_a_layer_of_the_users_own_is_loaded_once_it_is_registered(tmp_path):
 
 
 def test_what_is_loaded_is_not_compiled(tmp_path):
-    model = dense()
+    model = dense_model()
     model.compile("adam", "mse")
     model.save(tmp_path / "model.keras")
     assert not embedding.load_embedder(tmp_path / "model.keras").compiled
@@ -483,7 +483,7 @@ def test_a_model_in_the_old_format_is_refused_with_the_way_to_convert_it(tmp_pat
 @pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -1])
 def test_a_model_cut_short_is_called_damaged_and_not_missing(length, tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ArgumentError, match="[Tt]he file is damaged") as caught:
         embedding.load_embedder(path)
@@ -500,13 +500,15 @@ def other_config(content):
 )
 def test_a_model_whose_config_is_none_is_called_damaged(content, tmp_path):
     with pytest.raises(ArgumentError, match="loaded as an embedder: .*The file is damaged"):
-        embedding.load_embedder(rewrite(tmp_path / "model.keras", other_config(content)))
+        embedding.load_embedder(save_changed_model(tmp_path / "model.keras", other_config(content)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
 def test_a_model_without_config_or_weights_is_refused(name, tmp_path):
     with pytest.raises(ArtifactError, match="holds the files .* expected"):
-        embedding.load_embedder(rewrite(tmp_path / "model.keras", lambda files: files.pop(name)))
+        embedding.load_embedder(
+            save_changed_model(tmp_path / "model.keras", lambda files: files.pop(name))
+        )
 
 
 def test_a_model_with_files_of_its_own_is_refused(tmp_path):
@@ -514,13 +516,13 @@ def test_a_model_with_files_of_its_own_is_refused(tmp_path):
         files["assets/vocabulary.txt"] = b"words"
 
     with pytest.raises(ArtifactError, match="holds the files .*assets/vocabulary.txt"):
-        embedding.load_embedder(rewrite(tmp_path / "model.keras", add))
+        embedding.load_embedder(save_changed_model(tmp_path / "model.keras", add))
 
 
 @pytest.mark.fault("random-damage")
-def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
+def test_200_mutants_of_a_model_load_or_raise_a_kerasim_error(tmp_path):
     rng = np.random.default_rng(0)
-    path = rewrite(tmp_path / "model.keras", lambda files: None)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None)
     whole, refused = path.read_bytes(), 0
     for _ in range(200):
         content = bytearray(whole)
@@ -540,14 +542,14 @@ def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
 @pytest.mark.fault("archive-bomb")
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_archive_whose_blocks_have_no_bound_is_refused(method, tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None, method)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None, method)
     with pytest.raises(ArtifactError, match="in compression method"):
         embedding.load_embedder(path)
 
 
 @pytest.mark.fault("archive-bomb")
 def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None)
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", b"{}")
     with pytest.raises(ArtifactError, match="two files with the same name"):
@@ -740,9 +742,9 @@ LARGE = {
 def test_models_that_would_fill_the_memory_are_refused_before_they_do(tmp_path):
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc to measure peak memory")
-    good = rewrite(tmp_path / "good.keras", lambda files: None)
+    good = save_changed_model(tmp_path / "good.keras", lambda files: None)
     for name, (change, _) in LARGE.items():
-        rewrite(tmp_path / f"{name}.keras", change, zipfile.ZIP_DEFLATED)
+        save_changed_model(tmp_path / f"{name}.keras", change, zipfile.ZIP_DEFLATED)
     paths = [tmp_path / f"{name}.keras" for name in LARGE]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, good, *paths], capture_output=True, text=True, check=True
@@ -767,7 +769,7 @@ def test_variables_made_in_outline_are_listed_and_have_no_values():
 
 
 def test_an_object_that_is_shared_in_a_file_is_built_once():
-    encoder = dense()
+    encoder = dense_model()
     pair = [keras.saving.serialize_keras_object(encoder) for _ in range(2)]
     for config in pair:
         config["shared_object_id"] = 7

@@ -60,7 +60,7 @@ def test_psnr_of_equal_images_is_infinite():
         (np.zeros((2, 4, 4, 1), "uint8"), np.zeros((2, 4, 4, 1)), "uint8.*must be float"),
     ],
 )
-def test_psnr_refuses_what_it_cannot_compare(images, reference, said):
+def test_psnr_refuses_images_of_different_shapes_or_ranges(images, reference, said):
     with pytest.raises(ArgumentError, match=said):
         metrics.psnr(images, reference)
 
@@ -601,11 +601,11 @@ def test_candidates_are_ranked_and_ties_are_lost():
     found = metrics.candidate_accuracy(left, right, pools, k=1, metric="euclidean")
     assert found.ranks.tolist() == [2, 1, 2]
     assert found.accuracy == 1 / 3
-    # Wilson's interval of 1 of 3, by hand: centre (p + z2 / 2n) / (1 + z2 / n).
+    # Wilson's interval of 1 of 3, by hand: center (p + z2 / 2n) / (1 + z2 / n).
     z2 = 1.959964**2
-    centre, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
+    center, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
     np.testing.assert_allclose(
-        [found.ci_low, found.ci_high], [centre - half, centre + half], rtol=1e-5
+        [found.ci_low, found.ci_high], [center - half, center + half], rtol=1e-5
     )
 
 

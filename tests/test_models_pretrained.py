@@ -127,9 +127,9 @@ def test_in_mixed_precision_embeddings_are_float32_and_those_of_float32_but_for_
     np.testing.assert_allclose(cosines / np.linalg.norm(expected, axis=1), 1, atol=1e-3)
 
 
-def test_a_grey_image_goes_in_three_times():
+def test_a_gray_image_goes_in_three_times():
     backbone = tiny()
-    grey = models.pretrained_embedder(
+    gray = models.pretrained_embedder(
         backbone, preprocess="vgg16", pooling="max", embedding_dim=None, image_shape=(64, 64, 1)
     )
     rgb = models.pretrained_embedder(
@@ -137,7 +137,7 @@ def test_a_grey_image_goes_in_three_times():
     )
     one = IMAGES[..., :1]
     np.testing.assert_allclose(
-        embedding.embed(grey, one), embedding.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
+        embedding.embed(gray, one), embedding.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
     )
 
 
@@ -309,7 +309,7 @@ def sized(shape):
     return keras.Model(images, keras.layers.Conv2D(5, 3)(images))
 
 
-def test_an_open_size_is_that_of_a_backbone_of_one_size():
+def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
     net = models.pretrained_embedder(sized((32, 24, 3)), image_shape=(None, None, 1))
     assert net.input_shape == (None, 32, 24, 1)
     flat = models.pretrained_embedder(sized((32, 24, 3)), pooling="flatten", embedding_dim=None)

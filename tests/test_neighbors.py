@@ -11,7 +11,7 @@ from kerasim import _artifacts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.neighbors import METRICS, NeighborIndex
 from tests.helpers.damaged_artifacts import reseal
-from tests.helpers.search_oracle import disagreement, draw_case, oracle
+from tests.helpers.search_oracle import difference_from_oracle, draw_case, float64_distances
 
 CASES = 1000
 
@@ -30,10 +30,10 @@ def vectors():
 
 @pytest.mark.fault("extreme-vectors")
 @pytest.mark.parametrize("metric", METRICS)
-def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
+def test_random_cases_equal_a_float64_oracle(metric):
     wrong = {}
     for seed in range(CASES):
-        reason = disagreement(*draw_case(seed), metric)
+        reason = difference_from_oracle(*draw_case(seed), metric)
         if reason is not None:
             wrong[seed] = reason
     assert not wrong
@@ -41,23 +41,23 @@ def test_a_thousand_random_cases_equal_a_float64_oracle(metric):
 
 @pytest.mark.fault("extreme-vectors")
 @pytest.mark.parametrize("metric", METRICS)
-def test_vectors_far_from_the_origin_are_told_apart(metric):
+def test_vectors_far_from_the_origin_are_distinguished(metric):
     rng = np.random.default_rng(1)
     base = (rng.normal(size=(2000, 32)) + 1e5).astype("float32")
-    assert disagreement(base, base[:20], 10, metric) is None
+    assert difference_from_oracle(base, base[:20], 10, metric) is None
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_neighbours_closer_together_than_float32_can_tell_are_found(metric):
+def test_neighbors_closer_together_than_float32_can_tell_are_found(metric):
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        centre, gaps = np.ones(8), rng.normal(size=(300, 8))
+        center, gaps = np.ones(8), rng.normal(size=(300, 8))
         if metric == "cosine":
-            gaps -= gaps.mean(axis=1, keepdims=True)  # square to the centre
+            gaps -= gaps.mean(axis=1, keepdims=True)  # square to the center
         order = 1 if metric == "manhattan" else 2
         gaps /= np.linalg.norm(gaps, ord=order, axis=1, keepdims=True)
-        shell = centre + gaps * (1 + 1e-10 * rng.permutation(300)[:, None])
-        assert disagreement(shell, centre[None], 10, metric) is None
+        shell = center + gaps * (1 + 1e-10 * rng.permutation(300)[:, None])
+        assert difference_from_oracle(shell, center[None], 10, metric) is None
 
 
 def test_distances_agree_with_sums_done_by_hand():
@@ -142,7 +142,7 @@ def test_the_number_of_threads_does_not_change_the_answer(metric):
 
 @pytest.mark.fault("ties")
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
+def test_the_order_of_the_vectors_does_not_change_the_neighbors(metric):
     rng = np.random.default_rng(4)
     base, queries = rng.normal(size=(400, 8)), rng.normal(size=(30, 8))
     order = rng.permutation(400)
@@ -184,7 +184,7 @@ def test_changing_the_array_after_fit_does_not_change_the_index(vectors):
     assert index.query(vectors[:1], 1)[0] == 0
 
 
-def test_k_may_be_the_size_of_the_index(vectors):
+def test_k_may_equal_the_size_of_the_index(vectors):
     _, indices = NeighborIndex("euclidean").fit(vectors).query(vectors[:2], 40)
     assert np.sort(indices, axis=1).tolist() == [list(range(40))] * 2
 
@@ -552,7 +552,7 @@ def test_a_graph_finds_nearly_what_exact_search_finds_at_true_distances(metric):
     wanted, expected = exact.query(queries, 10)
     hits = (indices[:, :, None] == expected[:, None]).any(axis=2)
     assert hits.mean() > 0.97 and index.recall_ > 0.97 and exact.recall_ == 1.0
-    true = oracle(base, queries, metric)
+    true = float64_distances(base, queries, metric)
     np.testing.assert_allclose(distances, np.take_along_axis(true, indices, 1), rtol=1e-12)
     assert (np.diff(distances, axis=1) >= 0).all() and (distances >= wanted - 1e-12).all()
 
@@ -713,16 +713,16 @@ def test_vectors_of_small_types_have_the_distances_of_float64(dtype):
         with pytest.raises(ArgumentTypeError):
             NeighborIndex("euclidean").fit(x)
         return
-    assert disagreement(x, x[:5], 7, "euclidean") is None
-    assert disagreement(x, x[:5], 7, "manhattan") is None
+    assert difference_from_oracle(x, x[:5], 7, "euclidean") is None
+    assert difference_from_oracle(x, x[:5], 7, "manhattan") is None
 
 
 @pytest.mark.parametrize("dim", [1, 2, 4096])
 @pytest.mark.parametrize("metric", METRICS)
 def test_vectors_of_any_width_are_searched(metric, dim):
     x = np.random.default_rng(0).normal(size=(60, dim)).astype("float32")
-    assert disagreement(x, x[:4], 60, metric) is None
-    assert disagreement(x, x[:4], 1, metric) is None
+    assert difference_from_oracle(x, x[:4], 60, metric) is None
+    assert difference_from_oracle(x, x[:4], 1, metric) is None
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -28,7 +28,7 @@ def fitted(vectors):
 
 
 @pytest.fixture(scope="module")
-def new(vectors):
+def new_vectors(vectors):
     return vectors[:20] + np.random.default_rng(1).normal(size=(20, 8)).astype("float32")
 
 
@@ -55,11 +55,11 @@ def test_min_dist_reaches_umap(fitted, vectors):
 
 
 @pytest.mark.fault("input-arrays")
-def test_fitting_twice_is_fitting_once(fitted, vectors, new):
+def test_fitting_twice_is_fitting_once(fitted, vectors, new_vectors):
     twice = Projection(n_neighbors=6, min_dist=0.3, seed=3)
     twice.fit_transform(vectors[:30] + 1)
     np.testing.assert_array_equal(twice.fit_transform(vectors), fitted.coordinates_)
-    np.testing.assert_array_equal(twice.transform(new), fitted.transform(new))
+    np.testing.assert_array_equal(twice.transform(new_vectors), fitted.transform(new_vectors))
     assert twice.trustworthiness_ == fitted.trustworthiness_
 
 
@@ -79,13 +79,13 @@ def test_changing_the_map_returned_does_not_change_the_projection(vectors):
     np.testing.assert_array_equal(projection.coordinates_, before)
 
 
-def test_neighbours_on_the_map_are_neighbours_in_truth(fitted, vectors):
+def test_neighbors_on_the_map_are_neighbors_in_the_embedding_space(fitted, vectors):
     noise = np.random.default_rng(2).normal(size=(80, 2))
     assert trustworthiness(vectors, noise, n_neighbors=5) < 0.65
     assert fitted.trustworthiness_ > 0.85
 
 
-def test_trustworthiness_is_scikit_learns(fitted, vectors):
+def test_trustworthiness_is_that_of_scikit_learn(fitted, vectors):
     expected = trustworthiness(vectors, fitted.coordinates_, n_neighbors=5)
     assert fitted.trustworthiness_ == pytest.approx(expected, abs=1e-12)
 
@@ -99,11 +99,11 @@ def test_of_many_rows_the_trustworthiness_is_that_of_some_drawn_with_the_seed(
     assert fitted._trustworthiness(vectors) == pytest.approx(expected, abs=1e-12)
 
 
-def test_clusters_stay_apart_on_the_map(fitted):
+def test_clusters_are_separated_on_the_map(fitted):
     clusters = fitted.coordinates_[:64].reshape(4, 16, 2)
-    centres = clusters.mean(axis=1)
+    centers = clusters.mean(axis=1)
     for n, cluster in enumerate(clusters):
-        gaps = np.linalg.norm(cluster[:, None] - centres, axis=-1)
+        gaps = np.linalg.norm(cluster[:, None] - centers, axis=-1)
         assert (gaps.argmin(axis=1) == n).mean() > 0.9
 
 
@@ -111,7 +111,7 @@ def test_a_fitted_vector_keeps_its_place(fitted, vectors):
     np.testing.assert_array_equal(fitted.transform(vectors), fitted.coordinates_)
 
 
-def test_copies_share_one_place(fitted, vectors):
+def test_equal_vectors_have_equal_coordinates(fitted, vectors):
     np.testing.assert_array_equal(fitted.coordinates_[0], fitted.coordinates_[-1])
     assert len(np.unique(fitted.coordinates_, axis=0)) == len(vectors) - 1
 
@@ -154,7 +154,7 @@ MOVED = {
 
 
 @pytest.mark.parametrize("kind", MOVED)
-def test_size_and_offset_of_the_vectors_do_not_change_what_lies_together(kind, vectors):
+def test_scale_and_offset_of_the_vectors_do_not_change_the_clusters(kind, vectors):
     x = MOVED[kind](vectors[:64].astype("float64"))
     projection = Projection(n_neighbors=6, seed=3)
     places = projection.fit_transform(x)
@@ -176,12 +176,12 @@ def test_a_projection_shows_its_settings_and_what_it_was_fitted_on(fitted):
 
 
 @pytest.mark.fault("seeded-map")
-def test_new_points_one_by_one_lie_where_the_batch_puts_them(fitted, new):
-    single = np.concatenate([fitted.transform(row[None]) for row in new])
-    np.testing.assert_array_equal(single, fitted.transform(new))
+def test_new_points_one_by_one_lie_where_the_batch_puts_them(fitted, new_vectors):
+    single = np.concatenate([fitted.transform(row[None]) for row in new_vectors])
+    np.testing.assert_array_equal(single, fitted.transform(new_vectors))
 
 
-def test_a_new_point_lies_at_the_mean_of_its_neighbours_weighted_by_inverse_distance(fitted):
+def test_a_new_point_lies_at_the_mean_of_its_neighbors_weighted_by_inverse_distance(fitted):
     x = fitted._index.embeddings.astype("float64")
     point = x[7] + 0.5
     distances = np.linalg.norm(x - point, axis=1)
@@ -196,14 +196,14 @@ def test_a_point_far_away_is_placed_inside_the_map(fitted):
     assert (place <= fitted.coordinates_.max(axis=0)).all()
 
 
-def test_placing_does_not_move_the_fitted_map(fitted, new):
+def test_placing_does_not_move_the_fitted_map(fitted, new_vectors):
     before = fitted.coordinates_.copy()
-    fitted.transform(new)
+    fitted.transform(new_vectors)
     np.testing.assert_array_equal(fitted.coordinates_, before)
 
 
 @pytest.mark.fault("new-points")
-def test_no_new_points_have_no_places(fitted):
+def test_no_new_points_give_no_coordinates(fitted):
     assert fitted.transform(np.empty((0, 8))).shape == (0, 2)
 
 
@@ -242,7 +242,7 @@ def test_too_few_rows_are_refused_with_the_number_that_is_needed(rows):
 
 
 @pytest.mark.fault("too-few-rows")
-def test_as_many_neighbours_as_rows_are_refused(vectors):
+def test_as_many_neighbors_as_rows_are_refused(vectors):
     with pytest.raises(ArgumentError, match="x has 10 rows; n_neighbors=10 needs 11"):
         Projection(n_neighbors=10).fit_transform(vectors[:10])
 
@@ -277,7 +277,7 @@ def test_many_duplicates_are_drawn_with_a_place_each(vectors):
     assert np.isfinite(places).all()
 
 
-def test_umaps_own_warnings_are_not_shown(vectors):
+def test_warnings_of_umap_are_not_shown(vectors):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Projection(n_neighbors=4, seed=1).fit_transform(vectors[::4])
@@ -315,11 +315,11 @@ def test_a_projection_that_was_not_fitted_says_so(tmp_path):
         Projection().save(tmp_path / "map")
 
 
-def test_rows_that_are_refused_leave_the_map_as_it_was(fitted, new):
-    before = fitted.transform(new)
+def test_rows_that_are_refused_leave_the_map_as_it_was(fitted, new_vectors):
+    before = fitted.transform(new_vectors)
     with pytest.raises(ArgumentError):
         fitted.fit_transform(np.zeros((3, 2)))
-    np.testing.assert_array_equal(fitted.transform(new), before)
+    np.testing.assert_array_equal(fitted.transform(new_vectors), before)
 
 
 @pytest.fixture(scope="module")
@@ -354,14 +354,14 @@ assert "umap" not in sys.modules
 
 @pytest.mark.fault("map-in-new-process")
 def test_a_fresh_process_puts_new_points_in_the_same_places_without_pickle(
-    saved, fitted, new, tmp_path
+    saved, fitted, new_vectors, tmp_path
 ):
     source, target = tmp_path / "new.npy", tmp_path / "places.npy"
-    np.save(source, new)
+    np.save(source, new_vectors)
     child = [sys.executable, "-c", CHILD, saved, source, target]
     done = subprocess.run(child, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.load(target), fitted.transform(new))
+    np.testing.assert_array_equal(np.load(target), fitted.transform(new_vectors))
 
 
 @pytest.mark.fault("map-in-new-process")

@@ -241,7 +241,7 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
 
 
 @pytest.mark.parametrize("folder", ["kerasim", "docs", "notebooks", "benchmarks", "data", "."])
-def test_nobody_is_told_to_install_from_an_index(folder):
+def test_no_text_tells_to_install_kerasim_from_an_index(folder):
     # The package is not on an index, where the name could belong to somebody else.
     advice = "pip install " + "'kerasim"
     pattern = "*" if folder == "." else "**/*"

@@ -379,7 +379,7 @@ def test_what_the_caller_passes_in_each_call_needs_no_saving(value):
     assert "value" not in saved["state"]
 
 
-def test_an_own_model_in_a_callback_is_saved_and_the_trained_one_is_not_saved_twice(tmp_path):
+def test_a_model_in_a_callback_is_saved_and_the_trained_one_is_not_saved_twice(tmp_path):
     class Teacher(C.Callback):
         def __init__(self):
             super().__init__()
@@ -674,7 +674,7 @@ def compiled(optimizer):
     return model
 
 
-def test_an_own_optimizer_with_another_argument_is_refused(tmp_path):
+def test_a_custom_optimizer_with_another_argument_is_refused(tmp_path):
     fit(tmp_path, 1, model=compiled(Faster(1.0)))
     fit(tmp_path, 2, model=compiled(Faster(1.0)))
     with pytest.raises(ArgumentError, match="optimizer.arguments.factor: saved 1.0, now 2.0"):

@@ -25,17 +25,17 @@ from kerasim.errors import (
     ImageError,
     TrainingError,
 )
-from tests.helpers.image_files import picture
+from tests.helpers.image_files import write_image
 from tests.helpers.training_runs import (
     IMAGES,
-    Every,
-    Holey,
-    TurnsNaN,
+    AtEachEpoch,
+    BatchesWithNaN,
+    LossThatTurnsNaN,
     build,
     draw_batches,
     fit,
-    poison,
     read_state,
+    set_kernel_to_nan,
 )
 
 # TensorFlow's, whenever Keras makes an array of a variable.
@@ -93,7 +93,7 @@ def train_slowly(run_dir):
     falling = keras.callbacks.ReduceLROnPlateau("loss", factor=0.9, patience=1, min_delta=1e9)
     validation = ImageBatches(IMAGES[:5], shuffle=False)
     model = build(eager=False)
-    fit(run_dir, EPOCHS, model, callbacks=[Every(tell), falling], validation_data=validation)
+    fit(run_dir, EPOCHS, model, callbacks=[AtEachEpoch(tell), falling], validation_data=validation)
     return model
 
 
@@ -150,7 +150,7 @@ def test_two_threads_that_draw_many_batches_change_no_bit_nor_does_an_interrupt(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "two", 3, build(eager=False), two, callbacks=[Every(interrupt)])
+        fit(tmp_path / "two", 3, build(eager=False), two, callbacks=[AtEachEpoch(interrupt)])
     fit(tmp_path / "two", 3, build(eager=False), two)
     assert_equal(read_state(tmp_path / "one")[0], read_state(tmp_path / "two")[0])
 
@@ -271,15 +271,23 @@ def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
     model = build()
     untrained = weights(model)
     with pytest.raises(ArgumentError, match="array 1 of batches.0. holds NaN or infinity"):
-        fit(tmp_path, model=model, batches=Holey(IMAGES))
+        fit(tmp_path, model=model, batches=BatchesWithNaN(IMAGES))
     assert_equal(weights(model), untrained)
     assert os.listdir(tmp_path) == []
 
 
 FAULTS = {
-    "weights": ("mse", [Every(poison(4))], "loss became nan in batch 0 of epoch 3"),
-    "loss": (TurnsNaN(), [], "loss became nan in batch 1 of epoch 3"),
-    "last step": ("mse", [Every(poison(1), end=True)], "1 weights became NaN .* epoch 3"),
+    "weights": (
+        "mse",
+        [AtEachEpoch(set_kernel_to_nan(4))],
+        "loss became nan in batch 0 of epoch 3",
+    ),
+    "loss": (LossThatTurnsNaN(), [], "loss became nan in batch 1 of epoch 3"),
+    "last step": (
+        "mse",
+        [AtEachEpoch(set_kernel_to_nan(1), end=True)],
+        "1 weights became NaN .* epoch 3",
+    ),
 }
 
 
@@ -302,7 +310,7 @@ def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
 
 @pytest.mark.fault("nan-in-training")
 def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_path):
-    loss = TurnsNaN()
+    loss = LossThatTurnsNaN()
     loss.batches = 10
     with pytest.raises(TrainingError, match="batch 0 of epoch 1. No epoch was finished"):
         fit(tmp_path, model=build(loss=loss))
@@ -365,7 +373,7 @@ def test_out_of_memory_says_which_batch_size_to_try_and_the_state_is_kept(kind, 
 
     wanted = f"^batch_size=4 needs .* {tmp_path / 'state'} keeps epoch 1: pass .* such as 2"
     with pytest.raises(ArgumentError, match=wanted):
-        fit(tmp_path, 3, callbacks=[Every(run_out)])
+        fit(tmp_path, 3, callbacks=[AtEachEpoch(run_out)])
     assert len(fit(tmp_path, 3)) == 3
 
 
@@ -384,7 +392,7 @@ class Greedy(keras.losses.MeanSquaredError):
 
 
 @pytest.mark.fault("out-of-memory")
-def test_out_of_memory_in_the_graph_of_a_step_is_said_likewise(tmp_path):
+def test_out_of_memory_in_a_graph_says_which_batch_size_to_try(tmp_path):
     pytest.importorskip("tensorflow")
     with pytest.raises(ArgumentError, match="^batch_size=4 .* No epoch was finished: .* such as 2"):
         fit(tmp_path, model=build(loss=Greedy(), eager=False))
@@ -393,7 +401,7 @@ def test_out_of_memory_in_the_graph_of_a_step_is_said_likewise(tmp_path):
 @pytest.fixture
 def photographs(tmp_path):
     for n in range(6):
-        picture(tmp_path / "photographs" / f"{n}.png", 40 * n, (4, 4))
+        write_image(tmp_path / "photographs" / f"{n}.png", 40 * n, (4, 4))
     return tmp_path / "photographs"
 
 
@@ -418,7 +426,7 @@ def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_b
 
     model = build(eager=False)  # as a graph, in which TensorFlow makes an error of its own of ours
     with pytest.raises(ImageError, match=re.escape(str(file))):
-        fit(tmp_path / "run", 4, model, first, callbacks=[Every(spoil)])
+        fit(tmp_path / "run", 4, model, first, callbacks=[AtEachEpoch(spoil)])
     if way == "is cut":
         with pytest.raises(ArgumentError, match="batches.images: saved"):
             fit(tmp_path / "run", 4, batches=on_folder_unchecked(photographs))
@@ -437,7 +445,9 @@ def on_folder_unchecked(folder):
 @pytest.mark.fault("file-lost-in-training")
 def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
     held_out = on_folder(photographs, shuffle=False)
-    gone = Every(lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True)
+    gone = AtEachEpoch(
+        lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True
+    )
     with pytest.raises(ImageError, match="There is no file .*5.png'"):
         fit(tmp_path / "run", 2, build(eager=False), validation_data=held_out, callbacks=[gone])
 
@@ -474,7 +484,7 @@ def test_a_folder_that_is_not_there_is_made(tmp_path):
 
 @pytest.mark.fault("interrupt")
 def test_an_interrupt_by_the_system_stops_at_a_whole_epoch_and_says_how_to_go_on(tmp_path, capsys):
-    interrupt = Every(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
+    interrupt = AtEachEpoch(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
     # Python leaves the signal alone where it was started in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -503,14 +513,14 @@ def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     fit(tmp_path, 2, validation_data=validation)
     before = snapshot(tmp_path / "best")
-    history = fit(tmp_path, 4, validation_data=validation, callbacks=[Every(spoil)])
+    history = fit(tmp_path, 4, validation_data=validation, callbacks=[AtEachEpoch(spoil)])
     assert history.val_loss.idxmin() < 2
     assert snapshot(tmp_path / "best") == before
 
 
 def test_restore_gives_the_weights_of_the_epoch_of_least_val_loss(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
-    history = fit(tmp_path, 3, validation_data=validation, callbacks=[Every(spoil)])
+    history = fit(tmp_path, 3, validation_data=validation, callbacks=[AtEachEpoch(spoil)])
     model = build()
     training.load_weights(model, tmp_path, which="best")
     loss = model.evaluate(validation, verbose=0)
@@ -523,10 +533,10 @@ def test_a_val_loss_of_nan_is_never_the_best_nor_hides_a_later_one(tmp_path):
         if epoch == 1:
             validation.hole = 0.5
 
-    validation = Holey(IMAGES, shuffle=False)
+    validation = BatchesWithNaN(IMAGES, shuffle=False)
     history = fit(tmp_path / "nan", 1, validation_data=validation)
     assert history.val_loss.isna().all() and not (tmp_path / "nan" / "best").exists()
-    fit(tmp_path / "later", 2, validation_data=validation, callbacks=[Every(heal)])
+    fit(tmp_path / "later", 2, validation_data=validation, callbacks=[AtEachEpoch(heal)])
     assert (tmp_path / "later" / "best").exists()
 
 
@@ -581,7 +591,9 @@ def test_a_run_with_averages_validates_keeps_and_gives_the_averages(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     model = averaging()
     seen = []
-    watch = Every(lambda epoch, model: seen.append(model.evaluate(validation, verbose=0)), True)
+    watch = AtEachEpoch(
+        lambda epoch, model: seen.append(model.evaluate(validation, verbose=0)), True
+    )
     history = fit(tmp_path, 3, model, validation_data=validation, callbacks=[watch])
     np.testing.assert_allclose(seen, history.val_loss, rtol=1e-5)
     loss = model.evaluate(validation, verbose=0)
@@ -685,7 +697,7 @@ def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, 3, callbacks=[Every(interrupt)])
+        fit(tmp_path, 3, callbacks=[AtEachEpoch(interrupt)])
     assert "stopped after epoch 1; the same call continues" in capsys.readouterr().out
 
 
@@ -722,16 +734,16 @@ def never(epoch, model):
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ArtifactError, match=f"Cannot write {re.escape(str(tmp_path / place))}"):
-        fit(tmp_path / place, callbacks=[Every(never)])
+        fit(tmp_path / place, callbacks=[AtEachEpoch(never)])
 
 
 @pytest.mark.fault("run-folder-missing")
 @pytest.mark.parametrize("name", ["state", "best"])
-def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name):
+def test_a_folder_of_the_user_is_refused_before_the_first_epoch(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / name))):
-        fit(tmp_path, resume=False, callbacks=[Every(never)])
+        fit(tmp_path, resume=False, callbacks=[AtEachEpoch(never)])
 
 
 # Arguments
@@ -940,7 +952,7 @@ def test_an_embedder_of_zeros_is_reported_and_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:precision@")
-def test_two_callbacks_of_one_run_keep_their_figures_apart(tmp_path):
+def test_two_callbacks_of_one_run_keep_separate_metrics(tmp_path):
     net, callback, batches = net_and_callback()
     images, labels = classes_of_stripes()
     other = training.RetrievalCallback(
@@ -1007,7 +1019,7 @@ def test_of_a_folder_there_are_no_figures_of_pixels(tmp_path):
     images, labels = classes_of_stripes()
     for n, image in enumerate(images[:9]):
         path = tmp_path / "pictures" / str(labels[n]) / f"{n}.png"
-        picture(path)
+        write_image(path)
         Image.fromarray((255 * image[..., 0]).astype("uint8")).save(path)
     net, callback, batches = net_and_callback()
     folder = data.image_folder(tmp_path / "pictures", 6, channels=1)
@@ -1066,7 +1078,7 @@ class Foreign(keras.utils.PyDataset):
         return IMAGES[:4], IMAGES[:4]
 
 
-def test_batches_of_another_s_making_are_told_apart_by_class_and_number(tmp_path):
+def test_custom_batches_are_compared_by_class_and_number(tmp_path):
     fit(tmp_path / "run", 1, batches=Foreign(2))
     assert len(fit(tmp_path / "run", 2, batches=Foreign(2))) == 2
     with pytest.raises(ArgumentError, match="batches.batches: saved 2, now 3"):

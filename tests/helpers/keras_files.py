@@ -5,7 +5,7 @@ import zipfile
 import keras
 
 
-def dense(units=3, **settings):
+def dense_model(units=3, **settings):
     shape = keras.Input((4, 4, 1))
     return keras.Sequential([shape, keras.layers.Flatten(), keras.layers.Dense(units, **settings)])
 
@@ -15,9 +15,9 @@ def members(path):
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def rewrite(path, change, compression=zipfile.ZIP_STORED):
+def save_changed_model(path, change, compression=zipfile.ZIP_STORED):
     """Saves an embedder at `path` whose members, a dict of bytes, were passed to `change`."""
-    dense().save(path)
+    dense_model().save(path)
     files = members(path)
     change(files)
     with zipfile.ZipFile(path, "w", compression) as archive:

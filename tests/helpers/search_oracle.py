@@ -5,17 +5,17 @@ import numpy as np
 from kerasim.neighbors import NeighborIndex
 
 
-def direction(x):
+def unit_vectors(x):
     """Returns unit vectors; the division by the largest keeps squares from overflowing."""
     x = x / np.abs(x).max(axis=1, keepdims=True)
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def oracle(base, queries, metric):
+def float64_distances(base, queries, metric):
     """Returns the float64 distance of every query to every vector."""
     base, queries = base.astype("float64"), queries.astype("float64")
     if metric == "cosine":  # half the squared distance of unit vectors
-        base, queries = direction(base), direction(queries)
+        base, queries = unit_vectors(base), unit_vectors(queries)
     gaps = base[None] - queries[:, None]
     if metric == "manhattan":
         return np.abs(gaps).sum(axis=-1)
@@ -52,10 +52,10 @@ def draw_case(seed):
     return base, queries, k
 
 
-def disagreement(base, queries, k, metric):
+def difference_from_oracle(base, queries, k, metric):
     """Says in what the index differs from the oracle, or returns None."""
     distances, indices = NeighborIndex(metric).fit(base).query(queries, k)
-    true = oracle(base, queries, metric)
+    true = float64_distances(base, queries, metric)
     expected = np.argsort(true, axis=1, kind="stable")[:, :k]
     wanted = np.take_along_axis(true, expected, axis=1)
     floor = 1e-15 if metric == "cosine" else 0

@@ -51,7 +51,7 @@ def read_state(run_dir, name="state"):
     )
 
 
-class Every(keras.callbacks.Callback):
+class AtEachEpoch(keras.callbacks.Callback):
     """Calls `do(epoch, model)` at the beginning, or at the end, of each epoch."""
 
     def __init__(self, do, end=False):
@@ -67,7 +67,7 @@ class Every(keras.callbacks.Callback):
             self.do(epoch, self.model)
 
 
-class Holey(ImageBatches):
+class BatchesWithNaN(ImageBatches):
     """Batches with one target of each NaN, which no check of arrays can foresee."""
 
     hole = np.nan
@@ -80,7 +80,7 @@ class Holey(ImageBatches):
 
 
 @keras.saving.register_keras_serializable("tests")
-class TurnsNaN(keras.losses.MeanSquaredError):
+class LossThatTurnsNaN(keras.losses.MeanSquaredError):
     """Is NaN from the tenth batch on: in the third epoch of three batches and one to validate."""
 
     batches = 0
@@ -90,7 +90,7 @@ class TurnsNaN(keras.losses.MeanSquaredError):
         return super().call(y_true, y_pred) * (1.0 if self.batches < 10 else np.nan)
 
 
-def poison(layer):
+def set_kernel_to_nan(layer):
     def do(epoch, model):
         if epoch == 2:
             kernel = model.layers[layer].kernel

@@ -220,8 +220,8 @@ def _open_bombs(folder, send):
         np.lib.format.write_array_header_1_0(file, fields)
 
     folder = Path(folder)
-    zipped = made.rewrite(folder / "zip.keras", padded, zipfile.ZIP_DEFLATED)
-    asking = made.rewrite(folder / "wide.keras", wide)
+    zipped = made.save_changed_model(folder / "zip.keras", padded, zipfile.ZIP_DEFLATED)
+    asking = made.save_changed_model(folder / "wide.keras", wide)
     with zipfile.ZipFile(folder / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("x.npy", "w", force_zip64=True) as member:
             header(member, 70_000_000)
@@ -236,7 +236,7 @@ def _open_bombs(folder, send):
     for path in images:
         side = int(path.stem)
         path.write_bytes(png(side, side, 1, 0, bytes((1 + (side + 7) // 8) * side)))
-    good = made.rewrite(folder / "good.keras", lambda files: None)
+    good = made.save_changed_model(folder / "good.keras", lambda files: None)
     embedding.load_embedder(good)
     read_image(png(8, 8, 1, 0, bytes(16)))
     found = {}
@@ -281,9 +281,9 @@ def _read_images(folder, send):
     from tests.helpers import image_files as made
 
     folder = Path(folder)
-    good = [(name, content, expected) for name, content, expected in made.golden()][:16]
+    good = [(name, content, expected) for name, content, expected in made.reference_images()][:16]
     for kind, orientation in (("PNG", 6), ("TIFF", 3)):
-        turned = Image.fromarray(made.COLORS).transpose(made.TURNS[orientation])
+        turned = Image.fromarray(made.COLORS).transpose(made.TRANSPOSED[orientation])
         exif = Image.Exif()
         exif[0x0112] = orientation
         content = made.encode(turned, kind, exif=exif)

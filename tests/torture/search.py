@@ -21,13 +21,13 @@ def exact_search(cases=1000, rows=60_000):
     from threadpoolctl import threadpool_limits
 
     from kerasim.neighbors import METRICS
-    from tests.helpers.search_oracle import disagreement, draw_case
+    from tests.helpers.search_oracle import difference_from_oracle, draw_case
 
     wrong = []
     with threadpool_limits(1):
         for metric in METRICS:
             for seed in range(cases):
-                said = disagreement(*draw_case(seed), metric)
+                said = difference_from_oracle(*draw_case(seed), metric)
                 wrong += [f"{metric}, case {seed}: {said}"] if said else []
     reached = f"{3 * cases - len(wrong)} of {3 * cases} equal"
     if rows:

@@ -152,18 +152,18 @@ def _inject_nan(folder, names, send):
         images[3, 1, 1, 0] = value
         return images
 
-    class Later(made.Holey):
+    class Later(made.BatchesWithNaN):
         def __getitem__(self, index):
             self.hole = np.nan if index == 2 else 0.5
             return super().__getitem__(index)
 
-    class LaterInfinite(made.Holey):
+    class LaterInfinite(made.BatchesWithNaN):
         def __getitem__(self, index):
             self.hole = np.inf if self.epoch == 2 else 0.5
             return super().__getitem__(index)
 
     def at(epoch, do, end=False):
-        return [made.Every(lambda e, model: do(model) if e == epoch else None, end)]
+        return [made.AtEachEpoch(lambda e, model: do(model) if e == epoch else None, end)]
 
     def moment(model):
         model.optimizer.variables[3].assign(model.optimizer.variables[3] * np.nan)
@@ -180,12 +180,14 @@ def _inject_nan(folder, names, send):
         "pixel": lambda at: fit(at, data.ImageBatches(poisoned(np.nan), batch_size=4)),
         "infinite pixel": lambda at: fit(at, data.ImageBatches(poisoned(np.inf), batch_size=4)),
         "target": lambda at: fit(at, data.ImageBatches(made.IMAGES, poisoned(np.nan), 4)),
-        "first batch": lambda at: fit(at, made.Holey(made.IMAGES, batch_size=4)),
+        "first batch": lambda at: fit(at, made.BatchesWithNaN(made.IMAGES, batch_size=4)),
         "later batch": lambda at: fit(at, Later(made.IMAGES, batch_size=4)),
         "later epoch": lambda at: fit(at, LaterInfinite(made.IMAGES, batch_size=4)),
-        "loss": lambda at: fit(at, loss=made.TurnsNaN()),
-        "weights": lambda run: fit(run, callbacks=[made.Every(made.poison(4))]),
-        "last step": lambda run: fit(run, callbacks=[made.Every(made.poison(1), end=True)]),
+        "loss": lambda at: fit(at, loss=made.LossThatTurnsNaN()),
+        "weights": lambda run: fit(run, callbacks=[made.AtEachEpoch(made.set_kernel_to_nan(4))]),
+        "last step": lambda run: fit(
+            run, callbacks=[made.AtEachEpoch(made.set_kernel_to_nan(1), end=True)]
+        ),
         "optimizer": lambda run: fit(run, callbacks=at(2, moment)),
         "rate": lambda run: fit(run, callbacks=at(2, rate)),
     }
