@@ -252,7 +252,7 @@ def load_weights(
     _checks.instance("model", model, keras.Model, "build a keras.Model first")
     run_dir = _artifacts.check_path("run_dir", run_dir)
     path = run_dir / "state"
-    if not path.exists():
+    if not _artifacts.exists(path):
         raise ArtifactError(
             f"There is no run at {run_dir}: pass the run_dir of a call of training.fit."
         )
@@ -260,7 +260,7 @@ def load_weights(
     weights = _final_weights(arrays, info.get("averages", {}))
     if which == "best":
         path = run_dir / "best"
-        if not path.exists():
+        if not _artifacts.exists(path):
             raise ArtifactError(
                 f"The run at {run_dir} has no best weights, since it was trained without "
                 'validation_data: pass which="last", or train with validation_data.'

@@ -545,6 +545,23 @@ SLOW = {  # to call with what is right; 200 cases each for others
     **dict.fromkeys(["plots.roc", "plots.distance_distribution", "Gallery.add"], 80),
 }
 SLOW["models.unet"] = 25
+NAMED_OTHERWISE = {  # arguments that a message need not name
+    # An image or item, by its number, or a file.
+    **{"images.read_image": {"source"}, "Gallery.query": {"images"}, "Gallery.remove": {"ids"}},
+    # One of several arrays of images.
+    **{"plots.denoising": {"clean", "noisy", "denoised"}, "Gallery.verify": {"left", "right"}},
+    "Gallery.calibrate": {"left", "right", "same"},
+    # Another argument that does not fit it, or the object that lacks what is asked for.
+    **{"data.NoiseBatches": {"low"}, "models.conv_embedder": {"convs"}, "plots.history": {"frame"}},
+    **{"metrics.neighbor_overlap": {"indices_a"}, "Gallery.relocate": {"new_root"}},
+    "Gallery.near_duplicates": {"min_correlation"},
+}
+
+
+def names_argument(message, name, argument, value):
+    """Says whether a message names an argument, or shows its value if that is text or a path."""
+    shown = isinstance(value, (str, bytes, Path)) and os.fsdecode(value) in message
+    return argument in message or shown or argument in NAMED_OTHERWISE.get(name, ())
 
 
 @pytest.mark.fault("any-object", "error-messages")
@@ -563,6 +580,7 @@ def test_a_public_function_takes_what_it_is_handed_or_refuses_it_with_a_kerasim_
             refused += 1
             assert isinstance(error, (TypeError, ValueError, OSError))
             assert not NOISE.search(str(error)), f"{argument}={value!r}: {error}"
+            assert names_argument(str(error), name, argument, value), f"{argument}: {error}"
     assert refused
 
 

@@ -104,7 +104,7 @@ GUARDS = {
     "nan-in-loss": guard("test_training.py -k turns_nan"),
     "nan-in-weights": guard('nan "names=last step"'),
     "proof-in-float64": guard(
-        "test_neighbors.py -k oracle",
+        "test_neighbors.py -k closer_together",
         replacement="proven = last < np.inf",
     ),
     "seeds-in-state": guard(
