@@ -49,7 +49,8 @@ test: lint
 test-learn: $(VENV)/.ok
 	KERASIM_TEST_LEARN=1 $(BIN)/python -m pytest tests/test_learning.py tests/test_notebooks.py $(PARALLEL)
 
-# Kills, mutants, bombs, NaN: prints each goal beside what was reached. GOALS="G2 G4" runs some.
+# Stress tests: prints each goal beside what was reached. GOALS="mutants kills" runs some of them,
+# which tests/torture/goals.py names.
 torture: $(VENV)/.ok
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(GOALS)
 

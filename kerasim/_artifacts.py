@@ -110,6 +110,7 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
     with _temporary_sibling(path, is_folder=True) as temporary:
         _recover(path, kind)
         check_replaceable(path, kind)
+        # guard: folder-beside
         fill(temporary)
         files = {name: _describe(temporary / name) for name in _names(temporary)}
         manifest = Manifest(kind, files, info or {}, fingerprint, _versions())
@@ -117,6 +118,7 @@ def write(path, kind: str, fill: Callable[[Path], object], info=None, fingerprin
         _keep_permissions(temporary, path)
         for each in (*temporary.rglob("*"), temporary):
             _sync(each)
+        # guard: swap
         _swap(temporary, path)
     return path
 
@@ -143,6 +145,7 @@ class Known:
         if _checks.boolean("replace", replace):
             return
         version = version_of(path)
+        # guard: known-version
         if version and version not in self._versions.get(path, ()):
             check_replaceable(locate(path), kind)
             raise ArtifactError(
@@ -212,6 +215,7 @@ def write_file(path, content: bytes) -> Path:
     """
     path = resolve(path)
     with _temporary_sibling(path, is_folder=False) as temporary:
+        # guard: file-beside
         temporary.write_bytes(content)
         _keep_permissions(temporary, path)
         _sync(temporary)
@@ -244,6 +248,7 @@ def read(path, kind: str, load: Callable[[Path, Manifest], Any], fingerprint=Non
             if _identity(path) == before:
                 return result
         except Exception as error:
+            # guard: read-again
             if _identity(path) != before:
                 continue
             if isinstance(error, ArtifactError):
@@ -429,6 +434,7 @@ def check_file(path) -> Path:
 
 def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
     manifest = _manifest(folder, kind)
+    # guard: fingerprint
     if fingerprint is not None and manifest.fingerprint != fingerprint:
         raise ArtifactError(
             f"{folder} was made with another embedder: its fingerprint is "
@@ -437,6 +443,7 @@ def _check(folder: Path, kind: str, fingerprint: str | None) -> Manifest:
         )
     for name, expected in manifest.files.items():
         found = _describe(folder / name, expected["size"])
+        # guard: checksum
         if found != expected:
             what = f"expected {expected['size']} bytes, found {found['size']}"
             if found["size"] == expected["size"]:
@@ -464,6 +471,7 @@ def _manifest(folder: Path, kind: str) -> Manifest:
     if manifest.kind != kind:
         raise ArtifactError(f"{folder} holds a {manifest.kind}, not a {kind}. Check the path.")
     extra = [name for name in _names(folder) if name not in manifest.files and name != MANIFEST]
+    # guard: unlisted-files
     if extra:
         raise ArtifactError(
             f"{folder} holds files that its manifest does not name: {extra[:5]}. Move them away."
@@ -490,10 +498,12 @@ def _encode(manifest: Manifest) -> bytes:
 
 def _decode(path: Path, raw: bytes) -> Manifest:
     advice = "Restore the folder from a copy, or remove it and save again."
+    # guard: manifest-size
     if len(raw) > _MANIFEST_BYTES:
         raise ArtifactError(f"{path} is larger than {_MANIFEST_BYTES} bytes. {advice}")
     try:
         body = json.loads(raw)
+        # guard: manifest-digest
         if body.pop("manifest_sha256") != _digest(body):
             raise ValueError("its digest is not that of its content")
         if isinstance(body["schema"], int) and body["schema"] > SCHEMA:
@@ -508,6 +518,7 @@ def _decode(path: Path, raw: bytes) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged. {advice}") from error
     for name in manifest.files:
+        # guard: paths-inside
         if os.path.isabs(name) or ".." in Path(name).parts:
             raise ArtifactError(f"{path} names {name!r}, outside its folder. {advice}")
     return manifest
@@ -604,6 +615,7 @@ def _temporary_sibling(path: Path, is_folder: bool) -> Iterator[Path]:
         raise _write_error(path, temporary, error) from error
     finally:
         if temporary is not None:
+            # guard: temporary-removed
             _remove(temporary)
         if descriptor is not None:
             os.close(descriptor)
@@ -666,6 +678,7 @@ def _hold(descriptor: int, path: Path) -> bool:
         OSError: If the file system has no locks.
     """
     try:
+        # guard: temporary-lock
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -684,6 +697,7 @@ def _open_lock(path: Path, owner) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
+            # guard: lock
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(descriptor, path):
                 return descriptor
@@ -813,6 +827,7 @@ def check_replaceable(path: Path, kind: str) -> None:
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
+        # guard: sync
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

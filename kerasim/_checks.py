@@ -496,6 +496,7 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
         ArgumentTypeError: If it does not hold real numbers.
     """
     x = as_float64_or_narrower(name, as_real_array(name, x))
+    # guard: width
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
         raise ArgumentError(
             f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. "
@@ -503,6 +504,7 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
             "model."
         )
     finite(name, x)
+    # guard: zero-vectors
     if metric == "cosine":
         bad_rows(name, ~x.any(axis=1), "zero vectors, whose cosine distance is undefined,")
     return x
@@ -536,6 +538,7 @@ def as_float64_or_narrower(name: str, x: np.ndarray) -> np.ndarray:
 
 def finite(name: str, x: np.ndarray) -> None:
     """Raises an `ArgumentError` for `name` if a row of floats `x` holds NaN or infinity."""
+    # guard: nan-in-vectors
     if x.dtype.kind == "f":
         bad_rows(name, ~np.isfinite(x).all(axis=tuple(range(1, x.ndim))), "NaN or infinity")
 
@@ -572,6 +575,7 @@ def no_zip_bomb(path: Path) -> None:
                 f"{member.compress_type}, expected 0 (stored) or 8 (deflated). Save it again."
             )
     claimed = sum(member.file_size for member in listed)
+    # guard: archive-size
     if claimed > max(_ARCHIVE_BYTES, _ARCHIVE_EXPANSION * size):
         raise ArtifactError(
             f"{shown(path)} of {size} bytes claims to hold {claimed} bytes: refused as "

@@ -81,6 +81,7 @@ def check_images(name: str, images):
             f"{name} has dtype {images.dtype}: convert it to float in [0, 1] or to uint8."
         )
     low, high = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
+    # guard: nan-in-images
     _checks.bad_rows(name, ~(np.isfinite(low) & np.isfinite(high)), "NaN or infinity")
     _checks.bad_rows(
         name,

@@ -169,6 +169,7 @@ def load_model(path: Path) -> keras.Model:
         with ThreadPoolExecutor(1) as thread:
             declared = thread.submit(_count_weights, config, custom_objects).result()
         held = weights.stat().st_size
+        # guard: declared-weights
         if declared > held:
             raise ArtifactError(
                 f"{_checks.shown(path)} declares {declared} weights, but holds only {held} bytes "
@@ -176,6 +177,7 @@ def load_model(path: Path) -> keras.Model:
                 "model.save."
             )
         with _keras_compat.ObjectSharingScope():
+            # guard: safe-mode
             model: Any = keras.saving.deserialize_keras_object(config, safe_mode=True)
         model.load_weights(weights)
     return model

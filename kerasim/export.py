@@ -100,7 +100,7 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
             # TensorFlow would name the temporary folder in its log.
             with _refusing("SavedModel"), _log_level(tf.get_logger(), "WARNING"):
                 _archive(tf, model, shape).write_out(str(folder), verbose=False)
-        except tf.errors.OpError as error:  # pragma: no cover - a full disk: tests/torture.py, G10
+        except tf.errors.OpError as error:  # pragma: no cover - a full disk: make torture
             said = error.message.partition(" [Op:")[0].rpartition("; ")[2]
             raise OSError(f"TensorFlow says {said!r}") from error
         exported = SavedModel(tf.saved_model.load(str(folder)))
@@ -336,6 +336,7 @@ def load_saved_model(path: Path | str, trust: bool = False) -> "SavedModel":
         return SavedModel(tf.saved_model.load(str(folder)))
 
     folder = _artifacts.check_path("path", path)
+    # guard: trust
     if trust and not (folder / _artifacts.MANIFEST).exists():
         try:
             return load(folder)

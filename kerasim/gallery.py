@@ -748,6 +748,7 @@ class Gallery:
         with self._changing:
             self._check_embedder()
             path = _artifacts.resolve(path)
+            # guard: gallery-lock
             with _artifacts.lock(path.parent / f".{path.name}.lock", path):
                 self._saved.check(path, _KIND, replace)
                 self._write(path)

@@ -175,6 +175,7 @@ def _name(source) -> str:
 def _check_extent(image, name: str) -> None:
     """Refuses an image that takes much memory, by what its header says."""
     size = f"{image.width} x {image.height} pixels"
+    # guard: pixels
     if image.width * image.height > MAX_PIXELS:
         raise ImageError(f"{name} has {size}, more than {MAX_PIXELS}: shrink or remove it.")
     if max(image.size) > MAX_SIDE:

@@ -288,6 +288,7 @@ class NeighborIndex:
         last = distances[:, -1]
         if self.metric == "cosine":  # half the squared distance of unit vectors
             last = np.sqrt(2 * last) + _distances.UNIT_ERROR
+        # guard: proof-in-float64
         proven = last < state.frame.undo(bound)
         return distances[proven], indices[proven], proven
 
@@ -458,6 +459,7 @@ class NeighborIndex:
             )
             representatives = _artifacts.read_array(folder / "groups.npy")
             _check_groups(representatives, len(vectors), len(links.levels))
+            # guard: graph-links
             _check_links(links, index.m)
         index._fit(vectors, links, info["first"], representatives)
         index.recall_, index.fingerprint = info["recall"], manifest.fingerprint
@@ -736,6 +738,7 @@ def _write_array(path, array):
     # what was cut short would be taken for whole.
     with open(path, "wb") as file:
         written: Any = types.SimpleNamespace(write=file.write)
+        # guard: full-disk
         np.save(written, array, allow_pickle=False)
 
 

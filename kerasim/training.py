@@ -252,7 +252,7 @@ def load_weights(
     _checks.instance("model", model, keras.Model, "build a keras.Model first")
     run_dir = _artifacts.check_path("run_dir", run_dir)
     path = run_dir / "state"
-    if not path.exists():
+    if not _artifacts.exists(path):
         raise ArtifactError(
             f"There is no run at {run_dir}: pass the run_dir of a call of training.fit."
         )
@@ -260,7 +260,7 @@ def load_weights(
     weights = _final_weights(arrays, info.get("averages", {}))
     if which == "best":
         path = run_dir / "best"
-        if not path.exists():
+        if not _artifacts.exists(path):
             raise ArtifactError(
                 f"The run at {run_dir} has no best weights, since it was trained without "
                 'validation_data: pass which="last", or train with validation_data.'
@@ -518,6 +518,7 @@ class _Run(keras.callbacks.Callback):
     @property
     def variables(self):
         optimizer = self.network.optimizer
+        # guard: seeds-in-state
         return _named("model", self.network.variables) | _named("optimizer", optimizer.variables)
 
     @property
@@ -536,6 +537,7 @@ class _Run(keras.callbacks.Callback):
         self._accept_changed_rate(info["settings"], arrays)
         lines = list(_resume.differences(info["settings"], self.settings))
         lines += self.callbacks.match(info["states"]["callbacks"])
+        # guard: run-settings
         if lines:
             listed = "".join(f"\n  {line}" for line in lines)
             raise ArgumentError(
@@ -696,6 +698,7 @@ class _Run(keras.callbacks.Callback):
             self.data_set.restore(states["data_set"], arrays)
 
     def on_epoch_begin(self, epoch, logs=None):
+        # guard: epoch-order
         self.batches.epoch = epoch
         if self.data_set is not None:
             self.batches.on_epoch_begin()
@@ -703,6 +706,7 @@ class _Run(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         loss = (logs or {}).get("loss", 0.0)
+        # guard: nan-in-loss
         if not np.isfinite(loss):
             self._fail(f"The loss became {loss} in batch {batch} of epoch {len(self.history) + 1}")
 
@@ -712,6 +716,7 @@ class _Run(keras.callbacks.Callback):
             self.batches.on_epoch_end()
         arrays = _arrays(self.variables)
         bad = sum(not np.isfinite(array).all() for array in arrays.values())
+        # guard: nan-in-weights
         if bad:
             self._fail(f"{bad} weights became NaN or infinite in epoch {epoch + 1}")
         logs = {} if logs is None else logs

@@ -1,4 +1,4 @@
-"""What several test files share: fixtures. And the count of the rows of docs/faults.md that ran."""
+"""Fixtures, the order of the test files, and the count of the faults of docs/faults.md that ran."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROWS = sorted({*range(1, 81)} - {11, 72, 73, 74, 76})  # of docs/faults.md
+from tests.helpers import fault_table
 
 
 @pytest.fixture
@@ -57,31 +57,18 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     order = {name: position for position, name in enumerate(SLOW)}
     items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
+    known = set(fault_table.names())
     for item in items:  # reports carry these, from a worker of pytest-xdist too
-        rows = {row for mark in item.iter_markers("fault") for row in mark.args}
-        item.user_properties += [("fault", row) for row in sorted(rows)]
+        faults = {name for mark in item.iter_markers("fault") for name in mark.args}
+        if unknown := faults - known:
+            raise pytest.UsageError(
+                f"{item.nodeid} is marked with {', '.join(sorted(unknown))}, which docs/faults.md "
+                "does not name. Correct the mark, or add the fault to the table."
+            )
+        item.user_properties += [("fault", name) for name in sorted(faults)]
 
 
 def pytest_terminal_summary(terminalreporter):
-    said = summary(terminalreporter.stats)
+    said = fault_table.summary(terminalreporter.stats)
     if said:
         terminalreporter.write_line(said)
-
-
-def summary(stats) -> str:
-    """Returns a line on the rows of the fault table that ran; "" if none was marked."""
-    rows: dict = {}  # to the outcomes of their tests
-    for outcome in ("passed", "failed", "error", "skipped"):
-        for report in stats.get(outcome, ()):
-            for name, row in getattr(report, "user_properties", ()):
-                if name == "fault":
-                    rows.setdefault(row, set()).add(outcome)
-    failed = [row for row in sorted(rows) if rows[row] & {"failed", "error"}]
-    skipped = [row for row in sorted(rows) if rows[row] == {"skipped"}]
-    parts = [f"{len(rows) - len(skipped)} of {len(ROWS)} rows ran"]
-    for what, some in (("skipped", skipped), ("failed", failed)):
-        if some:
-            parts.append(f"{len(some)} {what}: {', '.join(map(str, some))}")
-    if not failed and len(rows) > len(skipped):
-        parts.append("all passed")
-    return f"fault table: {', '.join(parts)}" if rows else ""

@@ -17,10 +17,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import unprivileged
 
 from kerasim import _artifacts, _model_identity
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
+from tests.helpers.damaged_artifacts import mutate, reseal
+from tests.helpers.file_access import unprivileged
 
 KIND = "numbers"
 FILES = ("arrays.npz", "table.csv", "sub/codes.npy")
@@ -43,7 +44,7 @@ def save(path, value=1.0, kind=KIND, **kwargs):
 
 
 def load_value(folder, manifest):
-    """Loads all files of an artefact; they are torn if they do not hold one value."""
+    """Loads all files of an artifact; they are torn if they do not hold one value."""
     values = {
         manifest.info["value"],
         *_artifacts.read_arrays(folder / "arrays.npz")["x"].tolist(),
@@ -67,15 +68,6 @@ def contents(folder):
     }
 
 
-def reseal(path, **changes):
-    """Changes fields of a manifest and gives it the digest that belongs to them."""
-    file = Path(path) / _artifacts.MANIFEST
-    body = json.loads(file.read_text())
-    del body["manifest_sha256"]
-    body.update(changes)
-    file.write_text(json.dumps({**body, "manifest_sha256": _artifacts._digest(body)}))
-
-
 @pytest.fixture
 def saved(tmp_path):
     return save(tmp_path / "saved")
@@ -91,7 +83,7 @@ def swap(request, monkeypatch):
 # What is written is read
 
 
-def test_an_artefact_is_read_as_it_was_written(saved):
+def test_an_artifact_is_read_as_it_was_written(saved):
     assert read(saved) == 1.0
 
 
@@ -182,7 +174,7 @@ def test_a_folder_named_like_one_set_aside_is_left_alone_if_it_is_not_ours(tmp_p
 # Damage
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("cut", range(20))
 def test_a_truncated_file_is_called_damaged_with_its_sizes(saved, name, cut):
@@ -195,7 +187,7 @@ def test_a_truncated_file_is_called_damaged_with_its_sizes(saved, name, cut):
         read(saved)
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
     file = saved / _artifacts.MANIFEST
     whole = file.read_bytes()
@@ -205,7 +197,7 @@ def test_a_manifest_truncated_anywhere_is_called_damaged(saved):
             read(saved)
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("name", FILES)
 def test_garbage_of_the_right_length_is_found(saved, name):
     size = (saved / name).stat().st_size
@@ -214,7 +206,7 @@ def test_garbage_of_the_right_length_is_found(saved, name):
         read(saved)
 
 
-@pytest.mark.fault(13)
+@pytest.mark.fault("flipped-bit")
 @pytest.mark.parametrize("name", [*FILES, _artifacts.MANIFEST])
 def test_a_flipped_bit_is_found_at_200_of_200_places(saved, name):
     rng, file = random.Random(0), saved / name
@@ -231,7 +223,7 @@ def test_a_flipped_bit_is_found_at_200_of_200_places(saved, name):
     assert found == 200
 
 
-@pytest.mark.fault(14)
+@pytest.mark.fault("extra-or-missing-file")
 def test_trailing_junk_is_named(saved):
     with open(saved / "table.csv", "ab") as file:
         file.write(b"junk")
@@ -239,7 +231,7 @@ def test_trailing_junk_is_named(saved):
         read(saved)
 
 
-@pytest.mark.fault(14)
+@pytest.mark.fault("extra-or-missing-file")
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
@@ -247,7 +239,7 @@ def test_a_missing_file_is_named(saved, name):
         read(saved)
 
 
-@pytest.mark.fault(14)
+@pytest.mark.fault("extra-or-missing-file")
 @pytest.mark.parametrize("extra", ["stale.npz", "sub/stale.npz", ".hidden", "link"])
 def test_a_file_that_the_manifest_does_not_name_is_named(saved, extra):
     if extra == "link":
@@ -285,11 +277,11 @@ def test_a_save_leaves_the_file_that_another_name_leads_to_as_it_is(saved, tmp_p
     assert (tmp_path / "other").read_text() == "value\n1.0\n" and read(saved) == 2.0
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize(
     "ask", [_artifacts.exists, lambda p: _artifacts.check_replaceable(p, KIND)]
 )
-def test_a_place_that_may_not_be_looked_at_is_named(visible, ask):
+def test_a_folder_without_permission_is_named(visible, ask):
     (visible / "closed").mkdir(mode=0o700)
     with unprivileged(), pytest.raises(ArtifactError, match="Cannot read .*closed/it: Permission"):
         ask(visible / "closed" / "it")
@@ -325,14 +317,14 @@ def test_a_manifest_of_another_form_is_refused_even_under_a_good_digest(saved, c
         read(saved, fingerprint=None)
 
 
-@pytest.mark.fault(10)
+@pytest.mark.fault("deep-or-huge-manifest")
 def test_a_manifest_nested_200000_deep_is_refused(saved):
     (saved / _artifacts.MANIFEST).write_text("[" * 200_000)
     with pytest.raises(ArtifactError, match="is damaged"):
         read(saved)
 
 
-@pytest.mark.fault(10)
+@pytest.mark.fault("deep-or-huge-manifest")
 def test_a_huge_manifest_is_refused_unparsed(saved):
     with open(saved / _artifacts.MANIFEST, "ab") as file:
         file.truncate(2**30)
@@ -340,29 +332,15 @@ def test_a_huge_manifest_is_refused_unparsed(saved):
         read(saved)
 
 
-def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
+def test_an_artifact_whose_manifest_is_damaged_is_not_replaced(saved):
     (saved / _artifacts.MANIFEST).write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="remove it and save again"):
         save(saved, 2.0)
 
 
-def mutate(rng, whole):
-    """Returns `whole` with a run of bytes changed, cut out, doubled or put in."""
-    start = rng.randrange(len(whole) + 1)
-    stop = min(len(whole), start + rng.randrange(1, 20))
-    way = rng.randrange(4)
-    middle = (
-        rng.randbytes(stop - start),
-        b"",
-        whole[start:stop] * 2,
-        rng.randbytes(rng.randrange(1, 20)) + whole[start:stop],
-    )[way]
-    return whole[:start] + middle + whole[stop:]
-
-
-@pytest.mark.fault(15)
+@pytest.mark.fault("random-damage")
 @pytest.mark.parametrize("name", [*FILES, _artifacts.MANIFEST])
-def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
+def test_100_mutants_of_a_file_read_the_same_or_raise_a_kerasim_error(saved, name):
     rng, file = random.Random(1), saved / name
     whole = file.read_bytes()
     for _ in range(100):
@@ -373,8 +351,8 @@ def test_100_mutants_of_a_file_read_the_same_or_raise_our_error(saved, name):
             pass
 
 
-@pytest.mark.fault(15)
-def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path):
+@pytest.mark.fault("random-damage")
+def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_a_kerasim_error(tmp_path):
     rng, file = random.Random(2), tmp_path / "arrays.npz"
     np.savez_compressed(file, x=np.arange(50), y=np.eye(4, dtype="float32"))
     whole = file.read_bytes()
@@ -388,8 +366,8 @@ def test_300_mutants_of_an_npz_give_the_same_arrays_or_raise_our_error(tmp_path)
         np.testing.assert_array_equal(arrays["y"], np.eye(4))
 
 
-@pytest.mark.fault(15)
-def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothing(saved):
+@pytest.mark.fault("random-damage")
+def test_300_mutants_of_a_manifest_under_a_good_digest_raise_a_kerasim_error_or_nothing(saved):
     rng, file = random.Random(3), saved / _artifacts.MANIFEST
     whole = file.read_bytes()
     odd = [None, True, -1, 10**30, 1.5, float("nan"), "", "x", [], [[]], {}, {"size": 1}]
@@ -412,7 +390,7 @@ def test_300_mutants_of_a_manifest_under_a_good_digest_raise_our_error_or_nothin
 # Versions and fingerprints
 
 
-@pytest.mark.fault(17)
+@pytest.mark.fault("newer-version")
 def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
     reseal(saved, schema=2, versions={"kerasim": "9.8.7"}, more="fields")
     wanted = rf"schema 2, written by kerasim 9\.8\.7; kerasim {_artifacts.__version__} .*Upgrade"
@@ -420,8 +398,8 @@ def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
         read(saved)
 
 
-@pytest.mark.fault(17)
-def test_an_artefact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
+@pytest.mark.fault("newer-version")
+def test_an_artifact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
     def load(folder, manifest):
         raise ZeroDivisionError("no such layer")
 
@@ -434,15 +412,15 @@ def test_another_kind_is_refused(saved):
         _artifacts.read(saved, "diary", load_value)
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("fingerprint", [None, "a" * 64])
-def test_the_artefact_of_another_embedder_is_refused(tmp_path, fingerprint):
+def test_the_artifact_of_another_embedder_is_refused(tmp_path, fingerprint):
     path = save(tmp_path / "saved", fingerprint=fingerprint)
     with pytest.raises(ArtifactError, match="another embedder.*expected bbbbbbbbbbbb"):
         read(path, fingerprint="b" * 64)
 
 
-def test_the_artefact_of_this_embedder_is_read(tmp_path):
+def test_the_artifact_of_this_embedder_is_read(tmp_path):
     path = save(tmp_path / "saved", fingerprint="b" * 64)
     assert read(path, fingerprint="b" * 64) == 1.0
 
@@ -520,7 +498,7 @@ def test_a_fingerprint_does_not_depend_on_how_keras_counts_names(keras):
     )
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_a_fingerprint_changes_with_a_weight(keras):
     model = embedder(keras)
     before = _model_identity.fingerprint(model)
@@ -529,7 +507,7 @@ def test_a_fingerprint_changes_with_a_weight(keras):
     assert _model_identity.fingerprint(model) != before
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_a_fingerprint_changes_with_a_moving_average(keras):
     model = embedder(keras)
     before = _model_identity.fingerprint(model)
@@ -537,7 +515,7 @@ def test_a_fingerprint_changes_with_a_moving_average(keras):
     assert _model_identity.fingerprint(model) != before
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("other", [{"scale": 2.5}, {"activation": "tanh"}], ids=str)
 def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other):
     assert _model_identity.fingerprint(embedder(keras, **other)) != _model_identity.fingerprint(
@@ -545,7 +523,7 @@ def test_a_fingerprint_changes_with_a_setting_that_no_weight_shows(keras, other)
     )
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_a_fingerprint_changes_with_the_size_of_the_images_where_no_weight_does(keras):
     models = []
     for size in (8, 9):
@@ -600,7 +578,7 @@ def shuffled(rng):
     return rng.sample(NAMES, len(NAMES))
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("seed", range(20))
 def test_an_architecture_that_is_built_twice_has_one_fingerprint_whatever_its_names(keras, seed):
     rng, parts, functional = generated(seed)
@@ -608,7 +586,7 @@ def test_an_architecture_that_is_built_twice_has_one_fingerprint_whatever_its_na
     assert _model_identity.fingerprint(one) == _model_identity.fingerprint(other)
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("seed", range(20))
 def test_a_generated_network_with_another_setting_has_another_fingerprint(keras, seed):
     rng, parts, functional = generated(seed)
@@ -619,7 +597,7 @@ def test_a_generated_network_with_another_setting_has_another_fingerprint(keras,
     assert _model_identity.fingerprint(one) != _model_identity.fingerprint(other)
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("seed", range(10))
 def test_generated_networks_of_other_topologies_have_other_fingerprints(keras, seed):
     rng, parts, functional = generated(seed)
@@ -644,7 +622,7 @@ def test_a_fingerprint_survives_a_fresh_build_from_the_saved_configuration(keras
     assert _model_identity.fingerprint(again) == _model_identity.fingerprint(model)
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 @pytest.mark.parametrize("seed", range(10))
 def test_a_generated_network_with_another_weight_has_another_fingerprint(keras, seed):
     rng, parts, functional = generated(seed)
@@ -658,7 +636,7 @@ def test_a_generated_network_with_another_weight_has_another_fingerprint(keras, 
     assert _model_identity.fingerprint(model) != before
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_layers_that_are_wired_otherwise_have_another_fingerprint(keras):
     def wired(first):
         images = keras.Input((4, 4, 1))
@@ -669,7 +647,7 @@ def test_layers_that_are_wired_otherwise_have_another_fingerprint(keras):
     assert _model_identity.fingerprint(wired(True)) != _model_identity.fingerprint(wired(False))
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_an_inner_model_is_known_by_what_it_does_and_not_by_its_name_or_its_training(keras):
     def outer(kind, name, optimizer):
         inner = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Activation(kind, name=kind)])
@@ -685,9 +663,9 @@ def test_an_inner_model_is_known_by_what_it_does_and_not_by_its_name_or_its_trai
 # Paths
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("way", ["missing", "a file", "no manifest", "FIFO", "too long"])
-def test_a_path_with_no_artefact_is_named(tmp_path, way):
+def test_a_path_with_no_artifact_is_named(tmp_path, way):
     path = tmp_path / ("n" * 300 if way == "too long" else "it")
     if way == "a file":
         path.write_bytes(b"x")
@@ -699,7 +677,7 @@ def test_a_path_with_no_artefact_is_named(tmp_path, way):
         read(path)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
     (saved / _artifacts.MANIFEST).unlink()
     os.mkfifo(saved / _artifacts.MANIFEST)
@@ -707,9 +685,9 @@ def test_a_fifo_in_the_place_of_the_manifest_is_refused_unopened(saved):
         read(saved)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("way", [read, save])
-def test_what_is_no_path_is_named(way):
+def test_a_value_that_is_not_a_path_is_named(way):
     with pytest.raises(ArgumentTypeError, match="path is None, of type NoneType: pass a path"):
         way(None)
     with pytest.raises(ArgumentError, match="path='' is not a path"):
@@ -718,8 +696,8 @@ def test_what_is_no_path_is_named(way):
         way("a\0b")
 
 
-@pytest.mark.fault(19)
-def test_an_artefact_that_may_not_be_read_is_named(saved):
+@pytest.mark.fault("unusable-path")
+def test_an_artifact_that_may_not_be_read_is_named(saved):
     if os.geteuid() == 0:
         pytest.skip("permissions do not bind root")
     saved.chmod(0)
@@ -730,7 +708,7 @@ def test_an_artefact_that_may_not_be_read_is_named(saved):
         saved.chmod(0o700)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
     def refuse(path, size=None):
         raise PermissionError(13, "Permission denied", str(path))
@@ -740,9 +718,9 @@ def test_a_file_that_the_system_will_not_open_is_named(saved, monkeypatch):
         read(saved)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("place", ["file/it", "/proc/nowhere/it"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path, place):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
     path = tmp_path / place
     for write in (save, lambda path: _artifacts.write_file(path, b"x")):
@@ -861,7 +839,7 @@ def test_another_group_gets_no_more_than_others_have(saved, monkeypatch):
     assert mode(saved) == 0o700
 
 
-@pytest.mark.fault(26)
+@pytest.mark.fault("power-failure")
 def test_folders_that_a_save_makes_are_synced_with_their_parents(tmp_path, monkeypatch):
     synced, real = set(), _artifacts._sync
     monkeypatch.setattr(_artifacts, "_sync", lambda path: (synced.add(Path(path)), real(path)))
@@ -899,7 +877,7 @@ def fail_at(monkeypatch, name, turn):
 STEPS = [("fsync", n) for n in range(1, 7)] + [("mkdir", 1), ("mkdir", 2)]
 
 
-@pytest.mark.fault(23)
+@pytest.mark.fault("failing-write")
 @pytest.mark.parametrize(("name", "turn"), STEPS)
 def test_the_old_stays_and_nothing_is_left_when_a_call_fails(saved, monkeypatch, name, turn, swap):
     before = contents(saved.parent)
@@ -911,7 +889,7 @@ def test_the_old_stays_and_nothing_is_left_when_a_call_fails(saved, monkeypatch,
     assert contents(saved.parent) == before
 
 
-@pytest.mark.fault(23)
+@pytest.mark.fault("failing-write")
 @pytest.mark.parametrize("turn", [1, 2])
 def test_the_old_stays_when_a_rename_of_the_swap_fails(saved, monkeypatch, turn):
     monkeypatch.setattr(_artifacts, "_exchange", lambda one, other: False)
@@ -946,7 +924,7 @@ def test_what_the_system_says_of_a_failed_exchange_is_passed_on(saved, monkeypat
     assert read(saved) == 1.0
 
 
-@pytest.mark.fault(23)
+@pytest.mark.fault("failing-write")
 def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
     def refuse(one, other):
         raise OSError(5, "Input/output error", str(other))
@@ -958,7 +936,7 @@ def test_the_old_stays_when_the_exchange_fails(saved, monkeypatch):
     assert contents(saved.parent) == before
 
 
-@pytest.mark.fault(23)
+@pytest.mark.fault("failing-write")
 def test_the_new_is_whole_and_not_called_unchanged_when_only_the_last_sync_fails(
     saved, monkeypatch, swap
 ):
@@ -969,7 +947,7 @@ def test_the_new_is_whole_and_not_called_unchanged_when_only_the_last_sync_fails
     assert read(saved) == 2.0 and os.listdir(saved.parent) == ["saved"]
 
 
-@pytest.mark.fault(23)
+@pytest.mark.fault("failing-write")
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_an_old_single_file_stays_when_a_call_fails(tmp_path, monkeypatch, name):
     path = _artifacts.write_file(tmp_path / "table.csv", b"old")
@@ -979,7 +957,7 @@ def test_an_old_single_file_stays_when_a_call_fails(tmp_path, monkeypatch, name)
     assert contents(tmp_path) == {"table.csv": b"old"}
 
 
-@pytest.mark.fault(27)
+@pytest.mark.fault("full-disk")
 def test_a_full_disk_keeps_the_old_and_says_how_much_was_written(saved):
     """A limit on the size of files stands in for the disk."""
     before = contents(saved.parent)
@@ -998,7 +976,7 @@ except _artifacts.ArtifactError as error:
     assert contents(saved.parent) == before
 
 
-@pytest.mark.fault(26)
+@pytest.mark.fault("power-failure")
 def test_files_are_synced_then_swapped_in_then_their_folder_is_synced(saved, monkeypatch, swap):
     calls = []
     real_sync, real_exchange, real_rename = _artifacts._sync, _artifacts._exchange, os.rename
@@ -1041,7 +1019,7 @@ def strays(folder):
     return [name for name in os.listdir(folder) if name.endswith(".tmp")]
 
 
-@pytest.mark.fault(25)
+@pytest.mark.fault("stale-temporary-files")
 def test_what_a_killed_save_leaves_is_removed_by_the_next_save(saved):
     for _ in range(2):
         subprocess.run([sys.executable, "-c", DYING, saved])
@@ -1050,7 +1028,7 @@ def test_what_a_killed_save_leaves_is_removed_by_the_next_save(saved):
     assert read(saved) == 2.0 and os.listdir(saved.parent) == ["saved"]
 
 
-@pytest.mark.fault(25)
+@pytest.mark.fault("stale-temporary-files")
 def test_what_a_killed_save_leaves_is_removed_where_each_program_has_the_same_number(saved):
     alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", sys.executable, "-c"]
     if subprocess.run([*alone, ""], capture_output=True).returncode:
@@ -1065,7 +1043,7 @@ def test_what_a_killed_save_leaves_is_removed_where_each_program_has_the_same_nu
     assert os.listdir(saved.parent) == ["saved"]
 
 
-@pytest.mark.fault(25, 64)
+@pytest.mark.fault("stale-temporary-files", "concurrent-writers")
 def test_what_another_save_is_writing_is_left_alone(saved):
     def fill(folder):
         (folder / "mine").write_bytes(b"x")
@@ -1076,7 +1054,7 @@ def test_what_another_save_is_writing_is_left_alone(saved):
     assert sorted(os.listdir(saved)) == ["kerasim.json", "mine"]
 
 
-@pytest.mark.fault(25)
+@pytest.mark.fault("stale-temporary-files")
 def test_only_temporaries_of_the_name_that_is_saved_are_removed(saved):
     kept = [".saved.0123abcd.tmp", ".other.0123456789abcdef.tmp", ".saved.0123456789abcdef.tmp2"]
     for name in kept:
@@ -1140,14 +1118,14 @@ def die_in_swap(monkeypatch, saved, turn):
             save(saved, 2.0)
 
 
-@pytest.mark.fault(20, 21)
+@pytest.mark.fault("killed-save", "killed-export")
 @pytest.mark.parametrize(("turn", "left"), [(1, 1.0), (2, 1.0), (3, 2.0)])
 def test_a_writer_killed_between_two_renames_leaves_old_or_new(saved, monkeypatch, turn, left):
     die_in_swap(monkeypatch, saved, turn)
     assert _artifacts.exists(saved) and read(saved) == left
 
 
-@pytest.mark.fault(21)
+@pytest.mark.fault("killed-export")
 @pytest.mark.parametrize("turn", [1, 2, 3])
 def test_the_save_after_a_kill_between_two_renames_cleans_up(saved, monkeypatch, turn, swap):
     die_in_swap(monkeypatch, saved, turn)
@@ -1186,7 +1164,7 @@ def start_saver(path, value, way):
     return saver
 
 
-@pytest.mark.fault(20, 21)
+@pytest.mark.fault("killed-save", "killed-export")
 @pytest.mark.parametrize("way", ["exchange", "fallback"])
 def test_10_of_10_kills_while_saving_leave_the_old_or_the_new_whole(tmp_path, way):
     path, rng, value = tmp_path / "saved", random.Random(4), 0
@@ -1204,7 +1182,7 @@ def test_10_of_10_kills_while_saving_leave_the_old_or_the_new_whole(tmp_path, wa
     assert os.listdir(tmp_path) == ["saved"]
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault("concurrent-writers")
 @pytest.mark.parametrize("way", ["exchange", "fallback"])
 def test_300_of_300_reads_succeed_untorn_while_a_writer_rewrites(tmp_path, way):
     saver = start_saver(tmp_path / "saved", 0, way)
@@ -1220,7 +1198,7 @@ def test_300_of_300_reads_succeed_untorn_while_a_writer_rewrites(tmp_path, way):
     assert values == sorted(values) and len(set(values)) > 1
 
 
-def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
+def test_an_artifact_replaced_without_end_is_given_up_with_a_reason(saved):
     def load(folder, manifest):
         save(saved, 2.0)
 
@@ -1228,7 +1206,7 @@ def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
         _artifacts.read(saved, KIND, load)
 
 
-def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved):
+def test_an_artifact_replaced_by_an_equal_one_while_it_is_read_is_read_again(saved):
     turns = []
 
     def load(folder, manifest):
@@ -1244,7 +1222,7 @@ def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved)
 # The lock
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault("concurrent-writers")
 def test_a_second_holder_is_refused_with_the_process_that_holds_it_and_freed_by_its_death(
     tmp_path,
 ):
@@ -1272,7 +1250,9 @@ def test_nothing_is_left_of_a_lock_nor_of_the_folders_that_were_made_for_it(tmp_
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_that_was_opened_before_its_holder_removed_it_is_taken_anew(tmp_path, monkeypatch):
+def test_a_lock_file_that_its_holder_removed_after_it_was_opened_is_created_again(
+    tmp_path, monkeypatch
+):
     path, real, turns = tmp_path / ".lock", _artifacts.fcntl.flock, []
 
     def flock(descriptor, how):
@@ -1350,7 +1330,7 @@ def test_arrays_are_read_by_name_or_all(tmp_path):
     assert sorted(_artifacts.read_arrays(tmp_path / "a.npz")) == ["x", "y"]
 
 
-@pytest.mark.fault(6)
+@pytest.mark.fault("object-array")
 def test_an_object_array_is_refused_with_file_and_key_and_never_unpickled(tmp_path):
     class Bomb:
         def __reduce__(self):
@@ -1369,7 +1349,7 @@ def test_a_missing_array_is_named_with_those_expected(tmp_path):
         _artifacts.read_arrays(tmp_path / "a.npz", ["x", "y"])
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("cut", [0, 1, 50, 200, -1])
 def test_a_truncated_npz_is_named(tmp_path, cut):
     np.savez(tmp_path / "a.npz", x=np.arange(100))
@@ -1386,7 +1366,7 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         _artifacts.read_arrays(tmp_path / "a.npz")
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 def test_a_decompression_bomb_is_refused_before_it_is_inflated(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("x.npy", "w") as member:
@@ -1402,7 +1382,7 @@ def write_header(stream, shape, dtype="<f8"):
     )
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (10**14,), (10**10, 10**10)], ids=str)
 def test_an_array_whose_header_does_not_fit_its_file_is_refused(tmp_path, shape):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
@@ -1432,14 +1412,14 @@ def test_an_array_is_read_as_it_was_saved(tmp_path, dtype, shape):
         assert found.dtype == array.dtype
 
 
-@pytest.mark.fault(6)
+@pytest.mark.fault("object-array")
 def test_a_single_array_of_objects_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.array([object], dtype=object), allow_pickle=True)
     with pytest.raises(ArtifactError, match="a.npy is damaged or holds objects"):
         _artifacts.read_array(tmp_path / "a.npy")
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_arrays_in_a_compression_without_bounds_are_refused(tmp_path, method):
     with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
@@ -1448,7 +1428,7 @@ def test_arrays_in_a_compression_without_bounds_are_refused(tmp_path, method):
         _artifacts.read_arrays(tmp_path / "a.npz")
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         with archive.open("x.npy", "w") as member:
@@ -1458,9 +1438,9 @@ def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
         _artifacts.read_arrays(tmp_path / "a.npz")
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("way", ["missing", "a folder", "FIFO", "loop"])
-def test_a_path_that_is_no_file_is_named(tmp_path, way):
+def test_a_path_that_is_not_a_file_is_named(tmp_path, way):
     path = tmp_path / "a.npz"
     if way == "a folder":
         path.mkdir()

@@ -85,7 +85,7 @@ def test_vectors_that_are_not_finite_are_refused_with_their_rows(poison):
         _checks.vectors("queries", x)
 
 
-def test_of_many_bad_rows_ten_are_shown():
+def test_an_error_about_many_rows_names_the_first_ten():
     with pytest.raises(errors.ArgumentError, match=r"12 of 12 rows: 0, 1, .*, 9, \.\.\.\. Remove"):
         _checks.bad_rows("x", np.ones(12, bool), "NaN")
 
@@ -110,7 +110,7 @@ def test_targets_of_several_lengths_are_refused_by_name():
         _checks.same_length("targets", [[1, 2], [3]], 2, "images")
 
 
-def test_rows_of_any_rank_will_do_unless_one_is_asked_for():
+def test_rows_may_have_any_rank_unless_one_is_required():
     assert _checks.same_length("targets", [[1, 2], [3, 4], [5, 6]], 3, "images").shape == (3, 2)
     with pytest.raises(errors.ArgumentError, match=r"expected \(3, any\): pass one for each"):
         _checks.same_length("targets", [[1, 2]], 3, "images")
@@ -198,7 +198,7 @@ def test_an_argument_of_another_kind_raises_an_error_of_kerasim(call):
         call()
 
 
-def test_psnr_takes_a_range_of_any_whole_number():
+def test_psnr_takes_an_integer_data_range_of_any_size():
     black, white = np.zeros((1, 8, 8, 1)), np.ones((1, 8, 8, 1))
     assert metrics.psnr(black, white, 10**30)[0] == pytest.approx(600)
 

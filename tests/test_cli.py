@@ -49,7 +49,7 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
+def test_from_a_folder_to_neighbors_threshold_page_and_export(place, run):
     code, said, _ = run("embed", "pictures", "gallery", "--embedder", "model.keras")
     assert (code, said["added"], said["images"]) == (0, 12, 12)
     assert run("embed", "pictures", "gallery")[1]["added"] == 0
@@ -82,7 +82,7 @@ def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
     assert (place / "model.onnx").stat().st_size > 100
 
 
-def test_damaged_pictures_are_refused_or_left_out_with_a_warning(place, run):
+def test_damaged_images_are_refused_or_left_out_with_a_warning(place, run):
     (place / "pictures" / "dark" / "torn.png").write_bytes(b"no picture")
     code, said, errors = run("embed", "pictures", "gallery", "--embedder", "model.keras")
     assert code == 2 and "torn.png" in errors and not (place / "gallery").exists()
@@ -97,7 +97,7 @@ def lambda_model(path):
     keras.Sequential([keras.Input(SHAPE), keras.layers.Lambda(lambda x: x)]).save(path)
 
 
-@pytest.mark.fault(1)
+@pytest.mark.fault("python-code-in-keras-file")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -263,7 +263,7 @@ def test_a_data_set_is_fetched(place, run, monkeypatch):
     ],
     ids=" ".join,
 )
-def test_what_needs_no_keras_is_said_without_importing_it(place, arguments):
+def test_errors_that_need_no_keras_are_reported_without_importing_it(place, arguments):
     code = (
         "import sys; sys.argv[1:] = " + repr([*arguments]) + "\n"
         "from kerasim import cli\n"
@@ -283,7 +283,7 @@ def test_the_version_is_printed(capsys, monkeypatch):
     assert capsys.readouterr().out == f"kerasim {kerasim.__version__}\n"
 
 
-def test_what_nobody_thought_of_is_exit_code_2_too(place, run, monkeypatch):
+def test_an_unexpected_error_ends_with_exit_code_2(place, run, monkeypatch):
     def breaks(*_):
         raise MemoryError("no room")
 
@@ -305,7 +305,7 @@ def test_help_comes_without_keras_and_a_wrong_call_is_exit_code_2():
     assert subprocess.run(command, capture_output=True).returncode == 2
 
 
-def test_a_place_that_cannot_be_looked_at_is_named(place, run):
+def test_a_path_that_the_system_refuses_is_named(place, run):
     unreadable = "x" * 300  # longer than a file name may be
     for arguments in (
         ("info", unreadable),

@@ -2,10 +2,11 @@ import os
 
 import numpy as np
 import pytest
-from helpers import EMBEDDER, FLOATS, LEVELS, picture
 
 from kerasim import _content, data, duplicates, embedding
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
+from tests.helpers.image_files import write_image
+from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 
 def test_as_float_scales_bytes_and_leaves_floats():
@@ -34,14 +35,14 @@ def door(request):
     return DOORS[request.param]
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_images_that_are_not_finite_are_refused_with_their_rows(door, value):
     with pytest.raises(ArgumentError, match="images holds NaN or infinity in 2 of 7 rows: 2, 5"):
         door(poisoned(value))
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 def test_infinities_of_both_signs_are_refused_too(door):
     images = poisoned(np.inf)
     images[5, 3, 3, 0] = -np.inf
@@ -56,7 +57,7 @@ def test_bad_rows_are_counted_to_the_last_of_many():
         data.ImageBatches(images)
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("value", [255.0, 1.001, -0.001])
 def test_floats_outside_zero_to_one_are_refused_with_range_row_and_remedy(door, value):
     with pytest.raises(ArgumentError) as caught:
@@ -67,7 +68,7 @@ def test_floats_outside_zero_to_one_are_refused_with_range_row_and_remedy(door, 
     assert str(np.float32(value)) in said
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("dtype", ["int64", "bool", "object", "complex64"])
 def test_images_of_another_dtype_are_refused_by_it(door, dtype):
     with pytest.raises(
@@ -76,7 +77,7 @@ def test_images_of_another_dtype_are_refused_by_it(door, dtype):
         door((FLOATS > 0.5).astype(dtype))
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("shape", [(7, 4, 4), (7, 16), (4,), (), (7, 4, 4, 1, 1), (7, 0, 4, 1)])
 def test_images_of_another_shape_are_refused_with_both_shapes(door, shape):
     with pytest.raises(ArgumentError) as caught:
@@ -119,12 +120,12 @@ def test_noise_leaves_its_argument_alone():
     np.testing.assert_array_equal(images, FLOATS)
 
 
-def test_no_noise_is_the_images():
+def test_noise_of_sigma_0_returns_the_images():
     np.testing.assert_array_equal(data.add_noise(FLOATS, 0), FLOATS)
 
 
 @pytest.mark.parametrize("sigma", [-0.1, np.nan, np.inf, "0.1", None, True])
-def test_noise_refuses_a_sigma_that_is_none(sigma):
+def test_an_invalid_sigma_of_noise_is_refused(sigma):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="sigma.* 0 or more"):
         data.add_noise(FLOATS, sigma)
     with pytest.raises((ArgumentError, ArgumentTypeError), match="sigma.* 0 or more"):
@@ -139,7 +140,7 @@ def test_a_seed_that_is_none_is_refused(seed):
         data.ImageBatches(FLOATS, seed=seed)
 
 
-def test_the_digest_of_strings_is_of_what_they_say_and_not_of_where_they_lie():
+def test_the_digest_of_strings_depends_on_their_text_and_not_on_their_address():
     labels = np.array(["cat", "dog" * 9], dtype=object)
     same = np.array(["".join(["c", "at"]), "".join(["dog"] * 9)], dtype=object)
     other = np.array(["cat", "dog" * 8], dtype=object)
@@ -155,7 +156,7 @@ def test_the_digest_of_strings_is_of_what_they_say_and_not_of_where_they_lie():
 
 
 def test_the_digest_of_a_folder_changes_with_its_files(tmp_path):
-    path = picture(tmp_path / "a.png", 10)
+    path = write_image(tmp_path / "a.png", 10)
     folder = data.image_folder(tmp_path, 4)
     before = _content.content_hash(folder)
     assert _content.content_hash(data.image_folder(tmp_path, 4)) == before

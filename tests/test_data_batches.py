@@ -3,10 +3,11 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import EMBEDDER, FLOATS, LEVELS, RNG, picture
 
 from kerasim import data, embedding, training
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from tests.helpers.image_files import write_image
+from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 
 def epoch_of(batches, epoch=0):
@@ -26,28 +27,28 @@ def test_each_epoch_shows_every_image_once():
         assert sorted(order_of(epoch)) == list(range(50))
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_epochs_differ_in_order():
     assert len({tuple(order_of(epoch)) for epoch in range(5)}) == 5
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_runs_of_one_seed_are_equal_and_of_another_differ():
     assert order_of(2, seed=3) == order_of(2, seed=3) != order_of(2, seed=4)
 
 
-def test_the_order_of_a_seed_and_an_epoch_is_for_ever():
+def test_the_order_of_a_seed_and_an_epoch_is_the_recorded_one():
     # A run that is resumed with a later kerasim must go on in the order it began with.
     assert order_of(2, n=10, seed=3) == [7, 4, 1, 8, 6, 0, 2, 9, 3, 5]
 
 
-def test_the_noise_of_a_seed_and_an_epoch_is_for_ever():
+def test_the_noise_of_a_seed_and_an_epoch_is_the_recorded_one():
     batches = data.ImageBatches(np.full((2, 1, 2, 1), 0.5), batch_size=2, seed=3, sigma=0.1)
     expected = [0.58538944, 0.50447965, 0.40724432, 0.45918116]
     np.testing.assert_allclose(epoch_of(batches, 2)[0].reshape(-1), expected, atol=1e-6)
 
 
-def test_an_epoch_does_not_depend_on_what_was_asked_before():
+def test_an_epoch_does_not_depend_on_the_batches_drawn_before():
     settings = {"batch_size": 2, "seed": 3, "sigma": 0.3, "flip": True, "shift": 1}
     fresh = data.ImageBatches(FLOATS, **settings)
     used = data.ImageBatches(FLOATS, **settings)
@@ -66,7 +67,7 @@ def test_noise_flips_and_shifts_differ_between_epochs():
         assert not np.array_equal(epoch_of(batches, 0)[0], epoch_of(batches, 1)[0])
 
 
-def test_the_numbers_of_the_caller_are_left_alone():
+def test_the_global_random_state_of_the_caller_is_unchanged():
     np.random.seed(5)
     expected = np.random.random()
     np.random.seed(5)
@@ -75,7 +76,7 @@ def test_the_numbers_of_the_caller_are_left_alone():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-def test_validation_batches_never_redraw(tmp_path):
+def test_validation_batches_are_the_same_in_each_epoch(tmp_path):
     seen = []
 
     class Watched(data.ImageBatches):
@@ -109,7 +110,7 @@ def test_the_last_batch_is_smaller():
     assert [len(batches[n][0]) for n in range(len(batches))] == [3, 3, 1]
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_fewer_images_than_a_batch_are_one_batch():
     batches = data.ImageBatches(FLOATS, batch_size=100)
     assert len(batches) == 1 and len(batches[0][0]) == 7
@@ -154,7 +155,7 @@ def test_a_flip_mirrors_some_images_and_their_targets_with_them():
 
 
 def test_a_shift_moves_each_image_by_its_own_steps_and_repeats_the_edge():
-    images = RNG.integers(0, 256, (60, 5, 4, 2), dtype="uint8")
+    images = np.random.default_rng(0).integers(0, 256, (60, 5, 4, 2), dtype="uint8")
     inputs, targets = epoch_of(data.ImageBatches(images, shuffle=False, shift=1))
     np.testing.assert_array_equal(inputs, targets)
     padded = np.pad(data.as_float(images), ((0, 0), (1, 1), (1, 1), (0, 0)), "edge")
@@ -186,13 +187,13 @@ def test_batches_leave_the_images_alone():
 
 def test_batches_read_a_folder(tmp_path):
     for level in (0, 51, 255):
-        picture(tmp_path / f"{level:03}.png", level)
+        write_image(tmp_path / f"{level:03}.png", level)
     found = data.image_folder(tmp_path, 4)
     inputs, _ = epoch_of(data.ImageBatches(found, batch_size=2, shuffle=False))
     np.testing.assert_array_equal(inputs, found[:])
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_no_images_are_refused():
     with pytest.raises(ArgumentError, match="images is empty"):
         data.ImageBatches(FLOATS[:0])
@@ -205,7 +206,7 @@ def test_targets_of_another_length_are_refused_with_both_lengths():
         data.ImageBatches(FLOATS, np.zeros(6))
 
 
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 def test_targets_that_are_not_finite_are_refused_with_their_rows():
     targets = np.zeros((7, 2))
     targets[4, 1] = np.nan
@@ -213,7 +214,7 @@ def test_targets_that_are_not_finite_are_refused_with_their_rows():
         data.ImageBatches(FLOATS, targets)
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8", None, True])
 def test_a_batch_size_that_is_none_is_refused(batch_size):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="batch_size.* 1 or more"):
@@ -266,29 +267,29 @@ def test_the_batch_size_does_not_change_the_embeddings(batch_size):
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16"])
-def test_floats_of_other_widths_embed_alike(dtype):
+def test_floats_of_each_precision_have_the_same_embeddings(dtype):
     images = np.round(FLOATS * 16) / 16  # exact in each of them
     np.testing.assert_array_equal(
         embedding.embed(EMBEDDER, images.astype(dtype)), embedding.embed(EMBEDDER, images)
     )
 
 
-def test_bytes_embed_as_their_floats():
+def test_uint8_images_have_the_embeddings_of_their_floats():
     np.testing.assert_array_equal(
         embedding.embed(EMBEDDER, LEVELS), embedding.embed(EMBEDDER, FLOATS)
     )
 
 
-def test_a_view_embeds_as_its_copy():
+def test_a_view_has_the_embeddings_of_its_copy():
     view = FLOATS[::-2, ::-1]
     np.testing.assert_array_equal(
         embedding.embed(EMBEDDER, view), embedding.embed(EMBEDDER, view.copy())
     )
 
 
-def test_a_folder_embeds_as_its_images(tmp_path):
+def test_a_folder_has_the_embeddings_of_its_images(tmp_path):
     for n, level in enumerate((255, 0, 51)):
-        picture(tmp_path / f"{n}.png", level)
+        write_image(tmp_path / f"{n}.png", level)
     found = data.image_folder(tmp_path, 4, channels=1)
     np.testing.assert_array_equal(
         embedding.embed(EMBEDDER, found, batch_size=2),
@@ -296,7 +297,7 @@ def test_a_folder_embeds_as_its_images(tmp_path):
     )
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_no_images_give_no_embeddings():
     found = embedding.embed(EMBEDDER, FLOATS[:0])
     assert found.shape == (0, 5) and found.dtype == np.float32
@@ -378,7 +379,7 @@ def test_damaged_kept_embeddings_are_refused(tmp_path):
 
 
 def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
-    files = [picture(tmp_path / f"{n}.png", 60 * n) for n in range(4)]
+    files = [write_image(tmp_path / f"{n}.png", 60 * n) for n in range(4)]
     files[2].write_bytes(b"no picture")
     folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)
     vectors, reasons = embedding.embed_folder(EMBEDDER, folder)
@@ -389,10 +390,10 @@ def test_a_damaged_file_is_named_and_the_others_are_embedded_as_ever(tmp_path):
     assert [bool(reason) for reason in reasons] == [False, False, True, False]
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_tensorflow(tmp_path):
     for n in range(4):
-        picture(tmp_path / f"{n}.png", 40 * n)
+        write_image(tmp_path / f"{n}.png", 40 * n)
     folder = data.image_folder(tmp_path, 4, channels=1)
     (tmp_path / "3.png").unlink()
     for _ in range(2):
@@ -401,7 +402,7 @@ def test_a_file_that_vanishes_while_it_is_embedded_is_named_without_words_of_ten
         assert "node" not in str(caught.value)
 
 
-@pytest.mark.fault(47)
+@pytest.mark.fault("out-of-memory")
 def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(monkeypatch):
     def run_out(*args, **kwargs):
         raise MemoryError
@@ -411,7 +412,7 @@ def test_images_that_do_not_fit_in_memory_are_refused_with_a_batch_size_to_try(m
         embedding.embed(EMBEDDER, FLOATS, batch_size=8)
 
 
-def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
+def test_an_error_that_is_not_of_the_data_is_raised_unchanged(monkeypatch):
     def breaks(*args, **kwargs):
         raise ZeroDivisionError
 
@@ -420,7 +421,7 @@ def test_an_error_of_something_else_comes_out_as_it_is(monkeypatch):
         embedding.embed(EMBEDDER, FLOATS)
 
 
-def test_of_damaged_files_alone_nothing_is_embedded(tmp_path):
+def test_a_folder_of_damaged_files_has_no_embeddings(tmp_path):
     for n in range(2):
         (tmp_path / f"{n}.png").write_bytes(b"no picture")
     folder = data.image_folder(tmp_path, (4, 4), channels=1, check=False)

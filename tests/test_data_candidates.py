@@ -8,11 +8,9 @@ from PIL import Image, ImageDraw, ImageEnhance
 from kerasim import data, duplicates
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 
-RNG = np.random.default_rng(0)
-
 
 def scene(seed):
-    """A picture with structure: 8 x 8 random colours, blown up smoothly."""
+    """A picture with structure: 8 x 8 random colors, blown up smoothly."""
     levels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype="uint8")
     return Image.fromarray(levels).resize((40, 48), Image.Resampling.BICUBIC)
 
@@ -46,7 +44,7 @@ def test_pairs_joined_by_near_copies_are_one_group(folder):
     assert len({groups[0], groups[1], groups[3], groups[5]}) == 4
 
 
-def test_planted_near_copies_are_found_and_other_pictures_are_not():
+def test_planted_near_copies_are_found_and_other_images_are_not():
     images = np.stack([np.asarray(scene(n)) for n in range(30)])
     noisy = data.add_noise(images[4:5], 0.03)
     brighter = np.asarray(ImageEnhance.Brightness(scene(9)).enhance(1.15))[None] / np.float32(255)
@@ -62,7 +60,7 @@ def test_near_copies_are_found_across_blocks(monkeypatch):
     assert [[1030 + n, n] for n in range(10)] == found
 
 
-def test_a_missing_picture_or_column_is_named(folder):
+def test_a_missing_image_or_column_is_named(folder):
     table = pd.read_csv(folder / "pairs.csv")
     table.assign(right=["r9", *table["right"][1:]]).to_csv(folder / "pairs.csv", index=False)
     with pytest.raises(ArtifactError, match="names 1 image that does not have .*right.*'r9'"):
@@ -98,7 +96,7 @@ def test_a_name_of_two_files_and_a_name_with_its_suffix_are_refused(folder):
         data.pair_folder(folder)
 
 
-def test_groups_do_not_hang_on_the_size_that_is_asked_for(folder):
+def test_groups_do_not_depend_on_the_image_size(folder):
     groups = [data.pair_folder(folder, size).groups.tolist() for size in (None, 8, 64)]
     assert groups[0] == groups[1] == groups[2]
 
@@ -163,13 +161,13 @@ def test_changed_images_are_near_duplicates(change, unrelated):
     assert np.mean([(60 + n, n) in found for n in range(60)]) >= 0.95
 
 
-def test_even_images_are_near_duplicates_if_their_levels_are_close():
+def test_uniform_images_are_near_duplicates_if_their_levels_are_close():
     levels = np.array([0, 5, 100, 107, 116, 255], dtype="uint8")
     images = np.broadcast_to(levels[:, None, None, None], (6, 20, 20, 3)).copy()
     assert duplicates.find_near_duplicates(images).tolist() == [[1, 0], [3, 2]]
 
 
-def test_an_even_image_is_no_near_duplicate_of_one_with_a_pattern():
+def test_a_uniform_image_is_not_a_near_duplicate_of_one_with_a_pattern():
     images = np.full((2, 32, 32, 1), 128, dtype="uint8")
     images[1, ::2] = 130
     images[1, :16] += 5
@@ -183,19 +181,20 @@ def test_a_faint_pattern_is_found_again():
     assert duplicates.find_near_duplicates(images).tolist() == [[1, 0]]
 
 
-def test_a_negative_is_no_near_duplicate():
+def test_an_inverted_image_is_not_a_near_duplicate():
     image = np.asarray(scene(0))
     assert duplicates.find_near_duplicates(np.stack([image, 255 - image])).shape == (0, 2)
 
 
-def test_a_damaged_picture_is_named(folder):
+def test_a_damaged_image_is_named(folder):
     (folder / "left" / "l3.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="l3.png"):
         data.pair_folder(folder)
 
 
-def test_a_pool_holds_its_own_image_and_foils_of_other_groups():
-    groups = RNG.integers(0, 12, 60)
+def test_a_pool_holds_its_own_image_and_distractors_of_other_groups():
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 12, 60)
     pools = data.candidate_pools(60, 20, seed=1, groups=groups)
     assert pools.shape == (60, 20)
     for i, pool in enumerate(pools):
@@ -203,7 +202,7 @@ def test_a_pool_holds_its_own_image_and_foils_of_other_groups():
         assert all(groups[j] != groups[i] for j in pool if j != i)
 
 
-def test_pools_follow_their_seed_and_hide_the_right_place():
+def test_pools_depend_on_their_seed_and_shuffle_the_true_candidate():
     pools = data.candidate_pools(500, 5, seed=3)
     np.testing.assert_array_equal(pools, data.candidate_pools(500, 5, seed=3))
     assert (pools != data.candidate_pools(500, 5, seed=4)).any()
@@ -211,7 +210,7 @@ def test_pools_follow_their_seed_and_hide_the_right_place():
     assert places.min() > 70  # of 100 expected
 
 
-def test_too_few_foils_are_refused():
+def test_too_few_distractors_are_refused():
     with pytest.raises(ArgumentError, match="k=4 needs 3 distractors, but only 2 pairs"):
         data.candidate_pools(4, 4, groups=[0, 0, 1, 2])
     with pytest.raises(
@@ -221,12 +220,13 @@ def test_too_few_foils_are_refused():
 
 
 def test_scores_are_written_under_the_header_of_the_candidates(tmp_path):
+    rng = np.random.default_rng(0)
     header = ["left", *(f"c{n}" for n in range(20))]
     names = [["007", *(f"x{i}{n}" for n in range(20))] for i in range(3)]
     pd.DataFrame(names, columns=header).to_csv(tmp_path / "test_candidates.csv", index=False)
     candidates = data.read_candidates(tmp_path / "test_candidates.csv")
     assert candidates["left"][0] == "007" and list(candidates.columns) == header
-    scores = RNG.random((3, 20))
+    scores = rng.random((3, 20))
     data.write_scores(tmp_path / "submission.csv", candidates, scores)
     written = pd.read_csv(tmp_path / "submission.csv", dtype={"left": str})
     assert list(written.columns) == header and list(written["left"]) == ["007"] * 3

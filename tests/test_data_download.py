@@ -157,7 +157,7 @@ def test_offline_the_error_says_which_file_to_put_where(name, folder, monkeypatc
         assert part in str(caught.value)
 
 
-def test_a_file_that_is_there_is_left_as_it_is(folder, capsys):
+def test_an_existing_file_is_not_downloaded_again(folder, capsys):
     folder.mkdir()
     (folder / "mnist.npz").write_bytes(b"mine")
     assert data.fetch("mnist").read_bytes() == b"mine"

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import animation, no_hang, picture, unprivileged
 
 from kerasim import data
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from tests.helpers.file_access import no_hang, unprivileged
+from tests.helpers.image_files import write_animation, write_image
 
 
 def test_each_subfolder_is_a_class(tmp_path):
     for name in ("dog/2.png", "cat/1.png", "cat/deep/0.png", "ant/9.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     found = data.image_folder(tmp_path, 4)
     names = [str(file.relative_to(tmp_path)) for file in found.files]
     assert names == ["ant/9.png", "cat/1.png", "cat/deep/0.png", "dog/2.png"]
@@ -24,8 +25,8 @@ def test_each_subfolder_is_a_class(tmp_path):
 
 
 def test_labels_follow_the_classes_where_paths_sort_otherwise(tmp_path):
-    picture(tmp_path / "a" / "1.png")
-    picture(tmp_path / "a-b" / "1.png")  # "-" sorts before "/"
+    write_image(tmp_path / "a" / "1.png")
+    write_image(tmp_path / "a-b" / "1.png")  # "-" sorts before "/"
     found = data.image_folder(tmp_path, 4)
     assert [found.class_names[label] for label in found.labels] == [
         file.parent.name for file in found.files
@@ -33,14 +34,14 @@ def test_labels_follow_the_classes_where_paths_sort_otherwise(tmp_path):
 
 
 def test_a_folder_without_subfolders_has_no_labels(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     found = data.image_folder(tmp_path, 4)
     assert found.labels is None and found.class_names == []
 
 
 def test_images_of_a_folder_are_floats_of_the_size_asked_for(tmp_path):
     for level in (0, 51, 255):
-        picture(tmp_path / f"{level:03}.png", level)
+        write_image(tmp_path / f"{level:03}.png", level)
     found = data.image_folder(tmp_path, (4, 5), channels=1)
     assert found.shape == (3, 4, 5, 1) and len(found) == 3
     assert found[:].dtype == np.float32 and found[:].shape == found.shape
@@ -52,16 +53,16 @@ def test_images_of_a_folder_are_floats_of_the_size_asked_for(tmp_path):
 )
 def test_a_folder_is_indexed_as_an_array(rows, tmp_path):
     for level in (0, 51, 255):
-        picture(tmp_path / f"{level:03}.png", level)
+        write_image(tmp_path / f"{level:03}.png", level)
     found = data.image_folder(tmp_path, 4)
     expected = np.stack([found[n] for n in range(3)])
     np.testing.assert_array_equal(found[rows], expected[rows])
 
 
 @pytest.mark.parametrize("rows", [slice(1, 3), [2, 0], np.array([True, False, True]), []])
-def test_part_of_a_folder_is_a_folder_that_decodes_nothing_before_it_is_asked(rows, tmp_path):
+def test_a_slice_of_a_folder_is_a_folder_that_decodes_lazily(rows, tmp_path):
     for level, name in ((0, "a"), (51, "b"), (255, "b")):
-        picture(tmp_path / name / f"{level:03}.png", level)
+        write_image(tmp_path / name / f"{level:03}.png", level)
     whole = data.image_folder(tmp_path, 4)
     images, labels = whole[rows], whole.labels[rows]
     part = whole.take(rows)
@@ -70,31 +71,31 @@ def test_part_of_a_folder_is_a_folder_that_decodes_nothing_before_it_is_asked(ro
     assert part.labels.tolist() == labels.tolist() and part.class_names == ["a", "b"]
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 @pytest.mark.parametrize("suffix", ["webp", "tif", "TIFF", "JPG", "jpeg", "bmp", "gif", "png"])
 def test_every_suffix_of_a_known_format_is_taken(suffix, tmp_path):
     kind = {"tif": "TIFF", "jpg": "JPEG"}.get(suffix.lower(), suffix.upper())
-    picture(tmp_path / f"a.{suffix}", kind=kind)
+    write_image(tmp_path / f"a.{suffix}", kind=kind)
     assert len(data.image_folder(tmp_path, 4)) == 1
 
 
-@pytest.mark.fault(54)
-def test_droppings_of_file_managers_are_left_out_in_silence(tmp_path):
-    picture(tmp_path / "a" / "x.png")
+@pytest.mark.fault("stray-files")
+def test_hidden_files_of_file_managers_are_ignored_without_a_warning(tmp_path):
+    write_image(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "._x.png").write_bytes(b"\0\5\26\7")
     (tmp_path / "a" / ".DS_Store").write_bytes(b"Bud1")
     (tmp_path / "a" / "Thumbs.db").write_bytes(b"\xd0\xcf")
     (tmp_path / "desktop.ini").write_text("[x]")
     for junk in (".ipynb_checkpoints", "__MACOSX", ".git"):
-        picture(tmp_path / junk / "x.png")
+        write_image(tmp_path / junk / "x.png")
     found = data.image_folder(tmp_path, 4)
     assert [file.name for file in found.files] == ["x.png"]
     assert found.skipped == [] and found.class_names == ["a"]
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 def test_other_files_are_listed_with_one_warning(tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     (tmp_path / "notes.txt").write_text("hello")
     (tmp_path / "x.heic").write_bytes(b"ftypheic")
     with pytest.warns(UserWarning, match="2 files in .* left out: 'notes.txt', 'x.heic'") as caught:
@@ -103,9 +104,9 @@ def test_other_files_are_listed_with_one_warning(tmp_path):
     assert [file.name for file, _ in found.skipped] == ["notes.txt", "x.heic"]
 
 
-@pytest.mark.fault(38, 54)
-def test_a_class_folder_without_a_picture_is_listed_and_no_class(tmp_path):
-    picture(tmp_path / "ant" / "1.png")
+@pytest.mark.fault("missing-labels", "stray-files")
+def test_a_class_folder_without_an_image_is_listed_and_no_class(tmp_path):
+    write_image(tmp_path / "ant" / "1.png")
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / ".DS_Store").write_bytes(b"Bud1")
     with pytest.warns(UserWarning, match="1 file in .* is left out: 'bee'"):
@@ -117,8 +118,8 @@ def test_a_class_folder_without_a_picture_is_listed_and_no_class(tmp_path):
 @pytest.mark.parametrize("stray", ["cover.png", "日本", "z.jpg"])
 def test_an_image_beside_the_class_folders_is_left_out_and_the_labels_are_kept(stray, tmp_path):
     for name in ("cat/1.png", "cat/2.png", "dog/1.png"):
-        picture(tmp_path / name)
-    picture(tmp_path / stray, kind="PNG")
+        write_image(tmp_path / name)
+    write_image(tmp_path / stray, kind="PNG")
     with pytest.warns(UserWarning, match=f"1 of 4 images in .* no class: '{stray}'") as caught:
         found = data.image_folder(tmp_path, 4)
     assert len(caught) == 1 and caught[0].filename == __file__
@@ -129,20 +130,20 @@ def test_an_image_beside_the_class_folders_is_left_out_and_the_labels_are_kept(s
 
 def test_more_images_beside_the_subfolders_than_in_them_are_refused(tmp_path):
     for name in ("1.png", "2.png", "dog/1.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     with pytest.raises(ArgumentError, match="2 of 3 images .* unclear .*'1.png', '2.png'"):
         data.image_folder(tmp_path, 4)
 
 
 def test_images_of_several_levels_are_all_taken_without_labels(tmp_path):
     for name in ("1.png", "2.png", "dog/1.png", "dog/deep/1.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     found = data.image_folder(tmp_path, 4, labels=None)
     assert len(found) == 4 and found.labels is None and found.skipped == []
 
 
-def test_labels_are_of_folders_or_none(tmp_path):
-    picture(tmp_path / "dog" / "1.png")
+def test_labels_come_from_folders_or_are_none(tmp_path):
+    write_image(tmp_path / "dog" / "1.png")
     with pytest.raises(ArgumentError, match="labels='inferred' is not known"):
         data.image_folder(tmp_path, 4, labels="inferred")
 
@@ -150,16 +151,16 @@ def test_labels_are_of_folders_or_none(tmp_path):
 KINDS = ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"]
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 @pytest.mark.parametrize("name", ["a", "a.jfif", "a.jpe", "a.txt", "a.JPG", "a.png", "a.webp"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_is_an_image_by_its_content_whatever_its_suffix(kind, name, tmp_path):
-    picture(tmp_path / name, kind=kind)
+    write_image(tmp_path / name, kind=kind)
     found = data.image_folder(tmp_path, 4)
     assert [file.name for file in found.files] == [name] and found.skipped == []
 
 
-@pytest.mark.fault(54)
+@pytest.mark.fault("stray-files")
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -172,7 +173,7 @@ def test_a_file_is_an_image_by_its_content_whatever_its_suffix(kind, name, tmp_p
     ],
 )
 def test_a_file_that_is_not_an_image_is_listed_with_the_reason(name, content, reason, tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     (tmp_path / name).write_bytes(content)
     with pytest.warns(UserWarning, match=f"1 file in .* left out: '{name}'"):
         found = data.image_folder(tmp_path, 4)
@@ -181,7 +182,7 @@ def test_a_file_that_is_not_an_image_is_listed_with_the_reason(name, content, re
 
 
 def test_a_pipe_without_suffix_is_listed_and_not_waited_for(tmp_path):
-    picture(tmp_path / "x.png")
+    write_image(tmp_path / "x.png")
     with no_hang(tmp_path / "pipe"), pytest.warns(UserWarning, match="left out: 'pipe'"):
         found = data.image_folder(tmp_path, 4)
     assert found.skipped == [(tmp_path / "pipe", "not a regular file")]
@@ -189,7 +190,7 @@ def test_a_pipe_without_suffix_is_listed_and_not_waited_for(tmp_path):
 
 def test_a_folder_and_a_folder_of_pairs_show_what_they_hold(tmp_path):
     for name in ("left/a.png", "left/b.png", "right/a.png"):
-        picture(tmp_path / name, size=(20, 20))
+        write_image(tmp_path / name, size=(20, 20))
     found = data.image_folder(tmp_path, 4)
     assert repr(found) == "<ImageFolder: 3 images of (4, 4, 3); 2 classes: 'left', 'right'>"
     plain = data.image_folder(tmp_path / "left", 4)
@@ -203,13 +204,13 @@ DAMAGED = {"empty.png": b"", "page.jpg": b"<html>", "cut.png": None, "text.gif":
 
 @pytest.fixture
 def damaged(tmp_path):
-    whole = picture(tmp_path / "whole.png").read_bytes()
+    whole = write_image(tmp_path / "whole.png").read_bytes()
     for name, content in DAMAGED.items():
         (tmp_path / name).write_bytes(whole[:-30] if content is None else content)
     return tmp_path
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_damaged_images_are_all_listed_in_one_error_before_training(damaged):
     with pytest.raises(ImageError, match='4 of 5 images .*on_error="skip"') as caught:
         data.image_folder(damaged, 4)
@@ -217,15 +218,15 @@ def test_damaged_images_are_all_listed_in_one_error_before_training(damaged):
         assert str(damaged / name) in str(caught.value)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_a_truncated_jpeg_is_listed_by_name(tmp_path):
-    whole = picture(tmp_path / "a.jpg", size=(64, 64)).read_bytes()
+    whole = write_image(tmp_path / "a.jpg", size=(64, 64)).read_bytes()
     (tmp_path / "b.jpg").write_bytes(whole[: len(whole) - 60])
     with pytest.raises(ImageError, match="1 of 2 images .*\n.*b.jpg.* truncated"):
         data.image_folder(tmp_path, 4)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_damaged_images_are_skipped_with_a_count_if_asked(damaged):
     with pytest.warns(UserWarning, match="4 files in .* left out") as caught:
         found = data.image_folder(damaged, 4, on_error="skip")
@@ -242,10 +243,10 @@ def test_without_a_check_a_damaged_image_is_named_when_it_is_asked_for(damaged):
         found[:]
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 def test_an_image_that_vanishes_is_named(tmp_path):
-    picture(tmp_path / "a.png")
-    gone = picture(tmp_path / "b.png")
+    write_image(tmp_path / "a.png")
+    gone = write_image(tmp_path / "b.png")
     found = data.image_folder(tmp_path, 4)
     gone.unlink()
     with pytest.raises(ImageError, match="There is no file .*b.png'"):
@@ -267,11 +268,11 @@ def test_an_empty_folder_is_refused_by_name(tmp_path):
     assert str(tmp_path) in str(caught.value) and "WEBP" in str(caught.value)
 
 
-@pytest.mark.fault(52)
+@pytest.mark.fault("animation")
 def test_animations_of_a_folder_are_read_with_one_warning_and_then_in_silence(tmp_path):
-    animation(tmp_path / "a.gif")
-    animation(tmp_path / "b.tif")
-    picture(tmp_path / "c.png")
+    write_animation(tmp_path / "a.gif")
+    write_animation(tmp_path / "b.tif")
+    write_image(tmp_path / "c.png")
     with pytest.warns(UserWarning, match="2 files in .* frames.*: 'a.gif', 'b.tif'") as caught:
         found = data.image_folder(tmp_path, 4)
     assert len(caught) == 1
@@ -280,7 +281,7 @@ def test_animations_of_a_folder_are_read_with_one_warning_and_then_in_silence(tm
 
 def test_threads_of_a_folder_leave_the_warning_filters_as_they_were(tmp_path):
     for n in range(24):
-        picture(tmp_path / f"{n}.png", size=(8 + 20 * n, 64))
+        write_image(tmp_path / f"{n}.png", size=(8 + 20 * n, 64))
     before = list(warnings.filters)
     for _ in range(3):
         data.image_folder(tmp_path, 4)[:]
@@ -289,7 +290,7 @@ def test_threads_of_a_folder_leave_the_warning_filters_as_they_were(tmp_path):
     assert after == before
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("kind", ["missing", "file"])
 def test_what_is_no_folder_is_refused_by_name(kind, tmp_path):
     path = tmp_path / "photos"
@@ -300,14 +301,14 @@ def test_what_is_no_folder_is_refused_by_name(kind, tmp_path):
     assert str(path) in str(caught.value) and "not a folder" in str(caught.value)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("path", ["", None, 3, b"photos", "a\0b"])
 def test_what_is_no_path_is_refused(path):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="path"):
         data.image_folder(path, 4)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_pipe_in_place_of_a_folder_is_refused_and_not_waited_for(tmp_path):
     with no_hang(tmp_path / "pipe"), pytest.raises(ArtifactError, match="pipe' is not a folder"):
         data.image_folder(tmp_path / "pipe", 4)
@@ -322,14 +323,14 @@ def test_a_pipe_among_the_images_is_listed_and_not_waited_for(tmp_path):
 
 
 def test_an_image_without_permission_is_listed(visible):
-    picture(visible / "a.png").chmod(0)
+    write_image(visible / "a.png").chmod(0)
     with unprivileged(), pytest.raises(ImageError, match="a.png: Permission denied|a.png': Perm"):
         data.image_folder(visible, 4)
 
 
 def test_a_subfolder_without_permission_is_listed_and_not_just_dropped(visible):
-    picture(visible / "open" / "a.png")
-    picture(visible / "shut" / "b.png")
+    write_image(visible / "open" / "a.png")
+    write_image(visible / "shut" / "b.png")
     (visible / "shut").chmod(0)
     with unprivileged(), pytest.warns(UserWarning, match="1 file in .* left out: 'shut'"):
         found = data.image_folder(visible, 4)
@@ -345,14 +346,14 @@ def test_an_unknown_on_error_is_refused_with_the_known_ones(on_error, tmp_path):
 
 @pytest.mark.parametrize("size", [None, 0, (4, 0), "4", 2.5])
 def test_a_folder_needs_a_size(size, tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     with pytest.raises(ArgumentError, match=r"image_size=.* \(height, width\)"):
         data.image_folder(tmp_path, size)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 7, True, 3.0, None])
 def test_a_folder_takes_one_or_three_channels(channels, tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     with pytest.raises((ArgumentError, ArgumentTypeError), match="channels"):
         data.image_folder(tmp_path, 4, channels=channels)
 
@@ -360,10 +361,10 @@ def test_a_folder_takes_one_or_three_channels(channels, tmp_path):
 # Names and links
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 @pytest.mark.parametrize("target", [".", "..", "../a"])
 def test_a_loop_of_links_is_walked_once(target, tmp_path, monkeypatch):
-    picture(tmp_path / "a" / "x.png")
+    write_image(tmp_path / "a" / "x.png")
     (tmp_path / "a" / "loop").symlink_to(target, target_is_directory=True)
     walk, walked = os.walk, []
 
@@ -377,9 +378,9 @@ def test_a_loop_of_links_is_walked_once(target, tmp_path, monkeypatch):
     assert len(walked) == 3  # the folder, a, and the link, which is not entered
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_a_file_reached_by_two_links_is_taken_once(tmp_path):
-    outside = picture(tmp_path / "outside" / "x.png")
+    outside = write_image(tmp_path / "outside" / "x.png")
     root = tmp_path / "root"
     root.mkdir()
     (root / "1.png").symlink_to(outside)
@@ -389,7 +390,7 @@ def test_a_file_reached_by_two_links_is_taken_once(tmp_path):
 
 
 def test_a_link_that_leads_nowhere_is_listed(tmp_path):
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
     (tmp_path / "c.png").symlink_to(tmp_path / "c.png")
     with pytest.raises(ImageError, match="2 of 3 images") as caught:
@@ -416,7 +417,7 @@ def odd(tmp_path):
     for name in ODD:
         path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/all/" + name))
         try:
-            picture(path, kind="PNG")
+            write_image(path, kind="PNG")
         except OSError as error:
             pytest.skip(f"this file system refuses {name!r}: {error}")
     root = tmp_path / "all"
@@ -425,26 +426,26 @@ def odd(tmp_path):
     return root
 
 
-@pytest.mark.fault(55)
-def test_odd_names_are_all_read(odd):
+@pytest.mark.fault("links-and-names")
+def test_files_with_unusual_names_are_all_read(odd):
     found = data.image_folder(odd, 4, labels=None)
     names = [os.fsencode(file)[len(os.fsencode(odd)) + 1 :] for file in found.files]
     assert names == sorted(ODD)
     assert found[:].shape == (len(ODD), 4, 4, 3)
 
 
-@pytest.mark.fault(55)
-def test_case_twins_are_two_classes(tmp_path):
-    picture(tmp_path / "Cat" / "1.png")
-    picture(tmp_path / "cat" / "1.png")
+@pytest.mark.fault("links-and-names")
+def test_folder_names_that_differ_in_case_are_two_classes(tmp_path):
+    write_image(tmp_path / "Cat" / "1.png")
+    write_image(tmp_path / "cat" / "1.png")
     if len(list(tmp_path.iterdir())) < 2:
         pytest.skip("this file system takes the two names for one")
     found = data.image_folder(tmp_path, 4)
     assert found.class_names == ["Cat", "cat"] and found.labels.tolist() == [0, 1]
 
 
-@pytest.mark.fault(55)
-def test_odd_names_are_shown_on_one_line_each_with_the_letters_of_their_script(odd):
+@pytest.mark.fault("links-and-names")
+def test_unusual_file_names_are_shown_on_one_line_each_in_their_script(odd):
     for file in odd.rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
@@ -467,7 +468,7 @@ print([os.fsencode(name) for name in found.class_names], found.labels)
 """
 
 
-@pytest.mark.fault(55)
+@pytest.mark.fault("links-and-names")
 def test_order_and_labels_do_not_depend_on_the_locale(odd):
     (odd / "new\nline.png").unlink()  # with images beside the subfolders there are no labels
     (odd / ("l" * 251 + ".png")).unlink()

@@ -63,7 +63,7 @@ def test_labels_go_with_their_images_but_for_the_share_that_is_dropped():
     assert kept[0][0]["labels"].min() == 0
 
 
-def test_settings_tell_schedules_steps_and_labels_apart():
+def test_settings_differ_with_schedule_steps_and_labels():
     def settings(schedule=SCHEDULE, labels=LABELS, **others):
         return data.DiffusionBatches(IMAGES, schedule, labels, **others).settings()
 

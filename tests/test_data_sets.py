@@ -6,12 +6,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from helpers import no_hang, unprivileged
 
 import kerasim
 from kerasim import data
 from kerasim.data import _sets
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
+from tests.helpers.file_access import no_hang, unprivileged
 
 RNG = np.random.default_rng(0)
 MNIST = {
@@ -145,7 +145,7 @@ def test_a_data_folder_with_an_impossible_name_is_one_without_the_file(folder, m
         data.load_dataset("mnist")
 
 
-def test_without_a_file_keras_is_asked(folder, monkeypatch):
+def test_without_a_file_keras_downloads_the_weights(folder, monkeypatch):
     fetched = [(MNIST["x_train"], MNIST["y_train"]), (MNIST["x_test"], MNIST["y_test"])]
     monkeypatch.setattr(keras.datasets.mnist, "load_data", lambda: fetched)
     np.testing.assert_array_equal(data.load_dataset("mnist", dtype="uint8").y_test, MNIST["y_test"])
@@ -192,7 +192,7 @@ def test_a_file_without_an_array_is_refused_with_its_key(folder):
         data.load_dataset("mnist")
 
 
-@pytest.mark.fault(6)
+@pytest.mark.fault("object-array")
 @pytest.mark.parametrize("key", MNIST)
 def test_an_array_of_objects_is_never_unpickled(key, folder):
     canary = folder / "canary"
@@ -207,7 +207,7 @@ def test_an_array_of_objects_is_never_unpickled(key, folder):
     assert not canary.exists()
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
 def test_a_truncated_file_is_refused_by_name(part, folder):
     buffer = io.BytesIO()
@@ -218,7 +218,7 @@ def test_a_truncated_file_is_refused_by_name(part, folder):
         data.load_dataset("mnist")
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 def test_a_decompression_bomb_is_refused_by_its_directory(folder):
     with zipfile.ZipFile(folder / "mnist.npz", "w") as archive:
         archive.writestr("x_train.npy", b"0" * 100)

@@ -12,11 +12,12 @@ from kerasim import data
 from kerasim._devices import Devices
 from kerasim.errors import ArgumentError
 
-CHILD = Path(__file__).with_name("distributed_child.py")
+ROOT = Path(__file__).parents[1]
+CHILD = ROOT / "tests" / "helpers" / "distributed_child.py"
 
 
 def start(folder, what, **env):
-    shared = {"PYTHONPATH": str(CHILD.parents[1]), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+    shared = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
     return subprocess.Popen(
         [sys.executable, str(CHILD), str(folder), what],
         env={**os.environ, **shared, **env},
@@ -105,7 +106,7 @@ def test_two_processes_end_with_the_losses_and_weights_of_one(hosts, runs):
     assert_alike(folder, "one", "host", **ROUNDING)
 
 
-def test_both_processes_end_alike(hosts):
+def test_both_processes_end_with_the_same_weights(hosts):
     assert_alike(hosts, "host0", "host1", **EXACT)
 
 

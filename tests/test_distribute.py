@@ -62,11 +62,12 @@ def embedder():
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A folder of 59 pictures and a damaged one."""
+    rng = np.random.default_rng(1)
     root = tmp_path_factory.mktemp("pictures")
     for n in range(60):
         path = root / f"class-{n % 2}" / f"{n:02}.png"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype="uint8")).save(path)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype="uint8")).save(path)
     (root / "class-0" / "06.png").write_bytes(b"no picture")
     return root
 
@@ -218,7 +219,7 @@ def test_a_node_that_does_not_answer_is_named():
         distribute._probe(ray)
 
 
-def test_what_a_worker_refused_is_raised_as_it_was():
+def test_an_error_in_a_worker_is_raised_unchanged():
     exceptions = pytest.importorskip("ray.exceptions")
     refused = ArgumentError("the embedder's output holds NaN.\nFailed to apply UDF")
     error = distribute._cause(exceptions.RayTaskError("embed", "its trace", refused))

@@ -1,9 +1,9 @@
 import ast
 
 import pytest
-from test_house import MODULES, name_of, parse
 
 from kerasim import errors
+from tests.helpers.sources import MODULES, name_of, parse
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from kerasim import errors
         (errors.ClusterError, OSError),
     ],
 )
-def test_each_error_is_ours_and_one_of_pythons(kind, builtin):
+def test_each_error_is_a_kerasim_error_and_one_of_python(kind, builtin):
     assert issubclass(kind, errors.KerasimError) and issubclass(kind, builtin)
 
 
@@ -67,8 +67,8 @@ def raised():
 RAISED = [found for found in raised() if (found[0], found[2]) not in INSIDE | PYTHON]
 
 
-@pytest.mark.fault(78)
-def test_every_error_that_is_raised_is_ours():
+@pytest.mark.fault("error-messages")
+def test_every_error_that_is_raised_is_a_kerasim_error():
     ours = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
     # These return one of ours.
     makers = {"_write_error", "_read_error", "_damaged_array", "_cause", "_refusal", "error_class"}
@@ -76,7 +76,7 @@ def test_every_error_that_is_raised_is_ours():
     assert [found for found in RAISED if found[2] not in ours | makers] == []
 
 
-@pytest.mark.fault(78)
+@pytest.mark.fault("error-messages")
 def test_no_text_shows_how_to_switch_safety_off_and_no_module_asserts():
     for path in MODULES:
         assert not any(isinstance(node, ast.Assert) for node in ast.walk(parse(path)))

@@ -13,7 +13,7 @@ from PIL import Image
 from kerasim import data, explorer
 from kerasim.errors import ArgumentError, ArtifactError
 
-# Pictures of one colour each, so that a screenshot tells which one it is.
+# Pictures of one color each, so that a screenshot tells which one it is.
 LEVELS = np.linspace(0, 1, 30)
 IMAGES = np.stack([np.full((10, 6, 3), [n, 1 - n, 0.5]) for n in LEVELS]).astype("float32")
 PLACES = np.stack([np.arange(30) % 6, np.arange(30) // 6], axis=1).astype("float64")
@@ -78,32 +78,32 @@ def page(request, chromium, file):
     context.close()
 
 
-def colour(page, selector):
-    """Returns the colour in the middle of an element."""
+def color(page, selector):
+    """Returns the color in the middle of an element."""
     image = Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("RGB")
     return np.array(image.getpixel((image.width // 2, image.height // 2))) / 255
 
 
-@pytest.mark.fault(75)
-def test_a_point_under_the_mouse_shows_its_picture_and_label(page):
+@pytest.mark.fault("html-in-names")
+def test_a_point_under_the_mouse_shows_its_image_and_label(page):
     page.mouse.move(*page.evaluate(PLACE_OF, 13))
     page.wait_for_selector("#card:visible")
     assert LABELS[13] in page.inner_text("#card")
-    np.testing.assert_allclose(colour(page, "#card .tile"), IMAGES[13, 0, 0], atol=0.03)
+    np.testing.assert_allclose(color(page, "#card .tile"), IMAGES[13, 0, 0], atol=0.03)
 
 
-@pytest.mark.fault(75)
+@pytest.mark.fault("html-in-names")
 def test_a_click_shows_the_nearest_by_each_metric_in_order(page):
     page.mouse.click(*page.evaluate(PLACE_OF, 8))
     page.wait_for_selector("#neighbors section")
-    np.testing.assert_allclose(colour(page, "#chosen .tile"), IMAGES[8, 0, 0], atol=0.03)
+    np.testing.assert_allclose(color(page, "#chosen .tile"), IMAGES[8, 0, 0], atol=0.03)
     for metric, rows in NEIGHBORS.items():
         buttons = page.locator(f"section[data-metric={metric}] button")
         shown = buttons.evaluate_all("all => all.map(one => Number(one.dataset.n))")
         assert shown == rows[8].tolist()
     page.locator("section[data-metric=cosine] button").nth(1).click()
     assert page.inner_text("#chosen").splitlines()[0] == LABELS[21]
-    np.testing.assert_allclose(colour(page, "#chosen .tile"), IMAGES[21, 0, 0], atol=0.03)
+    np.testing.assert_allclose(color(page, "#chosen .tile"), IMAGES[21, 0, 0], atol=0.03)
 
 
 def test_the_keyboard_alone_searches_chooses_moves_and_zooms(page):
@@ -138,7 +138,7 @@ def test_nothing_lies_beside_the_screen_and_the_map_is_in_it(page):
     assert box["width"] > 300 and box["height"] > 250
 
 
-def test_each_kind_of_point_is_drawn_in_its_colour(chromium, tmp_path):
+def test_each_kind_of_point_is_drawn_in_its_color(chromium, tmp_path):
     kinds = np.arange(30)
     file = explorer.write_explorer(tmp_path / "map.html", IMAGES, PLACES, kinds)
     page = chromium.new_page()
@@ -165,7 +165,7 @@ def test_a_folder_is_searched_by_file_name(chromium, tmp_path):
     assert page.inner_text("#found h2") == "1 found"
     page.locator("#found button").click()
     assert "photo-2.png" in page.inner_text("#chosen")
-    np.testing.assert_allclose(colour(page, "#chosen .tile"), 160 / 255, atol=0.03)
+    np.testing.assert_allclose(color(page, "#chosen .tile"), 160 / 255, atol=0.03)
     page.close()
 
 
@@ -177,7 +177,7 @@ def luminance(code):
 
 
 @pytest.mark.parametrize("code", explorer.COLORS)
-def test_a_colour_is_seen_on_white_and_on_dark(code):
+def test_a_color_is_seen_on_white_and_on_dark(code):
     page = (explorer.resources.files("kerasim") / "explorer.html").read_text("utf-8")
     for back in ("#ffffff", "#17191c"):
         assert f"--back: {back}" in page
@@ -270,7 +270,7 @@ class Elements(html.parser.HTMLParser):
             self.texts[-1] += data
 
 
-@pytest.mark.fault(75)
+@pytest.mark.fault("html-in-names")
 def test_hostile_names_of_classes_and_files_make_no_elements_and_the_page_has_its_policy(tmp_path):
     kind = tmp_path / "<b onclick=hack()>"
     kind.mkdir()

@@ -50,7 +50,7 @@ def exported(request, tmp_path_factory):
 
 
 @pytest.fixture
-def colour(tmp_path):
+def color(tmp_path):
     """A model exported for a test that will spoil the folder."""
     model = embedder(3)
     export.export_saved_model(model, tmp_path / "model")
@@ -84,7 +84,7 @@ def test_a_row_does_not_depend_on_its_batch(exported):
     np.testing.assert_allclose(loaded(images)[2:3], loaded(images[2:3]), atol=1e-6)
 
 
-def test_it_runs_in_inference_mode(exported):
+def test_an_exported_model_runs_in_inference_mode(exported):
     model, _, loaded = exported
     images = draw_images(4, model.input_shape[3])
     copy = keras.models.clone_model(model)  # whose averages the call may move
@@ -119,8 +119,8 @@ np.savez(target, arrays=loaded(np.load(images)), encoded=loaded.serve_bytes([con
 """
 
 
-def test_a_fresh_process_gives_what_predict_gives(colour, tmp_path):
-    model, path = colour
+def test_a_fresh_process_gives_what_predict_gives(color, tmp_path):
+    model, path = color
     images = draw_images(5, 3)
     names = [tmp_path / name for name in ("images.npy", "image.png", "out.npz")]
     np.save(names[0], images)
@@ -148,16 +148,16 @@ def draw_cases(size):
     def noise(*shape, high=256, dtype="uint8"):
         return Image.fromarray(rng.integers(0, high, (size, size, *shape)).astype(dtype))
 
-    rgb, rgba, grey = noise(3), noise(4), noise()
+    rgb, rgba, gray = noise(3), noise(4), noise()
     deep = noise(high=65536, dtype="uint16")
     few, many = rgb.quantize(16), rgb.quantize(200)
     return {
         "jpeg colour": (rgb, "JPEG", {}),
         "jpeg colour, every pixel's own colour": (rgb, "JPEG", {"subsampling": 0}),
         "jpeg progressive": (rgb, "JPEG", {"progressive": True}),
-        "jpeg grey": (grey, "JPEG", {}),
+        "jpeg grey": (gray, "JPEG", {}),
         "png colour": (rgb, "PNG", {}),
-        "png grey": (grey, "PNG", {}),
+        "png grey": (gray, "PNG", {}),
         "png colour and alpha": (rgba, "PNG", {}),
         "png grey and alpha": (rgba.convert("LA"), "PNG", {}),
         "png colour, one colour transparent": (
@@ -165,7 +165,7 @@ def draw_cases(size):
             "PNG",
             {"transparency": rgb.getpixel((0, 0))},
         ),
-        "png grey, one level transparent": (grey, "PNG", {"transparency": grey.getpixel((0, 0))}),
+        "png grey, one level transparent": (gray, "PNG", {"transparency": gray.getpixel((0, 0))}),
         "png palette of 200": (many, "PNG", {}),
         "png palette of 16": (few, "PNG", {}),
         "png palette of 4": (rgb.quantize(4), "PNG", {}),
@@ -176,7 +176,7 @@ def draw_cases(size):
             {"transparency": bytes(range(0, 256))[:200]},
         ),
         "png 16-bit": (deep, "PNG", {}),
-        "png 1-bit": (grey.convert("1"), "PNG", {}),
+        "png 1-bit": (gray.convert("1"), "PNG", {}),
         "bmp colour": (rgb, "BMP", {}),
         "gif": (few, "GIF", {}),
     }
@@ -185,7 +185,7 @@ def draw_cases(size):
 CASES = draw_cases(SIZE)
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 @pytest.mark.parametrize("name", CASES)
 def test_encoded_files_give_what_their_decoded_images_give(name, exported):
     model, _, loaded = exported
@@ -226,8 +226,8 @@ def test_encoded_files_of_another_size_are_resized_as_read_image_does_within_a_l
     assert served @ decoded / np.linalg.norm(served) / np.linalg.norm(decoded) > 0.9999
 
 
-@pytest.mark.fault(50)
-def test_every_level_of_colour_and_alpha_is_laid_over_white_as_read_image_does(tmp_path):
+@pytest.mark.fault("pixel-formats")
+def test_every_level_of_color_and_alpha_is_laid_over_white_as_read_image_does(tmp_path):
     levels = np.arange(256, dtype="uint8")
     image = np.zeros((256, 256, 4), "uint8")
     image[..., :3], image[..., 3] = levels[:, None], levels
@@ -237,8 +237,8 @@ def test_every_level_of_colour_and_alpha_is_laid_over_white_as_read_image_does(t
     (served,) = export.load_saved_model(tmp_path / "pixels").serve_bytes([content])
     decoded = read_image(content, dtype="uint8")
     np.testing.assert_array_equal(np.rint(served * 255), decoded.ravel())
-    alpha, colour = image[..., 3:].astype(int), image[..., :3].astype(int)
-    np.testing.assert_array_equal(decoded, (colour * alpha + 255 * (255 - alpha) + 127) // 255)
+    alpha, color = image[..., 3:].astype(int), image[..., :3].astype(int)
+    np.testing.assert_array_equal(decoded, (color * alpha + 255 * (255 - alpha) + 127) // 255)
 
 
 ORIENTATIONS = [*range(10), 65_535]
@@ -387,9 +387,9 @@ def test_what_is_no_list_of_bytes_is_refused(encoded, exported):
         exported[2].serve_bytes(encoded)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("cut", [0, 3, 20, 60], ids="{} bytes".format)
-def test_a_damaged_file_is_refused_in_our_words(cut, exported):
+def test_a_damaged_file_is_refused_with_a_kerasim_error(cut, exported):
     whole = encode(CASES["png colour"][0])
     with pytest.raises(ImageError, match="^One of the 2 encoded images is not a complete JPEG"):
         exported[2].serve_bytes([whole, whole[:cut]])
@@ -421,9 +421,9 @@ def test_the_manifest_names_exactly_the_files_and_the_shape(exported):
     assert manifest["info"]["image_shape"] == list(model.input_shape[1:])
 
 
-@pytest.mark.fault(14)
-def test_an_export_over_an_older_one_leaves_none_of_its_files(colour):
-    _, path = colour
+@pytest.mark.fault("extra-or-missing-file")
+def test_an_export_over_an_older_one_leaves_none_of_its_files(color):
+    _, path = color
     wide = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(name="codes")])
     export.export_saved_model(wide, path, replace=True)
     manifest = json.loads((path / "kerasim.json").read_text())
@@ -438,10 +438,10 @@ def test_an_export_never_replaces_a_folder_that_kerasim_did_not_write(tmp_path):
     assert contents(tmp_path) == {"thesis.txt"}
 
 
-@pytest.mark.fault(4)
+@pytest.mark.fault("foreign-saved-model")
 @pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.index"])
-def test_an_edited_export_is_refused(name, colour):
-    _, path = colour
+def test_an_edited_export_is_refused(name, color):
+    _, path = color
     content = bytearray((path / name).read_bytes())
     content[len(content) // 2] ^= 1
     (path / name).write_bytes(content)
@@ -450,27 +450,27 @@ def test_an_edited_export_is_refused(name, colour):
             export.load_saved_model(path, trust=trust)
 
 
-@pytest.mark.fault(12)
-def test_a_truncated_export_is_refused_with_both_sizes(colour):
-    _, path = colour
+@pytest.mark.fault("truncated-file")
+def test_a_truncated_export_is_refused_with_both_sizes(color):
+    _, path = color
     content = (path / "saved_model.pb").read_bytes()
     (path / "saved_model.pb").write_bytes(content[:100])
     with pytest.raises(ArtifactError, match=f"expected {len(content)} bytes, found 100"):
         export.load_saved_model(path)
 
 
-@pytest.mark.fault(14)
-def test_a_file_added_to_an_export_is_refused(colour):
-    _, path = colour
+@pytest.mark.fault("extra-or-missing-file")
+def test_a_file_added_to_an_export_is_refused(color):
+    _, path = color
     (path / "assets.extra").mkdir(exist_ok=True)
     (path / "assets.extra" / "canary").write_text("")
     with pytest.raises(ArtifactError, match="canary"):
         export.load_saved_model(path)
 
 
-@pytest.mark.fault(4)
-def test_an_export_that_lost_its_manifest_needs_trust(colour):
-    model, path = colour
+@pytest.mark.fault("foreign-saved-model")
+def test_an_export_that_lost_its_manifest_needs_trust(color):
+    model, path = color
     (path / "kerasim.json").unlink()
     with pytest.raises(ArtifactError, match="has no kerasim.json"):
         export.load_saved_model(path)
@@ -492,7 +492,7 @@ def foreign(tmp_path):
     return tmp_path
 
 
-@pytest.mark.fault(4)
+@pytest.mark.fault("foreign-saved-model")
 def test_a_foreign_saved_model_is_refused(foreign):
     with pytest.raises(ArtifactError, match="kerasim did not write it"):
         export.load_saved_model(foreign)
@@ -656,8 +656,8 @@ def test_an_export_that_gives_other_numbers_is_refused_and_nothing_written(write
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_that_is_refused_leaves_the_earlier_one(colour):
-    model, path = colour
+def test_an_export_that_is_refused_leaves_the_earlier_one(color):
+    model, path = color
     before = contents(path)
     with pytest.raises(ArgumentError, match="differ from those of the model"):
         export.export_saved_model(model_of(Eager()), path, replace=True)

@@ -1,13 +1,11 @@
 """Rows of the fault table that hold for all public functions, or all builders, alike."""
 
-import ast
 import contextlib
 import errno
 import importlib
 import os
 import re
 import tempfile
-import types
 import warnings
 from pathlib import Path
 
@@ -16,8 +14,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROWS, summary
-from helpers import EMBEDDER, FLOATS, LEVELS, picture, unprivileged
 
 import kerasim
 from kerasim import (
@@ -38,6 +34,9 @@ from kerasim import (
     projection,
     training,
 )
+from tests.helpers.file_access import unprivileged
+from tests.helpers.image_files import write_image
+from tests.helpers.small_embedder import EMBEDDER, FLOATS, LEVELS
 
 matplotlib.use("Agg")
 
@@ -47,7 +46,7 @@ VECTORS = RNG.normal(size=(7, 5))
 SAME = np.array([1, 0, 1, 0, 1, 0, 0])
 SCHEDULE = diffusion.NoiseSchedule(60, "cosine")
 UNET = models.unet((4, 4, 1), (2,), 0, num_groups=1)
-COLOUR = np.repeat(FLOATS, 3, axis=-1)
+COLOR = np.repeat(FLOATS, 3, axis=-1)
 LARGE = RNG.random((3, 17, 17, 1))
 
 
@@ -86,7 +85,7 @@ def place():
     """Fills the folder of what functions of paths read, and removes it at the end."""
     for n in range(4):
         for side in ("left", "right"):
-            picture(ROOT / "pairs" / side / f"{n}.png", 60 * n, (20, 20))
+            write_image(ROOT / "pairs" / side / f"{n}.png", 60 * n, (20, 20))
     (ROOT / "pairs" / "pairs.csv").write_text("left,right\n0,0\n1,1\n2,2\n3,3\n")
     (ROOT / "candidates.csv").write_text("left,c0\n0,0\n")
     FITTED.save(ROOT / "index")
@@ -102,7 +101,7 @@ PRETRAINED = models.pretrained_embedder(BACKBONE, pooling="average", embedding_d
 def public(root):
     """Returns each public function with good arguments, by its name."""
     batches = {"images": FLOATS, "batch_size": 4, "seed": 1, "flip": True, "shift": 1}
-    labelled = {**batches, "labels": LABELS, "sigma": 0.1}
+    labeled = {**batches, "labels": LABELS, "sigma": 0.1}
     stacked = np.stack([FLOATS, FLOATS], axis=1)
     schedule = {"schedule": SCHEDULE, "model": UNET}
     pools = {"pools": data.candidate_pools(7, 3), "k": 2, "metric": "cosine"}
@@ -161,8 +160,8 @@ def public(root):
             data.ImageBatches,
             {**batches, "targets": LABELS, "sigma": 0.1, "shuffle": True},
         ),
-        "data.PairBatches": (data.PairBatches, {**labelled, "positive": 0.5, "n": 4}),
-        "data.TripletBatches": (data.TripletBatches, {**labelled, "n": 4}),
+        "data.PairBatches": (data.PairBatches, {**labeled, "positive": 0.5, "n": 4}),
+        "data.TripletBatches": (data.TripletBatches, {**labeled, "n": 4}),
         "data.BalancedBatches": (
             data.BalancedBatches,
             {
@@ -419,7 +418,7 @@ def public(root):
             explorer.write_explorer,
             {
                 "path": root / "page.html",
-                "images": COLOUR,
+                "images": COLOR,
                 "coordinates": VECTORS[:, :2],
                 "labels": LABELS,
                 "neighbors": {"cosine": np.zeros((7, 2), int)},
@@ -528,7 +527,7 @@ OTHERWISE = {
 APART = {"errors", "cli", "layers", "losses"}
 
 
-@pytest.mark.fault(77)
+@pytest.mark.fault("any-object")
 @pytest.mark.parametrize("module", [name for name in kerasim._MODULES if name not in APART])
 def test_every_public_function_is_tried_with_any_argument(module):
     found = importlib.import_module(f"kerasim.{module}")
@@ -546,11 +545,28 @@ SLOW = {  # to call with what is right; 200 cases each for others
     **dict.fromkeys(["plots.roc", "plots.distance_distribution", "Gallery.add"], 80),
 }
 SLOW["models.unet"] = 25
+NAMED_OTHERWISE = {  # arguments that a message need not name
+    # An image or item, by its number, or a file.
+    **{"images.read_image": {"source"}, "Gallery.query": {"images"}, "Gallery.remove": {"ids"}},
+    # One of several arrays of images.
+    **{"plots.denoising": {"clean", "noisy", "denoised"}, "Gallery.verify": {"left", "right"}},
+    "Gallery.calibrate": {"left", "right", "same"},
+    # Another argument that does not fit it, or the object that lacks what is asked for.
+    **{"data.NoiseBatches": {"low"}, "models.conv_embedder": {"convs"}, "plots.history": {"frame"}},
+    **{"metrics.neighbor_overlap": {"indices_a"}, "Gallery.relocate": {"new_root"}},
+    "Gallery.near_duplicates": {"min_correlation"},
+}
 
 
-@pytest.mark.fault(77, 78)
+def names_argument(message, name, argument, value):
+    """Says whether a message names an argument, or shows its value if that is text or a path."""
+    shown = isinstance(value, (str, bytes, Path)) and os.fsdecode(value) in message
+    return argument in message or shown or argument in NAMED_OTHERWISE.get(name, ())
+
+
+@pytest.mark.fault("any-object", "error-messages")
 @pytest.mark.parametrize("name", PUBLIC)
-def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(name):
+def test_a_public_function_takes_what_it_is_handed_or_refuses_it_with_a_kerasim_error(name):
     call, good = PUBLIC[name]
     refused = 0
     for seed in range(SLOW.get(name, 200)):
@@ -564,6 +580,7 @@ def test_a_public_function_takes_what_it_is_handed_or_refuses_it_in_our_words(na
             refused += 1
             assert isinstance(error, (TypeError, ValueError, OSError))
             assert not NOISE.search(str(error)), f"{argument}={value!r}: {error}"
+            assert names_argument(str(error), name, argument, value), f"{argument}: {error}"
     assert refused
 
 
@@ -598,10 +615,10 @@ PLACES = ("path", "run_dir", "cache", "source")
 PLACED = {name: key for name, (_, good) in PUBLIC.items() for key in PLACES if good.get(key)}
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("bad", [too_long, below_a_file, loop, closed, not_text])
 @pytest.mark.parametrize("name", PLACED)
-def test_a_place_that_cannot_be_used_is_refused_in_our_words(name, bad, visible):
+def test_a_place_that_cannot_be_used_is_refused_with_a_kerasim_error(name, bad, visible):
     if name == "export.export_onnx" and bad is not below_a_file:
         pytest.skip("it takes seconds, and writes as the others do")
     call, good = PUBLIC[name]
@@ -618,9 +635,11 @@ WRITERS = [
 ]
 
 
-@pytest.mark.fault(27)
+@pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_is_reported_in_our_words_and_nothing_is_left(name, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_a_kerasim_error_and_nothing_is_left(
+    name, tmp_path, monkeypatch
+):
     def fsync(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -646,7 +665,7 @@ OPEN = {  # where None, or 0, has a meaning
 }
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("value", [0, -1, 2.5, "8", None, True], ids=repr)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_what_is_no_number_in_range_is_refused_by_name_with_the_range(name, value):
@@ -691,7 +710,7 @@ IMAGES_OF = {  # the arguments that are images, and those of one row for each of
 }
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 @pytest.mark.parametrize("name", IMAGES_OF)
 def test_no_images_give_an_empty_answer_or_a_clear_error(name):
     call, good = PUBLIC[name]
@@ -706,7 +725,7 @@ def test_no_images_give_an_empty_answer_or_a_clear_error(name):
         assert len(answer[0] if isinstance(answer, tuple) else answer) == 0
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 @pytest.mark.parametrize("name", [name for name in IMAGES_OF if name.endswith("Batches")])
 def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
     call, good = PUBLIC[name]
@@ -722,7 +741,7 @@ def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
     assert len(batches) == 1 and len(first) == rows
 
 
-@pytest.mark.fault(44)
+@pytest.mark.fault("no-images")
 def test_training_on_fewer_images_than_a_batch_goes_on(tmp_path):
     batches = data.ImageBatches(FLOATS, batch_size=100)
     assert len(training.fit(compiled(), batches, 2, tmp_path, verbose=0)) == 2
@@ -734,7 +753,7 @@ def test_training_on_fewer_images_than_a_batch_goes_on(tmp_path):
 SIZED = [name for name in PUBLIC if "image_shape" in PUBLIC[name][1] and "pretrained" not in name]
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("name", SIZED)
 def test_any_size_is_built_or_refused_with_sizes_that_are(name):
     call, good = PUBLIC[name]
@@ -763,7 +782,7 @@ def test_any_size_is_built_or_refused_with_sizes_that_are(name):
     assert built > 2
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("name", SIZED)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_any_number_of_channels_is_built(name, channels):
@@ -826,9 +845,9 @@ WRONG = {
 }
 
 
-@pytest.mark.fault(46)
+@pytest.mark.fault("image-dtype")
 @pytest.mark.parametrize("name", IMAGES_OF)
-def test_the_same_pictures_in_any_kind_give_the_same_and_others_are_refused(name):
+def test_the_same_images_in_any_kind_give_the_same_and_others_are_refused(name):
     good = PUBLIC[name][1]
     arguments = IMAGES_OF[name][0]
     expected = call_afresh(name, {argument: as_bytes(good[argument]) for argument in arguments})
@@ -869,7 +888,7 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 @pytest.mark.parametrize("name", ARRAYS)
 def test_any_layout_gives_the_same_and_the_callers_arrays_stay_as_they_were(name, tmp_path):
     good = {k: v for k, v in PUBLIC[name][1].items() if isinstance(v, np.ndarray)}
@@ -887,47 +906,3 @@ def test_any_layout_gives_the_same_and_the_callers_arrays_stay_as_they_were(name
             np.testing.assert_array_equal(one, other)
     for argument, value in good.items():
         np.testing.assert_array_equal(value, before[argument])
-
-
-# The table itself
-
-
-def marked(path):
-    """Yields the rows of each `pytest.mark.fault` of a file."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.fault":
-            # tests/test_torture.py marks from a table: *ROWS[name].
-            yield from (each.value for each in node.args if isinstance(each, ast.Constant))
-
-
-def test_the_rows_of_the_docs_are_those_that_tests_are_marked_with():
-    text = (Path(__file__).parents[1] / "docs" / "faults.md").read_text()
-    listed = [int(row) for row in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)]
-    found = {row for path in Path(__file__).parent.glob("*.py") for row in marked(path)}
-    assert listed == sorted(found) == ROWS
-    left_out = {*range(1, 81)} - {*ROWS}
-    assert all(re.search(rf"\b{row}\b", text.partition("| 1 |")[0]) for row in left_out)
-
-
-def report(*rows):
-    return types.SimpleNamespace(user_properties=[("fault", row) for row in rows])
-
-
-@pytest.mark.parametrize(
-    ("stats", "said"),
-    [
-        ({"passed": [report()], "": [report(1)]}, ""),
-        ({"passed": [report(1, 2), report(2)]}, "fault table: 2 of 75 rows ran, all passed"),
-        (
-            {"passed": [report(1)], "skipped": [report(1), report(5)]},
-            "fault table: 1 of 75 rows ran, 1 skipped: 5, all passed",
-        ),
-        (
-            {"passed": [report(1)], "failed": [report(1, 3)], "error": [report(4)]},
-            "fault table: 3 of 75 rows ran, 3 failed: 1, 3, 4",
-        ),
-        ({"skipped": [report(5)]}, "fault table: 0 of 75 rows ran, 1 skipped: 5"),
-    ],
-)
-def test_the_line_at_the_end_counts_rows_by_what_became_of_their_tests(stats, said):
-    assert summary(stats) == said

@@ -102,7 +102,7 @@ def test_labels_for_a_network_without_classes_and_classes_without_labels_are_ref
         check(unet(), draws())
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_fit_refuses_them_before_it_trains_or_removes_anything(tmp_path):
     model = unet()
     before = model.get_weights()

@@ -6,11 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from exact import exact_distances, rounded, whole
 
 from kerasim import metrics
 from kerasim.errors import ArgumentError
 from kerasim.neighbors import METRICS, NeighborIndex
+from tests.helpers.exact_distances import exact_distances, rounded, whole
 
 TOLERANCE = 1e-5
 DIM = 6

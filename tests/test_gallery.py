@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import picture
 from PIL import Image
 
 from kerasim import _artifacts, embedding, layers
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS, NeighborIndex
+from tests.helpers.image_files import write_image
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.random((30, 8, 6, 3), dtype="float32")
@@ -40,7 +40,7 @@ def folder(tmp_path):
     for n in range(8):
         pixels = np.random.default_rng(n).integers(0, 256, (8, 6, 3), dtype="uint8")
         path = tmp_path / "pictures" / f"class-{n % 2}" / f"{n}.png"
-        picture(path)
+        write_image(path)
         Image.fromarray(pixels).save(path)
     return tmp_path / "pictures"
 
@@ -64,7 +64,7 @@ def test_a_folder_gives_files_and_labels_and_is_taken_in_once(folder):
     gallery = Gallery(EMBEDDER)
     assert len(gallery.add(folder)) == 8
     assert set(gallery.items["label"]) == {"class-0", "class-1"}
-    picture(folder / "class-1" / "new.png")
+    write_image(folder / "class-1" / "new.png")
     assert gallery.add(folder).tolist() == [8]
     found = gallery.query([folder / "class-1" / "3.png"], k=1)
     assert found["file"][0].endswith("3.png") and found["distance"][0] < 1e-12
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_refused_or_left_out_by_choice(folder):
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
-def test_removed_pictures_are_never_found_and_ids_never_used_again(kind, tmp_path):
+def test_removed_images_are_never_found_and_ids_never_used_again(kind, tmp_path):
     gallery = Gallery(EMBEDDER, kind=kind)
     gallery.add(IMAGES)
     gallery.remove([0, 7, 29])
@@ -172,7 +172,7 @@ def test_a_gallery_opens_in_a_fresh_process(folder, tmp_path):
     assert eval(out.splitlines()[-1]) == gallery.query(file, 3)["id"].tolist()
 
 
-@pytest.mark.fault(18)
+@pytest.mark.fault("index-of-another-embedder")
 def test_another_embedder_is_refused(tmp_path):
     gallery = Gallery(EMBEDDER)
     gallery.add(IMAGES)
@@ -182,7 +182,7 @@ def test_another_embedder_is_refused(tmp_path):
         Gallery.load(tmp_path / "gallery", make_embedder(seed=1))
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault("concurrent-writers")
 def test_of_two_writers_the_second_is_told_and_nothing_is_lost(tmp_path):
     first = Gallery(EMBEDDER)
     first.add(IMAGES[:5])
@@ -266,7 +266,8 @@ def test_a_gallery_of_files_is_written_as_a_page(folder, tmp_path):
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_a_graph_that_grew_answers_alike_once_it_is_loaded(metric, tmp_path):
-    images = np.concatenate([0.1 * RNG.random((40, 8, 6, 3)), 0.8 + 0.1 * IMAGES])
+    rng = np.random.default_rng(1)
+    images = np.concatenate([0.1 * rng.random((40, 8, 6, 3)), 0.8 + 0.1 * IMAGES])
     gallery = Gallery(EMBEDDER, metric, "hnsw")
     for part in np.split(images.astype("float32"), [40]):
         gallery.add(part)
@@ -279,7 +280,7 @@ def test_a_graph_that_grew_answers_alike_once_it_is_loaded(metric, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
-def test_an_index_that_is_interrupted_as_it_grows_loses_no_picture(kind, monkeypatch):
+def test_an_index_that_is_interrupted_as_it_grows_loses_no_image(kind, monkeypatch):
     gallery = Gallery(EMBEDDER, kind=kind)
     gallery.add(IMAGES[:10])
     gallery.query(IMAGES[:1])
@@ -325,7 +326,7 @@ def test_any_label_comes_back_as_it_was(label, tmp_path):
 
 def test_a_file_name_of_any_bytes_comes_back_as_it_was(tmp_path):
     file = tmp_path / "pictures" / os.fsdecode(b"\xff\r,.png")
-    picture(file)
+    write_image(file)
     gallery = Gallery(EMBEDDER)
     gallery.add(tmp_path / "pictures", path=tmp_path / "gallery")
     again = Gallery.load(tmp_path / "gallery")
@@ -464,7 +465,7 @@ def test_damaged_files_of_a_list_are_left_out_and_all_are_listed(folder):
         gallery.add(files, on_error="bogus")
 
 
-def test_a_picture_embedded_as_zeros_is_named_and_left_out_under_cosine(folder):
+def test_an_image_embedded_as_zeros_is_named_and_left_out_under_cosine(folder):
     Image.fromarray(np.zeros((8, 6, 3), "uint8")).save(folder / "class-0" / "black.png")
     gallery = Gallery(EMBEDDER)  # its bias is zero
     with pytest.raises(ImageError, match="black.png.* has an embedding of zeros"):

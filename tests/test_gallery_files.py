@@ -9,18 +9,18 @@ import faiss
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import _artifacts, _model_identity
 from kerasim._items import Stamp, state_of
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 from kerasim.gallery import Gallery
+from tests.helpers.small_embedder import EMBEDDER
 
 KINDS = ["exact", "hnsw"]
 
 
-def put(path, seed) -> Path:
+def write_random_image(path, seed) -> Path:
     """Writes an image that no other seed gives, always of the same size in bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4), dtype="uint8")
@@ -31,7 +31,7 @@ def put(path, seed) -> Path:
 @pytest.fixture
 def root(tmp_path):
     for seed, name in enumerate(["cat/a.bmp", "cat/b.bmp", "dog/c.bmp"]):
-        put(tmp_path / "images" / name, seed)
+        write_random_image(tmp_path / "images" / name, seed)
     return tmp_path / "images"
 
 
@@ -54,27 +54,27 @@ def check_vectors(gallery):
 
 
 def rewrite_at_once(path):
-    put(path, 9)
+    write_random_image(path, 9)
 
 
 def rewrite_with_the_old_time(path):
     status = path.stat()
-    put(path, 9)
+    write_random_image(path, 9)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def rewrite_by_a_copy_that_keeps_times(path):
-    other = put(path.parent.parent.parent / "other.bmp", 9)
+    other = write_random_image(path.parent.parent.parent / "other.bmp", 9)
     os.utime(other, ns=(10**18, 10**18))
     shutil.copy2(other, path)
 
 
 def rewrite_by_a_rename(path):
-    os.replace(put(path.parent.parent.parent / "other.bmp", 9), path)
+    os.replace(write_random_image(path.parent.parent.parent / "other.bmp", 9), path)
 
 
 def rewrite_by_a_link(path):
-    other = put(path.parent.parent.parent / "other.bmp", 9)
+    other = write_random_image(path.parent.parent.parent / "other.bmp", 9)
     path.unlink()
     path.symlink_to(other)
 
@@ -201,7 +201,7 @@ def test_a_copy_is_an_item_of_its_own(root):
 
 def test_of_equal_files_that_were_moved_each_keeps_its_name(tmp_path):
     for name in ("1/a.bmp", "2/b.bmp"):
-        put(tmp_path / "old" / name, 0)
+        write_random_image(tmp_path / "old" / name, 0)
     gallery = filled(tmp_path / "old")
     os.rename(tmp_path / "old", tmp_path / "new")
     os.rename(tmp_path / "new" / "1", tmp_path / "new" / "3")  # so that b.bmp comes first
@@ -229,7 +229,7 @@ def test_a_file_in_the_place_of_a_deleted_one_has_its_own_vector(root):
 
 
 def test_images_beside_the_class_folders_are_taken_without_a_label(root):
-    put(root / "cover.bmp", 7)
+    write_random_image(root / "cover.bmp", 7)
     gallery = filled(root)
     assert dict(zip(names(gallery, root), gallery.items["label"], strict=True)) == {
         "cat/a.bmp": "cat",
@@ -357,7 +357,7 @@ def test_an_item_whose_file_became_a_folder_is_gone(root):
 def test_a_folder_replaces_no_label_of_a_changed_file(root):
     gallery = filled(root)
     gallery.add([root / "cat" / "a.bmp"], labels=["tabby"])
-    put(root / "cat" / "a.bmp", 9)
+    write_random_image(root / "cat" / "a.bmp", 9)
     assert gallery.add(root).tolist() == [0]
     assert gallery.items["label"].tolist() == ["tabby", "cat", "dog"]
 
@@ -399,7 +399,7 @@ def test_a_file_that_is_missing_or_another_image_keeps_its_old_name(root):
     gallery = filled(root)
     moved = root.parent / "moved"
     os.rename(root, moved)
-    put(moved / "cat" / "a.bmp", 9)
+    write_random_image(moved / "cat" / "a.bmp", 9)
     (moved / "cat" / "b.bmp").unlink()
     with pytest.warns(UserWarning, match="2 of 3 items keep their old names"):
         assert gallery.relocate(root, moved).tolist() == [2]
@@ -418,8 +418,8 @@ def test_two_items_never_get_the_same_file(root):
 
 def test_a_folder_that_was_moved_into_itself_is_relocated(tmp_path):
     root = tmp_path / "images"
-    put(root / "a.bmp", 0)
-    put(root / "deeper" / "a.bmp", 1)
+    write_random_image(root / "a.bmp", 0)
+    write_random_image(root / "deeper" / "a.bmp", 1)
     gallery = filled(root)
     os.rename(root, tmp_path / "aside")
     root.mkdir()
@@ -449,7 +449,7 @@ def test_a_loaded_gallery_knows_which_files_changed(kind, root, tmp_path):
     filled(root, kind).save(tmp_path / "gallery")
     gallery = Gallery.load(tmp_path / "gallery")
     assert gallery.add(root).tolist() == []
-    put(root / "cat" / "a.bmp", 9)
+    write_random_image(root / "cat" / "a.bmp", 9)
     os.rename(root / "dog" / "c.bmp", root / "cat" / "c.bmp")
     assert gallery.add(root, path=tmp_path / "gallery").tolist() == [0]
     again = Gallery.load(tmp_path / "gallery")
@@ -502,7 +502,7 @@ def test_files_changed_since_the_first_layout_was_saved_are_embedded_again(
 ):
     save_in_the_first_layout(filled(root), tmp_path / "gallery")
     gallery = Gallery.load(tmp_path / "gallery")
-    put(root / "cat" / "a.bmp", 9)
+    write_random_image(root / "cat" / "a.bmp", 9)
     if saved_again:
         gallery.save(tmp_path / "gallery")
         gallery = Gallery.load(tmp_path / "gallery")
@@ -523,7 +523,7 @@ def test_files_of_the_first_layout_are_relocated_as_they_are(root, tmp_path):
 def test_names_that_a_spreadsheet_would_run_are_kept_exactly_and_in_no_table_that_it_opens(
     name, tmp_path
 ):
-    put(tmp_path / "images" / "=1+1" / name, 0)
+    write_random_image(tmp_path / "images" / "=1+1" / name, 0)
     gallery = filled(tmp_path / "images")
     gallery.save(tmp_path / "gallery")
     again = Gallery.load(tmp_path / "gallery")

@@ -6,13 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import _adding, _items, embedding
 from kerasim import gallery as module
 from kerasim.gallery import Gallery
 from kerasim.neighbors import NeighborIndex
+from tests.helpers.small_embedder import EMBEDDER
 
 IMAGES = np.random.default_rng(0).random((60, 4, 4, 1), dtype="float32")
 TRACED = {module.__file__, _adding.__file__, _items.__file__}
@@ -60,11 +60,11 @@ def check(gallery, folder, path):
 @pytest.fixture
 def folder(tmp_path):
     for n in range(6):
-        put(tmp_path / "images" / "ab"[n % 2] / f"{n}.bmp", n)
+        write_random_image(tmp_path / "images" / "ab"[n % 2] / f"{n}.bmp", n)
     return tmp_path / "images"
 
 
-def put(path, seed):
+def write_random_image(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4), dtype="uint8")
     Image.fromarray(pixels).save(path)
@@ -72,10 +72,10 @@ def put(path, seed):
 
 def change(folder):
     """Changes, moves, removes and adds a file."""
-    put(folder / "a" / "0.bmp", 10)
+    write_random_image(folder / "a" / "0.bmp", 10)
     (folder / "b" / "1.bmp").rename(folder / "a" / "1.bmp")
     (folder / "a" / "2.bmp").unlink()
-    put(folder / "b" / "7.bmp", 7)
+    write_random_image(folder / "b" / "7.bmp", 7)
 
 
 OPERATIONS = {  # and at how many lines they are interrupted

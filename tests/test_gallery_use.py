@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import EMBEDDER
 from PIL import Image
 
 from kerasim import data
 from kerasim._sources import label_texts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.gallery import Gallery
+from tests.helpers.small_embedder import EMBEDDER
 
 FLOATS = np.random.default_rng(0).random((40, 4, 4, 1), dtype="float32")
 
 
-def put(path, seed, mode="L", kind="PNG") -> Path:
+def write_random_image(path, seed, mode="L", kind="PNG") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4), dtype="uint8")
     Image.fromarray(pixels).convert(mode).save(path, kind)
@@ -30,7 +30,7 @@ def put(path, seed, mode="L", kind="PNG") -> Path:
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("files") / "images"
     for seed in range(6):
-        put(root / "ab"[seed % 2] / f"{seed}.png", seed)
+        write_random_image(root / "ab"[seed % 2] / f"{seed}.png", seed)
     return root
 
 
@@ -97,7 +97,7 @@ def test_a_query_can_be_a_folder(gallery, root):
     "mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "F", "I"]
 )
 def test_an_image_of_pil_is_read_as_its_file_is(mode, gallery, tmp_path):
-    image = Image.open(put(tmp_path / "x.png", 1)).convert(mode)
+    image = Image.open(write_random_image(tmp_path / "x.png", 1)).convert(mode)
     if mode == "F":
         image = image.point(lambda level: level / 255)
     content = io.BytesIO()
@@ -109,7 +109,7 @@ def test_an_image_of_pil_is_read_as_its_file_is(mode, gallery, tmp_path):
 
 
 def test_an_image_of_pil_is_turned_by_its_exif(gallery, tmp_path):
-    image = Image.open(put(tmp_path / "x.png", 1))
+    image = Image.open(write_random_image(tmp_path / "x.png", 1))
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
@@ -257,12 +257,12 @@ def test_a_gallery_is_shown_on_one_line(gallery):
 
 def test_info_counts_items_labels_and_files(root, tmp_path):
     for name in ("a/0.png", "a/2.png", "b/1.png"):
-        put(tmp_path / name, int(name[2]))
+        write_random_image(tmp_path / name, int(name[2]))
     gallery = Gallery(EMBEDDER, "euclidean")
     gallery.add(tmp_path)
     gallery.add(FLOATS[:2])
     (tmp_path / "a" / "0.png").unlink()
-    put(tmp_path / "a" / "2.png", 7)
+    write_random_image(tmp_path / "a" / "2.png", 7)
     info = gallery.info()
     expected = {"items": 5, "labels": {"a": 2, "b": 1}, "without_label": 2, "without_file": 2}
     expected |= {"gone": 1, "changed": 1, "metric": "euclidean", "kind": "exact"}
@@ -292,7 +292,7 @@ def mapped(tmp_path, monkeypatch):
     monkeypatch.setattr("kerasim.gallery.write_explorer", write)
     monkeypatch.setattr("kerasim.gallery.Projection", Projection)
     for seed in range(8):
-        put(tmp_path / "images" / "ab"[seed % 2] / f"{seed}.png", seed)
+        write_random_image(tmp_path / "images" / "ab"[seed % 2] / f"{seed}.png", seed)
     gallery = Gallery(EMBEDDER, "euclidean")
     gallery.add(tmp_path / "images")
     return gallery, given

@@ -5,10 +5,10 @@ import inspect
 import keras
 import numpy as np
 import pytest
-from builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 from kerasim import layers, losses, models
 from kerasim.errors import ArgumentError
+from tests.helpers.builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 HALF = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 POLICIES = (*HALF, "float64")
@@ -80,13 +80,14 @@ def test_a_builder_builds_the_same_network_under_any_setting(name, setting, kera
 
 @EVERY_SETTING
 def test_an_embedder_trains_under_any_setting(setting, keras_settings):
+    rng = np.random.default_rng(1)
     skip_without_float64(setting)
     keras_settings(setting)
     keras.utils.set_random_seed(0)
     embedder = models.conv_embedder(IMAGE_SHAPE, 5, (4, 8), convs=1)
     # Float16 rounds the epsilon of Adam to zero.
     embedder.compile(keras.optimizers.SGD(0.1), losses.SupConLoss(), run_eagerly=True)
-    images = RNG.random((12, *IMAGE_SHAPE), dtype="float32")
+    images = rng.random((12, *IMAGE_SHAPE), dtype="float32")
     values = [embedder.train_on_batch(images, LABELS) for _ in range(5)]
     assert np.isfinite(values).all() and values[-1] < values[0]
 
@@ -106,8 +107,9 @@ def test_a_backbone_by_name_is_channels_last_or_refused(name, keras_settings):
 @pytest.mark.parametrize("backbone", ["vgg16", "mobilenet", "densenet121"])
 @EVERY_SETTING
 def test_preprocessing_is_the_same_under_any_setting(backbone, setting, keras_settings):
+    rng = np.random.default_rng(1)
     skip_without_float64(setting)
-    images = RNG.random((2, 8, 8, 3), dtype="float32")
+    images = rng.random((2, 8, 8, 3), dtype="float32")
     expected = keras.ops.convert_to_numpy(layers.BackbonePreprocessing(backbone)(images))
     keras_settings(setting)
     found = keras.ops.convert_to_numpy(layers.BackbonePreprocessing(backbone)(images))

@@ -3,7 +3,6 @@
 import ast
 import importlib
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
@@ -15,10 +14,7 @@ from pathlib import Path
 import pytest
 
 import kerasim
-
-PACKAGE = Path(kerasim.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
-NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
+from tests.helpers.sources import MODULES, NOTEBOOKS, PACKAGE, imported, name_of, parse, unsafe
 
 # A module imports only those before it.
 ORDER = """
@@ -35,62 +31,13 @@ INSIDE = {
 }
 
 
-def name_of(path):
-    """Returns the name of a module below `kerasim`: "data", "models.vae", "" for itself."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__")
-
-
-def parse(path):
-    """Returns the syntax tree of a module, or of all code cells of a notebook."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        lines = "\n".join("".join(cell["source"]) for cell in cells).splitlines()
-        # Magics of Jupyter are no Python.
-        text = "\n".join("" if line.lstrip()[:1] in ("%", "!") else line for line in lines)
-    return ast.parse(text, str(path))
-
-
-def imported(tree):
-    """Yields each import as (dotted name, node), whichever way it is written."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import"
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
-
-
-def unsafe(tree):
-    """Yields what could run code that a file brings along."""
-    for name, node in imported(tree):
-        if set(name.split(".")) & {"pickle", "cPickle", "_pickle", "joblib", "dill", "cloudpickle"}:
-            yield f"line {node.lineno}: import of {name}"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in ("eval", "exec", "Lambda"):
-            yield f"line {node.lineno}: {node.id}"
-        elif isinstance(node, ast.Attribute) and (
-            node.attr in ("Lambda", "read_pickle", "to_pickle", "enable_unsafe_deserialization")
-        ):
-            yield f"line {node.lineno}: {node.attr}"
-        elif isinstance(node, ast.keyword):
-            value = getattr(node.value, "value", "no constant")
-            if (node.arg == "allow_pickle" and value is not False) or (
-                node.arg == "safe_mode" and value is not True
-            ):
-                yield f"line {node.value.lineno}: {node.arg}={value}"
-        elif isinstance(node, ast.alias) and node.name == "Lambda":
-            yield f"line {node.lineno}: Lambda"
-
-
-@pytest.mark.fault(5)
+@pytest.mark.fault("pickle")
 @pytest.mark.parametrize("path", [*MODULES, *NOTEBOOKS], ids=lambda path: path.name)
 def test_nothing_can_run_code_from_a_file(path):
     assert list(unsafe(parse(path))) == []
 
 
-@pytest.mark.fault(5)
+@pytest.mark.fault("pickle")
 @pytest.mark.parametrize(
     "line",
     [
@@ -114,6 +61,35 @@ def test_the_search_for_unsafe_code_finds(line):
 @pytest.mark.parametrize("line", ["np.load(x, allow_pickle=False)", "model.evaluate(x)"])
 def test_the_search_for_unsafe_code_lets_through(line):
     assert not list(unsafe(ast.parse(line)))
+
+
+TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_test_or_helper_imports_a_test(path):
+    parts = {part for name, _ in imported(parse(path)) for part in name.split(".")}
+    assert [part for part in parts if part.startswith("test_")] == []
+
+
+def generators(tree):
+    """Returns the names of a module that are random generators."""
+    return {
+        target.id
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+        for target in node.targets
+        if ast.unparse(node.value.func).endswith(("default_rng", "RandomState", "random.Random"))
+    }
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_no_function_draws_from_a_generator_that_tests_share(path):
+    tree = parse(path)
+    shared = generators(tree)
+    functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.Lambda))]
+    names = {each.id for node in functions for each in ast.walk(node) if isinstance(each, ast.Name)}
+    assert names & shared == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -286,7 +262,7 @@ def test_a_docstring_names_each_error_that_is_raised(name):
         assert "Error" in docstring
 
 
-@pytest.mark.fault(80)
+@pytest.mark.fault("old-libraries")
 @pytest.mark.parametrize("name", ["keras", "numpy", "pillow"])
 def test_an_old_library_is_warned_of_with_the_version_that_is_safe(name, monkeypatch):
     real = importlib.metadata.version
@@ -300,7 +276,7 @@ def test_an_old_library_is_warned_of_with_the_version_that_is_safe(name, monkeyp
     assert len(caught) == 1
 
 
-@pytest.mark.fault(80)
+@pytest.mark.fault("old-libraries")
 def test_what_is_new_enough_or_absent_is_not_warned_of(monkeypatch):
     def version(name):
         if name == "pillow":
@@ -321,7 +297,7 @@ def pins(lines, between):
     return {match[1]: tuple(map(int, match[2].split("."))) for match in found if match}
 
 
-@pytest.mark.fault(80)
+@pytest.mark.fault("old-libraries")
 def test_the_lock_and_what_is_warned_of_keep_to_the_oldest_versions_that_are_declared():
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
     declared = pins(project["dependencies"], ">=")

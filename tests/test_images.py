@@ -5,104 +5,38 @@ import subprocess
 import sys
 import threading
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 import tifffile
-from helpers import unprivileged
 from PIL import Image
 
 from kerasim import images
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import FORMATS, read_image
+from tests.helpers.file_access import unprivileged
+from tests.helpers.image_files import COLORS, RAMP, TRANSPOSED, chunk, encode, png, reference_images
 
-RAMP = (np.arange(48).reshape(6, 8) * 5).astype("uint8")  # grey levels 0, 5, ... 235
-COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
-GREY = np.repeat(RAMP[..., None], 3, axis=-1)
-CLEAR = np.zeros((6, 8), "uint8")  # alpha: the left half cannot be seen
-CLEAR[:, 4:] = 255
 SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
 
 
-def encode(image, kind="PNG", **settings) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def chunk(name, content) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
-
-
-def png(width, height, bits, kind, raw, chunks=b"") -> bytes:
-    """A PNG put together by hand, for what Pillow does not write."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
-    body = header + chunks + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def rgba(colours, alpha):
-    return Image.fromarray(np.dstack([colours, alpha]))
-
-
-def on_white(colours):
-    return np.where(CLEAR[..., None] > 0, colours, 255)
-
-
-def golden():
-    grey = Image.fromarray(RAMP)
-    half = (RAMP > 120).astype("uint8") * 255
-    wide = RAMP.astype("uint16") * 257
-    palette = Image.fromarray(COLORS).quantize(48)
-    listed = palette.convert("RGB")
-    pierced = np.where(np.asarray(palette)[..., None] == 0, 255, np.asarray(listed))
-    yield "RGB", encode(Image.fromarray(COLORS)), COLORS
-    yield "grey", encode(grey), GREY
-    yield "LA", encode(Image.merge("LA", [grey, Image.fromarray(CLEAR)])), on_white(GREY)
-    yield "RGBA", encode(rgba(COLORS, CLEAR)), on_white(COLORS)
-    yield "RGBA WebP", encode(rgba(COLORS, CLEAR), "WEBP", lossless=True), on_white(COLORS)
-    yield "palette", encode(palette), np.asarray(listed)
-    yield "palette + transparency", encode(palette, transparency=0), pierced
-    yield "palette + transparency, GIF", encode(palette, "GIF", transparency=0), pierced
-    levels = bytes([0] + [255] * 47)
-    yield "palette + levels of transparency", encode(palette, transparency=levels), pierced
-    yield "grey + transparency", encode(grey, transparency=5), np.where(GREY == 5, 255, GREY)
-    yield "1-bit", encode(Image.fromarray(half).convert("1")), np.repeat(half[..., None], 3, 2)
-    yield "16-bit grey PNG", encode(Image.fromarray(wide)), GREY
-    yield "16-bit grey TIFF", encode(Image.fromarray(wide), "TIFF"), GREY
-    yield "16-bit big-endian TIFF", encode(Image.fromarray(wide.astype(">u2")), "TIFF"), GREY
-    yield (
-        "16-bit grey + transparency",
-        encode(Image.fromarray(wide), transparency=5 * 257),
-        np.where(GREY == 5, 255, GREY),
-    )
-    rows = (COLORS.astype(">u2") * 257).reshape(6, -1)
-    colour16 = b"".join(b"\0" + row.tobytes() for row in rows)
-    yield "16-bit RGB PNG", png(8, 6, 16, 2, colour16), COLORS
-    yield "float TIFF", encode(Image.fromarray(RAMP.astype("float32") / 255), "TIFF"), GREY
-    # Pillow turns CMYK to RGB without a profile: 255 - ink, less the black.
-    inks = [Image.fromarray(255 - COLORS[..., n]) for n in range(3)]
-    inks = Image.merge("CMYK", [*inks, Image.new("L", (8, 6))])
-    yield "CMYK TIFF", encode(inks, "TIFF"), COLORS
-
-
-@pytest.mark.fault(50)
-@pytest.mark.parametrize("content, expected", [pytest.param(*c, id=n) for n, *c in golden()])
+@pytest.mark.fault("pixel-formats")
+@pytest.mark.parametrize(
+    "content, expected", [pytest.param(*c, id=n) for n, *c in reference_images()]
+)
 def test_every_kind_of_pixel_becomes_the_same_rgb(content, expected):
     found = read_image(content, dtype="uint8")
     np.testing.assert_allclose(found.astype(int), expected, atol=1)
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 def test_a_cmyk_jpeg_is_not_read_as_its_negative():
     cyan = encode(Image.new("CMYK", (16, 16), (255, 0, 0, 0)), "JPEG", quality=95)
     means = read_image(cyan, dtype="uint8").mean(axis=(0, 1))
     np.testing.assert_allclose(means, [0, 255, 255], atol=1)
 
 
-@pytest.mark.fault(50)
+@pytest.mark.fault("pixel-formats")
 @pytest.mark.parametrize(
     "values, expected",
     [
@@ -239,27 +173,14 @@ def test_a_tiff_is_read_as_its_specification_says_or_refused(
     np.testing.assert_allclose(found, np.broadcast_to(right, (6, 8, 3)), atol=1)
 
 
-# What was done to an upright picture before it was stored with this EXIF orientation.
-TURNS = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
-@pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
+@pytest.mark.parametrize("orientation", TRANSPOSED)
+def test_an_image_is_upright_whatever_its_exif_orientation(kind, orientation):
     upright = np.kron(COLORS, np.ones((8, 8, 1), "uint8"))  # blocks, as JPEG stores them
     image = Image.fromarray(upright)
-    if TURNS[orientation] is not None:
-        image = image.transpose(TURNS[orientation])
+    if TRANSPOSED[orientation] is not None:
+        image = image.transpose(TRANSPOSED[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
     settings = {"quality": 100, "subsampling": 0} if kind == "JPEG" else SAVED[kind]
@@ -267,7 +188,7 @@ def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
     np.testing.assert_allclose(found.astype(int), upright, atol=3)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 def test_sixteen_bits_are_turned_upright_too():
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -276,7 +197,7 @@ def test_sixteen_bits_are_turned_upright_too():
     np.testing.assert_array_equal(found[..., 0], RAMP)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 @pytest.mark.parametrize(
     "exif",
     [
@@ -288,13 +209,13 @@ def test_sixteen_bits_are_turned_upright_too():
     ids=["no header", "offset past the end", "cut off", "orientation 99"],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_broken_exif_does_not_lose_the_picture(kind, exif):
+def test_broken_exif_does_not_lose_the_image(kind, exif):
     content = encode(Image.new("RGB", (8, 8), (200, 100, 50)), kind, exif=exif)
     means = read_image(content, dtype="uint8").mean(axis=(0, 1))
     np.testing.assert_allclose(means, [200, 100, 50], atol=2)
 
 
-@pytest.mark.fault(51)
+@pytest.mark.fault("exif-rotation")
 def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
     width = struct.pack(">HHI4s", 0x0100, 2, 2, b"a")  # ImageWidth, as text
     orientation = struct.pack(">HHI4s", 0x0112, 3, 1, b"\0\6")
@@ -304,10 +225,10 @@ def test_a_bad_tag_beside_it_does_not_lose_the_orientation():
     np.testing.assert_array_equal(found, COLORS)
 
 
-@pytest.mark.fault(52)
+@pytest.mark.fault("animation")
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_is_read_with_one_warning(kind, tmp_path):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     path = tmp_path / "moving"
     frames[0].save(path, kind, save_all=True, append_images=frames[1:], **SAVED[kind])
     with pytest.warns(UserWarning) as caught:
@@ -353,7 +274,7 @@ def read_in_a_child(tmp_path, width, height):
     return said, int(megabytes)
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 @pytest.mark.parametrize("side", [12_000, 20_000])
 def test_a_pixel_bomb_is_refused_by_name_before_it_takes_memory(side, tmp_path):
     said, megabytes = read_in_a_child(tmp_path, side, side)
@@ -361,12 +282,12 @@ def test_a_pixel_bomb_is_refused_by_name_before_it_takes_memory(side, tmp_path):
     assert megabytes < 20
 
 
-def test_the_measure_of_memory_sees_a_large_picture(tmp_path):
+def test_the_measure_of_memory_sees_a_large_image(tmp_path):
     said, megabytes = read_in_a_child(tmp_path, 4_000, 3_000)
     assert said == "read (3000, 4000, 3)" and megabytes > 36
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 @pytest.mark.parametrize("width, height", [(1, 100_000), (100_000, 1)])
 def test_a_long_strip_has_few_pixels_and_is_read(width, height):
     content = encode(Image.new("L", (width, height), 7))
@@ -381,7 +302,7 @@ def test_the_limit_is_on_pixels_and_the_message_gives_it(monkeypatch):
         read_image(encode(Image.new("L", (13, 1))))
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("part", [0.0, 0.2, 0.8])
 def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
@@ -395,7 +316,7 @@ def test_a_truncated_file_is_refused_by_name(kind, part, tmp_path):
     assert "Replace or remove it" in str(caught.value)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("missing", [1, 2, 4, 8, 16, 40, 150])
 def test_a_file_without_its_last_bytes_is_refused_or_read_in_full(kind, missing):
@@ -409,7 +330,7 @@ def test_a_file_without_its_last_bytes_is_refused_or_read_in_full(kind, missing)
     np.testing.assert_array_equal(found, right)
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 def test_an_image_of_too_many_rows_is_refused_before_it_takes_memory(monkeypatch):
     monkeypatch.setattr(images, "MAX_SIDE", 500)
     assert read_image(encode(Image.new("L", (1, 500)))).shape == (500, 1, 3)
@@ -418,7 +339,7 @@ def test_an_image_of_too_many_rows_is_refused_before_it_takes_memory(monkeypatch
             read_image(encode(Image.new("L", size)))
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 def test_a_small_tiff_of_huge_tiles_is_refused():
     tags = [(256, 8), (257, 8), (258, 8), (259, 5), (262, 1), (277, 1), (322, 45_000)]
     tags += [(323, 45_000), (324, 8), (325, 60)]
@@ -444,7 +365,7 @@ def test_sixteen_bits_and_alpha_take_a_small_multiple_of_their_pixels(tmp_path):
         assert int(child.stdout.splitlines()[1]) < 16 * 15  # MB for 16 million pixels
 
 
-@pytest.mark.fault(53)
+@pytest.mark.fault("huge-image")
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "ICO", "PCX", "EPS", "PDF"])
 def test_other_formats_are_not_opened_whatever_their_suffix(kind, tmp_path):
     path = tmp_path / "picture.png"
@@ -454,7 +375,7 @@ def test_other_formats_are_not_opened_whatever_their_suffix(kind, tmp_path):
             read_image(source)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 def test_a_web_page_is_refused_by_name(tmp_path):
     path = tmp_path / "page.jpg"
     path.write_text("<html>404 Not Found</html>")
@@ -462,7 +383,7 @@ def test_a_web_page_is_refused_by_name(tmp_path):
         read_image(path)
 
 
-@pytest.mark.fault(49)
+@pytest.mark.fault("unreadable-images")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_the_content_counts_and_not_the_suffix(kind, tmp_path):
     path = tmp_path / "picture.txt"
@@ -478,18 +399,18 @@ def refusal(path):
     return str(caught.value)
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_missing_file_is_named(tmp_path):
     said = refusal(tmp_path / "none.png")
     assert f"There is no file '{tmp_path / 'none.png'}': check the path" in said
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_an_empty_path_is_refused():
     assert "There is no file ''" in refusal("")
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_folder_is_refused_as_such(tmp_path):
     said = refusal(tmp_path)
     assert str(tmp_path) in said and "is a folder" in said
@@ -506,7 +427,7 @@ def test_a_name_is_shown_on_one_line_with_the_letters_of_its_script(tmp_path):
     assert "a\\nb\\udcff\u00e9\u8239.png" in said
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
@@ -525,7 +446,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         watchdog.cancel()
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 def test_a_file_without_permission_is_named(visible):
     path = visible / "secret.png"
     path.write_bytes(encode(Image.new("L", (8, 8))))
@@ -535,7 +456,7 @@ def test_a_file_without_permission_is_named(visible):
     assert str(path) in said and "Permission denied" in said and "permissions" in said
 
 
-@pytest.mark.fault(19)
+@pytest.mark.fault("unusable-path")
 @pytest.mark.parametrize("source", [None, 5, 2.5, bytearray(b"x"), ["a.png"], np.zeros((4, 4, 3))])
 def test_what_is_no_path_and_no_bytes_is_refused_with_its_type(source):
     with pytest.raises(ArgumentTypeError) as caught:

@@ -19,29 +19,9 @@ from keras.src.saving.keras_saveable import KerasSaveable
 
 from kerasim import _keras_compat, _keras_files, embedding, models
 from kerasim.errors import ArgumentError, ArtifactError, KerasimError
+from tests.helpers.keras_files import dense_model, save_changed_model
 
 IMAGES = np.random.default_rng(0).random((3, 4, 4, 1), dtype="float32")
-
-
-def dense(units=3, **settings):
-    shape = keras.Input((4, 4, 1))
-    return keras.Sequential([shape, keras.layers.Flatten(), keras.layers.Dense(units, **settings)])
-
-
-def members(path):
-    with zipfile.ZipFile(path) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def rewrite(path, change, compression=zipfile.ZIP_STORED):
-    """Saves an embedder at `path` whose members, a dict of bytes, were passed to `change`."""
-    dense().save(path)
-    files = members(path)
-    change(files)
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 def with_layer(path, layer, nodes=None, **settings):
@@ -56,7 +36,7 @@ def with_layer(path, layer, nodes=None, **settings):
         config["config"]["layers"].insert(2, {**described, "registered_name": None})
         files["config.json"] = json.dumps(config).encode()
 
-    return rewrite(path, change)
+    return save_changed_model(path, change)
 
 
 def with_weights(path, change):
@@ -68,7 +48,7 @@ def with_weights(path, change):
             change(file, file["layers/dense/vars"])
         files["model.weights.h5"] = content.getvalue()
 
-    return rewrite(path, change_files)
+    return save_changed_model(path, change_files)
 
 
 @pytest.fixture
@@ -151,7 +131,7 @@ def is_refused(config):
     return False
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("place", PLACES)
 def test_every_function_of_keras_but_activations_is_refused_wherever_a_file_names_it(place):
     allowed = set()
@@ -163,7 +143,7 @@ def test_every_function_of_keras_but_activations_is_refused_wherever_a_file_name
     assert allowed == (activations if may else set())
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("place", PLACES)
 def test_every_class_of_keras_that_is_not_listed_is_refused_wherever_a_file_names_it(place):
     allowed = {key for key in KERAS if not is_refused(PLACES[place](described(*key)))}
@@ -195,7 +175,7 @@ CALLS = {
 }
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("key", sorted(_keras_files._ALLOWED_CLASSES), ids=".".join)
 def test_a_class_on_the_list_is_a_part_of_a_model_and_takes_no_function_to_call(key):
     listed = OBJECTS[key]
@@ -274,7 +254,7 @@ CONFIGS = {  # that are refused
 }
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_that_would_run_or_build_something_else_is_refused(name):
     with pytest.raises(ArtifactError, match="model.keras' cannot be loaded: it names .*for safety"):
@@ -299,7 +279,7 @@ GADGETS = {  # a function of Keras, and arguments with which it would do harm
 }
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 @pytest.mark.parametrize("gadget", GADGETS)
 @pytest.mark.parametrize("operation", [SWITCH, "keras.src.ops.core.VectorizedMap", "Lambda"])
 def test_no_function_of_keras_is_called_because_a_file_says_so(
@@ -319,7 +299,7 @@ def in_layers(wrap):
     def save(path, canary):
         # A name of this module would be looked up here; what is defined within travels as code.
         code = keras.layers.Lambda(lambda x, at=str(canary): (__import__("os").mkdir(at), x)[1])
-        dense().save(path)
+        dense_model().save(path)
         model = keras.Sequential([keras.Input((4, 4, 1)), wrap(code), keras.layers.Flatten()])
         canary.rmdir()
         model.save(path)
@@ -349,7 +329,7 @@ HOSTILE = {  # what saves each, and what the error names
 }
 
 
-@pytest.mark.fault(1, 2)
+@pytest.mark.fault("python-code-in-keras-file", "malicious-model")
 @pytest.mark.parametrize(("save", "named"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_is_refused_with_its_path_and_nothing_runs(
     save, named, tmp_path, keras_is_not_asked
@@ -364,7 +344,7 @@ def test_a_hostile_file_is_refused_with_its_path_and_nothing_runs(
     assert "safe_mode" not in said and not canary.exists()
 
 
-@pytest.mark.fault(2)
+@pytest.mark.fault("malicious-model")
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path):
     path = with_layer(tmp_path / "model.keras", "ReLU", name="../../canary")
     with pytest.raises(ArgumentError, match=re.escape(str(path))):
@@ -380,7 +360,7 @@ class Doubled(keras.layers.Layer):
 
 
 def shared_encoder():
-    encoder, images = dense(), keras.Input((4, 4, 1))
+    encoder, images = dense_model(), keras.Input((4, 4, 1))
     return keras.Model(images, keras.layers.Concatenate()([encoder(images), encoder(1 - images)]))
 
 
@@ -392,7 +372,7 @@ def operations():
 
 
 def compiled_inside():
-    encoder = dense()
+    encoder = dense_model()
     encoder.compile("adam", "mse", ["mae"])
     return keras.Sequential([keras.Input((4, 4, 1)), encoder, keras.layers.UnitNormalization()])
 
@@ -419,24 +399,24 @@ def kerasim_layers():
 
 
 MODELS = {
-    "sequential": dense,
-    "16-bit floats": lambda: dense(dtype="float16"),
-    "brain floats": lambda: dense(dtype="bfloat16"),
-    "mixed floats": lambda: dense(dtype="mixed_float16"),
+    "sequential": dense_model,
+    "16-bit floats": lambda: dense_model(dtype="float16"),
+    "brain floats": lambda: dense_model(dtype="bfloat16"),
+    "mixed floats": lambda: dense_model(dtype="mixed_float16"),
     "shared encoder": shared_encoder,
     "operations": operations,
     "compiled encoder": compiled_inside,
     "attention and recurrence": attention,
     "layers of ConvNeXt": convnext_layers,
     "layers of kerasim": kerasim_layers,
-    "ensemble": lambda: models.ensemble([dense(), dense()]),
+    "ensemble": lambda: models.ensemble([dense_model(), dense_model()]),
     "batch norm": lambda: keras.Sequential(
         [keras.Input((4, 4, 1)), keras.layers.BatchNormalization(), keras.layers.Flatten()]
     ),
 }
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault("model-in-new-process")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_is_saved_gives_the_same_vectors_once_it_is_loaded(name, tmp_path):
     model = MODELS[name]()
@@ -451,13 +431,13 @@ def test_a_model_that_is_saved_gives_the_same_vectors_once_it_is_loaded(name, tm
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_file_made_as_the_hostile_ones_are_is_read_without_their_fault(compression, tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None, compression)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None, compression)
     assert embedding.load_embedder(path).output_shape == (None, 3)
     path = with_layer(tmp_path / "model.keras", "Activation", activation="relu")
     assert embedding.load_embedder(path).output_shape == (None, 3)
 
 
-def test_a_layer_of_the_users_own_is_loaded_once_it_is_registered(tmp_path):
+def test_a_custom_layer_is_loaded_once_it_is_registered(tmp_path):
     model = keras.Sequential([keras.Input((4, 4, 1)), Doubled(), keras.layers.Flatten()])
     model.save(tmp_path / "model.keras")
     with pytest.raises(ArtifactError, match=r"class .*\.Doubled at .*register_keras_serializable"):
@@ -468,13 +448,13 @@ def test_a_layer_of_the_users_own_is_loaded_once_it_is_registered(tmp_path):
 
 
 def test_what_is_loaded_is_not_compiled(tmp_path):
-    model = dense()
+    model = dense_model()
     model.compile("adam", "mse")
     model.save(tmp_path / "model.keras")
     assert not embedding.load_embedder(tmp_path / "model.keras").compiled
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault("model-in-new-process")
 def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tmp_path):
     kerasim_layers().save(tmp_path / "model.keras")
     code = (
@@ -493,17 +473,17 @@ def test_a_model_of_kerasim_layers_is_loaded_by_a_fresh_process_in_any_folder(tm
 # Damaged files
 
 
-@pytest.mark.fault(7, 19)
+@pytest.mark.fault("h5-model", "unusable-path")
 def test_a_model_in_the_old_format_is_refused_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"")
     with pytest.raises(ArtifactError, match=r"is not a .keras file.*save\('model.keras'\)"):
         embedding.load_embedder(tmp_path / "model.h5")
 
 
-@pytest.mark.fault(12)
+@pytest.mark.fault("truncated-file")
 @pytest.mark.parametrize("length", [0, 1, 100, 5000, -1])
 def test_a_model_cut_short_is_called_damaged_and_not_missing(length, tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None)
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(ArgumentError, match="[Tt]he file is damaged") as caught:
         embedding.load_embedder(path)
@@ -514,19 +494,21 @@ def other_config(content):
     return lambda files: files.update({"config.json": content})
 
 
-@pytest.mark.fault(10, 12)
+@pytest.mark.fault("deep-or-huge-manifest", "truncated-file")
 @pytest.mark.parametrize(
     "content", [b"x", b"[" * 200_000, b"[]", b"{}", b"null", b"7", b'"text"'], ids=repr
 )
 def test_a_model_whose_config_is_none_is_called_damaged(content, tmp_path):
     with pytest.raises(ArgumentError, match="loaded as an embedder: .*The file is damaged"):
-        embedding.load_embedder(rewrite(tmp_path / "model.keras", other_config(content)))
+        embedding.load_embedder(save_changed_model(tmp_path / "model.keras", other_config(content)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.weights.h5"])
 def test_a_model_without_config_or_weights_is_refused(name, tmp_path):
     with pytest.raises(ArtifactError, match="holds the files .* expected"):
-        embedding.load_embedder(rewrite(tmp_path / "model.keras", lambda files: files.pop(name)))
+        embedding.load_embedder(
+            save_changed_model(tmp_path / "model.keras", lambda files: files.pop(name))
+        )
 
 
 def test_a_model_with_files_of_its_own_is_refused(tmp_path):
@@ -534,13 +516,13 @@ def test_a_model_with_files_of_its_own_is_refused(tmp_path):
         files["assets/vocabulary.txt"] = b"words"
 
     with pytest.raises(ArtifactError, match="holds the files .*assets/vocabulary.txt"):
-        embedding.load_embedder(rewrite(tmp_path / "model.keras", add))
+        embedding.load_embedder(save_changed_model(tmp_path / "model.keras", add))
 
 
-@pytest.mark.fault(15)
-def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
+@pytest.mark.fault("random-damage")
+def test_200_mutants_of_a_model_load_or_raise_a_kerasim_error(tmp_path):
     rng = np.random.default_rng(0)
-    path = rewrite(tmp_path / "model.keras", lambda files: None)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None)
     whole, refused = path.read_bytes(), 0
     for _ in range(200):
         content = bytearray(whole)
@@ -557,17 +539,17 @@ def test_200_mutants_of_a_model_load_or_raise_our_error(tmp_path):
 # Archives
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_archive_whose_blocks_have_no_bound_is_refused(method, tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None, method)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None, method)
     with pytest.raises(ArtifactError, match="in compression method"):
         embedding.load_embedder(path)
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault("archive-bomb")
 def test_an_archive_with_two_files_of_one_name_is_refused(tmp_path):
-    path = rewrite(tmp_path / "model.keras", lambda files: None)
+    path = save_changed_model(tmp_path / "model.keras", lambda files: None)
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(path, "a") as archive:
         archive.writestr("config.json", b"{}")
     with pytest.raises(ArtifactError, match="two files with the same name"):
@@ -654,7 +636,7 @@ SPOILED = {  # what is wrong with an array, what makes it so, and what the error
 }
 
 
-@pytest.mark.fault(2, 9)
+@pytest.mark.fault("malicious-model", "oversized-claim")
 @pytest.mark.parametrize(("change", "said"), SPOILED.values(), ids=SPOILED)
 def test_an_array_that_is_not_stored_in_the_file_in_full_is_refused(
     change, said, tmp_path, keras_is_not_asked
@@ -756,13 +738,13 @@ LARGE = {
 }
 
 
-@pytest.mark.fault(8, 9)
+@pytest.mark.fault("archive-bomb", "oversized-claim")
 def test_models_that_would_fill_the_memory_are_refused_before_they_do(tmp_path):
     if not os.path.exists("/proc/self/status"):
         pytest.skip("needs /proc to measure peak memory")
-    good = rewrite(tmp_path / "good.keras", lambda files: None)
+    good = save_changed_model(tmp_path / "good.keras", lambda files: None)
     for name, (change, _) in LARGE.items():
-        rewrite(tmp_path / f"{name}.keras", change, zipfile.ZIP_DEFLATED)
+        save_changed_model(tmp_path / f"{name}.keras", change, zipfile.ZIP_DEFLATED)
     paths = [tmp_path / f"{name}.keras" for name in LARGE]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, good, *paths], capture_output=True, text=True, check=True
@@ -787,7 +769,7 @@ def test_variables_made_in_outline_are_listed_and_have_no_values():
 
 
 def test_an_object_that_is_shared_in_a_file_is_built_once():
-    encoder = dense()
+    encoder = dense_model()
     pair = [keras.saving.serialize_keras_object(encoder) for _ in range(2)]
     for config in pair:
         config["shared_object_id"] = 7

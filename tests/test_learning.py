@@ -6,8 +6,9 @@
 import functools
 import os
 
-import learning
 import pytest
+
+from tests.helpers import learning
 
 LEARN = os.environ.get("KERASIM_TEST_LEARN") == "1"
 SEEDS = (0, 1, 2) if LEARN else (0,)

@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from helpers import gradient_of
 from keras import ops
 
 from kerasim import _tensors, layers, losses
 from kerasim.errors import ArgumentError, ArgumentTypeError
+from tests.helpers.gradients import gradient_of
 
 N, DIM = 12, 8
 LABELS = np.repeat(np.arange(4), 3)

@@ -43,7 +43,8 @@ def test_no_images_have_no_figures_and_images_without_pixels_are_refused(measure
 
 
 def test_psnr_of_equal_images_is_infinite():
-    images = RNG.random((3, 4, 4, 1))
+    rng = np.random.default_rng(1)
+    images = rng.random((3, 4, 4, 1))
     assert (metrics.psnr(images, images) == np.inf).all()
 
 
@@ -59,7 +60,7 @@ def test_psnr_of_equal_images_is_infinite():
         (np.zeros((2, 4, 4, 1), "uint8"), np.zeros((2, 4, 4, 1)), "uint8.*must be float"),
     ],
 )
-def test_psnr_refuses_what_it_cannot_compare(images, reference, said):
+def test_psnr_refuses_images_of_different_shapes_or_ranges(images, reference, said):
     with pytest.raises(ArgumentError, match=said):
         metrics.psnr(images, reference)
 
@@ -76,8 +77,9 @@ def test_psnr_refuses_a_range_that_is_none(data_range):
 def test_ssim_is_that_of_scikit_image():
     from skimage.metrics import structural_similarity
 
-    clean = RNG.random((3, 16, 12, 3))
-    noisy = np.clip(clean + 0.2 * RNG.standard_normal(clean.shape), 0, 1)
+    rng = np.random.default_rng(1)
+    clean = rng.random((3, 16, 12, 3))
+    noisy = np.clip(clean + 0.2 * rng.standard_normal(clean.shape), 0, 1)
     expected = [
         np.mean(
             [
@@ -114,8 +116,9 @@ def test_ssim_refuses_images_below_its_window_and_of_two_shapes():
 def test_the_frechet_distance_is_that_by_the_matrix_root_of_scipy(n, dim):
     from scipy.linalg import sqrtm
 
-    a = RNG.standard_normal((n, dim)) @ RNG.standard_normal((dim, dim))
-    b = RNG.standard_normal((n + 5, dim)) + 0.3
+    rng = np.random.default_rng(1)
+    a = rng.standard_normal((n, dim)) @ rng.standard_normal((dim, dim))
+    b = rng.standard_normal((n + 5, dim)) + 0.3
     of_a, of_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
     # Fewer vectors than numbers leave no root that is sure: a little is added, as is usual.
     small = 1e-9 * np.eye(dim) if n < dim else 0
@@ -127,13 +130,15 @@ def test_the_frechet_distance_is_that_by_the_matrix_root_of_scipy(n, dim):
 
 
 def test_the_frechet_distance_of_a_set_to_itself_is_0_and_to_a_moved_one_the_square():
-    x = RNG.standard_normal((200, 8)).astype("float32")
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((200, 8)).astype("float32")
     assert metrics.frechet_distance(x, x) < 1e-9
     np.testing.assert_allclose(metrics.frechet_distance(x, x + 2), 8 * 4, rtol=1e-5)
 
 
 def test_the_frechet_distance_refuses_other_widths_and_single_vectors():
-    x = RNG.standard_normal((5, 3))
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((5, 3))
     with pytest.raises(ArgumentError, match=r"features_b must be an array \(n, 3\)"):
         metrics.frechet_distance(x, x[:, :2])
     with pytest.raises(ArgumentError, match="features_a .* of 2 rows or more"):
@@ -205,8 +210,9 @@ def test_equal_distances_are_ordered_by_position():
 
 
 def test_a_class_of_one_image_is_left_out_and_counted():
+    rng = np.random.default_rng(1)
     labels = np.array([0, 0, 1, 2, 2, 3])
-    scores = metrics.retrieval(RNG.standard_normal((6, 3)), labels, ks=(1,), per_query=True)
+    scores = metrics.retrieval(rng.standard_normal((6, 3)), labels, ks=(1,), per_query=True)
     assert scores["left_out"] == 2
     for key in ("recall@1", "precision@1", "r_precision", "map@r", "mrr"):
         np.testing.assert_array_equal(np.isnan(scores[key]), [0, 0, 1, 0, 0, 1])
@@ -220,7 +226,8 @@ def test_means_are_over_the_scores_of_each_query():
 
 
 def test_the_size_of_a_block_does_not_matter(monkeypatch):
-    x, labels = RNG.standard_normal((3000, 3)), RNG.integers(0, 7, 3000)
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((3000, 3)), rng.integers(0, 7, 3000)
     whole = metrics.retrieval(x, labels, per_query=True)
     one = metrics.retrieval(x[:1], labels[:1], x[1:], labels[1:], per_query=True)
     for key in ("precision@10", "map@r", "mrr"):
@@ -268,7 +275,8 @@ def test_retrieval_refuses_by_name(change, said):
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_values():
-    values = RNG.standard_normal(2000)
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal(2000)
     low, high = metrics.bootstrap_interval(values)
     half = 1.96 * values.std() / np.sqrt(2000)
     np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.01)
@@ -280,7 +288,8 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_values():
 
 
 def test_the_interval_leaves_out_what_is_not_a_number():
-    values = RNG.random(50)
+    rng = np.random.default_rng(1)
+    values = rng.random(50)
     assert metrics.bootstrap_interval([*values, np.nan]) == metrics.bootstrap_interval(values)
 
 
@@ -334,8 +343,9 @@ def test_results_are_shown_in_one_line():
 
 
 def pairs_of(n=500, apart=1.0):
-    same = RNG.integers(0, 2, n)
-    return RNG.standard_normal(n) + apart * (1 - same), same
+    rng = np.random.default_rng(1)
+    same = rng.integers(0, 2, n)
+    return rng.standard_normal(n) + apart * (1 - same), same
 
 
 def test_the_area_under_the_curve_is_that_of_scikit_learn():
@@ -355,9 +365,10 @@ def test_rates_are_those_worked_out_by_hand():
 
 
 def test_rates_at_any_threshold_are_counts():
+    rng = np.random.default_rng(1)
     distances, same = pairs_of()
     found = metrics.verification(distances, same)
-    for threshold in RNG.uniform(-2, 3, 50):
+    for threshold in rng.uniform(-2, 3, 50):
         rates = found.error_rates(threshold)
         accepted = distances <= threshold
         assert rates["far"] == pytest.approx(accepted[same == 0].mean())
@@ -464,8 +475,9 @@ def test_an_error_rate_that_is_none_is_refused(far):
 
 
 def test_scores_of_two_bell_curves_are_their_posterior():
+    rng = np.random.default_rng(1)
     # Positive pairs around 1, negative ones around 3, both with standard deviation 0.8; 3 to 1.
-    distances = np.concatenate([RNG.normal(1, 0.8, 60_000), RNG.normal(3, 0.8, 20_000)])
+    distances = np.concatenate([rng.normal(1, 0.8, 60_000), rng.normal(3, 0.8, 20_000)])
     found = metrics.verification(distances, np.repeat([1, 0], [60_000, 20_000]))
     asked = np.array([[-1.0, 1.0], [2.0, 3.5]])
     posterior = 1 / (1 + np.exp((asked - 2) * (3 - 1) / 0.8**2))
@@ -492,8 +504,9 @@ def test_scores_are_finite_where_a_threshold_separates_all_pairs():
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_all_pairs_agrees_with_verification_over_all_pairs(metric, monkeypatch):
-    labels = RNG.integers(0, 4, 300)
-    x = RNG.standard_normal((300, 5)) + 1.2 * np.eye(5)[labels]
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 4, 300)
+    x = rng.standard_normal((300, 5)) + 1.2 * np.eye(5)[labels]
     own, other = np.triu_indices(300, 1)
     distances = pairwise_distances(x, metric=metric)[own, other]
     exact = metrics.verification(distances, labels[own] == labels[other])
@@ -588,11 +601,11 @@ def test_candidates_are_ranked_and_ties_are_lost():
     found = metrics.candidate_accuracy(left, right, pools, k=1, metric="euclidean")
     assert found.ranks.tolist() == [2, 1, 2]
     assert found.accuracy == 1 / 3
-    # Wilson's interval of 1 of 3, by hand: centre (p + z2 / 2n) / (1 + z2 / n).
+    # Wilson's interval of 1 of 3, by hand: center (p + z2 / 2n) / (1 + z2 / n).
     z2 = 1.959964**2
-    centre, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
+    center, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
     np.testing.assert_allclose(
-        [found.ci_low, found.ci_high], [centre - half, centre + half], rtol=1e-5
+        [found.ci_low, found.ci_high], [center - half, center + half], rtol=1e-5
     )
 
 

@@ -6,11 +6,11 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 from kerasim import models
 from kerasim.errors import ArgumentError
 from kerasim.models import _blocks
+from tests.helpers.builders import BUILDERS, IMAGE_SHAPE, inputs_of
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ for path in sys.argv[1:]:
 """
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault("model-in-new-process")
 def test_a_fresh_process_loads_every_model_in_safe_mode(tmp_path):
     keras.utils.set_random_seed(0)
     images = np.random.default_rng(0).random((4, *IMAGE_SHAPE), dtype="float32")

@@ -33,7 +33,7 @@ def test_every_builder_is_tested():
     assert set(SMALL) == {name for name in dir(models) if name.endswith("_autoencoder")}
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("size", [(16, 16), (8, 24), (20, 12)])
 @pytest.mark.parametrize("name", SMALL)
@@ -152,7 +152,7 @@ def test_more_blocks_make_a_larger_model_and_none_are_allowed(name):
     assert sizes[0] < sizes[1] < sizes[2]
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("name", HALVING)
 def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest(name):
     for size in range(1, 71):
@@ -166,7 +166,7 @@ def test_a_size_that_cannot_be_halved_is_refused_with_the_nearest(name):
             build(name, (8, size, 3))
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 def test_an_image_that_shrinks_to_nothing_is_refused_with_the_least_size():
     for size in range(1, 8):
         for shape in ((size, 70, 1), (70, size, 1)):
@@ -181,7 +181,7 @@ def test_the_least_size_of_a_conv_autoencoder_is_the_least(widths, least):
         build("conv_autoencoder", (least, least - 1, 1), widths=widths)
 
 
-@pytest.mark.fault(45)
+@pytest.mark.fault("image-size")
 @pytest.mark.parametrize("name", SMALL)
 def test_every_other_size_is_built_in_the_shape_of_the_image(name):
     step = 4 if name in HALVING else 1
@@ -222,7 +222,7 @@ def bad_arguments():
         yield name, "widths", (), ArgumentError
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("name, argument, value, kind", list(bad_arguments()))
 def test_a_bad_argument_is_refused_by_name(name, argument, value, kind):
     with pytest.raises(kind, match=argument):
@@ -247,7 +247,7 @@ assert "kerasim" not in sys.modules
 """
 
 
-@pytest.mark.fault(3)
+@pytest.mark.fault("model-in-new-process")
 def test_a_fresh_process_loads_every_model_without_code_of_ours_or_lambdas(tmp_path):
     images = draw_images((16, 16, 3))
     np.save(tmp_path / "images.npy", images)

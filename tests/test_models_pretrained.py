@@ -127,9 +127,9 @@ def test_in_mixed_precision_embeddings_are_float32_and_those_of_float32_but_for_
     np.testing.assert_allclose(cosines / np.linalg.norm(expected, axis=1), 1, atol=1e-3)
 
 
-def test_a_grey_image_goes_in_three_times():
+def test_a_gray_image_goes_in_three_times():
     backbone = tiny()
-    grey = models.pretrained_embedder(
+    gray = models.pretrained_embedder(
         backbone, preprocess="vgg16", pooling="max", embedding_dim=None, image_shape=(64, 64, 1)
     )
     rgb = models.pretrained_embedder(
@@ -137,7 +137,7 @@ def test_a_grey_image_goes_in_three_times():
     )
     one = IMAGES[..., :1]
     np.testing.assert_allclose(
-        embedding.embed(grey, one), embedding.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
+        embedding.embed(gray, one), embedding.embed(rgb, np.repeat(one, 3, axis=-1)), rtol=1e-5
     )
 
 
@@ -198,7 +198,7 @@ def test_weights_are_read_from_a_path(tmp_path):
     np.testing.assert_array_equal(embedding.embed(again, IMAGES), embedding.embed(net, IMAGES))
 
 
-@pytest.mark.fault(16)
+@pytest.mark.fault("weights-of-another-model")
 def test_weights_of_another_backbone_or_of_none_are_refused(tmp_path):
     tiny().save_weights(tmp_path / "tiny.weights.h5")
     with pytest.raises(ArtifactError, match="does not fit the backbone 'squeezenet'"):
@@ -210,7 +210,7 @@ def test_weights_of_another_backbone_or_of_none_are_refused(tmp_path):
         models.pretrained_embedder("squeezenet", tmp_path / "none.h5")
 
 
-@pytest.mark.fault(9)
+@pytest.mark.fault("oversized-claim")
 def test_weights_that_are_not_stored_in_full_are_refused(tmp_path):
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         file.create_dataset("kernel", (2**27,), "f4", chunks=(2**20,), compression="gzip")
@@ -224,7 +224,7 @@ def test_a_file_of_weights_of_another_format_is_refused(tmp_path):
         models.pretrained_embedder("squeezenet", tmp_path / "weights.json")
 
 
-@pytest.mark.fault(48)
+@pytest.mark.fault("missing-backbone-weights")
 def test_squeezenet_says_which_file_goes_where_and_checks_its_hash(tmp_path, monkeypatch):
     monkeypatch.setenv("KERASIM_DATA_DIR", str(tmp_path))
     with pytest.raises(ArtifactError, match="squeezenet_notop.h5.*Run `kerasim fetch squeezenet`"):
@@ -247,7 +247,7 @@ def test_squeezenet_takes_the_published_file_from_the_data_folder(tmp_path, monk
         np.testing.assert_array_equal(ours, wanted)
 
 
-@pytest.mark.fault(48)
+@pytest.mark.fault("missing-backbone-weights")
 def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
@@ -259,7 +259,7 @@ def test_offline_the_error_says_which_file_goes_where(tmp_path, monkeypatch):
         models.pretrained_embedder("vgg16")
 
 
-@pytest.mark.fault(48)
+@pytest.mark.fault("missing-backbone-weights")
 def test_a_download_that_keras_finds_damaged_is_said_with_its_folder(monkeypatch):
     def build(**settings):
         if settings["weights"]:
@@ -283,7 +283,7 @@ def test_an_error_of_another_kind_while_weights_are_fetched_is_passed_on(monkeyp
         models.pretrained_embedder("vgg16")
 
 
-@pytest.mark.fault(48)
+@pytest.mark.fault("missing-backbone-weights")
 def test_weights_that_keras_cannot_check_are_refused():
     with pytest.raises(ArgumentError, match="no hash to verify the weights of 'mobilenetv2'"):
         models.pretrained_embedder("mobilenetv2")
@@ -309,7 +309,7 @@ def sized(shape):
     return keras.Model(images, keras.layers.Conv2D(5, 3)(images))
 
 
-def test_an_open_size_is_that_of_a_backbone_of_one_size():
+def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
     net = models.pretrained_embedder(sized((32, 24, 3)), image_shape=(None, None, 1))
     assert net.input_shape == (None, 32, 24, 1)
     flat = models.pretrained_embedder(sized((32, 24, 3)), pooling="flatten", embedding_dim=None)

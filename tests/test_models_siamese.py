@@ -52,23 +52,23 @@ def test_both_sides_share_the_weights_of_the_embedder():
     assert not np.allclose(embedding.embed(tower, LEFT), before)
 
 
-@pytest.mark.fault(35)
+@pytest.mark.fault("identical-pair")
 @pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
-def test_training_on_a_picture_beside_itself_stays_finite(distance):
+def test_training_on_pairs_of_equal_images_stays_finite(distance):
     net = models.siamese(embedder(), distance)
     net.compile("sgd", losses.ContrastiveLoss())
     net.fit([LEFT, LEFT], np.ones(6), verbose=0)
     assert all(np.isfinite(weight).all() for weight in net.get_weights())
 
 
-def test_a_saved_siamese_net_loads_and_agrees(tmp_path):
+def test_a_saved_siamese_network_returns_the_same_distances(tmp_path):
     net = models.siamese(embedder(), "cosine")
     net.save(tmp_path / "net.keras")
     loaded = keras.saving.load_model(tmp_path / "net.keras")
     np.testing.assert_array_equal(values(loaded([LEFT, RIGHT])), values(net([LEFT, RIGHT])))
 
 
-def test_an_ensemble_is_unit_embeddings_side_by_side():
+def test_an_ensemble_concatenates_normalized_embeddings():
     members = [embedder(3, "same_name"), embedder(5, "same_name")]
     joint = models.ensemble(members)
     parts = [embedding.embed(member, LEFT) for member in members]
@@ -78,7 +78,7 @@ def test_an_ensemble_is_unit_embeddings_side_by_side():
     np.testing.assert_allclose(embedding.embed(joint, LEFT), expected, atol=1e-6)
 
 
-def test_a_saved_ensemble_loads_and_agrees(tmp_path):
+def test_a_saved_ensemble_returns_the_same_embeddings(tmp_path):
     joint = models.ensemble([embedder(), embedder()])
     joint.save(tmp_path / "joint.keras")
     loaded = keras.saving.load_model(tmp_path / "joint.keras")
@@ -98,14 +98,14 @@ NO_VECTORS = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(2, 3)
         (NO_VECTORS, ArgumentError, r"must map images to vectors.*\(None, 2, 2, 2\)"),
     ],
 )
-def test_what_is_no_embedder_is_refused_by_name(given, kind, said):
+def test_a_model_that_is_not_an_embedder_is_refused_by_name(given, kind, said):
     with pytest.raises(kind, match=f"embedder .*{said}"):
         models.siamese(given)
     with pytest.raises(kind, match=rf"embedders\[1\] .*{said}"):
         models.ensemble([embedder(), given])
 
 
-def test_an_ensemble_needs_two_members_of_one_shape():
+def test_an_ensemble_needs_two_members_with_equal_input_shapes():
     with pytest.raises(ArgumentError, match="embedders holds 1 models"):
         models.ensemble([embedder()])
     with pytest.raises(ArgumentError, match="several shapes"):

@@ -74,7 +74,7 @@ def test_only_attention_looks_from_corner_to_corner():
 
 
 @pytest.mark.parametrize("weighting", ["noise", "velocity"])
-def test_it_learns_with_averages_and_draws_images(weighting, tmp_path):
+def test_a_unet_with_averaged_weights_learns_and_generates_images(weighting, tmp_path):
     model = build(num_classes=2, schedule=SCHEDULE if weighting == "velocity" else None)
     model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9), "mse")
     labels = np.arange(12) % 2
@@ -85,12 +85,12 @@ def test_it_learns_with_averages_and_draws_images(weighting, tmp_path):
     assert drawn.shape == (2, 8, 8, 1) and np.isfinite(drawn).all()
 
 
-def test_before_training_the_noise_is_said_to_be_none():
+def test_before_training_the_predicted_noise_is_zero():
     inputs = {"images": IMAGES[:2], "t": np.array([3, 4])}
     assert (np.asarray(build()(inputs)) == 0).all()
 
 
-def test_with_a_schedule_the_layers_say_the_velocity_and_its_error_is_what_counts():
+def test_with_a_schedule_the_layers_predict_the_velocity_whose_error_is_the_loss():
     schedule = diffusion.NoiseSchedule(10, "cosine")
     model = build(schedule=schedule)
     stir(model)
@@ -159,6 +159,6 @@ def test_before_training_the_noise_estimator_tells_the_noise_of_smooth_images(si
     np.testing.assert_allclose(found, sigma, rtol=0.1)
 
 
-def test_a_row_of_pixels_has_no_neighbours_to_tell_noise_by():
+def test_an_image_of_one_row_is_refused_by_the_noise_estimator():
     with pytest.raises(ArgumentError, match=r"each side of image_shape=\(1, 8, 1\)"):
         models.noise_estimator((1, 8, 1))

@@ -44,7 +44,7 @@ def test_the_loss_is_cross_entropy_of_the_mean_code_and_divergence_by_the_values
     np.testing.assert_allclose(64 * loss, np.mean(entropy + 0.5 * divergence), rtol=1e-5)
 
 
-def test_it_learns_and_its_encoder_exports_without_drawing(tmp_path):
+def test_a_vae_learns_and_its_exported_encoder_does_not_sample(tmp_path):
     model = build()
     model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
     batches = data.ImageBatches(IMAGES, batch_size=4)

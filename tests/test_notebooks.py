@@ -122,7 +122,7 @@ def names_imported(statements):
     return {alias.asname or alias.name.split(".")[0] for alias in aliases}
 
 
-@pytest.mark.fault(71)
+@pytest.mark.fault("notebook-run-again")
 @pytest.mark.parametrize("name", CLAIMS)
 def test_notebook_shows_its_headline_claim_on_the_digits(name, folder):
     if name not in IN_MAKE_TEST and os.environ.get("KERASIM_TEST_LEARN") != "1":
@@ -187,7 +187,7 @@ def states(folder):
     }
 
 
-@pytest.mark.fault(71)
+@pytest.mark.fault("notebook-run-again")
 def test_a_notebook_that_was_stopped_trains_only_what_is_not_finished(folder):
     if not states(folder):
         run_on_digits("05-siamese-contrastive", folder)

@@ -28,7 +28,7 @@ def fitted(vectors):
 
 
 @pytest.fixture(scope="module")
-def new(vectors):
+def new_vectors(vectors):
     return vectors[:20] + np.random.default_rng(1).normal(size=(20, 8)).astype("float32")
 
 
@@ -38,7 +38,7 @@ def test_each_row_has_a_place_in_the_plane_as_float32(fitted, vectors):
     assert np.isfinite(fitted.coordinates_).all()
 
 
-@pytest.mark.fault(68)
+@pytest.mark.fault("seeded-map")
 def test_the_same_seed_draws_the_same_map(fitted, vectors):
     again = Projection(n_neighbors=6, min_dist=0.3, seed=3).fit_transform(vectors)
     np.testing.assert_array_equal(again, fitted.coordinates_)
@@ -54,16 +54,16 @@ def test_min_dist_reaches_umap(fitted, vectors):
     assert np.abs(other - fitted.coordinates_).max() > 0.1
 
 
-@pytest.mark.fault(79)
-def test_fitting_twice_is_fitting_once(fitted, vectors, new):
+@pytest.mark.fault("input-arrays")
+def test_fitting_twice_is_fitting_once(fitted, vectors, new_vectors):
     twice = Projection(n_neighbors=6, min_dist=0.3, seed=3)
     twice.fit_transform(vectors[:30] + 1)
     np.testing.assert_array_equal(twice.fit_transform(vectors), fitted.coordinates_)
-    np.testing.assert_array_equal(twice.transform(new), fitted.transform(new))
+    np.testing.assert_array_equal(twice.transform(new_vectors), fitted.transform(new_vectors))
     assert twice.trustworthiness_ == fitted.trustworthiness_
 
 
-@pytest.mark.fault(79)
+@pytest.mark.fault("input-arrays")
 def test_the_input_is_left_alone(vectors):
     x = vectors.copy()
     x.flags.writeable = False
@@ -79,13 +79,13 @@ def test_changing_the_map_returned_does_not_change_the_projection(vectors):
     np.testing.assert_array_equal(projection.coordinates_, before)
 
 
-def test_neighbours_on_the_map_are_neighbours_in_truth(fitted, vectors):
+def test_neighbors_on_the_map_are_neighbors_in_the_embedding_space(fitted, vectors):
     noise = np.random.default_rng(2).normal(size=(80, 2))
     assert trustworthiness(vectors, noise, n_neighbors=5) < 0.65
     assert fitted.trustworthiness_ > 0.85
 
 
-def test_trustworthiness_is_scikit_learns(fitted, vectors):
+def test_trustworthiness_is_that_of_scikit_learn(fitted, vectors):
     expected = trustworthiness(vectors, fitted.coordinates_, n_neighbors=5)
     assert fitted.trustworthiness_ == pytest.approx(expected, abs=1e-12)
 
@@ -99,11 +99,11 @@ def test_of_many_rows_the_trustworthiness_is_that_of_some_drawn_with_the_seed(
     assert fitted._trustworthiness(vectors) == pytest.approx(expected, abs=1e-12)
 
 
-def test_clusters_stay_apart_on_the_map(fitted):
+def test_clusters_are_separated_on_the_map(fitted):
     clusters = fitted.coordinates_[:64].reshape(4, 16, 2)
-    centres = clusters.mean(axis=1)
+    centers = clusters.mean(axis=1)
     for n, cluster in enumerate(clusters):
-        gaps = np.linalg.norm(cluster[:, None] - centres, axis=-1)
+        gaps = np.linalg.norm(cluster[:, None] - centers, axis=-1)
         assert (gaps.argmin(axis=1) == n).mean() > 0.9
 
 
@@ -111,7 +111,7 @@ def test_a_fitted_vector_keeps_its_place(fitted, vectors):
     np.testing.assert_array_equal(fitted.transform(vectors), fitted.coordinates_)
 
 
-def test_copies_share_one_place(fitted, vectors):
+def test_equal_vectors_have_equal_coordinates(fitted, vectors):
     np.testing.assert_array_equal(fitted.coordinates_[0], fitted.coordinates_[-1])
     assert len(np.unique(fitted.coordinates_, axis=0)) == len(vectors) - 1
 
@@ -154,7 +154,7 @@ MOVED = {
 
 
 @pytest.mark.parametrize("kind", MOVED)
-def test_size_and_offset_of_the_vectors_do_not_change_what_lies_together(kind, vectors):
+def test_scale_and_offset_of_the_vectors_do_not_change_the_clusters(kind, vectors):
     x = MOVED[kind](vectors[:64].astype("float64"))
     projection = Projection(n_neighbors=6, seed=3)
     places = projection.fit_transform(x)
@@ -175,13 +175,13 @@ def test_a_projection_shows_its_settings_and_what_it_was_fitted_on(fitted):
     assert repr(fitted) == f"<Projection n_neighbors=6, min_dist=0.3, seed=3: {held}>"
 
 
-@pytest.mark.fault(68)
-def test_new_points_one_by_one_lie_where_the_batch_puts_them(fitted, new):
-    single = np.concatenate([fitted.transform(row[None]) for row in new])
-    np.testing.assert_array_equal(single, fitted.transform(new))
+@pytest.mark.fault("seeded-map")
+def test_new_points_one_by_one_lie_where_the_batch_puts_them(fitted, new_vectors):
+    single = np.concatenate([fitted.transform(row[None]) for row in new_vectors])
+    np.testing.assert_array_equal(single, fitted.transform(new_vectors))
 
 
-def test_a_new_point_lies_at_the_mean_of_its_neighbours_weighted_by_inverse_distance(fitted):
+def test_a_new_point_lies_at_the_mean_of_its_neighbors_weighted_by_inverse_distance(fitted):
     x = fitted._index.embeddings.astype("float64")
     point = x[7] + 0.5
     distances = np.linalg.norm(x - point, axis=1)
@@ -196,25 +196,25 @@ def test_a_point_far_away_is_placed_inside_the_map(fitted):
     assert (place <= fitted.coordinates_.max(axis=0)).all()
 
 
-def test_placing_does_not_move_the_fitted_map(fitted, new):
+def test_placing_does_not_move_the_fitted_map(fitted, new_vectors):
     before = fitted.coordinates_.copy()
-    fitted.transform(new)
+    fitted.transform(new_vectors)
     np.testing.assert_array_equal(fitted.coordinates_, before)
 
 
-@pytest.mark.fault(66)
-def test_no_new_points_have_no_places(fitted):
+@pytest.mark.fault("new-points")
+def test_no_new_points_give_no_coordinates(fitted):
     assert fitted.transform(np.empty((0, 8))).shape == (0, 2)
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 @pytest.mark.parametrize("width", [1, 7, 9, 32])
 def test_points_of_another_width_are_refused(width, fitted):
     with pytest.raises(ArgumentError, match=rf"\(n, 8\).*Received shape \(3, {width}\)"):
         fitted.transform(np.zeros((3, width)))
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 @pytest.mark.parametrize("shape", [(8,), (2, 2, 2), (1, 2, 2, 2)])
 def test_points_of_another_rank_are_refused(shape, fitted):
     with pytest.raises(ArgumentError, match="Received shape"):
@@ -223,7 +223,7 @@ def test_points_of_another_rank_are_refused(shape, fitted):
         Projection().fit_transform(np.zeros(shape))
 
 
-@pytest.mark.fault(66)
+@pytest.mark.fault("new-points")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_rows_that_are_not_finite_are_refused_by_number(value, fitted, vectors):
     bad = vectors.copy()
@@ -234,20 +234,20 @@ def test_rows_that_are_not_finite_are_refused_by_number(value, fitted, vectors):
         fitted.transform(bad)
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 @pytest.mark.parametrize("rows", range(6))
 def test_too_few_rows_are_refused_with_the_number_that_is_needed(rows):
     with pytest.raises(ArgumentError, match=f"x has {rows} rows; n_neighbors=15 needs 16 or more"):
         Projection().fit_transform(np.zeros((rows, 3)))
 
 
-@pytest.mark.fault(65)
-def test_as_many_neighbours_as_rows_are_refused(vectors):
+@pytest.mark.fault("too-few-rows")
+def test_as_many_neighbors_as_rows_are_refused(vectors):
     with pytest.raises(ArgumentError, match="x has 10 rows; n_neighbors=10 needs 11"):
         Projection(n_neighbors=10).fit_transform(vectors[:10])
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 @pytest.mark.parametrize("rows, n_neighbors", [(5, 2), (5, 4), (6, 5), (11, 10)])
 def test_the_fewest_rows_allowed_are_drawn(rows, n_neighbors, vectors):
     projection = Projection(n_neighbors=n_neighbors)
@@ -255,13 +255,13 @@ def test_the_fewest_rows_allowed_are_drawn(rows, n_neighbors, vectors):
     assert np.isnan(projection.trustworthiness_)
 
 
-@pytest.mark.fault(65)
+@pytest.mark.fault("too-few-rows")
 def test_fewer_than_five_rows_are_refused_whatever_n_neighbors_is(vectors):
     with pytest.raises(ArgumentError, match="n_neighbors=2 needs 5 or more"):
         Projection(n_neighbors=2).fit_transform(vectors[:4])
 
 
-@pytest.mark.fault(67)
+@pytest.mark.fault("equal-rows")
 def test_equal_rows_are_warned_of_and_each_has_a_place():
     with pytest.warns(UserWarning, match="All 20 rows of x are equal: there is no structure"):
         places = Projection(n_neighbors=5).fit_transform(np.ones((20, 4)))
@@ -269,7 +269,7 @@ def test_equal_rows_are_warned_of_and_each_has_a_place():
     assert np.isfinite(places).all()
 
 
-@pytest.mark.fault(67)
+@pytest.mark.fault("equal-rows")
 def test_many_duplicates_are_drawn_with_a_place_each(vectors):
     x = np.repeat(vectors[:3], 10, axis=0)
     places = Projection(n_neighbors=5).fit_transform(x)
@@ -277,7 +277,7 @@ def test_many_duplicates_are_drawn_with_a_place_each(vectors):
     assert np.isfinite(places).all()
 
 
-def test_umaps_own_warnings_are_not_shown(vectors):
+def test_warnings_of_umap_are_not_shown(vectors):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         Projection(n_neighbors=4, seed=1).fit_transform(vectors[::4])
@@ -315,11 +315,11 @@ def test_a_projection_that_was_not_fitted_says_so(tmp_path):
         Projection().save(tmp_path / "map")
 
 
-def test_rows_that_are_refused_leave_the_map_as_it_was(fitted, new):
-    before = fitted.transform(new)
+def test_rows_that_are_refused_leave_the_map_as_it_was(fitted, new_vectors):
+    before = fitted.transform(new_vectors)
     with pytest.raises(ArgumentError):
         fitted.fit_transform(np.zeros((3, 2)))
-    np.testing.assert_array_equal(fitted.transform(new), before)
+    np.testing.assert_array_equal(fitted.transform(new_vectors), before)
 
 
 @pytest.fixture(scope="module")
@@ -352,19 +352,19 @@ assert "umap" not in sys.modules
 """
 
 
-@pytest.mark.fault(69)
+@pytest.mark.fault("map-in-new-process")
 def test_a_fresh_process_puts_new_points_in_the_same_places_without_pickle(
-    saved, fitted, new, tmp_path
+    saved, fitted, new_vectors, tmp_path
 ):
     source, target = tmp_path / "new.npy", tmp_path / "places.npy"
-    np.save(source, new)
+    np.save(source, new_vectors)
     child = [sys.executable, "-c", CHILD, saved, source, target]
     done = subprocess.run(child, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.load(target), fitted.transform(new))
+    np.testing.assert_array_equal(np.load(target), fitted.transform(new_vectors))
 
 
-@pytest.mark.fault(69)
+@pytest.mark.fault("map-in-new-process")
 def test_a_saved_projection_holds_plain_arrays_and_nothing_else(saved):
     assert sorted(file.name for file in saved.iterdir()) == ["arrays.npz", "kerasim.json"]
     arrays = _artifacts.read_arrays(saved / "arrays.npz")

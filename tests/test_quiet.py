@@ -50,7 +50,7 @@ def test_everything_is_shown_when_the_import_fails(capfd):
     assert capfd.readouterr().err == LOG_LINES[0].decode()
 
 
-def test_a_script_that_is_not_named_is_asked_for():
+def test_a_missing_script_argument_is_reported():
     done = run("-m", "kerasim._quiet")
     assert done.returncode == 1
     assert done.stderr.startswith("usage: python -m kerasim._quiet SCRIPT")

@@ -11,7 +11,8 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
-from photos import write_photographs, write_views
+
+from tests.helpers.photographs import write_photographs, write_views
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -240,7 +241,7 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
 
 
 @pytest.mark.parametrize("folder", ["kerasim", "docs", "notebooks", "benchmarks", "data", "."])
-def test_nobody_is_told_to_install_from_an_index(folder):
+def test_no_text_tells_to_install_kerasim_from_an_index(folder):
     # The package is not on an index, where the name could belong to somebody else.
     advice = "pip install " + "'kerasim"
     pattern = "*" if folder == "." else "**/*"

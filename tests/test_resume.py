@@ -100,7 +100,7 @@ def in_two_calls(folder, make, epochs=3, model=build, **kwargs):
 POLICIES = ["float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call(name, tmp_path):
     keras.config.set_dtype_policy(name)
@@ -116,7 +116,7 @@ def test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call(name, tmp_pa
     assert list(history.epoch) == [1, 2, 3]
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_a_run_of_another_dtype_policy_is_refused(tmp_path):
     fit(tmp_path, 1)
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -124,7 +124,7 @@ def test_a_run_of_another_dtype_policy_is_refused(tmp_path):
         fit(tmp_path, 2)
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 def test_the_same_model_under_loss_scaling_goes_on_in_the_same_process(tmp_path):
     keras.config.set_dtype_policy("mixed_float16")
 
@@ -162,7 +162,7 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.fault(22, 29)
+@pytest.mark.fault("killed-training", "restored-callbacks")
 @pytest.mark.parametrize("make", CALLBACKS.values(), ids=CALLBACKS)
 def test_a_run_with_any_callback_of_keras_in_two_calls_ends_as_one_call(make, tmp_path):
     folders = iter([tmp_path / name for name in ("a", "b", "b")])
@@ -191,7 +191,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_callback_with_another_setting_is_refused_by_name(name, tmp_path):
     make = OTHERS[name]
@@ -203,7 +203,7 @@ def test_a_callback_with_another_setting_is_refused_by_name(name, tmp_path):
     assert _resume.Callbacks([make(1)]).match(saved) == []
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_a_run_whose_callback_has_other_settings_is_refused_before_anything_changes(tmp_path):
     fit(tmp_path, 2, [C.EarlyStopping("loss", patience=2)])
     other, model = C.EarlyStopping("loss", patience=50), build()
@@ -216,7 +216,7 @@ def test_a_run_whose_callback_has_other_settings_is_refused_before_anything_chan
         np.testing.assert_array_equal(weight.numpy(), value)
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 @pytest.mark.parametrize("place", ["missing", "new"])
 @pytest.mark.parametrize("make", [OTHERS["factor"], OTHERS["schedule"]])
 def test_a_schedule_of_the_rate_is_neither_left_out_nor_added(make, place, tmp_path):
@@ -312,7 +312,7 @@ class Collects(C.Callback):
         self.model.set_weights([x / int(self.count) for x in self.sums])
 
 
-@pytest.mark.fault(22, 29)
+@pytest.mark.fault("killed-training", "restored-callbacks")
 def test_what_a_callback_collects_outlives_a_restart_whatever_its_kind(tmp_path):
     (_, whole), one = fit(tmp_path / "one", 3, [Collects()]), Collects()
     fit(tmp_path / "two", 1, [Collects()])
@@ -348,7 +348,7 @@ class Holds(C.Callback):
             self.value = self.later()
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 @pytest.mark.parametrize("value", [Tracker(), iter([1]), np.array([None]), [Tracker()], object()])
 def test_a_callback_that_holds_what_cannot_be_saved_is_refused_before_the_first_epoch(
     value, tmp_path
@@ -362,7 +362,7 @@ def test_a_callback_that_holds_what_cannot_be_saved_is_refused_before_the_first_
     fit(None, 1, [Holds(value)])  # a run that saves nothing cannot lose it
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 def test_a_callback_that_comes_to_hold_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(ArgumentError, match="holds 'value' of type .*Tracker, which cannot be"):
         fit(tmp_path, 1, [Holds(later=Tracker)])
@@ -379,7 +379,7 @@ def test_what_the_caller_passes_in_each_call_needs_no_saving(value):
     assert "value" not in saved["state"]
 
 
-def test_an_own_model_in_a_callback_is_saved_and_the_trained_one_is_not_saved_twice(tmp_path):
+def test_a_model_in_a_callback_is_saved_and_the_trained_one_is_not_saved_twice(tmp_path):
     class Teacher(C.Callback):
         def __init__(self):
             super().__init__()
@@ -570,7 +570,7 @@ def described(**compiled):
     return training._settings(build(**compiled), validation(), None)
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_model_compiled_in_another_way_has_other_settings(name):
     before, after = COMPILED[name]
@@ -579,7 +579,7 @@ def test_a_model_compiled_in_another_way_has_other_settings(name):
     assert any(line.startswith(name.partition(",")[0]) for line in lines)
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_a_run_compiled_with_other_loss_weights_is_refused_with_the_difference(tmp_path):
     fit(tmp_path, 1)
     with pytest.raises(ArgumentError, match=r"loss_weights: saved None, now \[0.01\]"):
@@ -601,7 +601,7 @@ class Arrays(keras.utils.PyDataset):
         return self.x[rows], self.x[rows]
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_batches_of_the_user_are_compared_by_their_arguments(tmp_path):
     fit(tmp_path, 1, batches=Arrays(IMAGES))
     fit(tmp_path, 2, batches=Arrays(IMAGES.copy()))
@@ -674,7 +674,7 @@ def compiled(optimizer):
     return model
 
 
-def test_an_own_optimizer_with_another_argument_is_refused(tmp_path):
+def test_a_custom_optimizer_with_another_argument_is_refused(tmp_path):
     fit(tmp_path, 1, model=compiled(Faster(1.0)))
     fit(tmp_path, 2, model=compiled(Faster(1.0)))
     with pytest.raises(ArgumentError, match="optimizer.arguments.factor: saved 1.0, now 2.0"):
@@ -733,7 +733,7 @@ def raises_in(moment, epoch, error=KeyboardInterrupt):
     return C.LambdaCallback(**{moment: count})
 
 
-@pytest.mark.fault(24)
+@pytest.mark.fault("interrupt")
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_an_interrupt_at_any_moment_changes_no_bit_in_the_same_process(
@@ -746,7 +746,7 @@ def test_an_interrupt_at_any_moment_changes_no_bit_in_the_same_process(
     assert_equal_runs(tmp_path, unbroken)
 
 
-@pytest.mark.fault(24)
+@pytest.mark.fault("interrupt")
 def test_two_interrupts_in_one_epoch_after_a_restart_change_no_bit(tmp_path, unbroken):
     fit(tmp_path, 1, [patient()], validation_data=held_out())
     model, stop = build(), patient()
@@ -795,7 +795,7 @@ def names(folder):
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_a_run_that_starts_afresh_leaves_nothing_of_the_earlier_one(tmp_path):
     fit(tmp_path, 2, validation_data=validation())
     assert names(tmp_path) == ["best", "history.csv", "state"]
@@ -804,7 +804,7 @@ def test_a_run_that_starts_afresh_leaves_nothing_of_the_earlier_one(tmp_path):
     assert not tmp_path.exists() or names(tmp_path) == []
 
 
-@pytest.mark.fault(29, 30)
+@pytest.mark.fault("restored-callbacks", "restart-with-changes")
 def test_the_best_weights_of_an_earlier_run_are_gone_once_another_runs_without_validation(tmp_path):
     fit(tmp_path, 2, validation_data=validation())
     fit(tmp_path, 1, resume=False)
@@ -812,7 +812,7 @@ def test_the_best_weights_of_an_earlier_run_are_gone_once_another_runs_without_v
         training.load_weights(build(), tmp_path, which="best")
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_best_weights_of_another_run_are_refused(tmp_path):
     for name in ("one", "other"):
         fit(tmp_path / name, 1, validation_data=validation())
@@ -822,7 +822,7 @@ def test_best_weights_of_another_run_are_refused(tmp_path):
         training.load_weights(build(), tmp_path / "one", which="best")
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_a_run_whose_state_was_removed_starts_without_what_is_left(tmp_path):
     fit(tmp_path, 2, validation_data=validation())
     _artifacts.remove(tmp_path / "state", "training_state")

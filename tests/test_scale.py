@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import EMBEDDER, FLOATS
 
 from kerasim.gallery import Gallery
 from kerasim.neighbors import METRICS
+from tests.helpers.small_embedder import EMBEDDER, FLOATS
 
 (EXPORT,) = re.findall(r"```python\n(.*?)```", Path("docs/scale.md").read_text(), re.S)
 

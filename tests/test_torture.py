@@ -1,30 +1,41 @@
 """The short form of make torture: the same functions, with small sizes."""
 
 import pytest
-import torture
 
-SHORT = {name: goal for name, goal in torture.GOALS.items() if goal[2] is not None}
-ROWS = {  # of docs/faults.md that a goal holds
-    **{"G2": (20, 21), "G3": (22,), "G4": (15,), "G7": (8, 9, 53), "G8": (49, 50, 51)},
-    **{"G10": (23,), "G11": (64,), "G12": (33,), "G13": (41, 42)},
+from tests.torture import children
+from tests.torture.goals import GOALS
+
+FAULTS = {  # of docs/faults.md that a goal covers
+    "kills": ("killed-save", "killed-export"),
+    "restarts": ("killed-training",),
+    "mutants": ("random-damage",),
+    "bombs": ("archive-bomb", "oversized-claim", "huge-image"),
+    "images": ("unreadable-images", "pixel-formats", "exif-rotation"),
+    "failing-calls": ("failing-write",),
+    "concurrency": ("concurrent-writers",),
+    "nan": ("nan-in-training",),
+    "seeds": ("seeded-shuffling", "equal-seeds"),
 }
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.fault(*ROWS[name])] if name in ROWS else [])
-        for name in SHORT
+        pytest.param(name, marks=[pytest.mark.fault(*FAULTS[name])] if name in FAULTS else [])
+        for name, goal in GOALS.items()
+        if goal.short is not None
     ],
 )
 def test_a_goal_is_reached_at_small_sizes(name):
-    _, function, sizes = SHORT[name]
-    reached, wrong = function(**sizes)
+    goal = GOALS[name]
+    reached, wrong = goal.run(**goal.short)
     print(name, reached)
     assert not wrong
 
 
-def test_a_child_that_dies_or_raises_is_an_error():
-    for task, said in ((torture._die, "-9"), (torture._raise, "ZeroDivisionError")):
-        with pytest.raises(AssertionError, match=said):
-            torture.ask(task)
+@pytest.mark.parametrize(
+    ("task", "said"), [(children.die, "-9"), (children.raise_error, "ZeroDivisionError")]
+)
+def test_a_child_that_dies_or_raises_is_an_error(task, said):
+    with pytest.raises(AssertionError, match=said):
+        children.run_child(task)

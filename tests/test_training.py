@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import picture
 from PIL import Image
 
 from kerasim import _artifacts, data, embedding, metrics, training
@@ -26,52 +25,23 @@ from kerasim.errors import (
     ImageError,
     TrainingError,
 )
+from tests.helpers.image_files import write_image
+from tests.helpers.training_runs import (
+    IMAGES,
+    AtEachEpoch,
+    BatchesWithNaN,
+    LossThatTurnsNaN,
+    build,
+    draw_batches,
+    fit,
+    read_state,
+    set_kernel_to_nan,
+)
 
 # TensorFlow's, whenever Keras makes an array of a variable.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-IMAGES = np.random.default_rng(0).random((12, 4, 4, 1), dtype="float32")
 THREADS = 1 + (keras.backend.backend() == "tensorflow")  # that draw batches, of many an epoch
-
-
-def draw_batches(images=IMAGES, **kwargs):
-    settings = {"batch_size": 4, "seed": 3, "sigma": 0.1, "flip": True, **kwargs}
-    return ImageBatches(images, **settings)
-
-
-def build(units=5, optimizer="adam", loss="mse", rate=0.01, eager=True):
-    """Returns a compiled network with batch norm and Dropout, always with the same weights."""
-    keras.utils.set_random_seed(7)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            keras.Input((4, 4, 1)),
-            layers.Flatten(),
-            layers.Dense(units),
-            layers.BatchNormalization(),
-            layers.Dropout(0.3),
-            layers.Dense(16, activation="sigmoid"),
-            layers.Reshape((4, 4, 1)),
-        ]
-    )
-    optimizer = keras.optimizers.get({"class_name": optimizer, "config": {"learning_rate": rate}})
-    model.compile(optimizer, loss, run_eagerly=eager)
-    return model
-
-
-def fit(run_dir, epochs=2, model=None, batches=None, **kwargs):
-    model = build() if model is None else model
-    batches = draw_batches() if batches is None else batches
-    return training.fit(model, batches, epochs, run_dir, **{"verbose": 0, **kwargs})
-
-
-def read_state(run_dir, name="state"):
-    kind = {"state": "training_state", "best": "weights"}[name]
-    return _artifacts.read(
-        Path(run_dir) / name,
-        kind,
-        lambda folder, manifest: (_artifacts.read_arrays(folder / "arrays.npz"), manifest.info),
-    )
 
 
 def weights(model):
@@ -92,22 +62,6 @@ def snapshot(folder):
         for file in sorted(Path(folder).rglob("*"))
         if file.is_file()
     }
-
-
-class Every(keras.callbacks.Callback):
-    """Calls `do(epoch, model)` at the beginning, or at the end, of each epoch."""
-
-    def __init__(self, do, end=False):
-        super().__init__()
-        self.do, self.end = do, end
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if not self.end:
-            self.do(epoch, self.model)
-
-    def on_epoch_end(self, epoch, logs=None):
-        if self.end:
-            self.do(epoch, self.model)
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +93,11 @@ def train_slowly(run_dir):
     falling = keras.callbacks.ReduceLROnPlateau("loss", factor=0.9, patience=1, min_delta=1e9)
     validation = ImageBatches(IMAGES[:5], shuffle=False)
     model = build(eager=False)
-    fit(run_dir, EPOCHS, model, callbacks=[Every(tell), falling], validation_data=validation)
+    fit(run_dir, EPOCHS, model, callbacks=[AtEachEpoch(tell), falling], validation_data=validation)
     return model
 
 
-@pytest.mark.fault(22, 24)
+@pytest.mark.fault("killed-training", "interrupt")
 def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_path, capsys):
     train_slowly(tmp_path / "straight")
     root = str(Path(training.__file__).parents[1])
@@ -175,7 +129,7 @@ def test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed(tmp_p
     pd.testing.assert_frame_equal(*(table.drop(columns="seconds") for table in tables))
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 def test_a_run_in_two_calls_ends_bit_equal_to_one_call(finished, tmp_path, capsys):
     fit(finished, epochs=4)
     assert "continuing after epoch 2 of 4" in capsys.readouterr().out
@@ -196,12 +150,12 @@ def test_two_threads_that_draw_many_batches_change_no_bit_nor_does_an_interrupt(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "two", 3, build(eager=False), two, callbacks=[Every(interrupt)])
+        fit(tmp_path / "two", 3, build(eager=False), two, callbacks=[AtEachEpoch(interrupt)])
     fit(tmp_path / "two", 3, build(eager=False), two)
     assert_equal(read_state(tmp_path / "one")[0], read_state(tmp_path / "two")[0])
 
 
-@pytest.mark.fault(31)
+@pytest.mark.fault("restart-of-finished-run")
 def test_a_finished_run_says_so_and_gives_its_weights_without_training(
     finished, capsys, monkeypatch
 ):
@@ -257,7 +211,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 @pytest.mark.parametrize(("change", "wanted"), CHANGES.values(), ids=CHANGES)
 def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_changes(
     once, change, wanted
@@ -272,7 +226,7 @@ def test_a_run_of_other_settings_is_refused_with_the_difference_and_nothing_chan
     assert snapshot(once) == before
 
 
-@pytest.mark.fault(30)
+@pytest.mark.fault("restart-with-changes")
 def test_resume_false_starts_afresh_and_overwrites(finished, tmp_path):
     history = fit(finished, 1, batches=draw_batches(seed=9), resume=False)
     fit(tmp_path / "fresh", 1, batches=draw_batches(seed=9))
@@ -312,56 +266,32 @@ def test_a_state_that_a_dead_writer_set_aside_is_not_forgotten(finished, capsys)
 # Numbers that are not finite
 
 
-class Holey(ImageBatches):
-    """Batches with one target of each NaN, which no check of arrays can foresee."""
-
-    hole = np.nan
-
-    def __getitem__(self, index):
-        images, targets = super().__getitem__(index)
-        targets = targets.copy()
-        targets[0, 1, 2, 0] = self.hole
-        return images, targets
-
-
-@pytest.mark.fault(32)
+@pytest.mark.fault("nan-in-data")
 def test_data_that_is_not_finite_is_refused_before_the_first_step(tmp_path):
     model = build()
     untrained = weights(model)
     with pytest.raises(ArgumentError, match="array 1 of batches.0. holds NaN or infinity"):
-        fit(tmp_path, model=model, batches=Holey(IMAGES))
+        fit(tmp_path, model=model, batches=BatchesWithNaN(IMAGES))
     assert_equal(weights(model), untrained)
     assert os.listdir(tmp_path) == []
 
 
-@keras.saving.register_keras_serializable("tests")
-class TurnsNaN(keras.losses.MeanSquaredError):
-    """Is NaN from the tenth batch on: in the third epoch of three batches and one to validate."""
-
-    batches = 0
-
-    def call(self, y_true, y_pred):
-        self.batches += 1
-        return super().call(y_true, y_pred) * (1.0 if self.batches < 10 else np.nan)
-
-
-def poison(layer):
-    def do(epoch, model):
-        if epoch == 2:
-            kernel = model.layers[layer].kernel
-            kernel.assign(np.full(kernel.shape, np.nan))
-
-    return do
-
-
 FAULTS = {
-    "weights": ("mse", [Every(poison(4))], "loss became nan in batch 0 of epoch 3"),
-    "loss": (TurnsNaN(), [], "loss became nan in batch 1 of epoch 3"),
-    "last step": ("mse", [Every(poison(1), end=True)], "1 weights became NaN .* epoch 3"),
+    "weights": (
+        "mse",
+        [AtEachEpoch(set_kernel_to_nan(4))],
+        "loss became nan in batch 0 of epoch 3",
+    ),
+    "loss": (LossThatTurnsNaN(), [], "loss became nan in batch 1 of epoch 3"),
+    "last step": (
+        "mse",
+        [AtEachEpoch(set_kernel_to_nan(1), end=True)],
+        "1 weights became NaN .* epoch 3",
+    ),
 }
 
 
-@pytest.mark.fault(33)
+@pytest.mark.fault("nan-in-training")
 @pytest.mark.parametrize(("loss", "callbacks", "wanted"), FAULTS.values(), ids=FAULTS)
 def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     tmp_path, loss, callbacks, wanted
@@ -378,9 +308,9 @@ def test_a_run_that_turns_nan_stops_and_keeps_the_last_good_epoch(
     assert_equal(arrays, read_state(tmp_path / "good")[0])
 
 
-@pytest.mark.fault(33)
+@pytest.mark.fault("nan-in-training")
 def test_a_loss_that_is_nan_from_the_start_says_that_no_epoch_was_finished(tmp_path):
-    loss = TurnsNaN()
+    loss = LossThatTurnsNaN()
     loss.batches = 10
     with pytest.raises(TrainingError, match="batch 0 of epoch 1. No epoch was finished"):
         fit(tmp_path, model=build(loss=loss))
@@ -431,7 +361,7 @@ def test_equal_images_are_no_sign_of_a_network_that_has_stopped_learning():
 # What stops a run from outside
 
 
-@pytest.mark.fault(47)
+@pytest.mark.fault("out-of-memory")
 @pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError"])
 def test_out_of_memory_says_which_batch_size_to_try_and_the_state_is_kept(kind, tmp_path):
     errors = pytest.importorskip("tensorflow").errors
@@ -443,7 +373,7 @@ def test_out_of_memory_says_which_batch_size_to_try_and_the_state_is_kept(kind, 
 
     wanted = f"^batch_size=4 needs .* {tmp_path / 'state'} keeps epoch 1: pass .* such as 2"
     with pytest.raises(ArgumentError, match=wanted):
-        fit(tmp_path, 3, callbacks=[Every(run_out)])
+        fit(tmp_path, 3, callbacks=[AtEachEpoch(run_out)])
     assert len(fit(tmp_path, 3)) == 3
 
 
@@ -461,8 +391,8 @@ class Greedy(keras.losses.MeanSquaredError):
         return super().call(y_true, tf.reshape(drawn, tf.shape(y_pred)))
 
 
-@pytest.mark.fault(47)
-def test_out_of_memory_in_the_graph_of_a_step_is_said_likewise(tmp_path):
+@pytest.mark.fault("out-of-memory")
+def test_out_of_memory_in_a_graph_says_which_batch_size_to_try(tmp_path):
     pytest.importorskip("tensorflow")
     with pytest.raises(ArgumentError, match="^batch_size=4 .* No epoch was finished: .* such as 2"):
         fit(tmp_path, model=build(loss=Greedy(), eager=False))
@@ -471,7 +401,7 @@ def test_out_of_memory_in_the_graph_of_a_step_is_said_likewise(tmp_path):
 @pytest.fixture
 def photographs(tmp_path):
     for n in range(6):
-        picture(tmp_path / "photographs" / f"{n}.png", 40 * n, (4, 4))
+        write_image(tmp_path / "photographs" / f"{n}.png", 40 * n, (4, 4))
     return tmp_path / "photographs"
 
 
@@ -479,7 +409,7 @@ def on_folder(folder, **kwargs):
     return draw_batches(data.image_folder(folder, 4, channels=1), batch_size=2, **kwargs)
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 @pytest.mark.parametrize("threads", range(1, THREADS + 1))
 @pytest.mark.parametrize("way", ["vanishes", "is cut"])
 def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_back(
@@ -496,7 +426,7 @@ def test_a_file_that_changes_mid_epoch_is_named_and_the_run_goes_on_once_it_is_b
 
     model = build(eager=False)  # as a graph, in which TensorFlow makes an error of its own of ours
     with pytest.raises(ImageError, match=re.escape(str(file))):
-        fit(tmp_path / "run", 4, model, first, callbacks=[Every(spoil)])
+        fit(tmp_path / "run", 4, model, first, callbacks=[AtEachEpoch(spoil)])
     if way == "is cut":
         with pytest.raises(ArgumentError, match="batches.images: saved"):
             fit(tmp_path / "run", 4, batches=on_folder_unchecked(photographs))
@@ -512,15 +442,17 @@ def on_folder_unchecked(folder):
     return draw_batches(data.image_folder(folder, 4, channels=1, check=False), batch_size=2)
 
 
-@pytest.mark.fault(56)
+@pytest.mark.fault("file-lost-in-training")
 def test_a_file_of_the_validation_that_vanishes_is_named(photographs, tmp_path):
     held_out = on_folder(photographs, shuffle=False)
-    gone = Every(lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True)
+    gone = AtEachEpoch(
+        lambda epoch, model: (photographs / "5.png").unlink(missing_ok=True), end=True
+    )
     with pytest.raises(ImageError, match="There is no file .*5.png'"):
         fit(tmp_path / "run", 2, build(eager=False), validation_data=held_out, callbacks=[gone])
 
 
-@pytest.mark.fault(27)
+@pytest.mark.fault("full-disk")
 @pytest.mark.parametrize("name", ["state", "best", "history.csv"])
 def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     name, tmp_path, monkeypatch
@@ -544,15 +476,15 @@ def test_a_disk_that_fills_during_a_run_stops_it_and_the_last_epoch_is_kept(
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == [1, 2, 3, 4]
 
 
-@pytest.mark.fault(28)
+@pytest.mark.fault("run-folder-missing")
 def test_a_folder_that_is_not_there_is_made(tmp_path):
     fit(tmp_path / "runs" / "new" / "run", 1)
     assert (tmp_path / "runs" / "new" / "run" / "history.csv").exists()
 
 
-@pytest.mark.fault(24)
+@pytest.mark.fault("interrupt")
 def test_an_interrupt_by_the_system_stops_at_a_whole_epoch_and_says_how_to_go_on(tmp_path, capsys):
-    interrupt = Every(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
+    interrupt = AtEachEpoch(lambda epoch, model: epoch == 1 and signal.raise_signal(signal.SIGINT))
     # Python leaves the signal alone where it was started in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -576,19 +508,19 @@ def spoil(epoch, model):
         kernel.assign(np.full(kernel.shape, 9.0))
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_the_best_epoch_outlives_a_restart_after_which_all_are_worse(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     fit(tmp_path, 2, validation_data=validation)
     before = snapshot(tmp_path / "best")
-    history = fit(tmp_path, 4, validation_data=validation, callbacks=[Every(spoil)])
+    history = fit(tmp_path, 4, validation_data=validation, callbacks=[AtEachEpoch(spoil)])
     assert history.val_loss.idxmin() < 2
     assert snapshot(tmp_path / "best") == before
 
 
 def test_restore_gives_the_weights_of_the_epoch_of_least_val_loss(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
-    history = fit(tmp_path, 3, validation_data=validation, callbacks=[Every(spoil)])
+    history = fit(tmp_path, 3, validation_data=validation, callbacks=[AtEachEpoch(spoil)])
     model = build()
     training.load_weights(model, tmp_path, which="best")
     loss = model.evaluate(validation, verbose=0)
@@ -601,14 +533,14 @@ def test_a_val_loss_of_nan_is_never_the_best_nor_hides_a_later_one(tmp_path):
         if epoch == 1:
             validation.hole = 0.5
 
-    validation = Holey(IMAGES, shuffle=False)
+    validation = BatchesWithNaN(IMAGES, shuffle=False)
     history = fit(tmp_path / "nan", 1, validation_data=validation)
     assert history.val_loss.isna().all() and not (tmp_path / "nan" / "best").exists()
-    fit(tmp_path / "later", 2, validation_data=validation, callbacks=[Every(heal)])
+    fit(tmp_path / "later", 2, validation_data=validation, callbacks=[AtEachEpoch(heal)])
     assert (tmp_path / "later" / "best").exists()
 
 
-@pytest.mark.fault(16)
+@pytest.mark.fault("weights-of-another-model")
 def test_weights_of_another_architecture_are_refused_before_any_is_assigned(tmp_path):
     fit(tmp_path, 1, validation_data=draw_batches())
 
@@ -643,7 +575,7 @@ def averaging(eager=True):
     return model
 
 
-@pytest.mark.fault(22)
+@pytest.mark.fault("killed-training")
 def test_a_run_with_averages_in_two_calls_ends_bit_equal_to_one_call(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     whole, first, second = (averaging(eager=False) for _ in range(3))
@@ -659,7 +591,9 @@ def test_a_run_with_averages_validates_keeps_and_gives_the_averages(tmp_path):
     validation = ImageBatches(IMAGES, shuffle=False)
     model = averaging()
     seen = []
-    watch = Every(lambda epoch, model: seen.append(model.evaluate(validation, verbose=0)), True)
+    watch = AtEachEpoch(
+        lambda epoch, model: seen.append(model.evaluate(validation, verbose=0)), True
+    )
     history = fit(tmp_path, 3, model, validation_data=validation, callbacks=[watch])
     np.testing.assert_allclose(seen, history.val_loss, rtol=1e-5)
     loss = model.evaluate(validation, verbose=0)
@@ -685,7 +619,7 @@ def patient():
     return keras.callbacks.EarlyStopping("loss", patience=3, min_delta=1e9)
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_path, capsys):
     fit(tmp_path, 2, callbacks=[patient()])
     history = fit(tmp_path, 10, callbacks=[patient()])
@@ -695,7 +629,7 @@ def test_patience_goes_on_over_a_restart_and_a_stopped_run_stays_stopped(tmp_pat
     assert "stopped early after 4 epochs" in said and "leave out EarlyStopping" in said
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_a_run_that_was_stopped_early_goes_on_without_the_callback_that_stopped_it(tmp_path):
     fit(tmp_path / "stopped", 10, callbacks=[patient()])
     assert len(fit(tmp_path / "stopped", 12, callbacks=[patient()])) == 4
@@ -706,7 +640,7 @@ def test_a_run_that_was_stopped_early_goes_on_without_the_callback_that_stopped_
         np.testing.assert_array_equal(states[0][key], states[1][key])
 
 
-@pytest.mark.fault(29)
+@pytest.mark.fault("restored-callbacks")
 def test_a_falling_rate_goes_on_over_a_restart(tmp_path):
     def falling():
         return keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=1e9)
@@ -735,7 +669,7 @@ def test_history_csv_is_the_table_that_fit_returns(tmp_path):
     pd.testing.assert_frame_equal(history, pd.read_csv(tmp_path / "history.csv"))
 
 
-@pytest.mark.fault(31)
+@pytest.mark.fault("restart-of-finished-run")
 @pytest.mark.parametrize("epochs", [2, 3])
 def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv(
     tmp_path, monkeypatch, epochs
@@ -756,21 +690,21 @@ def test_history_csv_has_a_row_for_each_epoch_after_a_stop_between_state_and_csv
     assert list(pd.read_csv(tmp_path / "history.csv").epoch) == list(range(1, epochs + 1))
 
 
-@pytest.mark.fault(24)
+@pytest.mark.fault("interrupt")
 def test_an_interrupt_says_that_the_same_call_goes_on(tmp_path, capsys):
     def interrupt(epoch, model):
         if epoch == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, 3, callbacks=[Every(interrupt)])
+        fit(tmp_path, 3, callbacks=[AtEachEpoch(interrupt)])
     assert "stopped after epoch 1; the same call continues" in capsys.readouterr().out
 
 
 # The folder
 
 
-@pytest.mark.fault(64)
+@pytest.mark.fault("concurrent-writers")
 def test_a_run_in_use_by_another_process_is_refused_with_its_number(finished):
     code = f"""
 from kerasim import _artifacts
@@ -795,27 +729,27 @@ def never(epoch, model):
     raise AssertionError("an epoch began")
 
 
-@pytest.mark.fault(28)
+@pytest.mark.fault("run-folder-missing")
 @pytest.mark.parametrize("place", ["file", "file/run", "/proc/nowhere/run"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_epoch(tmp_path, place):
     (tmp_path / "file").write_bytes(b"x")
     with pytest.raises(ArtifactError, match=f"Cannot write {re.escape(str(tmp_path / place))}"):
-        fit(tmp_path / place, callbacks=[Every(never)])
+        fit(tmp_path / place, callbacks=[AtEachEpoch(never)])
 
 
-@pytest.mark.fault(28)
+@pytest.mark.fault("run-folder-missing")
 @pytest.mark.parametrize("name", ["state", "best"])
-def test_a_folder_of_the_users_is_refused_before_the_first_epoch(tmp_path, name):
+def test_a_folder_of_the_user_is_refused_before_the_first_epoch(tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match=re.escape(str(tmp_path / name))):
-        fit(tmp_path, resume=False, callbacks=[Every(never)])
+        fit(tmp_path, resume=False, callbacks=[AtEachEpoch(never)])
 
 
 # Arguments
 
 
-@pytest.mark.fault(43)
+@pytest.mark.fault("number-out-of-range")
 @pytest.mark.parametrize("epochs", [0, -1, True, 2.5, "8", None])
 def test_epochs_that_are_no_positive_integer_are_refused(tmp_path, epochs):
     with pytest.raises(
@@ -904,14 +838,14 @@ def orders(run_dir, **kwargs):
     return [sum((batches.seen[epoch, n] for n in range(3)), []) for epoch in range(3)]
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_the_order_differs_between_epochs_and_holds_every_image(tmp_path):
     one, two, three = orders(tmp_path, seed=1)
     assert one != two != three != one
     assert sorted(one) == sorted(two) == sorted(three) == list(range(12))
 
 
-@pytest.mark.fault(42)
+@pytest.mark.fault("equal-seeds")
 def test_runs_of_one_seed_end_with_the_same_bits_and_of_another_with_others(once, tmp_path):
     fit(tmp_path / "same", batches=draw_batches())
     fit(tmp_path / "other", batches=draw_batches(seed=4))
@@ -920,7 +854,7 @@ def test_runs_of_one_seed_end_with_the_same_bits_and_of_another_with_others(once
     assert any(arrays[key].tobytes() != others[key].tobytes() for key in arrays)
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 def test_the_order_is_equal_between_runs_of_one_seed_and_not_of_two(tmp_path):
     one = orders(tmp_path / "one", seed=1)
     assert one == orders(tmp_path / "same", seed=1)
@@ -1018,7 +952,7 @@ def test_an_embedder_of_zeros_is_reported_and_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:precision@")
-def test_two_callbacks_of_one_run_keep_their_figures_apart(tmp_path):
+def test_two_callbacks_of_one_run_keep_separate_metrics(tmp_path):
     net, callback, batches = net_and_callback()
     images, labels = classes_of_stripes()
     other = training.RetrievalCallback(
@@ -1085,7 +1019,7 @@ def test_of_a_folder_there_are_no_figures_of_pixels(tmp_path):
     images, labels = classes_of_stripes()
     for n, image in enumerate(images[:9]):
         path = tmp_path / "pictures" / str(labels[n]) / f"{n}.png"
-        picture(path)
+        write_image(path)
         Image.fromarray((255 * image[..., 0]).astype("uint8")).save(path)
     net, callback, batches = net_and_callback()
     folder = data.image_folder(tmp_path / "pictures", 6, channels=1)
@@ -1115,7 +1049,7 @@ class Shuffled(keras.utils.PyDataset):
         return IMAGES[rows], IMAGES[rows]
 
 
-@pytest.mark.fault(41)
+@pytest.mark.fault("seeded-shuffling")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_batches_that_begin_their_own_epochs_are_drawn_in_that_order_and_go_on_with_it(
     workers, tmp_path
@@ -1144,7 +1078,7 @@ class Foreign(keras.utils.PyDataset):
         return IMAGES[:4], IMAGES[:4]
 
 
-def test_batches_of_another_s_making_are_told_apart_by_class_and_number(tmp_path):
+def test_custom_batches_are_compared_by_class_and_number(tmp_path):
     fit(tmp_path / "run", 1, batches=Foreign(2))
     assert len(fit(tmp_path / "run", 2, batches=Foreign(2))) == 2
     with pytest.raises(ArgumentError, match="batches.batches: saved 2, now 3"):
@@ -1164,7 +1098,7 @@ def test_an_embedder_below_its_baselines_is_reported_once(tmp_path):
     assert set(named) == {"pixels", "untrained embedder"} and len(named) == 2
 
 
-@pytest.mark.fault(15)
+@pytest.mark.fault("random-damage")
 @pytest.mark.parametrize("name", ["settings", "history", "stopped", "states"])
 def test_a_state_whose_manifest_lacks_a_part_is_refused(name, tmp_path):
     model = build()

@@ -1,7 +1,8 @@
 """Trains each builder on the bundled digits, and measures it on test images in inference mode.
 
 Each function trains one network with one seed and returns its figures, the yardsticks among them.
-`python -m tests.learning NAME SEED ...` prints them with the CPU time, for a table of results.
+`python -m tests.helpers.learning NAME SEED ...` prints them with the CPU time, for a table of
+results.
 """
 
 import resource

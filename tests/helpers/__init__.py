@@ -1,0 +1,1 @@
+"""What several test files share, a module for each subject. Holds no tests."""
