@@ -84,7 +84,7 @@ docs: $(VENV)/.ok
 notebooks: $(VENV)/.ok
 	$(BIN)/python -m notebooks runs/notebooks --keep
 
-# Writes figures beside their yardsticks into benchmarks/RESULTS.md; see benchmarks/README.md.
+# Writes what the benchmarks print into runs/benchmarks.md; see benchmarks/README.md.
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/run.py
 
