@@ -43,7 +43,7 @@ def save(path, value=1.0, kind=KIND, **kwargs):
 
 
 def load_value(folder, manifest):
-    """Loads all files of an artefact; they are torn if they do not hold one value."""
+    """Loads all files of an artifact; they are torn if they do not hold one value."""
     values = {
         manifest.info["value"],
         *_artifacts.read_arrays(folder / "arrays.npz")["x"].tolist(),
@@ -91,7 +91,7 @@ def swap(request, monkeypatch):
 # What is written is read
 
 
-def test_an_artefact_is_read_as_it_was_written(saved):
+def test_an_artifact_is_read_as_it_was_written(saved):
     assert read(saved) == 1.0
 
 
@@ -340,7 +340,7 @@ def test_a_huge_manifest_is_refused_unparsed(saved):
         read(saved)
 
 
-def test_an_artefact_whose_manifest_is_damaged_is_not_replaced(saved):
+def test_an_artifact_whose_manifest_is_damaged_is_not_replaced(saved):
     (saved / _artifacts.MANIFEST).write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="remove it and save again"):
         save(saved, 2.0)
@@ -421,7 +421,7 @@ def test_a_newer_schema_names_both_versions_and_says_upgrade(saved):
 
 
 @pytest.mark.fault(17)
-def test_an_artefact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
+def test_an_artifact_that_fails_to_load_names_the_versions_that_wrote_it(saved):
     def load(folder, manifest):
         raise ZeroDivisionError("no such layer")
 
@@ -436,13 +436,13 @@ def test_another_kind_is_refused(saved):
 
 @pytest.mark.fault(18)
 @pytest.mark.parametrize("fingerprint", [None, "a" * 64])
-def test_the_artefact_of_another_embedder_is_refused(tmp_path, fingerprint):
+def test_the_artifact_of_another_embedder_is_refused(tmp_path, fingerprint):
     path = save(tmp_path / "saved", fingerprint=fingerprint)
     with pytest.raises(ArtifactError, match="another embedder.*expected bbbbbbbbbbbb"):
         read(path, fingerprint="b" * 64)
 
 
-def test_the_artefact_of_this_embedder_is_read(tmp_path):
+def test_the_artifact_of_this_embedder_is_read(tmp_path):
     path = save(tmp_path / "saved", fingerprint="b" * 64)
     assert read(path, fingerprint="b" * 64) == 1.0
 
@@ -685,7 +685,7 @@ def test_an_inner_model_is_known_by_what_it_does_and_not_by_its_name_or_its_trai
 
 @pytest.mark.fault(19)
 @pytest.mark.parametrize("way", ["missing", "a file", "no manifest", "FIFO", "too long"])
-def test_a_path_with_no_artefact_is_named(tmp_path, way):
+def test_a_path_with_no_artifact_is_named(tmp_path, way):
     path = tmp_path / ("n" * 300 if way == "too long" else "it")
     if way == "a file":
         path.write_bytes(b"x")
@@ -717,7 +717,7 @@ def test_what_is_no_path_is_named(way):
 
 
 @pytest.mark.fault(19)
-def test_an_artefact_that_may_not_be_read_is_named(saved):
+def test_an_artifact_that_may_not_be_read_is_named(saved):
     if os.geteuid() == 0:
         pytest.skip("permissions do not bind root")
     saved.chmod(0)
@@ -1218,7 +1218,7 @@ def test_300_of_300_reads_succeed_untorn_while_a_writer_rewrites(tmp_path, way):
     assert values == sorted(values) and len(set(values)) > 1
 
 
-def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
+def test_an_artifact_replaced_without_end_is_given_up_with_a_reason(saved):
     def load(folder, manifest):
         save(saved, 2.0)
 
@@ -1226,7 +1226,7 @@ def test_an_artefact_replaced_without_end_is_given_up_with_a_reason(saved):
         _artifacts.read(saved, KIND, load)
 
 
-def test_an_artefact_replaced_by_its_equal_while_it_is_read_is_read_again(saved):
+def test_an_artifact_replaced_by_its_equal_while_it_is_read_is_read_again(saved):
     turns = []
 
     def load(folder, manifest):

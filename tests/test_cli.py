@@ -19,7 +19,7 @@ SHAPE = (8, 6, 3)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with pictures of two classes, light and dark, and the file of an embedder."""
+    """A folder with images of two classes, light and dark, and the file of an embedder."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for n in range(12):
@@ -49,7 +49,7 @@ def run(monkeypatch, capsys):
     return run
 
 
-def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
+def test_from_a_folder_to_neighbors_threshold_page_and_export(place, run):
     code, said, _ = run("embed", "pictures", "gallery", "--embedder", "model.keras")
     assert (code, said["added"], said["images"]) == (0, 12, 12)
     assert run("embed", "pictures", "gallery")[1]["added"] == 0
@@ -82,7 +82,7 @@ def test_from_a_folder_to_neighbours_threshold_page_and_export(place, run):
     assert (place / "model.onnx").stat().st_size > 100
 
 
-def test_damaged_pictures_are_refused_or_left_out_with_a_warning(place, run):
+def test_damaged_images_are_refused_or_left_out_with_a_warning(place, run):
     (place / "pictures" / "dark" / "torn.png").write_bytes(b"no picture")
     code, said, errors = run("embed", "pictures", "gallery", "--embedder", "model.keras")
     assert code == 2 and "torn.png" in errors and not (place / "gallery").exists()
@@ -154,7 +154,7 @@ def test_a_file_name_of_any_bytes_is_printed(place, run):
 
 @pytest.fixture
 def gallery(place, run):
-    """A gallery of the pictures."""
+    """A gallery of the images."""
     assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
     return place / "gallery"
 

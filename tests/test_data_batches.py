@@ -75,7 +75,7 @@ def test_the_numbers_of_the_caller_are_left_alone():
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
-def test_validation_batches_never_redraw(tmp_path):
+def test_validation_batches_are_the_same_in_each_epoch(tmp_path):
     seen = []
 
     class Watched(data.ImageBatches):

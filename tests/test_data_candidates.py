@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 
 def scene(seed):
-    """A picture with structure: 8 x 8 random colours, blown up smoothly."""
+    """An image with structure: 8 x 8 random colors, blown up smoothly."""
     levels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype="uint8")
     return Image.fromarray(levels).resize((40, 48), Image.Resampling.BICUBIC)
 
@@ -46,7 +46,7 @@ def test_pairs_joined_by_near_copies_are_one_group(folder):
     assert len({groups[0], groups[1], groups[3], groups[5]}) == 4
 
 
-def test_planted_near_copies_are_found_and_other_pictures_are_not():
+def test_planted_near_copies_are_found_and_other_images_are_not():
     images = np.stack([np.asarray(scene(n)) for n in range(30)])
     noisy = data.add_noise(images[4:5], 0.03)
     brighter = np.asarray(ImageEnhance.Brightness(scene(9)).enhance(1.15))[None] / np.float32(255)
@@ -62,7 +62,7 @@ def test_near_copies_are_found_across_blocks(monkeypatch):
     assert [[1030 + n, n] for n in range(10)] == found
 
 
-def test_a_missing_picture_or_column_is_named(folder):
+def test_a_missing_image_or_column_is_named(folder):
     table = pd.read_csv(folder / "pairs.csv")
     table.assign(right=["r9", *table["right"][1:]]).to_csv(folder / "pairs.csv", index=False)
     with pytest.raises(ArtifactError, match="names 1 image that does not have .*right.*'r9'"):
@@ -188,7 +188,7 @@ def test_a_negative_is_no_near_duplicate():
     assert duplicates.find_near_duplicates(np.stack([image, 255 - image])).shape == (0, 2)
 
 
-def test_a_damaged_picture_is_named(folder):
+def test_a_damaged_image_is_named(folder):
     (folder / "left" / "l3.png").write_bytes(b"no picture")
     with pytest.raises(ImageError, match="l3.png"):
         data.pair_folder(folder)

@@ -104,7 +104,7 @@ def test_other_files_are_listed_with_one_warning(tmp_path):
 
 
 @pytest.mark.fault(38, 54)
-def test_a_class_folder_without_a_picture_is_listed_and_no_class(tmp_path):
+def test_a_class_folder_without_an_image_is_listed_and_no_class(tmp_path):
     picture(tmp_path / "ant" / "1.png")
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / ".DS_Store").write_bytes(b"Bud1")

@@ -9,7 +9,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 RNG = np.random.default_rng(1)
 LABELS = np.array([5, 2, 2, 9, 5, 5, 2, 9, 2, 5])
 IMAGES = RNG.integers(0, 256, (10, 3, 3, 1), dtype="uint8")
-# Each image is a colour of its own, so that what a batch holds can be read from it.
+# Each image is a color of its own, so that what a batch holds can be read from it.
 MARKED = np.arange(40, dtype="uint8")[:, None, None, None] * np.ones((1, 2, 2, 1), "uint8")
 OF_MARKED = np.repeat(np.arange(5), 8)
 DRAWN = {

@@ -354,7 +354,7 @@ def test_a_network_of_mixed_precision_draws_images_of_full_precision(policy):
 
 
 def told(shape=SHAPE, width=1):
-    """An estimator that knows images to be grey."""
+    """An estimator that knows images to be gray."""
     images = keras.Input(shape)
     spread = keras.ops.std(images, axis=(1, 2))
     return keras.Model(images, keras.ops.tile(spread, (1, width)))

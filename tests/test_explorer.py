@@ -13,7 +13,7 @@ from PIL import Image
 from kerasim import data, explorer
 from kerasim.errors import ArgumentError, ArtifactError
 
-# Pictures of one colour each, so that a screenshot tells which one it is.
+# Images of one color each, so that a screenshot tells which one it is.
 LEVELS = np.linspace(0, 1, 30)
 IMAGES = np.stack([np.full((10, 6, 3), [n, 1 - n, 0.5]) for n in LEVELS]).astype("float32")
 PLACES = np.stack([np.arange(30) % 6, np.arange(30) // 6], axis=1).astype("float64")
@@ -79,13 +79,13 @@ def page(request, chromium, file):
 
 
 def colour(page, selector):
-    """Returns the colour in the middle of an element."""
+    """Returns the color in the middle of an element."""
     image = Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("RGB")
     return np.array(image.getpixel((image.width // 2, image.height // 2))) / 255
 
 
 @pytest.mark.fault(75)
-def test_a_point_under_the_mouse_shows_its_picture_and_label(page):
+def test_a_point_under_the_mouse_shows_its_image_and_label(page):
     page.mouse.move(*page.evaluate(PLACE_OF, 13))
     page.wait_for_selector("#card:visible")
     assert LABELS[13] in page.inner_text("#card")
@@ -138,7 +138,7 @@ def test_nothing_lies_beside_the_screen_and_the_map_is_in_it(page):
     assert box["width"] > 300 and box["height"] > 250
 
 
-def test_each_kind_of_point_is_drawn_in_its_colour(chromium, tmp_path):
+def test_each_kind_of_point_is_drawn_in_its_color(chromium, tmp_path):
     kinds = np.arange(30)
     file = explorer.write_explorer(tmp_path / "map.html", IMAGES, PLACES, kinds)
     page = chromium.new_page()
@@ -177,7 +177,7 @@ def luminance(code):
 
 
 @pytest.mark.parametrize("code", explorer.COLORS)
-def test_a_colour_is_seen_on_white_and_on_dark(code):
+def test_a_color_is_seen_on_white_and_on_dark(code):
     page = (explorer.resources.files("kerasim") / "explorer.html").read_text("utf-8")
     for back in ("#ffffff", "#17191c"):
         assert f"--back: {back}" in page

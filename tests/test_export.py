@@ -227,7 +227,7 @@ def test_encoded_files_of_another_size_are_resized_as_read_image_does_within_a_l
 
 
 @pytest.mark.fault(50)
-def test_every_level_of_colour_and_alpha_is_laid_over_white_as_read_image_does(tmp_path):
+def test_every_level_of_color_and_alpha_is_laid_over_white_as_read_image_does(tmp_path):
     levels = np.arange(256, dtype="uint8")
     image = np.zeros((256, 256, 4), "uint8")
     image[..., :3], image[..., 3] = levels[:, None], levels

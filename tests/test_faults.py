@@ -811,7 +811,7 @@ def as_bytes(images):
     return np.rint(np.asarray(images) * 255).astype("uint8")
 
 
-KINDS = {  # of the same pictures
+KINDS = {  # of the same images
     "float32": lambda x: as_bytes(x).astype("float32") / 255,
     "float64": lambda x: as_bytes(x).astype("float64") / 255,
     "big-endian": lambda x: (as_bytes(x).astype("float32") / 255).astype(">f4"),
@@ -828,7 +828,7 @@ WRONG = {
 
 @pytest.mark.fault(46)
 @pytest.mark.parametrize("name", IMAGES_OF)
-def test_the_same_pictures_in_any_kind_give_the_same_and_others_are_refused(name):
+def test_the_same_images_in_any_kind_give_the_same_and_others_are_refused(name):
     good = PUBLIC[name][1]
     arguments = IMAGES_OF[name][0]
     expected = call_afresh(name, {argument: as_bytes(good[argument]) for argument in arguments})

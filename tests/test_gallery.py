@@ -36,7 +36,7 @@ def items_json(**columns):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of four pictures each."""
+    """Two classes of four images each."""
     for n in range(8):
         pixels = np.random.default_rng(n).integers(0, 256, (8, 6, 3), dtype="uint8")
         path = tmp_path / "pictures" / f"class-{n % 2}" / f"{n}.png"
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_refused_or_left_out_by_choice(folder):
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
-def test_removed_pictures_are_never_found_and_ids_never_used_again(kind, tmp_path):
+def test_removed_images_are_never_found_and_ids_never_used_again(kind, tmp_path):
     gallery = Gallery(EMBEDDER, kind=kind)
     gallery.add(IMAGES)
     gallery.remove([0, 7, 29])
@@ -279,7 +279,7 @@ def test_a_graph_that_grew_answers_alike_once_it_is_loaded(metric, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
-def test_an_index_that_is_interrupted_as_it_grows_loses_no_picture(kind, monkeypatch):
+def test_an_index_that_is_interrupted_as_it_grows_loses_no_image(kind, monkeypatch):
     gallery = Gallery(EMBEDDER, kind=kind)
     gallery.add(IMAGES[:10])
     gallery.query(IMAGES[:1])
@@ -464,7 +464,7 @@ def test_damaged_files_of_a_list_are_left_out_and_all_are_listed(folder):
         gallery.add(files, on_error="bogus")
 
 
-def test_a_picture_embedded_as_zeros_is_named_and_left_out_under_cosine(folder):
+def test_an_image_embedded_as_zeros_is_named_and_left_out_under_cosine(folder):
     Image.fromarray(np.zeros((8, 6, 3), "uint8")).save(folder / "class-0" / "black.png")
     gallery = Gallery(EMBEDDER)  # its bias is zero
     with pytest.raises(ImageError, match="black.png.* has an embedding of zeros"):

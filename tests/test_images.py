@@ -17,7 +17,7 @@ from kerasim import images
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import FORMATS, read_image
 
-RAMP = (np.arange(48).reshape(6, 8) * 5).astype("uint8")  # grey levels 0, 5, ... 235
+RAMP = (np.arange(48).reshape(6, 8) * 5).astype("uint8")  # gray levels 0, 5, ... 235
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=-1)
 GREY = np.repeat(RAMP[..., None], 3, axis=-1)
 CLEAR = np.zeros((6, 8), "uint8")  # alpha: the left half cannot be seen
@@ -239,7 +239,7 @@ def test_a_tiff_is_read_as_its_specification_says_or_refused(
     np.testing.assert_allclose(found, np.broadcast_to(right, (6, 8, 3)), atol=1)
 
 
-# What was done to an upright picture before it was stored with this EXIF orientation.
+# What was done to an upright image before it was stored with this EXIF orientation.
 TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -255,7 +255,7 @@ TURNS = {
 @pytest.mark.fault(51)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_a_picture_is_upright_whatever_its_exif_orientation(kind, orientation):
+def test_an_image_is_upright_whatever_its_exif_orientation(kind, orientation):
     upright = np.kron(COLORS, np.ones((8, 8, 1), "uint8"))  # blocks, as JPEG stores them
     image = Image.fromarray(upright)
     if TURNS[orientation] is not None:
@@ -288,7 +288,7 @@ def test_sixteen_bits_are_turned_upright_too():
     ids=["no header", "offset past the end", "cut off", "orientation 99"],
 )
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_broken_exif_does_not_lose_the_picture(kind, exif):
+def test_broken_exif_does_not_lose_the_image(kind, exif):
     content = encode(Image.new("RGB", (8, 8), (200, 100, 50)), kind, exif=exif)
     means = read_image(content, dtype="uint8").mean(axis=(0, 1))
     np.testing.assert_allclose(means, [200, 100, 50], atol=2)
@@ -361,7 +361,7 @@ def test_a_pixel_bomb_is_refused_by_name_before_it_takes_memory(side, tmp_path):
     assert megabytes < 20
 
 
-def test_the_measure_of_memory_sees_a_large_picture(tmp_path):
+def test_the_measure_of_memory_sees_a_large_image(tmp_path):
     said, megabytes = read_in_a_child(tmp_path, 4_000, 3_000)
     assert said == "read (3000, 4000, 3)" and megabytes > 36
 

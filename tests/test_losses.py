@@ -124,7 +124,7 @@ def test_contrastive_loss_takes_same_in_either_rank():
     assert float(loss(same, distance)) == float(loss(same[:, None], distance))
 
 
-# Losses on a labelled batch
+# Losses on a labeled batch
 
 
 def triplets(d, labels, mining, margin):

@@ -188,7 +188,7 @@ def test_ties_are_broken_by_position_wherever_they_lie(metric):
     np.testing.assert_allclose(found["r_precision"][some], at_r)
 
 
-def test_an_embedder_that_puts_all_at_one_place_is_given_no_credit():
+def test_collapsed_embeddings_get_no_credit_for_ties():
     labels = np.array([1] * 99 + [0])
     scores = metrics.retrieval(np.ones((1, 2)), [0], np.ones((100, 2)), labels, ks=(1,))
     assert scores["recall@1"] == 0 and scores["mrr"] == 1 / 100
@@ -588,7 +588,7 @@ def test_candidates_are_ranked_and_ties_are_lost():
     found = metrics.candidate_accuracy(left, right, pools, k=1, metric="euclidean")
     assert found.ranks.tolist() == [2, 1, 2]
     assert found.accuracy == 1 / 3
-    # Wilson's interval of 1 of 3, by hand: centre (p + z2 / 2n) / (1 + z2 / n).
+    # Wilson's interval of 1 of 3, by hand: center (p + z2 / 2n) / (1 + z2 / n).
     z2 = 1.959964**2
     centre, half = (1 / 3 + z2 / 6) / (1 + z2 / 3), np.sqrt(z2 * (2 / 27 + z2 / 36)) / (1 + z2 / 3)
     np.testing.assert_allclose(

@@ -127,7 +127,7 @@ def test_in_mixed_precision_embeddings_are_float32_and_those_of_float32_but_for_
     np.testing.assert_allclose(cosines / np.linalg.norm(expected, axis=1), 1, atol=1e-3)
 
 
-def test_a_grey_image_goes_in_three_times():
+def test_a_gray_image_goes_in_three_times():
     backbone = tiny()
     grey = models.pretrained_embedder(
         backbone, preprocess="vgg16", pooling="max", embedding_dim=None, image_shape=(64, 64, 1)

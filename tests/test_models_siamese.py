@@ -54,7 +54,7 @@ def test_both_sides_share_the_weights_of_the_embedder():
 
 @pytest.mark.fault(35)
 @pytest.mark.parametrize("distance", ["euclidean", "squared_euclidean", "cosine"])
-def test_training_on_a_picture_beside_itself_stays_finite(distance):
+def test_training_on_an_image_beside_itself_stays_finite(distance):
     net = models.siamese(embedder(), distance)
     net.compile("sgd", losses.ContrastiveLoss())
     net.fit([LEFT, LEFT], np.ones(6), verbose=0)

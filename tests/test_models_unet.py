@@ -159,6 +159,6 @@ def test_before_training_the_noise_estimator_tells_the_noise_of_smooth_images(si
     np.testing.assert_allclose(found, sigma, rtol=0.1)
 
 
-def test_a_row_of_pixels_has_no_neighbours_to_tell_noise_by():
+def test_a_row_of_pixels_has_no_neighbors_to_tell_noise_by():
     with pytest.raises(ArgumentError, match=r"each side of image_shape=\(1, 8, 1\)"):
         models.noise_estimator((1, 8, 1))

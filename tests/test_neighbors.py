@@ -112,12 +112,12 @@ def test_vectors_far_from_the_origin_are_told_apart(metric):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_neighbours_closer_together_than_float32_can_tell_are_found(metric):
+def test_neighbors_closer_together_than_float32_can_tell_are_found(metric):
     for seed in range(20):
         rng = np.random.default_rng(seed)
         centre, gaps = np.ones(8), rng.normal(size=(300, 8))
         if metric == "cosine":
-            gaps -= gaps.mean(axis=1, keepdims=True)  # square to the centre
+            gaps -= gaps.mean(axis=1, keepdims=True)  # square to the center
         order = 1 if metric == "manhattan" else 2
         gaps /= np.linalg.norm(gaps, ord=order, axis=1, keepdims=True)
         shell = centre + gaps * (1 + 1e-10 * rng.permutation(300)[:, None])
@@ -206,7 +206,7 @@ def test_the_number_of_threads_does_not_change_the_answer(metric):
 
 @pytest.mark.fault(61)
 @pytest.mark.parametrize("metric", METRICS)
-def test_the_order_of_the_vectors_does_not_change_the_neighbours(metric):
+def test_the_order_of_the_vectors_does_not_change_the_neighbors(metric):
     rng = np.random.default_rng(4)
     base, queries = rng.normal(size=(400, 8)), rng.normal(size=(30, 8))
     order = rng.permutation(400)

@@ -113,7 +113,7 @@ def test_axes_that_are_handed_in_are_drawn_on_and_returned(name):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
 @pytest.mark.parametrize("name", FIGURES)
-def test_grey_and_colour_images_of_each_dtype_are_drawn(name, dtype, channels):
+def test_gray_and_color_images_of_each_dtype_are_drawn(name, dtype, channels):
     figure = FIGURES[name](channels=channels, dtype=dtype)
     assert isinstance(figure, Figure)
     assert ink(figure) > 2000
@@ -129,7 +129,7 @@ def test_images_of_one_pixel_and_of_one_row_are_drawn():
         assert ink(plots.image_grid(images(2, height, width, 1))) > 100
 
 
-def test_a_grey_image_is_drawn_in_grey_from_black_to_white():
+def test_a_gray_image_is_drawn_in_gray_from_black_to_white():
     black, white = np.zeros((1, 4, 4, 1)), np.ones((1, 4, 4, 1))
     pixels = draw(plots.image_grid(np.concatenate([black, white]), columns=2))
     assert (pixels[..., 0] == pixels[..., 1]).all()
@@ -173,7 +173,7 @@ def test_the_quality_of_a_denoiser_stands_beside_its_rows():
     assert names == ["noisy\n20.1 dB", "denoised\n25.0 dB", "clean"]
 
 
-def test_distances_of_like_and_unlike_pairs_are_drawn_apart_with_the_threshold():
+def test_distances_of_positive_and_negative_pairs_are_drawn_apart_with_the_threshold():
     distances, same = pairs()
     ax = plots.distance_distribution(distances[:, None], same[:, None], threshold=0.75)
     names = [text.get_text() for text in ax.get_legend().texts]
@@ -200,7 +200,7 @@ def test_curves_of_several_models_share_axes_and_name_their_figures():
     assert colours == [*plots.COLORS[:1] * 2, *plots.COLORS[1:2] * 2]
 
 
-def test_neighbours_show_their_distance_and_whether_they_are_of_the_class():
+def test_neighbors_show_their_distance_and_whether_they_are_of_the_class():
     distances, labels = np.array([[0.25, 12.0]]), np.array([[4, 5]])
     figure = plots.neighbors(images(1), images(2)[None], distances, labels, np.array([4]))
     query, same, other = figure.axes
@@ -209,7 +209,7 @@ def test_neighbours_show_their_distance_and_whether_they_are_of_the_class():
     assert other.spines["left"].get_linestyle() == "--"
 
 
-def test_training_is_drawn_whole_and_held_out_data_dashed():
+def test_training_curves_are_solid_and_validation_curves_dashed():
     ax = plots.history(frame())
     assert [line.get_linestyle() for line in ax.lines] == ["-", "--"]
     assert [text.get_text() for text in ax.get_legend().texts] == [
@@ -218,13 +218,13 @@ def test_training_is_drawn_whole_and_held_out_data_dashed():
     ]
 
 
-def test_more_keys_than_colours_are_all_drawn():
+def test_more_keys_than_colors_are_all_drawn():
     keys = [f"key{n}" for n in range(11)]
     table = pd.DataFrame({"epoch": [1, 2], **{key: [0, 1] for key in keys}})
     assert len(plots.history(table, keys).lines) == 11
 
 
-def test_a_held_out_column_is_called_so_by_whichever_name_it_is_asked_for():
+def test_a_validation_column_is_labeled_so_by_either_name():
     table = pd.DataFrame({"epoch": [1, 2], "loss": [1.0, 2], "val_loss": [1, 2], "val_x": [3, 4]})
     ax = plots.history(table, ["loss", "val_x"])
     names = [line.get_label() for line in ax.lines]
@@ -342,7 +342,7 @@ def luminance_and_hue(colour, kind):
 
 
 @pytest.mark.parametrize("kind", ["full", "protan", "deutan"])
-def test_colours_are_told_apart_by_colour_blind_readers_or_by_their_marker(kind):
+def test_color_blind_readers_can_distinguish_the_colors_or_the_markers(kind):
     assert len(set(plots.COLORS)) == len(set(plots.MARKERS)) == len(plots.COLORS)
     seen = [luminance_and_hue(colour, kind) for colour in plots.COLORS[:7]]  # Okabe and Ito's
     gaps = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]

@@ -79,7 +79,7 @@ def test_changing_the_map_returned_does_not_change_the_projection(vectors):
     np.testing.assert_array_equal(projection.coordinates_, before)
 
 
-def test_neighbours_on_the_map_are_neighbours_in_truth(fitted, vectors):
+def test_neighbors_on_the_map_are_neighbors_in_truth(fitted, vectors):
     noise = np.random.default_rng(2).normal(size=(80, 2))
     assert trustworthiness(vectors, noise, n_neighbors=5) < 0.65
     assert fitted.trustworthiness_ > 0.85
@@ -181,7 +181,7 @@ def test_new_points_one_by_one_lie_where_the_batch_puts_them(fitted, new):
     np.testing.assert_array_equal(single, fitted.transform(new))
 
 
-def test_a_new_point_lies_at_the_mean_of_its_neighbours_weighted_by_inverse_distance(fitted):
+def test_a_new_point_lies_at_the_mean_of_its_neighbors_weighted_by_inverse_distance(fitted):
     x = fitted._index.embeddings.astype("float64")
     point = x[7] + 0.5
     distances = np.linalg.norm(x - point, axis=1)
@@ -242,7 +242,7 @@ def test_too_few_rows_are_refused_with_the_number_that_is_needed(rows):
 
 
 @pytest.mark.fault(65)
-def test_as_many_neighbours_as_rows_are_refused(vectors):
+def test_as_many_neighbors_as_rows_are_refused(vectors):
     with pytest.raises(ArgumentError, match="x has 10 rows; n_neighbors=10 needs 11"):
         Projection(n_neighbors=10).fit_transform(vectors[:10])
 

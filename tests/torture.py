@@ -110,7 +110,7 @@ def forget_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 
-# Artefacts: how each kind is saved with a value, and read, to that value and a digest of it all
+# Artifacts: how each kind is saved with a value, and read, to that value and a digest of it all
 
 
 def digest(*parts):
@@ -277,7 +277,7 @@ def _save_on(kind, path, value, send):
 
 
 def killed_saves(times=200, kinds=tuple(ARTEFACTS)):
-    """Kills writers at random moments; each artefact must then be the old or the new one, whole."""
+    """Kills writers at random moments; each artifact must then be the old or the new one, whole."""
     wrong, midway = [], 0
     for kind in kinds:
         rng = random.Random(kind)
@@ -457,7 +457,7 @@ def _orders(name, send):
 # G4: mutants
 
 
-FORMATS = {  # the artefact, and which of its files are changed
+FORMATS = {  # the artifact, and which of its files are changed
     "npy": ("index", "embeddings.npy"),
     "graph": ("graph", "links.npy"),
     "npz": ("projection", "arrays.npz"),
@@ -489,7 +489,7 @@ def mutant(rng, whole):
 
 
 def seal(path):
-    """Makes the manifest of an artefact fit files that were changed: what a forger would do."""
+    """Makes the manifest of an artifact fit files that were changed: what a forger would do."""
     from test_artifacts import reseal
 
     names = json.loads((path / _artifacts.MANIFEST).read_text())["files"]
@@ -734,7 +734,7 @@ def bombs():
     return f"{refused} of {len(found)} refused, + {peak} MB, {slowest:.1f} s", wrong
 
 
-# G8: a folder of pictures of every kind
+# G8: a folder of images of every kind
 
 
 def _pictures(folder, send):
@@ -788,13 +788,13 @@ def _pictures(folder, send):
 
 
 def pictures():
-    """Opens, and trains on, a folder of pictures of every kind, some of which are damaged."""
+    """Opens, and trains on, a folder of images of every kind, some of which are damaged."""
     with tempfile.TemporaryDirectory() as folder:
         count, wrong = ask(_pictures, folder)
     return f"{count - len(wrong)} of {count} upright or named, training starts", wrong
 
 
-# G9: neighbours
+# G9: neighbors
 
 
 _ALL = """
@@ -809,7 +809,7 @@ print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
 
 
 def neighbours(cases=1000, rows=60_000):
-    """Compares the index with a float64 oracle, and asks for all neighbours of all vectors."""
+    """Compares the index with a float64 oracle, and asks for all neighbors of all vectors."""
     from test_neighbors import disagreement, draw_case
     from threadpoolctl import threadpool_limits
 
