@@ -38,6 +38,7 @@ SLOW = (
     "test_cli",
     "test_models",
     "test_docs",
+    "test_wheel",
     "test_explorer",
     "test_keras_files",
     "test_data_folders",
