@@ -24,8 +24,9 @@ def visible():
 SLOW = (
     "test_learning",
     "test_notebooks",
-    "test_readme",
+    "test_guides",
     "test_training",
+    "test_readme",
     "test_demo",
     "test_torture",
     "test_devices",
