@@ -39,7 +39,7 @@ notebooks-demo: $(VENV)/.ok
 check: lint
 	$(BIN)/python -m pytest tests $(PARALLEL) --fast -q
 
-# Everything that CI runs: style, types, unit tests, fault tests, the demo and the README's examples.
+# Everything that CI runs: style, types, unit tests, fault tests, the demo, the README and the guides.
 # The explorer page is tested if there is Chromium, which `make browser` installs.
 test: lint
 	$(BIN)/python -m pytest tests $(PARALLEL)
@@ -85,7 +85,7 @@ docs: $(VENV)/.ok
 notebooks: $(VENV)/.ok
 	$(BIN)/python -m notebooks runs/notebooks --keep
 
-# Writes figures beside their yardsticks into benchmarks/RESULTS.md; see benchmarks/README.md.
+# Writes what the benchmarks print into runs/benchmarks.md; see benchmarks/README.md.
 bench: $(VENV)/.peers
 	$(BIN)/python benchmarks/run.py
 

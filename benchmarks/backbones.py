@@ -1,8 +1,8 @@
-"""Backbones that others trained: an epoch and export of the large ones; speed of the SavedModel.
+"""Pretrained backbones: an epoch and export of the large ones; speed of the SavedModel.
 
 VGG16 and ResNet50 without weights, each in a process of its own: one epoch over 64 pairs of random
-pictures of 224 x 224, all layers learning, batches of 8 pairs; then export and reload. SqueezeNet,
-with its weights if `KERASIM_DATA_DIR` has them: one picture through the SavedModel beside
+images of 224 x 224, all layers training, batches of 8 pairs; then export and reload. SqueezeNet,
+with its weights if `KERASIM_DATA_DIR` has them: one image through the SavedModel beside
 `predict_on_batch`, and encoded files beside arrays.
 """
 
@@ -63,7 +63,7 @@ def encoded(pixels, kind, **settings):
 
 
 def serve():
-    """Prints latencies of one picture, and how far arrays and files are off."""
+    """Prints latencies of one image, and how far arrays and files are off."""
     import keras
     from sklearn.datasets import load_sample_images
 
@@ -91,7 +91,7 @@ def serve():
     one = arrays[:1]
     embedder.predict_on_batch(one)
     print(
-        f"SqueezeNet, {'ImageNet' if there else 'random'} weights, one picture of 245 x 200:\n"
+        f"SqueezeNet, {'ImageNet' if there else 'random'} weights, one image of 245 x 200:\n"
         f"  predict_on_batch {best_of(lambda: embedder.predict_on_batch(one)):.1f} ms, SavedModel "
         f"{best_of(lambda: served(one)):.1f} ms\n"
         f"  arrays differ by {exact:.1e} at most, encoded files of that size by {by_bytes:.1e} "

@@ -1,8 +1,8 @@
 """What notebook 10 leaves open: guidance by the true class, and specialists of the large size.
 
 Both need what notebook 10 trained on MNIST in `runs/notebooks` (`denoiser-large`, `classifier`,
-`noisy-classifier`). `labels` chooses guidance on 1,000 training pictures, for the predicted and for
-the true class apart, and counts on the 10,000 test pictures once: sigma 0.5, samples in 15 steps.
+`noisy-classifier`). `labels` chooses guidance on 1,000 training images, for the predicted and for
+the true class apart, and counts on the 10,000 test images once: sigma 0.5, samples in 15 steps.
 `specialists` trains three networks of the same layers and steps as `denoiser-large`, each for one
 sigma (26 minutes of one core each; a run goes on where it was stopped).
 """
@@ -66,7 +66,7 @@ def labels(images, net):
         return by.predict(x, batch_size=500, verbose=0).argmax(axis=1)
 
     def kept(noisy, truth, classes, guidance, counted=...):
-        """Share of samples that are read as what their picture shows."""
+        """Share of samples that are read as what their image shows."""
         sample = diffusion.denoise(
             net,
             SCHEDULE,
@@ -87,7 +87,7 @@ def labels(images, net):
         way: {g: kept(noisy, y, classes, g).mean() for g in (0, 1, 2, 4, 8, 16)}
         for way, classes in ways.items()
     }
-    print("right on 1,000 training pictures, by guidance")
+    print("right on 1,000 training images, by guidance")
     print(pd.DataFrame(tried).T.round(4).to_string())
 
     x, y = images.x_test, images.y_test
@@ -95,9 +95,7 @@ def labels(images, net):
     noisy = data.add_noise(x, 0.5, seed=SEED + 3, clip=False)
     predicted = read(noisy, noisy_reader)
     right = (predicted == y)[counted]
-    print(
-        f"\n{counted.sum():,} test pictures read rightly when clean; when noisy {right.mean():.4f}"
-    )
+    print(f"\n{counted.sum():,} test images read rightly when clean; when noisy {right.mean():.4f}")
     ways = {"no label": None, "predicted class": predicted, "true class": y}
     for way, classes in ways.items():
         guidance = max(tried[way], key=tried[way].get) if way in tried else 0

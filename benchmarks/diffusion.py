@@ -92,7 +92,7 @@ def denoising():
         between = f"{low:.2f} to {high:.2f}"
         rows.append((sigma, peer.mean(), ours.mean(), (ours - peer).mean(), between))
     columns = ["sigma", "BM3D", "diffusion mean", "difference", "95 %"]
-    print(f"\nPSNR in dB, the first {BM3D_IMAGES} test images, noise not cut, sigma told")
+    print(f"\nPSNR in dB, the first {BM3D_IMAGES} test images, noise not clipped, sigma known")
     print(pd.DataFrame(rows, columns=columns).round(2).to_string(index=False))
 
 

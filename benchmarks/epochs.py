@@ -1,7 +1,7 @@
 """Seconds of each epoch: Keras's `fit` on arrays, and on kerasim's batches by one thread and two.
 
 On TensorFlow the first two read through tf.data's tuner (see README.md): some epochs last until it
-wakes up. The CIFAR-10 autoencoder on 8,000 random pictures, after an epoch that is not counted.
+wakes up. The CIFAR-10 autoencoder on 8,000 random images, after an epoch that is not counted.
 """
 
 import time

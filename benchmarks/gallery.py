@@ -5,9 +5,9 @@
 Embedding a folder of 10,000 JPEG files of 200 x 245 with SqueezeNet, against `predict` on arrays
 decoded beforehand, in turns of 2,000 (reach: at least 0.9 of its speed; weights are random, which
 takes no other time). An exact query through `Gallery` against `embedding.embed` and
-`NeighborIndex`, 60,000 images, 64 numbers (reach: at most 1.1 times as long). Then graphs of a
-million vectors of 64 numbers, each in a process of its own (reach: 0.95 recall, under 1 ms a query,
-under 2 GB, at most 1.1 times the time of faiss on the same graph).
+`NeighborIndex`, 60,000 images, 64 dimensions (reach: at most 1.1 times as long). Then graphs of a
+million vectors of 64 dimensions, each in a process of its own (reach: 0.95 recall, under 1 ms a
+query, under 2 GB, at most 1.1 times the time of faiss on the same graph).
 """
 
 import os

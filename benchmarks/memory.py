@@ -1,7 +1,7 @@
 """Peak resident size, each in a process of its own, everything included.
 
 Training the original autoencoder on CIFAR-10 held as uint8, one epoch (reach: under 1.5 GB), and
-`metrics.retrieval` of 60,000 queries of 64 numbers among as many (reach: under 1 GB).
+`metrics.retrieval` of 60,000 queries of 64 dimensions among as many (reach: under 1 GB).
 """
 
 import resource

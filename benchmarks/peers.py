@@ -2,8 +2,8 @@
 
 Each part runs in a process of its own, with two threads; `python benchmarks/peers.py PART` runs
 one. Seconds are the best of three runs, for what takes long of one. "peak" is that of the process
-that did this alone, all that it loads included. Vectors: 64 numbers, a mixture of 1,000 Gaussians
-(of 100 that overlap for the scores of retrieval), seed 0.
+that did this alone, all that it loads included. Vectors: 64 dimensions, a mixture of 1,000
+Gaussians (of 100 that overlap for the scores of retrieval), seed 0.
 """
 
 import os
@@ -40,7 +40,7 @@ def best(call, runs=3):
     return min(taken), result
 
 
-# The query of the first report: ten nearest of one image by three metrics, among 10 numbers each.
+# The query of the first report: ten nearest of one image by three metrics, with 10 dimensions each.
 def query_loops(n):
     """As the report did it: a loop over the rows of a DataFrame, once for each metric."""
     frame = pd.DataFrame(draw(n)[0][:, :10])

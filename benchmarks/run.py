@@ -1,6 +1,7 @@
-"""Runs all benchmarks, one after another, and writes what they print into `RESULTS.md`.
+"""Runs all benchmarks, one after another, and writes what they print to `runs/benchmarks.md`.
 
-`python benchmarks/run.py [SCRIPT ...]` runs some; what others printed before stays as it is.
+`python benchmarks/run.py [SCRIPT ...]` runs some; the earlier output of the others is kept. The
+table in `README.md` holds the figures of the last full measurement: update it by hand.
 """
 
 import os
@@ -17,10 +18,9 @@ SCRIPTS = (
     *("scale", "imports", "memory", "quality", "pairs", "epochs", "backbones"),
     *("near_duplicates", "diffusion", "denoising labels"),
 )
-HEAD = """# What `make bench` printed
+HEAD = """# Output of `make bench`
 
-Written by `benchmarks/run.py`; [README.md](README.md) says what each script measures, and what the
-figures mean.
+Written by `benchmarks/run.py`. `benchmarks/README.md` lists the figures with their data and peers.
 """
 
 
@@ -30,7 +30,8 @@ def processor():
 
 
 def main(names):
-    path = HERE / "RESULTS.md"
+    path = HERE.parent / "runs" / "benchmarks.md"
+    path.parent.mkdir(exist_ok=True)
     sections = {}
     if path.exists():
         parts = re.split(r"^## (.*)\n", path.read_text(), flags=re.MULTILINE)[1:]

@@ -5,9 +5,9 @@ laid through the four; an exponent of 1 says that twice as many cost twice as mu
 memory goes on in a straight line from the two largest). Seconds are
 those of a core (CPU time), which other work on the machine does not change much; those of Ray are
 by the clock. Embedding: JPEG files of 200 x 245 through SqueezeNet (random weights take no other
-time). Indexes: vectors of 64 numbers, a mixture of 1,000 Gaussians, 1,000 queries at once, k = 10,
-each index in a process of its own. Map: the same vectors. Cluster: one Ray node on this machine,
-so that the figures say what Ray itself costs. Seed 0.
+time). Indexes: vectors of 64 dimensions, a mixture of 1,000 Gaussians, 1,000 queries at once,
+k = 10, each index in a process of its own. Map: the same vectors. Cluster: one Ray node on this
+machine, so that the figures say what Ray itself costs. Seed 0.
 """
 
 import os
@@ -48,7 +48,7 @@ def by_the_clock(call):
 
 
 def draw(n):
-    """Returns `n` vectors of 64 numbers, and 1,000 queries."""
+    """Returns `n` vectors of 64 dimensions, and 1,000 queries."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((1000, 64), dtype="float32")
     x = (

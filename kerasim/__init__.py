@@ -29,7 +29,7 @@ import sys
 import warnings
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The oldest versions without known vulnerabilities. They are those of pyproject.toml, which some
 # installers ignore.

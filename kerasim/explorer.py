@@ -97,7 +97,7 @@ def write_explorer(
         "classes": None if labels is None else _packed(classes),
         "files": [str(file) for file in images.files] if hasattr(images, "files") else None,
         "neighbors": _check_neighbors({} if neighbors is None else neighbors, count),
-        "colours": COLORS,
+        "colors": COLORS,
         "marks": list(_MARKERS.values()),
         "columns": _COLUMNS,
         "sheets": _sheets(images, side),
@@ -131,16 +131,16 @@ def _plot(coordinates, classes):
     plot.axis.visible = plot.grid.visible = False
     markers = (classes + classes // len(COLORS)) % len(_MARKERS)
     x, y = np.ascontiguousarray(coordinates.T)
-    colours, shapes = np.array(COLORS)[classes % len(COLORS)], np.array(_NAMES)[markers]
-    points = ColumnDataSource({"x": x, "y": y, "colour": colours, "marker": shapes})
+    colors, shapes = np.array(COLORS)[classes % len(COLORS)], np.array(_NAMES)[markers]
+    points = ColumnDataSource({"x": x, "y": y, "color": colors, "marker": shapes})
     rings = ColumnDataSource({"x": [], "y": [], "size": []})
     alpha = float(np.clip(40 / np.sqrt(len(coordinates)), 0.3, 0.9))
-    style = {"color": "colour", "marker": "marker", "alpha": alpha, "nonselection_alpha": alpha}
+    style = {"color": "color", "marker": "marker", "alpha": alpha, "nonselection_alpha": alpha}
     style |= {"size": 7 if len(coordinates) < 20_000 else 4, "line_color": None}
     drawn = plot.scatter("x", "y", source=points, name="points", **style)
-    for colour, width in (("white", 5), ("#D6336C", 2.5)):
-        style = {"size": "size", "fill_color": None, "line_color": colour, "line_width": width}
-        plot.scatter("x", "y", source=rings, name=f"rings {colour}", **style)
+    for color, width in (("white", 5), ("#D6336C", 2.5)):
+        style = {"size": "size", "fill_color": None, "line_color": color, "line_width": width}
+        plot.scatter("x", "y", source=rings, name=f"rings {color}", **style)
     wheel = WheelZoomTool()
     plot.add_tools(wheel, TapTool(renderers=[drawn]), HoverTool(renderers=[drawn], tooltips=None))
     plot.toolbar.active_scroll = wheel

@@ -121,10 +121,10 @@ def save_figures(executed: Path) -> None:
 
 
 def shrink(png: str) -> str:
-    """Returns a base64 PNG in 256 colours, about a third of its size."""
+    """Returns a base64 PNG in 256 colors, about a third of its size."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(b64decode(png))) as image:
-        # This method keeps the few colours of a legend as they are.
+        # This method keeps the few colors of a legend as they are.
         few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
         few.save(small, "PNG", optimize=True)
     return b64encode(small.getvalue()).decode()

@@ -24,8 +24,9 @@ def visible():
 SLOW = (
     "test_learning",
     "test_notebooks",
-    "test_readme",
+    "test_guides",
     "test_training",
+    "test_readme",
     "test_demo",
     "test_torture",
     "test_devices",
@@ -38,6 +39,7 @@ SLOW = (
     "test_cli",
     "test_models",
     "test_docs",
+    "test_wheel",
     "test_explorer",
     "test_keras_files",
     "test_data_folders",

@@ -19,7 +19,7 @@ SHAPE = (8, 6, 3)
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with pictures of two classes, light and dark, and the file of an embedder."""
+    """A folder with images of two classes, light and dark, and the file of an embedder."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for n in range(12):
@@ -154,7 +154,7 @@ def test_a_file_name_of_any_bytes_is_printed(place, run):
 
 @pytest.fixture
 def gallery(place, run):
-    """A gallery of the pictures."""
+    """A gallery of the images."""
     assert run("embed", "pictures", "gallery", "--embedder", "model.keras")[0] == 0
     return place / "gallery"
 

@@ -10,7 +10,7 @@ from kerasim.errors import ArgumentError, ArtifactError, ImageError
 
 
 def scene(seed):
-    """A picture with structure: 8 x 8 random colors, blown up smoothly."""
+    """An image with structure: 8 x 8 random colors, blown up smoothly."""
     levels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype="uint8")
     return Image.fromarray(levels).resize((40, 48), Image.Resampling.BICUBIC)
 

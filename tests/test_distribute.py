@@ -61,7 +61,7 @@ def embedder():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder of 59 pictures and a damaged one."""
+    """A folder of 59 images and a damaged one."""
     rng = np.random.default_rng(1)
     root = tmp_path_factory.mktemp("pictures")
     for n in range(60):

@@ -13,7 +13,7 @@ from PIL import Image
 from kerasim import data, explorer
 from kerasim.errors import ArgumentError, ArtifactError
 
-# Pictures of one color each, so that a screenshot tells which one it is.
+# Images of one color each, so that a screenshot tells which one it is.
 LEVELS = np.linspace(0, 1, 30)
 IMAGES = np.stack([np.full((10, 6, 3), [n, 1 - n, 0.5]) for n in LEVELS]).astype("float32")
 PLACES = np.stack([np.arange(30) % 6, np.arange(30) // 6], axis=1).astype("float64")

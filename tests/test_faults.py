@@ -830,7 +830,7 @@ def as_bytes(images):
     return np.rint(np.asarray(images) * 255).astype("uint8")
 
 
-KINDS = {  # of the same pictures
+KINDS = {  # of the same images
     "float32": lambda x: as_bytes(x).astype("float32") / 255,
     "float64": lambda x: as_bytes(x).astype("float64") / 255,
     "big-endian": lambda x: (as_bytes(x).astype("float32") / 255).astype(">f4"),

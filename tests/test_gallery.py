@@ -36,7 +36,7 @@ def items_json(**columns):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of four pictures each."""
+    """Two classes of four images each."""
     for n in range(8):
         pixels = np.random.default_rng(n).integers(0, 256, (8, 6, 3), dtype="uint8")
         path = tmp_path / "pictures" / f"class-{n % 2}" / f"{n}.png"

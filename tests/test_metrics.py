@@ -193,7 +193,7 @@ def test_ties_are_broken_by_position_wherever_they_lie(metric):
     np.testing.assert_allclose(found["r_precision"][some], at_r)
 
 
-def test_an_embedder_that_puts_all_at_one_place_is_given_no_credit():
+def test_collapsed_embeddings_get_no_credit_for_ties():
     labels = np.array([1] * 99 + [0])
     scores = metrics.retrieval(np.ones((1, 2)), [0], np.ones((100, 2)), labels, ks=(1,))
     assert scores["recall@1"] == 0 and scores["mrr"] == 1 / 100

@@ -1,4 +1,4 @@
-"""Every example of the README runs, and its result is what the README promises."""
+"""The example of the README runs, and its result is what the README promises."""
 
 import ast
 import builtins
@@ -12,93 +12,35 @@ import matplotlib
 import numpy as np
 import pytest
 
-from tests.helpers.photographs import write_photographs, write_views
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.S)
-(
-    FIFTEEN_LINES,
-    OWN_IMAGES,
-    PRETRAINED,
-    GALLERY,
-    VERIFICATION,
-    DIFFUSION,
-    PAIRS,
-    CLUSTER,
-) = range(8)
-# The ImageNet weights cannot be downloaded in a test.
-WITHOUT_DOWNLOAD = {'weights="imagenet"': "weights=None"}
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 
 
-class Examples:
-    """The examples in the order of the README, each run when it or a later one is asked for."""
+def blocks_of(text):
+    """Returns the blocks of Python code of a page, with the same `run_dir` in each."""
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    return [re.sub(r'run_dir="[^"]*"', 'run_dir="runs/example"', block) for block in blocks]
 
-    def __init__(self):
-        self.names: dict = {}
-        self.printed: list[str] = []
 
-    def run(self, number: int) -> dict:
-        """Returns the names that examples 0 to `number` have defined."""
-        for block in BLOCKS[len(self.printed) : number + 1]:
-            keras.utils.set_random_seed(0)
-            for shown, replacement in WITHOUT_DOWNLOAD.items():
-                block = block.replace(shown, replacement)
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(block, self.names)
-            self.printed.append(printed.getvalue())
-        return self.names
-
-    def numbers(self, number: int) -> list[float]:
-        """Returns the decimal numbers in what example `number` printed, without the progress."""
-        lines = [line for line in self.printed[number].splitlines() if "step" not in line]
-        return [float(found) for found in re.findall(r"\d+\.\d+", "\n".join(lines))]
+(EXAMPLE,) = blocks_of(README)
 
 
 @pytest.fixture(scope="module")
-def examples(tmp_path_factory):
+def example(tmp_path_factory):
+    """The names that the example has defined, what it has printed, and its working folder."""
     matplotlib.use("Agg")
     folder = tmp_path_factory.mktemp("readme")
-    write_photographs(folder / "my-photos", 300)
-    write_views(folder / "my-pairs", 120)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        yield Examples()
+    names: dict = {}
+    printed = io.StringIO()
+    keras.utils.set_random_seed(0)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        exec(EXAMPLE, names)
+    return names, printed.getvalue(), folder
 
 
-def nearest_class(images, digits):
-    """Returns the label of the training image nearest to each image, by raw pixels."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    classifier = KNeighborsClassifier(1)
-    classifier.fit(digits.x_train.reshape(len(digits.x_train), -1), digits.y_train)
-    return classifier.predict(images.reshape(len(images), -1))
-
-
-def best_non_local_means(noisy, clean, sigma):
-    """Returns the mean PSNR of non-local means at the best of 12 settings."""
-    from skimage.restoration import denoise_nl_means
-
-    from kerasim import metrics
-
-    means = []
-    for patch_size in (3, 5):
-        for patch_distance in (5, 9):
-            for strength in (0.6, 0.8, 1.0):
-                settings = {"patch_size": patch_size, "patch_distance": patch_distance}
-                denoised = [
-                    denoise_nl_means(image[..., 0], h=strength * sigma, sigma=sigma, **settings)
-                    for image in noisy
-                ]
-                denoised = np.clip(denoised, 0, 1)[..., None].astype("float32")
-                means.append(metrics.psnr(denoised, clean).mean())
-    return max(means)
-
-
-@pytest.mark.parametrize("number", [FIFTEEN_LINES, OWN_IMAGES, VERIFICATION, DIFFUSION, PAIRS])
-def test_an_example_runs_without_the_earlier_ones(number):
-    nodes = list(ast.walk(ast.parse(BLOCKS[number])))
+def test_the_example_uses_only_names_that_it_defines():
+    nodes = list(ast.walk(ast.parse(EXAMPLE)))
     known = {arg.arg for node in nodes if isinstance(node, ast.arguments) for arg in node.args}
     known |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {*dir(builtins)}
     imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
@@ -108,109 +50,48 @@ def test_an_example_runs_without_the_earlier_ones(number):
     assert {node.id for node in names} <= known
 
 
-def test_the_fifteen_lines_reconstruct_better_than_ten_principal_components(examples):
-    names = examples.run(FIFTEEN_LINES)
+def test_the_fifteen_lines_reconstruct_better_than_ten_principal_components(example):
+    names, _, folder = example
     images = names["digits"].x_test
     reconstructed = names["autoencoder"].predict(images, verbose=0)
     assert np.mean(np.square(reconstructed - images)) < 0.0090
-    assert Path("runs/strips.png").stat().st_size > 10_000
+    assert (folder / "runs" / "strips.png").stat().st_size > 10_000
 
 
-def test_the_fifteen_lines_export_the_encoder_that_they_trained(examples):
-    names = examples.run(FIFTEEN_LINES)
-    assert "(5, 10)" in examples.printed[FIFTEEN_LINES]
+def test_ten_principal_components_have_the_stated_error(example):
+    from sklearn.decomposition import PCA
+
+    digits = example[0]["digits"]
+    train, test = (x.reshape(len(x), -1) for x in (digits.x_train, digits.x_test))
+    components = PCA(10, random_state=0).fit(train)
+    reconstructed = components.inverse_transform(components.transform(test))
+    assert round(np.mean(np.square(reconstructed - test)), 4) == 0.0113
+
+
+def test_the_fifteen_lines_export_the_encoder_that_they_trained(example):
+    names, printed, folder = example
+    assert "(5, 10)" in printed
     images = names["digits"].x_test[:5]
-    served = names["export"].load_saved_model("runs/encoder")(images)
+    served = names["export"].load_saved_model(folder / "runs" / "encoder")(images)
     np.testing.assert_allclose(
         served, names["embedding"].embed(names["encoder"], images), atol=1e-4
     )
 
 
-def test_the_recipe_for_own_images_is_well_above_pixels(examples):
-    names = examples.run(OWN_IMAGES)
-    assert len(names["images"]) == 300 and len(names["photos"].class_names) == 3
-    embedder, pixels = examples.numbers(OWN_IMAGES)[-2:]
-    assert embedder >= pixels + 0.15
+def test_the_quick_start_has_the_example_of_the_readme():
+    assert blocks_of((ROOT / "docs" / "quick-start.md").read_text("utf-8")) == [EXAMPLE]
 
 
-def test_the_recipe_with_a_backbone_trains_and_embeds(examples):
-    names = examples.run(PRETRAINED)
-    assert names["vectors"].shape == (300, 64)
-    (precision,) = examples.numbers(PRETRAINED)[-1:]
-    assert precision > 1 / 3  # chance: the weights of the backbone are random here
-
-
-def test_the_gallery_finds_the_image_itself_and_then_its_class(examples):
-    names = examples.run(GALLERY)
-    found = names["found"]
-    assert len(found) == 10
-    assert found.loc[0, "file"] == str(names["photos"].files[0])
-    assert found.loc[0, "distance"] < 1e-6
-    assert (found["label"] == "cat").mean() >= 0.8
-
-
-def test_the_gallery_takes_each_image_once(examples):
-    assert len(examples.run(GALLERY)["gallery"]) == 300
-
-
-def test_the_map_of_the_gallery_names_the_files(examples):
-    examples.run(GALLERY)
-    assert "flower/099.jpg" in Path("runs/map.html").read_text("utf-8")
-
-
-def test_the_verification_rejects_few_positive_pairs(examples):
-    names = examples.run(VERIFICATION)
-    test = names["verification"](names["digits"].x_test, names["digits"].y_test)
-    assert test.error_rates(test.threshold(max_far=0.01))["frr"] <= 0.05
-
-
-def test_the_threshold_of_the_verification_holds_on_test_images(examples):
-    examples.run(VERIFICATION)
-    rates = ast.literal_eval(examples.printed[VERIFICATION].splitlines()[-1])
-    assert rates["frr"] <= 0.05
-    assert rates["far"] <= 0.03  # 0.01 on the validation pairs
-
-
-def test_the_generated_images_show_the_requested_digits(examples):
-    names = examples.run(DIFFUSION)
-    assert names["generated"].shape == (10, 32, 32, 1)
-    # Ten images tell too little: 89 of these 100 showed the requested digit.
-    requested = np.tile(np.arange(10), 10)
-    generated = names["diffusion"].sample(
-        names["unet"], names["schedule"], (100, 32, 32, 1), steps=20, labels=requested, guidance=2
-    )
-    assert (nearest_class(generated, names["digits"]) == requested).mean() >= 0.75
-
-
-def test_the_denoised_images_are_better_than_those_of_non_local_means(examples):
-    names = examples.run(DIFFUSION)
-    (psnr,) = examples.numbers(DIFFUSION)[-1:]
-    clean = names["digits"].x_test[:50]
-    assert psnr > best_non_local_means(names["noisy"], clean, 0.25)
-
-
-def test_the_embedder_of_pairs_finds_more_partners_than_pixels(examples):
-    examples.run(PAIRS)
-    embedder, pixels = examples.numbers(PAIRS)[-2:]
-    assert embedder > pixels
-
-
-# Of Ray.
-@pytest.mark.filterwarnings("ignore:Tip. In future versions of Ray:FutureWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_sharded_index_finds_what_one_index_finds(examples):
-    names = examples.run(CLUSTER)
-    alone = names["neighbors"].NeighborIndex("cosine").fit(names["vectors"])
-    distances, _ = alone.query(names["vectors"][:5], k=10)
-    np.testing.assert_array_equal(names["distances"], distances)
-    assert len(names["gallery"]) == 300
-    names["distribute"]._ray().shutdown()
+def test_the_home_page_has_a_part_of_the_example_of_the_readme():
+    (block,) = blocks_of((ROOT / "docs" / "index.md").read_text("utf-8"))
+    lines = block.splitlines()
+    imports, *others = lines
+    assert imports == "from kerasim import data, embedding, models, neighbors, training"
+    assert "\n".join(others) in EXAMPLE
 
 
 def test_the_first_example_is_no_longer_than_promised():
-    lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
+    lines = [line for line in EXAMPLE.splitlines() if line.strip()]
     assert len(lines) <= 15
 
 
@@ -224,16 +105,36 @@ def test_the_readme_names_every_notebook():
     assert names and [name for name in names if name not in README] == []
 
 
-def test_the_readme_and_the_makefile_have_the_same_commands():
+def test_the_guide_for_contributors_and_the_makefile_have_the_same_commands():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
-    table = re.findall(r"^\| `make ([\w-]+)`", README, re.M)
+    table = re.findall(r"^\| `make ([\w-]+)`", CONTRIBUTING, re.M)
     # `browser` is a part of `test`, and `lock` is for maintainers.
     assert sorted(table) == sorted(set(phony.split()) - {"browser", "lock"})
 
 
+def test_the_readme_names_only_commands_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    named = set(re.findall(r"\bmake ([a-z-]+)`", README)) | set(
+        re.findall(r"^    make (.*)$", README, re.M)
+    )
+    assert "demo" in named
+    assert named - set(phony.split()) == set()
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_readme_links_to_every_guide():
+    guides = [*(ROOT / "docs" / "guides").glob("*.md"), ROOT / "docs" / "scale.md"]
+    paths = {path.relative_to(ROOT).as_posix() for path in guides} - {"docs/guides/index.md"}
+    assert [path for path in paths if f"]({path})" not in README] == []
+
+
 def test_continuous_integration_runs_the_test_command_of_the_readme():
-    assert "make test" in README
+    assert "make test" in README and "`make test`" in CONTRIBUTING
     assert (ROOT / ".ci" / "run").read_text("utf-8").splitlines()[-2:] == [
         "make browser",
         "make test",

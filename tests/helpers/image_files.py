@@ -91,7 +91,7 @@ def reference_images():
     yield "CMYK TIFF", encode(inks, "TIFF"), COLORS
 
 
-# What was done to an upright picture before it was stored with this EXIF orientation.
+# What was done to an upright image before it was stored with this EXIF orientation.
 TURNS = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
