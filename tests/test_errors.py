@@ -22,7 +22,7 @@ def test_each_error_is_a_kerasim_error_and_one_of_python(kind, builtin):
     assert issubclass(kind, errors.KerasimError) and issubclass(kind, builtin)
 
 
-# What is raised to be caught, and said in other words, in the same module; and what Python asks.
+# Raised and caught within one module; and errors that Python expects of a hook.
 INSIDE = {
     *(("_artifacts", "OSError"), ("_artifacts", "ValueError")),
     *(("export", "OSError"), ("gallery", "ValueError"), ("_items", "ValueError")),

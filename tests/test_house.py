@@ -1,4 +1,4 @@
-"""What holds for the package as a whole, read from its sources."""
+"""Rules for the package and the tests as a whole, checked in their sources."""
 
 import ast
 import importlib

@@ -1,1 +1,1 @@
-"""What several test files share, a module for each subject. Holds no tests."""
+"""Helpers that several test files share, a module for each subject."""

@@ -1,4 +1,4 @@
-"""One small model of each builder, which several test files share."""
+"""One small model of each builder."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ def embedder(name="conv_embedder"):
 
 
 def backbone():
-    """Returns a backbone of a user who sets what kerasim cannot set for them."""
+    """Returns a backbone with an explicit dtype and data format."""
     images = keras.Input(IMAGE_SHAPE, dtype="float32")
     features = keras.layers.Conv2D(4, 3, data_format="channels_last")(images)
     return keras.Model(images, features)
@@ -37,7 +37,7 @@ BUILDERS = {
 
 
 def inputs_of(name):
-    """Returns a batch of four inputs, as the model of that builder takes them."""
+    """Returns a batch of four inputs for the model of that builder."""
     images = np.random.default_rng(0).random((4, *IMAGE_SHAPE), dtype="float32")
     if name == "siamese":
         return [images, images[::-1].copy()]

@@ -1,4 +1,4 @@
-"""Damages artifacts, and forges their manifests."""
+"""Damaged artifacts and forged manifests."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from kerasim import _artifacts
 
 
 def reseal(path, **changes):
-    """Changes fields of a manifest and gives it the digest that belongs to them."""
+    """Changes fields of a manifest and updates its digest."""
     file = Path(path) / _artifacts.MANIFEST
     body = json.loads(file.read_text())
     del body["manifest_sha256"]
@@ -16,7 +16,7 @@ def reseal(path, **changes):
 
 
 def mutate(rng, whole):
-    """Returns `whole` with a run of bytes changed, cut out, doubled or put in."""
+    """Returns `whole` with a run of bytes changed, removed, doubled or inserted."""
     start = rng.randrange(len(whole) + 1)
     stop = min(len(whole), start + rng.randrange(1, 20))
     way = rng.randrange(4)

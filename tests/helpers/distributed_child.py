@@ -1,4 +1,4 @@
-"""What tests of several devices and processes run in processes of their own.
+"""Trains on several devices or in several processes; the tests run this script as a subprocess.
 
 Arguments: a folder for runs and results; "devices" to train on one device and on two, "hosts" to
 train as one process of several.

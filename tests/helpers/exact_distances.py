@@ -1,4 +1,4 @@
-"""Distances by whole numbers, without any rounding: what float64 results are compared with."""
+"""Distances in integer arithmetic, without rounding, as a reference for float64 results."""
 
 import math
 from fractions import Fraction
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def whole(x):
-    """Returns the numbers of a float array as Python integers, and the power of two they share."""
+    """Returns the numbers of a float array as Python integers, and their common power of two."""
     x = np.asarray(x, dtype="float64")
     mantissas, exponents = np.frexp(x)
     shared = int(exponents[x != 0].min(initial=0)) - 53

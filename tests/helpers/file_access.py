@@ -1,4 +1,4 @@
-"""What a file system does to a program: pipes that block, folders that are closed to it."""
+"""Pipes that block, and folders without permission."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ import pytest
 
 @contextlib.contextmanager
 def no_hang(pipe):
-    """Lets a reader that opens `pipe` go on after ten seconds, so that the test can fail."""
+    """Creates `pipe`, and unblocks a reader after ten seconds, so that the test fails."""
 
     def unblock():
         with contextlib.suppress(OSError):
@@ -26,7 +26,7 @@ def no_hang(pipe):
 
 @contextlib.contextmanager
 def unprivileged():
-    """Runs the block as a user whom permissions bind."""
+    """Runs the block as a user without the rights of root."""
     root = os.geteuid() == 0
     if root:
         try:

@@ -1,4 +1,4 @@
-"""Image files and images in memory, with the pixels that they are read as."""
+"""Image files, encoded images, and the pixels expected when they are read."""
 
 import io
 import struct
@@ -40,7 +40,7 @@ def chunk(name, content) -> bytes:
 
 
 def png(width, height, bits, kind, raw, chunks=b"") -> bytes:
-    """A PNG put together by hand, for what Pillow does not write."""
+    """Returns a PNG file assembled from its parts, for what Pillow does not write."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
     body = header + chunks + chunk(b"IDAT", zlib.compress(raw, 1)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -91,8 +91,8 @@ def reference_images():
     yield "CMYK TIFF", encode(inks, "TIFF"), COLORS
 
 
-# What was done to an upright image before it was stored with this EXIF orientation.
-TURNS = {
+# How an upright image was transposed before it was stored with this EXIF orientation.
+TRANSPOSED = {
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -1,6 +1,6 @@
 """Trains each builder on the bundled digits, and measures it on test images in inference mode.
 
-Each function trains one network with one seed and returns its figures, the yardsticks among them.
+Each function trains one network with one seed and returns its figures, with those of its baselines.
 `python -m tests.helpers.learning NAME SEED ...` prints them with the CPU time, for a table of
 results.
 """

@@ -1,7 +1,7 @@
 """Stand-in for a user's folder: photographs of three subjects, one subfolder for each.
 
-The subjects are a cat, a cup of coffee and a flower, from photographs that scikit-image and
-scikit-learn bring along. Each image shows one of them at another size, place and angle, before
+The subjects are a cat, a cup of coffee and a flower, from photographs of scikit-image and
+scikit-learn. Each image shows one of them at another size, place and angle, before
 another background and in other light, as a JPEG file of another size and quality.
 """
 

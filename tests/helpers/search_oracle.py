@@ -1,4 +1,4 @@
-"""Random cases of a search, and the neighbors that float64 arithmetic finds."""
+"""Random search problems, and their exact solution in float64 arithmetic."""
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def draw_case(seed):
 
 
 def difference_from_oracle(base, queries, k, metric):
-    """Says in what the index differs from the oracle, or returns None."""
+    """Returns how the index differs from the oracle, as text, or None."""
     distances, indices = NeighborIndex(metric).fit(base).query(queries, k)
     true = float64_distances(base, queries, metric)
     expected = np.argsort(true, axis=1, kind="stable")[:, :k]

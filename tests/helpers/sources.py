@@ -29,7 +29,7 @@ def parse(path):
 
 
 def imported(tree):
-    """Yields each import as (dotted name, node), whichever way it is written."""
+    """Yields each import of either form as (dotted name, node)."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node) for alias in node.names)
@@ -39,7 +39,7 @@ def imported(tree):
 
 
 def unsafe(tree):
-    """Yields what could run code that a file brings along."""
+    """Yields what could run code from a file."""
     for name, node in imported(tree):
         if set(name.split(".")) & {"pickle", "cPickle", "_pickle", "joblib", "dill", "cloudpickle"}:
             yield f"line {node.lineno}: import of {name}"

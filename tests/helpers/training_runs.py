@@ -1,4 +1,4 @@
-"""A small network, its batches and its runs; and what makes training fail."""
+"""A small network, its batches and runs, and what makes training fail."""
 
 from pathlib import Path
 
@@ -43,6 +43,7 @@ def fit(run_dir, epochs=2, model=None, batches=None, **kwargs):
 
 
 def read_state(run_dir, name="state"):
+    """Returns the arrays and the info of the saved state, or of the best weights, of a run."""
     kind = {"state": "training_state", "best": "weights"}[name]
     return _artifacts.read(
         Path(run_dir) / name,
@@ -68,7 +69,7 @@ class AtEachEpoch(keras.callbacks.Callback):
 
 
 class BatchesWithNaN(ImageBatches):
-    """Batches with one target of each NaN, which no check of arrays can foresee."""
+    """Batches with one NaN in the targets of each, which no check of the arrays finds."""
 
     hole = np.nan
 
@@ -81,7 +82,7 @@ class BatchesWithNaN(ImageBatches):
 
 @keras.saving.register_keras_serializable("tests")
 class LossThatTurnsNaN(keras.losses.MeanSquaredError):
-    """Is NaN from the tenth batch on: in the third epoch of three batches and one to validate."""
+    """A loss that is NaN from its tenth call on: in epoch 3, with four batches in each epoch."""
 
     batches = 0
 
@@ -91,6 +92,8 @@ class LossThatTurnsNaN(keras.losses.MeanSquaredError):
 
 
 def set_kernel_to_nan(layer):
+    """Returns a function for `AtEachEpoch` that sets the kernel of a layer to NaN in epoch 3."""
+
     def do(epoch, model):
         if epoch == 2:
             kernel = model.layers[layer].kernel
