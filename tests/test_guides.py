@@ -182,7 +182,7 @@ def test_the_loaded_embedder_returns_the_embeddings_of_the_saved_one(guide):
 def test_the_embedder_of_pairs_finds_inverted_digits_where_pixels_find_none(guide):
     page = guide("pairs")
     embedder, pixels = (page.figures(f"{name}: accuracy")[0] for name in ("embedder", "pixels"))
-    assert embedder >= 0.6
+    assert embedder >= 0.8
     assert pixels <= 0.05
 
 
