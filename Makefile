@@ -24,7 +24,18 @@ endif
 # One worker for each core; each takes whole files, in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo notebooks-demo check test test-learn torture coverage cluster browser lint docs notebooks bench lock clean
+# The suites that also run on JAX and on PyTorch. The others test TensorFlow alone (exports), or files
+# and pages that no backend touches.
+BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses losses_oracle layers \
+	models models_autoencoder models_embedder models_pretrained models_siamese models_signals \
+	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise \
+	data_pairs data_sets fitting neighbors training resume diffusion plots))
+
+# PyTorch has an environment of its own, with the wheel for the CPU; other wheels bring CUDA, 3 GB.
+TORCH_VENV := .venv-torch
+TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+.PHONY: demo notebooks-demo check test test-jax test-torch test-learn torture coverage cluster browser lint docs notebooks bench lock clean
 
 # Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
 # its baseline. It fails if a trained network is not better than its baseline.
@@ -44,6 +55,15 @@ check: lint
 test: lint
 	$(BIN)/python -m pytest tests $(PARALLEL)
 	$(MAKE) cluster
+	$(MAKE) test-jax
+
+# The suites that run on every backend, on JAX.
+test-jax: $(VENV)/.ok
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_SUITES) $(PARALLEL)
+
+# The same suites on PyTorch; CI runs it in a job of its own.
+test-torch: $(TORCH_VENV)/.ok
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest $(BACKEND_SUITES) $(PARALLEL)
 
 # Trains every builder on the digits with three seeds, and runs every notebook on them.
 test-learn: $(VENV)/.ok
@@ -102,6 +122,14 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 	@$(INSTALL) --no-deps -e .
 	@touch $@
 
+# First what else kerasim needs, so that only PyTorch is looked for on the index of its CPU wheels.
+$(TORCH_VENV)/.ok: requirements.lock pyproject.toml
+	@test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	@$(TORCH_VENV)/bin/python .ci/install.py -c requirements.lock -e . pytest pytest-xdist
+	@$(TORCH_VENV)/bin/python .ci/install.py -c requirements.lock "$(TORCH)" \
+	--extra-index-url https://download.pytorch.org/whl/cpu
+	@touch $@
+
 # Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
 lock:
 	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
@@ -112,4 +140,4 @@ lock:
 	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
 
 clean:
-	rm -rf $(VENV) runs site .coverage*
+	rm -rf $(VENV) $(TORCH_VENV) runs site .coverage*

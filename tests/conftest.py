@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import kerasim
+
 ROWS = sorted({*range(1, 81)} - {11, 72, 73, 74, 76})  # of docs/faults.md
 
 
@@ -57,6 +59,10 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     order = {name: position for position, name in enumerate(SLOW)}
     items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
+    for item in items:
+        mark = item.get_closest_marker("tensorflow")
+        if mark and kerasim._backend() != "tensorflow":
+            item.add_marker(pytest.mark.skip(reason=f"needs TensorFlow: {mark.args[0]}"))
     for item in items:  # reports carry these, from a worker of pytest-xdist too
         rows = {row for mark in item.iter_markers("fault") for row in mark.args}
         item.user_properties += [("fault", row) for row in sorted(rows)]

@@ -69,7 +69,10 @@ def test_half_precision_is_not_let_in(metric):
         large = CosineClassifier(2)(300 * LEFT.astype("float16"))
     finally:
         keras.config.set_dtype_policy("float32")
-    assert np.isfinite(ops.convert_to_numpy(tiny)).all() and np.isfinite(ops.convert_to_numpy(large)).all()
+    assert (
+        np.isfinite(ops.convert_to_numpy(tiny)).all()
+        and np.isfinite(ops.convert_to_numpy(large)).all()
+    )
 
 
 def test_vectors_of_two_widths_are_refused():
@@ -159,7 +162,9 @@ def test_twice_the_values_add_log_4_to_each_energy():
     images = RNG.standard_normal((2, 4, 4, 3)).astype("float32")
     energy = ops.convert_to_numpy(LogEnergy()(images))
     np.testing.assert_allclose(energy, np.log(np.square(images).mean(axis=(1, 2))), rtol=1e-4)
-    np.testing.assert_allclose(ops.convert_to_numpy(LogEnergy()(2 * images)), energy + np.log(4), rtol=1e-4)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(LogEnergy()(2 * images)), energy + np.log(4), rtol=1e-4
+    )
     assert np.isfinite(ops.convert_to_numpy(LogEnergy()(0 * images))).all()
 
 

@@ -53,7 +53,9 @@ def test_the_noise_depends_on_image_step_and_label():
     noise = keras.ops.convert_to_numpy(model(inputs))
     others = {"images": IMAGES[1:2], "t": np.array([6]), "labels": np.array([3])}
     for name, other in others.items():
-        assert np.abs(keras.ops.convert_to_numpy(model({**inputs, name: other})) - noise).max() > 1e-3
+        assert (
+            np.abs(keras.ops.convert_to_numpy(model({**inputs, name: other})) - noise).max() > 1e-3
+        )
     none = [model({**inputs, "labels": np.array([label])}) for label in (3, -1)]
     np.testing.assert_array_equal(*none)
 
