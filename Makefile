@@ -24,12 +24,21 @@ endif
 # One worker for each core; each takes whole files, in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-# The suites that also run on JAX and on PyTorch. The others test TensorFlow alone (exports), or files
+# The suites that run on each backend. The others test TensorFlow alone (exports), or files
 # and pages that no backend touches.
 BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses losses_oracle layers \
 	models models_autoencoder models_embedder models_pretrained models_siamese models_signals \
 	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise \
 	data_pairs data_sets fitting neighbors training resume diffusion plots))
+
+# The part of them that `make test` runs on JAX: each loss, layer and builder, `embed`, `fit`, the
+# continuation of runs, sampling and denoising. Left out, to save time, are the tests of what NumPy
+# computes (data, neighbors, most plots), the float64 references of losses, the variants of builders,
+# and the runs that are killed, each of whose processes would compile its network again.
+JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers models models_siamese \
+	models_unet models_vae data_batches training resume diffusion)) \
+	tests/test_plots.py::test_a_network_shows_each_change_of_shape \
+	--deselect tests/test_training.py::test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed
 
 # PyTorch has an environment of its own, with the wheel for the CPU; other wheels bring CUDA, 3 GB.
 TORCH_VENV := .venv-torch
@@ -57,11 +66,12 @@ test: lint
 	$(MAKE) cluster
 	$(MAKE) test-jax
 
-# The suites that run on every backend, on JAX.
+# The suites that show a fault of JAX. Nearly all their time is that of compiling small functions,
+# and with fewer optimizations of XLA it is 40 % shorter.
 test-jax: $(VENV)/.ok
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(BACKEND_SUITES) $(PARALLEL)
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest $(JAX_SUITES) $(PARALLEL)
 
-# The same suites on PyTorch; CI runs it in a job of its own.
+# All suites that also run on another backend, on PyTorch; CI runs it in a job of its own.
 test-torch: $(TORCH_VENV)/.ok
 	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest $(BACKEND_SUITES) $(PARALLEL)
 
