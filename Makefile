@@ -24,7 +24,27 @@ endif
 # One worker for each core; each takes whole files, in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo notebooks-demo check test test-learn torture coverage cluster browser lint docs notebooks bench lock clean
+# The suites that run on each backend. The others test TensorFlow alone (exports), or files
+# and pages that no backend touches.
+BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses losses_oracle layers \
+	models models_autoencoder models_embedder models_pretrained models_siamese models_signals \
+	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise \
+	data_pairs data_sets fitting neighbors training resume diffusion plots))
+
+# The part of them that `make test` runs on JAX: each loss, layer and builder, `embed`, `fit`, the
+# continuation of runs, sampling and denoising. Left out, to save time, are the tests of what NumPy
+# computes (data, neighbors, most plots), the float64 references of losses, the variants of builders,
+# and the runs that are killed, each of whose processes would compile its network again.
+JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers models models_siamese \
+	models_unet models_vae data_batches training resume diffusion)) \
+	tests/test_plots.py::test_a_network_shows_each_change_of_shape \
+	--deselect tests/test_training.py::test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed
+
+# PyTorch has an environment of its own, with the wheel for the CPU; other wheels bring CUDA, 3 GB.
+TORCH_VENV := .venv-torch
+TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+.PHONY: demo notebooks-demo check test test-jax test-torch test-learn torture coverage cluster browser lint docs notebooks bench lock clean
 
 # Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
 # its baseline. It fails if a trained network is not better than its baseline.
@@ -44,6 +64,16 @@ check: lint
 test: lint
 	$(BIN)/python -m pytest tests $(PARALLEL)
 	$(MAKE) cluster
+	$(MAKE) test-jax
+
+# The suites that show a fault of JAX. Nearly all their time is that of compiling small functions,
+# and with fewer optimizations of XLA it is 40 % shorter.
+test-jax: $(VENV)/.ok
+	KERAS_BACKEND=jax JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(BIN)/python -m pytest $(JAX_SUITES) $(PARALLEL)
+
+# All suites that also run on another backend, on PyTorch; CI runs it in a job of its own.
+test-torch: $(TORCH_VENV)/.ok
+	KERAS_BACKEND=torch $(TORCH_VENV)/bin/python -m pytest $(BACKEND_SUITES) $(PARALLEL)
 
 # Trains every builder on the digits with three seeds, and runs every notebook on them.
 test-learn: $(VENV)/.ok
@@ -103,6 +133,14 @@ $(VENV)/.ok: requirements.lock pyproject.toml
 	@$(INSTALL) --no-deps -e .
 	@touch $@
 
+# First what else kerasim needs, so that only PyTorch is looked for on the index of its CPU wheels.
+$(TORCH_VENV)/.ok: requirements.lock pyproject.toml
+	@test -x $(TORCH_VENV)/bin/python || $(PYTHON) -m venv $(TORCH_VENV)
+	@$(TORCH_VENV)/bin/python .ci/install.py -c requirements.lock -e . pytest pytest-xdist
+	@$(TORCH_VENV)/bin/python .ci/install.py -c requirements.lock "$(TORCH)" \
+	--extra-index-url https://download.pytorch.org/whl/cpu
+	@touch $@
+
 # Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
 lock:
 	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
@@ -113,4 +151,4 @@ lock:
 	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
 
 clean:
-	rm -rf $(VENV) runs site .coverage*
+	rm -rf $(VENV) $(TORCH_VENV) runs site .coverage*

@@ -104,9 +104,9 @@ class _MissingBackend:
             return None
         raise ModuleNotFoundError(
             f"Keras uses the backend {fullname!r}, which is not installed. Install TensorFlow with "
-            "`pip install -e '.[tf]'` (or '.[tf-cpu]', or '.[gpu]'), or JAX with "
-            "`pip install -e '.[jax]'`, and set the environment variable KERAS_BACKEND to "
-            "'tensorflow' or 'jax'.",
+            "`pip install -e '.[tf]'` (or '.[tf-cpu]', or '.[gpu]'), JAX with "
+            "`pip install -e '.[jax]'` or PyTorch with `pip install -e '.[torch]'`, and set the "
+            "environment variable KERAS_BACKEND to 'tensorflow', 'jax' or 'torch'.",
             name=fullname,
         )
 

@@ -824,6 +824,37 @@ class Callbacks:
         return not stoppers or any(n in self.matched for n in stoppers)
 
 
+def _generators_of_torch() -> dict:
+    """Returns the modules that get and set PyTorch's own generators, by device; else {}.
+
+    On torch a Dropout layer without a seed draws from these. On the other backends all layers draw
+    from variables of their own, which are saved with the model.
+    """
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch  # pyright: ignore[reportMissingImports]
+
+    found = {"cpu": torch}
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda
+    if torch.backends.mps.is_available():
+        found["mps"] = torch.mps
+    return found
+
+
+def backend_generators() -> dict[str, np.ndarray]:
+    """Returns the states of random generators that belong to the backend, not to a layer."""
+    found = _generators_of_torch().items()
+    return {f"generators/{device}": module.get_rng_state().numpy() for device, module in found}
+
+
+def restore_backend_generators(arrays) -> None:
+    """Restores what `backend_generators` returned, as far as `arrays` hold it."""
+    for device, module in _generators_of_torch().items():
+        if f"generators/{device}" in arrays:
+            module.set_rng_state(keras.ops.convert_to_tensor(arrays[f"generators/{device}"]).cpu())
+
+
 def json_values(value):
     """Returns `value` as JSON would give it back: tuples as lists, keys as strings."""
     return json.loads(json.dumps(value, default=str))

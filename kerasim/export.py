@@ -88,8 +88,8 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
         >>> np.allclose(exported(images), embedder.predict(images, verbose=0), atol=1e-5)
         True
     """
-    tf = _tensorflow()
     shape = _check_model(model)
+    tf = _tensorflow()
     place = _artifacts.resolve(path)
     if not _checks.boolean("replace", replace) and _artifacts.version_of(place):
         _artifacts.check_replaceable(_artifacts.locate(place), _KIND)
@@ -434,13 +434,13 @@ class SavedModel:
 
 def _check_model(model):
     """Returns the image shape of a model that can be exported."""
-    _tensorflow()
     if keras.backend.backend() != "tensorflow":
         raise DependencyError(
             "Export needs Keras on TensorFlow, but it runs on "
             f"{keras.backend.backend()!r}: save the model as .keras and export it in a "
             "process with KERAS_BACKEND=tensorflow."
         )
+    _tensorflow()
     shape, _ = shapes_of("model", model)
     if None in shape or shape[2] not in (1, 3):
         raise ArgumentError(

@@ -123,7 +123,8 @@ class _BatchLoss(_Loss):
 
     def count_valid(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the number of anchors, pairs or triplets of `y_true` and `y_pred` in the mean."""
-        return _count(self._costs(y_true, y_pred)[1])
+        labels, given = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        return _count(self._costs(labels, given)[1])
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -574,7 +575,9 @@ class ArcFaceLoss(_Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        own = ops.cast(ops.one_hot(labels, ops.shape(y_pred)[-1]), y_pred.dtype)
+        # `ops.one_hot` raises an error for a label that is no class on torch, and not elsewhere.
+        own = ops.equal(labels[:, None], ops.arange(ops.shape(y_pred)[-1], dtype="int32"))
+        own = ops.cast(own, y_pred.dtype)
         cosine = ops.clip(y_pred, -1.0, 1.0)
         # 1 - cosine**2 without its cancellation; `safe_sqrt` has a finite slope at 0.
         sine = safe_sqrt((1 - cosine) * (1 + cosine))

@@ -685,10 +685,12 @@ class _Run(keras.callbacks.Callback):
         self.callbacks.matched = {n: n for n in range(len(self.callbacks.callbacks))}
 
     def _save_states(self, arrays) -> dict:
-        """Returns the states of callbacks and batches as JSON values; adds to `arrays`."""
+        """Returns the states of callbacks and batches as JSON values; adds theirs, and those of
+        generators of the backend, to `arrays`."""
         states: dict = {"callbacks": self.callbacks.save(arrays)}
         if self.data_set is not None:
             states["data_set"] = self.data_set.save(arrays)
+        arrays.update(_resume.backend_generators())
         return states
 
     def _restore_states(self, arrays, states):
@@ -696,6 +698,7 @@ class _Run(keras.callbacks.Callback):
         self.callbacks.restore(states.get("callbacks", []), arrays)
         if self.data_set is not None and "data_set" in states:
             self.data_set.restore(states["data_set"], arrays)
+        _resume.restore_backend_generators(arrays)
 
     def on_epoch_begin(self, epoch, logs=None):
         # guard: epoch-order

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import kerasim
 from tests.helpers import fault_table
 
 
@@ -59,6 +60,10 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(items):
     order = {name: position for position, name in enumerate(SLOW)}
     items.sort(key=lambda item: order.get(item.path.stem, len(SLOW)))
+    for item in items:
+        mark = item.get_closest_marker("tensorflow")
+        if mark and kerasim._backend() != "tensorflow":
+            item.add_marker(pytest.mark.skip(reason=f"needs TensorFlow: {mark.args[0]}"))
     known = set(fault_table.names())
     for item in items:  # reports carry these, from a worker of pytest-xdist too
         faults = {name for mark in item.iter_markers("fault") for name in mark.args}

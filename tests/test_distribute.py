@@ -45,7 +45,7 @@ def test_devices_that_are_not_there_are_refused(devices):
         distribute.strategy(devices)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow")
+@pytest.mark.tensorflow("tf.distribute.MirroredStrategy")
 def test_models_on_the_same_devices_share_a_strategy():
     # With one each, a model of another size than the first fails in its first step.
     devices = keras.distribution.list_devices()

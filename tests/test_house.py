@@ -345,7 +345,13 @@ def last_error_without_jax(statement):
 )
 def test_without_a_backend_the_error_names_the_extras_and_the_variable(statement):
     error = last_error_without_jax(statement)
-    for needed in ("'jax', which is not installed", "'.[tf]'", "'.[jax]'", "KERAS_BACKEND"):
+    for needed in (
+        "'jax', which is not installed",
+        "'.[tf]'",
+        "'.[jax]'",
+        "'.[torch]'",
+        "KERAS_BACKEND",
+    ):
         assert needed in error
 
 

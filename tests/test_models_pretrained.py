@@ -121,7 +121,7 @@ def test_in_mixed_precision_embeddings_are_float32_and_those_of_float32_but_for_
     mixed.set_weights(full.get_weights())
     assert mixed.get_layer("backbone").get_layer("fire9").compute_dtype == "bfloat16"
     images = np.random.default_rng(0).random((4, 64, 64, 3), dtype="float32")
-    found, expected = (np.asarray(net(images)) for net in (mixed, full))
+    found, expected = (keras.ops.convert_to_numpy(net(images)) for net in (mixed, full))
     assert found.dtype == "float32"
     cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1)
     np.testing.assert_allclose(cosines / np.linalg.norm(expected, axis=1), 1, atol=1e-3)

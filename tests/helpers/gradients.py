@@ -10,6 +10,13 @@ def gradient_of(function, x):
         import jax
 
         value, gradient = jax.value_and_grad(function)(x)
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        x = torch.tensor(x, requires_grad=True)
+        value = function(x)
+        (gradient,) = torch.autograd.grad(value, x)
+        value = value.detach()
     else:
         import tensorflow as tf
 
