@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from kerasim import distribute, export, training
+from kerasim import distribute, export
 from kerasim.errors import DependencyError
 
 BACKEND = keras.backend.backend()
