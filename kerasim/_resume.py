@@ -829,7 +829,7 @@ def _generators_of_torch() -> dict:
     """
     if keras.backend.backend() != "torch":
         return {}
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     found = {"cpu": torch}
     if torch.cuda.is_available():

@@ -265,8 +265,20 @@ def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
         inputs["labels"] = labels.astype("int32")
         inputs["guidance"] = np.full(len(x), guidance, "float32")
     loop = _loop(model, guidance > 0)
-    loop.seeds.state.assign([seed, 0])
+    loop.seeds.state.assign(_first_state(seed))
     return np.clip((_predict(loop, inputs) + 1) / 2, 0, 1)
+
+
+def _first_state(seed: int) -> list[int]:
+    """Returns the state of a `keras.random.SeedGenerator` that begins with `seed`.
+
+    The second number of a state counts batches and steps. Keras on torch adds both numbers, so that
+    the second batch of seed 0 would get the noise of the first batch of seed 1. There the seed is
+    hashed, which puts the sums of different seeds far apart.
+    """
+    if keras.backend.backend() == "torch":
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)  # below 2**31
+    return [seed, 0]
 
 
 def _predict(model, inputs):

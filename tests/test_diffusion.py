@@ -282,7 +282,7 @@ def test_noise_on_the_way_differs_between_images_batches_and_steps():
     for n in range(2):
         diffusion._loop.cache_clear()
         loop = diffusion._loop(silent, False)
-        loop.seeds.state.assign([n, 0])
+        loop.seeds.state.assign(diffusion._first_state(n))
         table = np.tile(np.float32([0, 0, 1]), (300, 1, 1))  # x becomes the noise of the last step
         x, t = np.zeros((300, *SHAPE), "float32"), np.zeros((300, 1), "int32")
         drawn.append(loop.predict({"images": x, "t": t, "table": table}, 128, verbose=0))
