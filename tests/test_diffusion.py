@@ -344,6 +344,8 @@ def test_a_network_that_is_a_little_wrong_still_draws_images_on_both_schedules()
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_network_of_mixed_precision_draws_images_of_full_precision(policy):
+    if keras.backend.backend() == "jax" and policy == "mixed_float16":
+        pytest.skip("JAX has no attention in float16 on the CPU: dot_general lacks F16_F16_F32.")
     keras.config.set_dtype_policy(policy)
     try:
         mixed = models.unet(SHAPE, (8, 16))
