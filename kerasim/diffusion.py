@@ -306,8 +306,20 @@ class _Sampler:
             if guided not in self._processes:
                 self._processes[guided] = _ReverseProcess(self._model, guided)
             process = self._processes[guided]
-            process.seeds.state.assign([seed, 0])
+            process.seeds.state.assign(_first_state(seed))
             return _predict(process, inputs)
+
+
+def _first_state(seed: int) -> list[int]:
+    """Returns the state of a `keras.random.SeedGenerator` that begins with `seed`.
+
+    The second number of a state counts batches and steps. Keras on torch adds both numbers, so that
+    the second batch of seed 0 would get the noise of the first batch of seed 1. There the seed is
+    hashed, which puts the sums of different seeds far apart.
+    """
+    if keras.backend.backend() == "torch":
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0] >> 1)  # below 2**31
+    return [seed, 0]
 
 
 def _predict(model, inputs):

@@ -316,7 +316,7 @@ def test_noise_on_the_way_differs_between_images_batches_and_steps():
     seeds, drawn = [], []
     for n in range(2):
         loop = diffusion._ReverseProcess(silent, guided=False)
-        loop.seeds.state.assign([n, 0])
+        loop.seeds.state.assign(diffusion._first_state(n))
         table = np.tile(np.float32([0, 0, 1]), (300, 1, 1))  # x becomes the noise of the last step
         x, t = np.zeros((300, *SHAPE), "float32"), np.zeros((300, 1), "int32")
         drawn.append(loop.predict({"images": x, "t": t, "table": table}, 128, verbose=0))
@@ -378,6 +378,8 @@ def test_a_network_that_is_a_little_wrong_still_draws_images_on_both_schedules()
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_a_network_of_mixed_precision_draws_images_of_full_precision(policy):
+    if keras.backend.backend() == "jax" and policy == "mixed_float16":
+        pytest.skip("JAX has no attention in float16 on the CPU: dot_general lacks F16_F16_F32.")
     keras.config.set_dtype_policy(policy)
     try:
         mixed = models.unet(SHAPE, (8, 16))

@@ -57,7 +57,7 @@ def test_the_noise_depends_on_image_step_and_label():
             np.abs(keras.ops.convert_to_numpy(model({**inputs, name: other})) - noise).max() > 1e-3
         )
     none = [model({**inputs, "labels": np.array([label])}) for label in (3, -1)]
-    np.testing.assert_array_equal(*none)
+    np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, none))
 
 
 def test_only_attention_looks_from_corner_to_corner():
@@ -102,7 +102,9 @@ def test_with_a_schedule_the_layers_predict_the_velocity_whose_error_is_the_loss
     velocity = keras.Model(model.input, model.get_layer("velocity").output)
     said = keras.ops.convert_to_numpy(velocity(inputs))
     np.testing.assert_allclose(
-        model(inputs), np.sqrt(1 - abar) * inputs["images"] + np.sqrt(abar) * said, atol=1e-5
+        keras.ops.convert_to_numpy(model(inputs)),
+        np.sqrt(1 - abar) * inputs["images"] + np.sqrt(abar) * said,
+        atol=1e-5,
     )
     x = 2 * IMAGES[batches._epoch_indices(np.random.default_rng([0, 0]))[0]] - 1
     # Salimans & Ho, 2022, section 4.

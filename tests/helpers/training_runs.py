@@ -84,8 +84,8 @@ class BatchesWithNaN(ImageBatches):
 class LossThatTurnsNaN(keras.losses.MeanSquaredError):
     """A loss that is NaN from its tenth call on: in epoch 3, with four batches in each epoch."""
 
-    # On JAX Keras calls a loss once before the first batch, to find its shape.
-    batches = -1 if keras.backend.backend() == "jax" else 0
+    # On JAX and torch Keras calls a loss once before the first batch, to find its shape.
+    batches = 0 if keras.backend.backend() == "tensorflow" else -1
 
     def call(self, y_true, y_pred):
         self.batches += 1
