@@ -34,9 +34,11 @@ BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses loss
 # The part of them that `make test` runs on JAX: each loss, layer and builder, `embed`, `fit`, the
 # continuation of runs, sampling and denoising. Left out, to save time, are the tests of what NumPy
 # computes (data, neighbors, most plots), the float64 references of losses, the variants of builders,
-# and the runs that are killed, each of whose processes would compile its network again.
+# the state of callbacks, and the runs that are killed, each of whose processes would compile its network again.
 JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers models models_siamese \
-	models_unet models_vae data_batches training resume diffusion)) \
+	models_vae data_batches training diffusion)) \
+	tests/test_resume.py::test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call \
+	tests/test_models_unet.py::test_it_learns_with_averages_and_draws_images \
 	tests/test_plots.py::test_a_network_shows_each_change_of_shape \
 	--deselect tests/test_training.py::test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed
 

@@ -103,6 +103,8 @@ POLICIES = ["float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed
 @pytest.mark.fault("killed-training")
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call(name, tmp_path):
+    if keras.backend.backend() == "jax" and name == "float64":
+        pytest.skip("JAX has float64 only where it was switched on")
     keras.config.set_dtype_policy(name)
 
     def make():
