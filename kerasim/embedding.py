@@ -1,7 +1,8 @@
 """Loads embedders and applies them to images.
 
 An embedder is a `keras.Model` that maps images to vectors. `load_embedder` reads one from a file
-without running code that the file may hold; `embed` applies one to images, batch by batch.
+without running code that the file may hold; `embed` applies one to images, batch by batch. `pixels`
+returns the images themselves as vectors, the baseline that an embedder must beat.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from tqdm import tqdm
 from kerasim import _artifacts, _checks, _keras_files, _model_identity
 from kerasim._content import content_hash
 from kerasim._folders import ImageFolder, thread_map
-from kerasim._image_checks import check_embedder, check_shape
+from kerasim._image_checks import check_embedder, check_images, check_shape
 from kerasim.data._batches import ImageBatches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
-from kerasim.images import read_image
+from kerasim.images import as_float, read_image
 
-__all__ = ["embed", "embed_folder", "load_embedder"]
+__all__ = ["embed", "embed_folder", "load_embedder", "pixels"]
 
 # From this number of whole batches on, TensorFlow's graph of a network saves more time than tracing
 # it costs. Each trace also counts towards TensorFlow's warning of too many traces.
@@ -37,6 +38,7 @@ def embed(
     batch_size: int = 256,
     cache: Path | str | None = None,
     progress: bool | None = None,
+    flip: bool = False,
 ) -> np.ndarray:
     """Embeds images with a model, batch by batch.
 
@@ -49,6 +51,9 @@ def embed(
             its files) are the same. None stores nothing.
         progress: True shows a progress bar on stderr if the work takes more than two seconds, False
             shows none, None shows one in a terminal only.
+        flip: True for the mean of the embeddings of each image and of its mirror image (test-time
+            augmentation), which takes twice the time. It helps with photographs, not with digits
+            or text.
 
     Returns:
         `(n, dim)` float32, in the order of `images`.
@@ -74,15 +79,17 @@ def embed(
     _checks.integer("batch_size", batch_size)
     if progress is not None:
         progress = _checks.boolean("progress", progress)
+    flip = _checks.boolean("flip", flip)
     if len(images) == 0:
         return np.empty((0, dim), dtype="float32")
     if cache is not None:
         key = hashlib.sha256(
             f"{_model_identity.fingerprint(embedder)}{content_hash(images)}".encode()
+            + b"flip" * flip
         )
         kept = _artifacts.check_path("cache", cache) / key.hexdigest()[:32]
         if not _artifacts.exists(kept):
-            embeddings = embed(embedder, images, batch_size, progress=progress)
+            embeddings = embed(embedder, images, batch_size, None, progress, flip)
             _artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
         return _artifacts.read(kept, "embeddings", _load)
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
@@ -91,25 +98,30 @@ def embed(
     keras.distribution.set_distribution(None)
     try:
         with translate_errors(batches):
-            embeddings = _embed_batches(embedder, batches, progress)
+            embeddings = _embed_batches(embedder, batches, progress, flip)
     finally:
         keras.distribution.set_distribution(shared)
     _checks.finite("the embedder's output", embeddings)
     return embeddings
 
 
-def _embed_batches(embedder, batches, progress) -> np.ndarray:
-    """Returns the embeddings of all images of `batches`, float32."""
+def _embed_batches(embedder, batches, progress, flip) -> np.ndarray:
+    """Returns the embeddings of all images of `batches`, float32; with `flip` as `embed`."""
     hidden = None if progress is None else not progress  # tqdm takes None for "in a terminal only"
     traced = _traces(embedder, batches.rows // batches.batch_size)
+
+    def compute(images):
+        whole = len(images) == batches.batch_size
+        if traced == "always" or traced == "whole batches" and whole:
+            return np.asarray(embedder.predict_on_batch(images))[: len(images)]
+        return _call(embedder, images)
+
     found = []
     with tqdm(total=batches.rows, unit="image", disable=hidden, delay=_BAR_DELAY) as bar:
         for images in _ahead(batches):
-            whole = len(images) == batches.batch_size
-            if traced == "always" or traced == "whole batches" and whole:
-                vectors = np.asarray(embedder.predict_on_batch(images))[: len(images)]
-            else:
-                vectors = _call(embedder, images)
+            vectors = compute(images)
+            if flip:
+                vectors = (vectors + compute(images[:, :, ::-1])) / 2
             found.append(vectors.astype("float32", copy=False))
             bar.update(len(images))
     return np.concatenate(found)
@@ -143,6 +155,27 @@ def _ahead(batches):
             if n < len(batches):
                 drawn = pool.submit(batches.__getitem__, n)
             yield images
+
+
+def pixels(images: ArrayLike | ImageFolder) -> np.ndarray:
+    """Returns images as vectors of their pixels: the baseline that an embedder must beat.
+
+    Args:
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+
+    Returns:
+        `(n, height * width * channels)` float32 in [0, 1].
+
+    Raises:
+        ArgumentError: If the images have another number of axes, hold NaN or lie outside [0, 1].
+        ArgumentTypeError: If they are neither float nor uint8.
+
+    Example:
+        >>> pixels(np.full((3, 8, 8, 1), 255, "uint8")).shape
+        (3, 64)
+    """
+    images = check_images("images", images)
+    return as_float(images[:]).reshape(len(images), -1)
 
 
 def embed_folder(

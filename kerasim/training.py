@@ -449,8 +449,10 @@ class RetrievalCallback(keras.callbacks.Callback):
         self._keep("untrained", self._score())
         pixels = sum(np.prod(part.shape) for part in self.parts)
         if pixels * 4 <= 2**30 and not any(isinstance(x, data.ImageFolder) for x in self.parts):
-            flat = [data.as_float(part[:]).reshape(len(part), -1) for part in self.parts]
-            self._keep("pixels", self._retrieve(flat, "euclidean"))  # a black image has no cosine
+            vectors = [embedding.pixels(part) for part in self.parts]
+            self._keep(
+                "pixels", self._retrieve(vectors, "euclidean")
+            )  # a black image has no cosine
 
     def _keep(self, baseline, figures):
         for key in self.keys:

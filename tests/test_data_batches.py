@@ -280,6 +280,29 @@ def test_uint8_images_have_the_embeddings_of_their_floats():
     )
 
 
+@pytest.mark.parametrize("batch_size", [3, 256])
+def test_flipped_embeddings_are_the_mean_of_an_image_and_its_mirror_image(batch_size, tmp_path):
+    one, other = embedding.embed(EMBEDDER, FLOATS), embedding.embed(EMBEDDER, FLOATS[:, :, ::-1])
+    assert np.abs(one - other).max() > 0.01
+    settings = {"batch_size": batch_size, "cache": tmp_path}
+    plain = embedding.embed(EMBEDDER, FLOATS, **settings)
+    for _ in range(2):  # computed, then read from the cache
+        found = embedding.embed(EMBEDDER, FLOATS, **settings, flip=True)
+        np.testing.assert_allclose(found, (one + other) / 2, atol=1e-6)
+    np.testing.assert_allclose(plain, one, atol=1e-6)
+
+
+def test_pixels_are_the_rows_of_images_from_0_to_1(tmp_path):
+    write_image(tmp_path / "1.png", 51)
+    folder = data.image_folder(tmp_path, 4, channels=1)
+    for images, expected in ((FLOATS, FLOATS), (LEVELS, LEVELS / 255), (folder, folder[:] / 255)):
+        found = embedding.pixels(images)
+        assert found.dtype == np.float32 and found.shape == (len(images), 16)
+        np.testing.assert_allclose(found, expected.reshape(len(images), -1), atol=1e-7)
+    with pytest.raises(ArgumentError, match=r"images has shape \(7, 16\)"):
+        embedding.pixels(FLOATS.reshape(7, 16))
+
+
 def test_a_view_has_the_embeddings_of_its_copy():
     view = FLOATS[::-2, ::-1]
     np.testing.assert_array_equal(
