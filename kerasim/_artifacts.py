@@ -1,8 +1,9 @@
-"""Writes and reads everything that kerasim saves. No other module writes files or trusts them.
+"""Writes and reads everything that kerasim saves: other modules only fill the folder that they get.
 
-A saved thing is a folder with a manifest, `kerasim.json`, that names each of its files with size
-and SHA-256. States of training runs, indexes, maps, galleries, exports and cached embeddings are
-all written by `write` and read by `read`.
+Downloaded data sets are the exception; `data.fetch` writes them. An artifact is a folder with a
+manifest, `kerasim.json`, that names each of its files with size and SHA-256. States of training
+runs, indexes, maps, galleries, exports and cached embeddings are all written by `write` and read by
+`read`.
 
 How a save replaces an artifact. Three names take part: `path`, the temporary `.NAME.HEX.tmp` beside
 it, and `.NAME.old`, which is used only where the system cannot exchange two names in one step:
@@ -17,15 +18,16 @@ it, and `.NAME.old`, which is used only where the system cannot exchange two nam
     without an exchange, 2 is
     2a. rename path to .NAME.old       -       new              old
     2b. rename the temporary to path   new     -                old
-    2c. rename .NAME.old               new     old              -
+    2c. rename .NAME.old to temporary  new     old              -
 
-In each row either `path` or, in row 2a, `.NAME.old` holds a complete artifact. Readers look in this
-order (`locate`), and read again if a folder was replaced meanwhile. A process that is killed leaves
-the files as in one of the rows. The next save cleans up first: it renames `.NAME.old` back if
-`path` is missing, otherwise removes it (`_recover`), and removes each temporary whose writer is
-dead (`_remove_stale`). A writer holds a lock (`flock`) on its temporary; the system releases the
-lock when the process ends, in whatever container it ran. A single file (`write_file`) is replaced
-by one rename, so that rows 2a to 2c do not exist.
+If there was an old artifact, then in each row either `path` or, in row 2a, `.NAME.old` holds a
+complete artifact. Readers look in this order (`locate`), and read again if a folder was replaced
+meanwhile. A process that is killed leaves the files as in one of the rows. The next save cleans up
+first: it renames `.NAME.old` back if `path` is missing, otherwise removes it (`_recover`), and
+removes each temporary whose writer is dead (`_remove_stale`). A writer holds a lock (`flock`) on
+its temporary; the system releases the lock when the process ends, even if the process ran in
+another container. A single file (`write_file`) is replaced by one rename, so that rows 2a to 2c do
+not exist.
 
 Loading cannot run code: arrays are read without pickle, models are checked against an allow-list
 (`_keras_files`), and a SavedModel, which is a program, is loaded only with a manifest or if the

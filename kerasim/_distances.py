@@ -1,16 +1,17 @@
-"""Distances between vectors: the one arithmetic of search, metrics and maps.
+"""Distances between vectors, computed in the same way for search, metrics and maps.
 
 Every distance that kerasim reports comes from `paired` or `pairwise`: the same pair of vectors has
 the same distance, to the last bit, in `NeighborIndex.query`, in `metrics.pair_distances` and on a
 map, whatever the number of rows, blocks or threads. Both compute in float64, from differences of
 coordinates rather than from products (`|x|**2 - 2 x y + |y|**2` loses the distance of two vectors
 that lie close together), and scale where a square would overflow or underflow. The relative error
-is below 1e-9, and that of most distances below 1e-15. Two limits: a distance below 1e-308 has the
-digits that float64 has there, and a cosine distance below 1e-30 (an angle of 1e-15) may be 0.
+is below 1e-9, and that of most distances below 1e-15. Two limits: a distance below 1e-308 has only
+the few digits of subnormal float64 numbers, and a cosine distance below 1e-30 (an angle of 1e-15)
+may be 0.
 
-Where all distances of two sets are too many to compute in that way, `bounds` gives a lower and an
-upper bound of each by one matrix product, and only the distances whose order the bounds leave open
-are computed.
+If there are too many pairs to compute all distances in this way, `Bounds` gives a lower and an
+upper bound of each by one matrix product, and only distances that the bounds cannot order are
+computed.
 """
 
 from typing import Literal

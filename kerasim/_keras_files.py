@@ -2,18 +2,19 @@
 
 A `.keras` file is a zip archive of a configuration (`config.json`) and weights (HDF5). Keras builds
 whatever the configuration names: with `safe_mode` on, that still includes every function of its
-public API, called with arguments from the file. So the configuration is compared with a list of
-what a model of images needs, before Keras sees it:
+public API, called with arguments from the file. So before Keras reads the configuration, it is
+compared with an allow-list of what image models need:
 
 1. Every class or function that it names, at any depth, is on the list below, or was registered in
    this process with `keras.saving.register_keras_serializable`. No module is imported for it.
 2. A function is named only as a setting of a layer, such as an activation: never as an argument of
    a call. Each call takes at least one symbolic tensor, so that nothing is computed while loading.
-3. No constant has a data type that makes it larger than its text.
+3. Each constant has a numeric data type: another type could make it far larger than its text in
+   the file.
 
 Then the weights: each array of the HDF5 file is stored in the file itself, uncompressed and in
-full. At last the model is built in outline, without memory for its weights, to compare their number
-with what the file holds. The settings of `compile` are left out, those of inner models included.
+full. Finally the model is built without allocating its weights, to compare their number with the
+weights in the file. The settings of `compile`, including those of inner models, are ignored.
 """
 
 import json

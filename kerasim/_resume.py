@@ -1,10 +1,11 @@
-"""Settings and state of the objects that take part in a training run.
+"""Settings and state of the objects used in a training run.
 
-`training.fit` guarantees that a run that was stopped and continued has the same results as one that
-was not stopped. This needs two things of each callback, loss or data set. Its *settings*, the
-arguments of its constructor, must be equal in every call; `describe` and `arguments` turn them into
-JSON values that can be compared. Its *state*, the values that change during training, must be saved
-after each epoch and restored; `State` does so, and refuses values that it cannot save.
+`training.fit` guarantees that a run that was stopped and resumed gives the same results as one that
+was not stopped (bit-identical on a CPU). This requires two things of each callback, loss and data
+set. Its *settings*, the arguments of its constructor, must be equal in every call; `describe` and
+`arguments` turn them into JSON values that can be compared. Its *state*, the values that change
+during training, must be saved after each epoch and restored; `State` does so, and refuses values
+that it cannot save.
 """
 
 import collections

@@ -119,11 +119,11 @@ def denoise(
         estimator: Model from images to sigma, such as `models.noise_estimator` builds.
         output: "mean" for the posterior mean of the clean image, in one call of the network (the
             best PSNR, but blurred); "sample" for a sample of the posterior (sharp).
-        steps: Number of calls of the network for a sample, spread evenly from the first step to 0;
-            not more than there are steps. Ignored for a mean.
-        eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which draws
-            none; 1 is DDPM. Ignored for a mean.
-        labels: `(n,)` integers, for a class-conditional network; None for no class.
+        steps: Number of calls of the network for a sample, spread evenly from the step of the noise
+            level down to 0; at most `schedule.steps`. Ignored for a mean.
+        eta: How much fresh noise each step draws, 0 to 1: 0 is DDIM, which draws none; 1 is DDPM.
+            Ignored for a mean.
+        labels: `(n,)` class numbers for a class-conditional network; None to denoise without them.
         guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
             `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images. Ignored for a mean.

@@ -127,15 +127,15 @@ def embed_folder(
     workers: int = 2,
     gpus: int = 0,
 ) -> tuple[np.ndarray, list[str]]:
-    """Embeds files on a Ray cluster, with the results of `embedding.embed_folder`.
+    """Embeds files on a Ray cluster, and returns what `embedding.embed_folder` returns.
 
     On equal machines the vectors are bit-identical to those of one process. Ray Data distributes
     chunks of images to `workers` processes, each of which loads the embedder once. The chunks of a
     node that dies are embedded again on another node. If Ray itself fails, finished chunks are kept
     and the others are submitted again, up to twice.
 
-    The cluster is the one that `ray.init` connected this process to, else the one at `RAY_ADDRESS`,
-    else a new one on this machine. To embed a gallery, pass
+    The cluster is the one to which `ray.init` has connected this process; if there is none, the one
+    at `RAY_ADDRESS`; otherwise a new one on this machine. To embed a gallery, pass
     `Gallery.add(..., embed=distribute.embed_folder)`, or a `functools.partial` of it with other
     settings.
 
@@ -150,7 +150,7 @@ def embed_folder(
     Returns:
         `(vectors, reasons)`, in the order of `images`: `(n, dim)` float32, NaN for a file that
         cannot be decoded, and the error message of each such file, "" for the others. Both must
-        fit in memory here.
+        fit in the memory of the calling process.
 
     Raises:
         ClusterError: If the cluster cannot be reached or has too few GPUs, or a node lacks the

@@ -46,9 +46,9 @@ def embed(
         embedder: `keras.Model` from images to vectors.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         batch_size: Images per call of the embedder.
-        cache: Folder in which the embeddings are stored. They are read from there as long as the
-            embedder, its weights and the images (for an `ImageFolder`, the names and contents of
-            its files) are the same. None stores nothing.
+        cache: Folder in which the embeddings are stored. A later call with the same embedder,
+            weights and images (for an `ImageFolder`, the same names and contents of files) reads
+            them instead of computing them. None stores nothing.
         progress: True shows a progress bar on stderr if the work takes more than two seconds, False
             shows none, None shows one in a terminal only.
         flip: True for the mean of the embeddings of each image and of its mirror image (test-time

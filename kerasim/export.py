@@ -56,13 +56,13 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
     """Writes a model as a SavedModel with two endpoints, both for any batch size.
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
-    "serve_bytes" takes `image_bytes`, `(batch,)` encoded JPEG, PNG, BMP or GIF files, decodes
-    them as `images.read_image` does, EXIF orientation included, and resizes those of another
-    size. BMP files other than plain 24-bit ones and GIF files that are animated, transparent or
-    have a frame smaller than the screen are refused: TensorFlow would read other pixels.
+    "serve_bytes" takes `image_bytes`, `(batch,)` encoded JPEG, PNG, BMP or GIF files, decodes them
+    as `images.read_image` does, EXIF orientation included, and resizes images that do not have the
+    input size. BMP files other than plain 24-bit ones and GIF files that are animated, transparent
+    or have a frame smaller than the screen are refused: TensorFlow would read other pixels.
 
-    Both endpoints are run on random images, and compared with the model, before the export is
-    put in its place.
+    Before the export is moved to `path`, both endpoints are run on random images and their results
+    compared with those of the model.
 
     Args:
         model: `keras.Model` from one image input to one output, such as

@@ -254,8 +254,9 @@ class Gallery:
         A file that is in the gallery is compared with what was embedded, by size and time stamps
         and, if these differ, by content:
 
-        - An unchanged file is skipped, so that the same call adds only the new files of a folder,
-          and continues an interrupted call with `path` in a gallery that was loaded from there.
+        - An unchanged file is skipped. Calling `add` again with the same folder therefore adds only
+          new files. To continue an interrupted call with `path`, load the gallery from there and
+          call `add` again.
         - A file that holds another image is embedded again, and its item keeps the id.
         - A new file with the content of an item whose file is gone is treated as that file, moved:
           the item gets the new name and label and keeps its vector.
@@ -273,12 +274,12 @@ class Gallery:
                 the names of the subfolders of a folder; images beside the subfolders get no label.
             on_error: What to do with files that cannot be decoded, or whose embedding is all zeros
                 (its cosine distance is undefined): "raise" one error that lists them, or "skip"
-                them, with a warning, and list them in `skipped`. An item whose file cannot be
-                decoded any more is then removed.
+                them, with a warning, and list them in `skipped`. With "skip", an item whose
+                file can no longer be decoded is removed.
             path: Folder to `save` to, at the end and several times before; None to save nothing.
             chunk: Number of images after which files with errors are reported, 1 or more. With
-                `path` the gallery is saved whenever at least this many images, and an eighth of the
-                gallery, are new.
+                `path`, the gallery is saved whenever the number of new images since the last save
+                reaches both this number and an eighth of the size of the gallery.
             embed: Function that embeds files, such as `distribute.embed_folder`, which uses a
                 cluster. Its workers are started for each chunk, so pass a `chunk` of tens of
                 thousands.

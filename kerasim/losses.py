@@ -332,9 +332,9 @@ class _SoftmaxLoss(_BatchLoss):
 class InfoNCELoss(_TwoSides, _SoftmaxLoss):
     """Contrastive loss over positive pairs with in-batch negatives (InfoNCE, N-pair).
 
-    The mean over pairs `i` of `-log(e(i, i) / (e(i, i) + sum_j e(i, j)))`, where
-    `e(i, j) = exp(cos(left_i, right_j) / temperature)` and `j` runs over the pairs that share no
-    group with pair `i`.
+    The mean over pairs `i` of `-log(e(i, i) / (e(i, i) + sum_j e(i, j)))`, where `e(i, j) =
+    exp(cos(left_i, right_j) / temperature)`. The sum is over all pairs `j` that have no group in
+    common with pair `i`.
 
     `y_true` holds groups `(batch, 2)`, integers below 2**24: images of the same object have the
     same group. `y_pred` is `(batch, 2, dim)`, the output of

@@ -576,7 +576,10 @@ class Verification:
         )
 
     def threshold(self, max_far: float) -> float:
-        """Finds the largest threshold that accepts a share of at most `max_far` of negative pairs.
+        """Finds the largest threshold at which at most `max_far` of negative pairs are accepted.
+
+        Call it on pairs of a validation split that the embedder was not trained on, and report the
+        error rates on the test split.
 
         Args:
             max_far: Share of negative pairs that may be accepted, 0 to 1.

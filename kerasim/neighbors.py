@@ -1,17 +1,18 @@
-"""Nearest neighbors, exact or by graph: libraries propose candidates, float64 decides.
+"""Nearest neighbors, exact or by graph: libraries propose candidates, float64 distances decide.
 
-Search libraries are fast because they compute in float32, in which two vectors that lie close
-together, far from the origin, can change places; and their answer may depend on how many queries
-come at once. So they only propose candidates, a few more than were asked for. The distances of the
-candidates are computed in float64 (`kerasim._distances`), and equal distances are ordered by
+Search libraries are fast because they compute in float32. The order of two vectors that lie close
+together, far from the origin, can then be wrong, and it may depend on how many queries are passed
+at once. So the libraries only propose candidates, a few more than were asked for. The distances of
+the candidates are computed in float64 (`kerasim._distances`), and equal distances are ordered by
 position. A graph finds most of the neighbors; `recall_` says how many.
 
 How an exact answer is proven. The library does not see a vector `v`, but `r(v)`: shifted by a
 center, scaled, cut to a box and rounded to float32. It returns the candidates of a query `q` with
 the distances that it computed; let `p` be the largest of them. A computed distance is wrong by at
-most `e (|r(q)| + |r(v)|)`, where `e` is a small number that follows from float32 rounding and the
-number of coordinates. So for each vector `v` that was not proposed, the true distance `d` (shifted
-and scaled) is at least
+most `e (|r(q)| + |r(v)|)`, where `e` is a small number that follows from the rounding of the
+coordinates to float32 and the arithmetic of the library: float32 in faiss, float64 in scikit-learn
+(`_Flat`; a tiny term for underflow is left out here). So for each vector `v` that was not proposed,
+the true distance `d` (shifted and scaled) is at least
 
     d >= p - e (|r(q)| + |r(v)|)
 
@@ -22,9 +23,9 @@ and as `|r(v)| <= |r(q)| + d` by the triangle inequality,
 Shifting does not change distances, and cutting to a box can only make them shorter, so the bound
 holds for the vectors themselves. If the k-th smallest float64 distance of the candidates is less
 than the bound, no other vector can be one of the k nearest, and the answer is proven. Otherwise the
-library is asked for four times as many candidates, and in the end all distances are computed in
-float64. The norm of `v` is not part of the bound: a vector that lies far away from all others does
-no harm.
+library is asked for four times as many candidates. Once these would be at least a quarter of all
+distinct vectors, all distances are computed in float64 instead. The bound does not contain the norm
+of `v`, so a single vector far from all others does not weaken it.
 
 Vectors that are equal in float32 are proposed as one: copies neither fill up the candidates, nor
 cut a graph into parts that cannot be reached from one another.
@@ -68,9 +69,9 @@ class NeighborIndex:
     """Finds the nearest neighbors of queries in a set of vectors.
 
     scikit-learn (Euclidean, and cosine on unit vectors) and faiss (Manhattan) propose candidates
-    in float32. The distances of the candidates are computed in float64. If the candidates of a
-    query are not proven to contain its neighbors, more candidates are requested. The answer does
-    not depend on the number of queries or threads.
+    from vectors rounded to float32. The distances of the candidates are computed in float64. If the
+    candidates of a query are not proven to contain its neighbors, more candidates are requested.
+    The answer does not depend on the number of queries or threads.
 
     Args:
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
@@ -83,11 +84,11 @@ class NeighborIndex:
         ef_search: Size of the candidate list in a query, 1 or more.
 
     Attributes:
-        recall_: Recall at 10 of a graph, measured when it is built on at most 1,000 of its own
-            vectors, drawn with seed 0 (equal vectors are counted once). 1.0 for an exact index.
-            Each of these vectors finds itself, so queries that are not in the graph have a lower
-            recall: for a million vectors without structure (iid normal, 64 dimensions,
-            ef_search=512) 0.905, where `recall_` is 0.940.
+        recall_: Recall at 10 of a graph. It is measured whenever the graph is built or extended,
+            with at most 1,000 of its own vectors as queries, drawn with seed 0 (equal vectors are
+            counted once). 1.0 for an exact index. Each of these vectors finds itself, so queries
+            that are not in the graph have a lower recall: for a million vectors without structure
+            (iid normal, 64 dimensions, ef_search=512) 0.905, where `recall_` is 0.940.
         embeddings: `(n, dim)`, the vectors in the index.
         fingerprint: Fingerprint of the embedder with which the index was saved, or None.
 

@@ -387,8 +387,8 @@ def latent_map(
         The axes.
 
     Raises:
-        ArgumentError: If the number of images or labels is not that of points, or a label has no
-            name.
+        ArgumentError: If the number of images or labels differs from the number of points, or a
+            label has no name.
 
     Example:
         >>> coordinates = np.random.default_rng(0).normal(size=(20, 2))

@@ -32,14 +32,14 @@ class Projection:
 
     The same seed gives the same map. The coordinates of a new vector are the mean of those of its
     `n_neighbors` nearest fitted vectors, weighted by inverse distance. They do not depend on the
-    other vectors of the batch (those of UMAP's own `transform` do), and a fitted vector keeps its
-    coordinates.
+    other vectors in the call (unlike the result of UMAP's own `transform`), and a fitted vector
+    keeps its coordinates.
 
     Args:
-        n_neighbors: Size of the neighborhood that UMAP considers, the vector itself included, 2 or
-            more. Larger values show more of the global structure. If fewer vectors differ, the
-            neighborhood is smaller.
-        min_dist: Smallest distance of points on the map, 0 to 1.
+        n_neighbors: Number of nearest vectors that UMAP considers for each vector, including the
+            vector itself, 2 or more. Larger values show more of the global structure. If there are
+            fewer distinct vectors, fewer are considered.
+        min_dist: Smallest distance between two points on the map, 0 to 1.
         seed: The same seed gives the same map.
 
     Attributes:

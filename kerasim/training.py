@@ -139,10 +139,11 @@ def fit(
             weights of the epoch with the lowest `val_loss`) and `history.csv`. None saves nothing,
             and the run cannot be resumed.
         validation_data: `keras.utils.PyDataset`, or None.
-        callbacks: Keras callbacks. Their settings must be those of earlier calls. Their state
-            (patience, best value, arrays, lists) is saved and restored; a callback that holds
-            something else needs `get_state()` and `set_state(state)`. Those that neither schedule
-            the learning rate nor have `settings()` may be added or left out later.
+        callbacks: Keras callbacks. When a run is resumed, callbacks that schedule the learning rate
+            or have a method `settings()` must have the same settings as before; others may be
+            added or left out. The state of a callback (patience, best value, arrays, lists) is
+            saved and restored; one with state of another type must define `get_state()` and
+            `set_state(state)`.
         resume: False deletes the earlier run in `run_dir` and starts again.
         verbose: What is printed: 1 a progress bar, 2 a line per epoch, 0 nothing; "auto" is 1, as
             in `keras.Model.fit`.
@@ -152,10 +153,13 @@ def fit(
         logs, and `seconds`.
 
     Raises:
-        ArgumentError: If `run_dir` holds a run of other data, batches or settings; the message
-            lists the differences. If the model is not compiled or has no weights, or a callback or
-            optimizer cannot be resumed.
-        ArgumentTypeError: If model or batches have another type.
+        ArgumentError: If the first batch of `batches` or `validation_data` does not fit the network
+            or its loss (inputs, targets, labels, weights or schedule), or holds NaN. If `run_dir`
+            holds a run of other data, batches or settings; the message lists the differences. If
+            the model is not compiled or has no weights, or a callback or optimizer cannot be
+            resumed.
+        ArgumentTypeError: If model or batches have the wrong type, or inputs or targets are
+            strings.
         TrainingError: If loss or weights stop being finite. `run_dir` keeps the last good epoch.
         ArtifactError: If `run_dir` cannot be written, is damaged or is in use.
 
@@ -323,12 +327,12 @@ class RetrievalCallback(keras.callbacks.Callback):
     (`val_recall@1_pixels`; left out for folders and for more than 1 GiB of pixels). They do not
     change, so they are printed once, before the first epoch.
 
-    A warning is given, once each, if the embeddings collapse (a mean cosine above 0.98, or an
-    embedding of zeros) and if, from the second epoch on, the precision is below that of the pixels
-    or of the untrained embedder.
+    A warning is issued once if the embeddings collapse (the mean cosine is above 0.98, or an
+    embedding is all zeros), and once for each baseline if, from the second epoch on, the precision
+    is below that of the pixels or of the untrained embedder.
 
     Args:
-        embedder: Model from images to vectors, part of the one that is trained.
+        embedder: Model from images to vectors: the trained model itself or a part of it.
         images: Validation images `(n, height, width, channels)`, two or more, each a query.
         labels: `(n,)` integers or strings.
         gallery: Images to search, such as training images; None for the other validation images.

@@ -77,6 +77,7 @@ def draws(schedule=SCHEDULE, labels=None):
     return data.DiffusionBatches(IMAGES, schedule, labels, batch_size=4, weighting="velocity")
 
 
+@pytest.mark.fault("unfit-batches")
 @pytest.mark.parametrize("offset", [1, 2, 3])
 def test_labels_that_the_network_has_no_class_for_are_refused(offset):
     check(unet(), draws(labels=LABELS))
@@ -123,6 +124,7 @@ def test_fit_refuses_them_before_it_trains_or_removes_anything(tmp_path):
 # Inputs
 
 
+@pytest.mark.fault("unfit-batches")
 @pytest.mark.parametrize("shape", [(9, 8, 1), (8, 8, 3), (16, 16, 1)])
 def test_images_of_another_size_than_the_network_takes_are_refused(shape):
     model = network(keras.layers.Conv2D(1, 3, padding="same"), shape=shape)
@@ -171,6 +173,7 @@ def test_strings_are_refused(place):
 # Targets
 
 
+@pytest.mark.fault("unfit-batches")
 @pytest.mark.parametrize("loss", sorted(_fitting._ELEMENTWISE) + [keras.losses.MeanSquaredError()])
 def test_targets_that_keras_would_broadcast_are_refused(loss):
     model = network(keras.layers.Conv2D(3, 1, activation="sigmoid"), loss=loss)
@@ -247,6 +250,7 @@ BATCH_LOSSES = [
 ]
 
 
+@pytest.mark.fault("unfit-batches")
 @pytest.mark.parametrize("loss", BATCH_LOSSES, ids=lambda loss: loss.name)
 def test_weights_that_a_loss_on_whole_batches_would_misread_are_refused(loss):
     check(embedder(loss), Own(IMAGES, LABELS))
@@ -314,6 +318,7 @@ def flat_classifier(*layers):
     return model
 
 
+@pytest.mark.fault("unfit-batches")
 @pytest.mark.parametrize(
     "batch, kind, message",
     [

@@ -288,11 +288,12 @@ class TripletBatches(_LabeledBatches):
 
 
 class BalancedBatches(_LabeledBatches):
-    """Batches with the same number of images of each of several classes, for labeled losses.
+    """Batches with the same number of images of each of several classes, for losses on classes.
 
     A batch is `(images, labels)`: images `(batch, height, width, channels)` and labels `(batch,)`,
-    int64 positions in the sorted classes. No batch contains an image twice. All images of a class
-    are used before one is repeated, except for a remainder of fewer than `images_per_class`.
+    int64 class numbers in the order of the sorted labels. No batch contains an image twice. Within
+    an epoch, an image is repeated only after the other images of its class have been used, except
+    for a remainder of fewer than `images_per_class` images.
 
     Args:
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an

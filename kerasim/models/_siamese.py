@@ -21,7 +21,8 @@ def siamese(
     """Builds a Siamese network: two images pass through one embedder with shared weights.
 
     Args:
-        embedder: `keras.Model` from images to embeddings; training the network trains it.
+        embedder: `keras.Model` from images to embeddings. Training the Siamese network also trains
+            the embedder, because they share weights.
         metric: "euclidean", "squared_euclidean" or "cosine"; None to return both embeddings, as
             `losses.InfoNCELoss` and `losses.InBatchTripletLoss` expect.
         name: Name of the model.

@@ -31,9 +31,10 @@ def unet(
     and the decoder. Train it on `data.DiffusionBatches` with "mse", and compile it with an
     optimizer with `use_ema=True`.
 
-    The second convolution of each residual block starts at zero, so that a block is the identity
-    before training, and so does the output layer, as in the paper's implementation. Other
-    convolutions start with the variance that preserves the size of signals.
+    As in the paper's implementation, the second convolution of each residual block and the output
+    layer are initialized to zero, so that before training a block returns only its shortcut, and
+    the output layer zeros. Other convolutions are initialized with the variance that preserves the
+    size of signals.
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
@@ -44,8 +45,8 @@ def unet(
         num_classes: Number of classes, 1 or more; None for a network without labels.
         num_blocks: Residual blocks of each stage of the encoder, and of the decoder.
         num_groups: Groups of GroupNormalization.
-        patch_size: Stride of the first layer, and of the last. 2 halves the image at once, which
-            saves more than half of the computation.
+        patch_size: Stride of the first and of the last layer. A stride of 2 halves the image in the
+            first layer, which saves more than half of the computation.
         schedule: None for a network that predicts the noise directly. Small networks predict it
             badly at steps where images are almost pure noise, and then generate bad images. With a
             schedule the network predicts the velocity `v` and returns the noise
@@ -54,9 +55,9 @@ def unet(
 
     Returns:
         Model from a dict of "images" `(batch, *image_shape)` in model space, "t" `(batch,)` int32
-        and, with `num_classes`, "labels" `(batch,)` int32 (`num_classes` or -1: no label) to
-        the noise, float32 `(batch, *image_shape)`. `get_layer("bottleneck").output` is the output
-        of the innermost stage.
+        and, with `num_classes`, "labels" `(batch,)` int32, in which -1 (or the number of classes)
+        means no label, to the noise, float32 `(batch, *image_shape)`.
+        `get_layer("bottleneck").output` is the output of the innermost stage.
 
     Raises:
         ArgumentError: If the image cannot be halved `len(widths) - 1` times (the message names the
