@@ -212,21 +212,21 @@ def cross_entropy(images, reference):
 def vae(seed):
     """The negative evidence lower bound of test images in nats, codes sampled."""
     keras.utils.set_random_seed(seed)
-    model = models.vae(IMAGE_SHAPE, latent_dim=20, widths=(16, 32), dense_width=256)
-    batches = data.ImageBatches(DIGITS.x_train, batch_size=32, seed=seed)
+    model = models.vae(INNER_SHAPE, latent_dim=20, widths=(16, 32), dense_width=256)
+    batches = data.ImageBatches(X_TRAIN, batch_size=32, seed=seed)
     fit(model, "binary_crossentropy", batches, 16, 2e-3)
     encoder = model.get_layer("encoder")
     parts = [encoder.get_layer(name).output for name in ("mean", "log_variance")]
-    mean, log_variance = keras.Model(encoder.inputs[0], parts).predict(DIGITS.x_test, verbose=0)
+    mean, log_variance = keras.Model(encoder.inputs[0], parts).predict(X_TEST, verbose=0)
     log_variance = np.clip(log_variance, -10, 10)
     divergence = (mean**2 + np.exp(log_variance) - 1 - log_variance).mean(axis=0) / 2
     noise = np.random.default_rng(seed).standard_normal(mean.shape)
     codes = (mean + np.exp(log_variance / 2) * noise).astype("float32")
     images = model.get_layer("decoder").predict(codes, verbose=0)
     return {
-        "bound": cross_entropy(images, DIGITS.x_test) + float(divergence.sum()),
-        "bound of zero divergence": cross_entropy(DIGITS.x_train.mean(axis=0)[None], DIGITS.x_test),
-        "entropy of the targets": cross_entropy(DIGITS.x_test, DIGITS.x_test),
+        "bound": cross_entropy(images, X_TEST) + float(divergence.sum()),
+        "bound of zero divergence": cross_entropy(X_TRAIN.mean(axis=0)[None], X_TEST),
+        "entropy of the targets": cross_entropy(X_TEST, X_TEST),
         "active dimensions": int((divergence > 0.1).sum()),
     }
 
