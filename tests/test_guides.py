@@ -347,7 +347,7 @@ def test_the_sharded_index_and_the_workers_return_what_one_process_returns(guide
     np.testing.assert_array_equal(names["distances"], distances)
     assert len(names["gallery"]) == 20
     with contextlib.chdir(page.folder):
-        images = names["data"].image_folder("my-photos", image_size=(32, 32), labels=None)
+        images = names["data"].image_folder("my-photos", image_size=(24, 24), labels=None)
         expected = names["embedding"].embed(names["embedder"], images[:].mean(-1, keepdims=True))
     assert os.path.exists(page.folder / "runs" / "cluster")
     np.testing.assert_allclose(
