@@ -372,7 +372,7 @@ def read_array(path) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def lock(path, owner=None) -> Iterator[None]:
+def lock(path, locked=None) -> Iterator[None]:
     """Holds the file `path` as a lock while the block runs, and removes it afterwards.
 
     The system releases the lock of a process that dies. The file that is left then is taken over,
@@ -380,7 +380,7 @@ def lock(path, owner=None) -> Iterator[None]:
 
     Args:
         path: The file.
-        owner: What it locks, for the message; None for the folder that it lies in.
+        locked: What it locks, for the message; None for the folder that contains the file.
 
     Raises:
         ArtifactError: If another process, named in the message, holds it, or it cannot be made.
@@ -390,7 +390,7 @@ def lock(path, owner=None) -> Iterator[None]:
     try:
         try:
             made = _make_parents(path.parent)
-            descriptor = _open_lock(path, owner or path.parent)
+            descriptor = _open_lock(path, locked or path.parent)
         except OSError as error:
             raise _write_error(path, None, error) from error
         try:
@@ -694,7 +694,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _open_lock(path: Path, owner) -> int:
+def _open_lock(path: Path, locked) -> int:
     """Opens the file at `path`, made if it is missing, and locks it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -707,7 +707,7 @@ def _open_lock(path: Path, owner) -> int:
             holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise ArtifactError(
-                f"{owner} is in use by process {holder}. Wait for it, stop it, or choose another "
+                f"{locked} is in use by process {holder}. Wait for it, stop it, or choose another "
                 "folder."
             ) from error
         except OSError:

@@ -33,8 +33,9 @@ SLOW = (
     "test_devices",
     "test_resume",
     "test_export",
-    "test_models_unet",
     "test_faults",
+    "test_models_unet",
+    "test_global_settings",
     "test_examples",
     "test_diffusion",
     "test_cli",
@@ -45,6 +46,8 @@ SLOW = (
     "test_keras_files",
     "test_data_folders",
     "test_models_autoencoder",
+    "test_models_signals",
+    "test_float64_oracle",
     "test_gallery",
 )
 
