@@ -38,7 +38,7 @@ BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses loss
 JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers models models_siamese \
 	models_vae data_batches training diffusion)) \
 	tests/test_resume.py::test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call \
-	tests/test_models_unet.py::test_it_learns_with_averages_and_draws_images \
+	tests/test_models_unet.py::test_a_unet_with_averaged_weights_learns_and_generates_images \
 	tests/test_plots.py::test_a_network_shows_each_change_of_shape \
 	--deselect tests/test_training.py::test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed
 

@@ -368,3 +368,12 @@ def test_the_backend_is_that_of_the_settings_of_keras(content, backend, tmp_path
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     assert kerasim._backend() == backend
+
+
+def test_the_makefile_names_tests_that_exist():
+    """pytest would collect nothing at all if one of them did not."""
+    root = PACKAGE.parent
+    named = re.findall(r"(tests/\w+\.py)::(\w+)", (root / "Makefile").read_text("utf-8"))
+    assert len(named) >= 4
+    for file, test in named:
+        assert f"def {test}(" in (root / file).read_text("utf-8"), f"{file}::{test}"
