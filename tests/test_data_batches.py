@@ -295,7 +295,8 @@ def test_flipped_embeddings_are_the_mean_of_an_image_and_its_mirror_image(batch_
 def test_pixels_are_the_rows_of_images_from_0_to_1(tmp_path):
     write_image(tmp_path / "1.png", 51)
     folder = data.image_folder(tmp_path, 4, channels=1)
-    for images, expected in ((FLOATS, FLOATS), (LEVELS, LEVELS / 255), (folder, folder[:] / 255)):
+    assert np.unique(folder[:]).tolist() == [np.float32(0.2)]
+    for images, expected in ((FLOATS, FLOATS), (LEVELS, LEVELS / 255), (folder, folder[:])):
         found = embedding.pixels(images)
         assert found.dtype == np.float32 and found.shape == (len(images), 16)
         np.testing.assert_allclose(found, expected.reshape(len(images), -1), atol=1e-7)
