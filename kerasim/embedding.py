@@ -175,7 +175,7 @@ def pixels(images: ArrayLike | ImageFolder) -> np.ndarray:
         (3, 64)
     """
     images = check_images("images", images)
-    return as_float(images[:]).reshape(len(images), -1)
+    return as_float(images[:]).reshape(len(images), int(np.prod(images.shape[1:])))
 
 
 def embed_folder(

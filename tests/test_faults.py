@@ -124,8 +124,15 @@ def public(root):
         "data.pair_folder": (data.pair_folder, {"path": root / "pairs", "image_size": 20}),
         "embedding.embed": (
             embedding.embed,
-            {"embedder": EMBEDDER, "images": FLOATS, "batch_size": 4, "cache": root / "cache"},
+            {
+                "embedder": EMBEDDER,
+                "images": FLOATS,
+                "batch_size": 4,
+                "cache": root / "cache",
+                "flip": True,
+            },
         ),
+        "embedding.pixels": (embedding.pixels, {"images": FLOATS}),
         "data.draw_pairs": (
             data.draw_pairs,
             {"labels": LABELS, "n": 3, "positive": 0.5, "seed": 0},
@@ -686,6 +693,7 @@ def test_what_is_no_number_in_range_is_refused_by_name_with_the_range(name, valu
 
 IMAGES_OF = {  # the arguments that are images, and those of one row for each of them
     "embedding.embed": (["images"], []),
+    "embedding.pixels": (["images"], []),
     "data.add_noise": (["images"], []),
     "duplicates.find_near_duplicates": (["images"], []),
     "data.ImageBatches": (["images"], ["targets"]),
