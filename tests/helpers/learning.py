@@ -151,20 +151,26 @@ def with_yardsticks(embedder, untrained, metric):
     }
 
 
+def balanced_batches(images_per_class, steps_per_epoch, seed, shift=0):
+    """Returns batches of all ten digits, without the validation images."""
+    return data.BalancedBatches(
+        X_TRAIN[FITTED],
+        DIGITS.y_train[FITTED],
+        classes_per_batch=10,
+        images_per_class=images_per_class,
+        steps_per_epoch=steps_per_epoch,
+        seed=seed,
+        shift=shift,
+    )
+
+
 def train_embedder(builder, seed, steps=120):
     """Returns an embedder trained with SupCon, and its untrained embeddings of test images."""
     keras.utils.set_random_seed(seed)
     embedder = EMBEDDERS[builder]()
     untrained = embedding.embed(embedder, X_TEST)
-    batches = data.BalancedBatches(
-        X_TRAIN[FITTED],
-        DIGITS.y_train[FITTED],
-        classes_per_batch=10,
-        images_per_class=8,
-        steps_per_epoch=steps // 8,
-        seed=seed,
-        shift=1,  # better than 0 on the validation images
-    )
+    # Shifts by one pixel are better than none on the validation images.
+    batches = balanced_batches(8, steps // 8, seed, shift=1)
     fit(embedder, losses.SupConLoss(), batches, 8, 5e-3)
     return embedder, untrained
 
@@ -320,14 +326,7 @@ def pretrained(pooling, seed, steps=50):
     enlarge = keras.layers.UpSampling2D(2, interpolation="bilinear")
     embedder = keras.Sequential([keras.Input(INNER_SHAPE), enlarge, squeezenet])
     untrained = embedding.embed(embedder, X_TEST)
-    batches = data.BalancedBatches(
-        X_TRAIN[FITTED],
-        DIGITS.y_train[FITTED],
-        classes_per_batch=10,
-        images_per_class=4,
-        steps_per_epoch=steps // 5,
-        seed=seed,
-    )
+    batches = balanced_batches(4, steps // 5, seed)
     fit(embedder, losses.SupConLoss(), batches, 5, 1e-3)
     return with_yardsticks(embedder, untrained, "cosine")
 
