@@ -38,7 +38,12 @@ def import_keras() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _hidden_log():
-        import keras  # noqa: F401
+        import keras
+
+        # On other backends, too, Keras imports TensorFlow when it serializes a model, if it can.
+        if keras.backend.backend() != "tensorflow":
+            with contextlib.suppress(ImportError):
+                import tensorflow  # noqa: F401
     # Messages of TensorFlow's Python code, such as its advice on retracing.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 

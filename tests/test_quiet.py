@@ -29,6 +29,16 @@ def test_importing_keras_quietly_writes_nothing(tmp_path):
     assert done.stdout == "__main__ one two\n"
 
 
+def test_serializing_a_model_on_jax_writes_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("jax")
+    pytest.importorskip("tensorflow")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    script = tmp_path / "script.py"
+    script.write_text("import keras; print(len(keras.Sequential().to_json()) > 10)")
+    done = run("-m", "kerasim._quiet", str(script))
+    assert (done.stderr, done.stdout) == ("", "True\n")
+
+
 @pytest.mark.parametrize("line", LOG_LINES, ids=lambda line: line[:12].decode())
 def test_a_log_line_is_left_out(line, capfd):
     with _quiet._hidden_log():
