@@ -40,10 +40,8 @@ def import_keras() -> None:
     with _hidden_log():
         import keras
 
-        # On other backends, too, Keras imports TensorFlow when it serializes a model, if it can.
-        if keras.backend.backend() != "tensorflow":
-            with contextlib.suppress(ImportError):
-                import tensorflow  # noqa: F401
+        # On other backends Keras imports TensorFlow, if it can, once it serializes a model.
+        keras.Sequential().to_json()
     # Messages of TensorFlow's Python code, such as its advice on retracing.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
