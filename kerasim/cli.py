@@ -475,6 +475,16 @@ def _readable(value) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))
 
 
+def _is_closed(stdout) -> bool:
+    """Writes what is buffered, and returns whether the reader of the output is gone."""
+    try:
+        stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())  # for the flush at the end
+        return True
+    return False
+
+
 def main() -> None:
     """Runs the command line."""
     warnings.showwarning = lambda message, *_: _complain("warning", message)
@@ -487,7 +497,7 @@ def main() -> None:
         _refuse_empty_arguments(sys.argv[1:])
         app()
     except SystemExit:
-        if sys.stdout is not stdout:  # Typer replaces it, and exits with 1, if it was closed
+        if sys.stdout is not stdout or _is_closed(stdout):  # Typer replaces it if it was closed
             sys.exit(141)
         raise
     except KeyboardInterrupt:

@@ -332,11 +332,13 @@ def test_a_page_does_not_replace_an_image(gallery, place, run):
     assert (place / "pictures/dark/0.png").read_bytes() == before
 
 
-def test_an_output_that_is_closed_is_not_reported_as_another_exit_code():
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_an_output_that_is_closed_is_not_reported_as_another_exit_code(unbuffered):
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "kerasim", "--version"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=environment)
     os.close(writing)
     assert done.returncode == 141 and done.stderr == b""
 
