@@ -284,8 +284,8 @@ class AttentionPooling(_Layer):
             `(batch, height, width)`, from 0 to 1. The weights of an image sum to 1.
         """
         scores = ops.matmul(ops.tanh(ops.matmul(features, self.hidden)), self.score)[..., 0]
-        shape = ops.shape(scores)
-        return ops.reshape(ops.softmax(ops.reshape(scores, (shape[0], -1))), shape)
+        # Not `ops.softmax`, which warns of maps of 1 x 1.
+        return ops.exp(scores - ops.logsumexp(scores, axis=(1, 2), keepdims=True))
 
     def call(self, inputs: Tensor) -> Tensor:
         return ops.sum(self.attend(inputs)[..., None] * inputs, axis=(1, 2))

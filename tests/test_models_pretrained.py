@@ -81,6 +81,7 @@ def test_before_training_attention_pooling_is_the_average():
     one, other = (embedding.embed(net, IMAGES) for net in nets)
     np.testing.assert_allclose(one, other, rtol=1e-5)  # sums of 3,600 float32 in two orders
     looked = nets[0].get_layer("pooling").attend(nets[0].get_layer("backbone")(IMAGES))
+    looked = keras.ops.convert_to_numpy(looked)
     np.testing.assert_allclose(looked, np.full((3, 60, 60), 1 / 3600), rtol=1e-5)
 
 
