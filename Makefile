@@ -29,18 +29,22 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses losses_oracle layers \
 	models models_autoencoder models_embedder models_pretrained models_siamese models_signals \
 	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise \
-	data_pairs data_sets fitting neighbors training resume diffusion plots))
+	data_augmentation data_pairs data_sets fitting neighbors training resume diffusion plots))
 
 # The part of them that `make test` runs on JAX: each loss, layer and builder, `embed`, `fit`, the
 # continuation of runs, sampling and denoising. Left out, to save time, are the tests of what NumPy
-# computes (data, neighbors, most plots), the float64 references of losses, the variants of builders,
-# the state of callbacks, and the runs that are killed, each of whose processes would compile its network again.
+# computes (data, neighbors, most plots, the order of batches, learning rates), the float64 references
+# of losses, the variants of builders, the state of callbacks, and the runs that are killed, each of
+# whose processes would compile its network again.
 JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers models models_siamese \
 	models_vae data_batches training diffusion)) \
+	tests/test_data_augmentation.py::test_a_batch_depends_on_seed_epoch_and_index_alone \
 	tests/test_resume.py::test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call \
 	tests/test_models_unet.py::test_a_unet_with_averaged_weights_learns_and_generates_images \
 	tests/test_plots.py::test_a_network_shows_each_change_of_shape \
-	--deselect tests/test_training.py::test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed
+	--deselect tests/test_training.py::test_a_run_killed_at_random_moments_ends_bit_equal_to_one_never_killed \
+	--deselect tests/test_training.py::test_batches_that_begin_their_own_epochs_are_drawn_in_that_order_and_go_on_with_it \
+	--deselect tests/test_training.py::test_the_learning_rate_rises_to_its_peak_and_falls_to_zero
 
 # PyTorch has an environment of its own, with the wheel for the CPU; other wheels bring CUDA, 3 GB.
 TORCH_VENV := .venv-torch

@@ -12,7 +12,15 @@ import keras
 from keras.src.backend.common import global_state
 from keras.src.saving.serialization_lib import ObjectSharingScope
 
-__all__ = ["ObjectSharingScope", "names_outputs", "registered_objects", "variables_in_outline"]
+__all__ = [
+    "ObjectSharingScope",
+    "flatten_layers",
+    "names_outputs",
+    "rand_augment",
+    "registered_objects",
+    "seed_variables",
+    "variables_in_outline",
+]
 
 
 @contextlib.contextmanager
@@ -31,6 +39,32 @@ def variables_in_outline() -> Iterator[list]:
     finally:
         # Keras would give memory to those in its list at the next occasion.
         global_state.set_global_attribute("uninitialized_variables", waiting)
+
+
+def flatten_layers(layer) -> list:
+    """Returns a layer and the layers within it, at any depth."""
+    return layer._flatten_layers()
+
+
+def seed_variables(layer) -> list:
+    """Returns the variable of each `keras.random.SeedGenerator` of a layer, at any depth."""
+    return [variable for variable in layer.variables if variable.name == "seed_generator_state"]
+
+
+def rand_augment(layer: keras.layers.RandAugment, images):
+    """Returns what `layer(images)` returns in training, in a tenth of the time.
+
+    `RandAugment` draws `num_ops` of its operations for a batch, then applies all of them and
+    discards the results of the others. This applies only those that were drawn.
+    """
+    drawn = layer.get_random_transformation(images, training=True)
+    images = keras.ops.cast(images, layer.compute_dtype)
+    operations = list(drawn["transforms"].items())
+    chosen: Any = keras.ops.convert_to_numpy(drawn["layer_idxes"])
+    for n in chosen:
+        name, transformation = operations[n]
+        images = getattr(layer, name).transform_images(images, transformation)
+    return keras.ops.cast(images, layer.compute_dtype)
 
 
 def registered_objects() -> dict:

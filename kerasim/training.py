@@ -1001,6 +1001,7 @@ def _hidden(batches) -> dict:
 
 def _describe(batches) -> dict:
     if hasattr(batches, "settings"):
-        return batches.settings()
+        settings = batches.settings()
+        return {**settings, "augment": _resume.describe(settings.get("augment"))}
     name, given = type(batches).__name__, _resume.arguments(batches)
     return {"class": name, "batches": batches.num_batches, "arguments": given}

@@ -49,6 +49,14 @@ SLOW = (
     "test_models_signals",
     "test_float64_oracle",
     "test_gallery",
+    "test_gallery_threads",
+    "test_plots",
+    "test_quiet",
+    "test_gallery_files",
+    "test_models_vae",
+    "test_projection",
+    "test_data_download",
+    "test_overwriting",
 )
 
 

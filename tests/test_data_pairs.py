@@ -253,6 +253,50 @@ def test_classes_and_images_of_each_are_2_or_more(name, value):
         )
 
 
+# Classes 0 to 3 have 8 images each, class 4 has 7, and class 5 has one.
+WITH_SMALL = np.where(np.arange(40) == 39, 5, OF_MARKED)
+
+
+@pytest.mark.fault("single-image-class")
+def test_small_classes_are_dropped_if_asked_for_with_a_warning():
+    with pytest.warns(UserWarning, match="1 class of fewer than 4 images: 5.* never drawn"):
+        batches = data.BalancedBatches(MARKED, WITH_SMALL, 5, 4, small="drop")
+    for images, labels in epoch_of(batches):
+        assert np.bincount(labels).tolist() == [4] * 5
+        np.testing.assert_array_equal(labels, WITH_SMALL[marks(images)])
+    assert len(batches) == 39 // 20
+
+
+@pytest.mark.fault("single-image-class")
+def test_images_of_small_classes_are_repeated_if_asked_for_with_a_warning():
+    with pytest.warns(UserWarning, match="1 class of fewer than 4 images: 5.* repeated within"):
+        batches = data.BalancedBatches(MARKED, WITH_SMALL, 6, 4, small="repeat")
+    for images, labels in epoch_of(batches):
+        np.testing.assert_array_equal(labels, WITH_SMALL[marks(images)])
+        assert sorted(np.unique(marks(images), return_counts=True)[1])[-2:] == [1, 4]
+    with pytest.warns(UserWarning, match="2 classes"):
+        batches = data.BalancedBatches(MARKED, WITH_SMALL, 6, 8, steps_per_epoch=2, small="repeat")
+    for images, _ in epoch_of(batches):  # seven images of class 4, one of them twice
+        assert sorted(np.bincount(marks(images))[32:39]) == [1] * 6 + [2]
+
+
+def test_too_few_classes_of_enough_images_are_refused():
+    with (
+        pytest.warns(UserWarning, match="never drawn"),
+        pytest.raises(ArgumentError, match="labels have only 5 classes of enough images"),
+    ):
+        data.BalancedBatches(MARKED, WITH_SMALL, 6, 4, small="drop")
+
+
+def test_without_small_classes_nothing_changes_and_nothing_warns():
+    plain = data.BalancedBatches(MARKED, OF_MARKED, 5, 4)
+    for small in ("drop", "repeat"):
+        other = data.BalancedBatches(MARKED, OF_MARKED, 5, 4, small=small)
+        np.testing.assert_array_equal(plain[0][0], other[0][0])
+    with pytest.raises(ArgumentError, match="small='keep'"):
+        data.BalancedBatches(MARKED, OF_MARKED, 5, 4, small="keep")
+
+
 # What all of them do
 
 

@@ -98,6 +98,10 @@ BACKBONE = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])
 PRETRAINED = models.pretrained_embedder(BACKBONE, pooling="average", embedding_dim=2)
 
 
+def invert(images, rng):
+    return 1 - images
+
+
 def public(root):
     """Returns each public function with good arguments, by its name."""
     batches = {"images": FLOATS, "batch_size": 4, "seed": 1, "flip": True, "shift": 1}
@@ -165,7 +169,7 @@ def public(root):
         ),
         "data.ImageBatches": (
             data.ImageBatches,
-            {**batches, "targets": LABELS, "sigma": 0.1, "shuffle": True},
+            {**batches, "targets": LABELS, "sigma": 0.1, "shuffle": True, "augment": invert},
         ),
         "data.PairBatches": (data.PairBatches, {**labeled, "positive": 0.5, "n": 4}),
         "data.TripletBatches": (data.TripletBatches, {**labeled, "n": 4}),
@@ -178,6 +182,7 @@ def public(root):
                 "images_per_class": 2,
                 "steps_per_epoch": 2,
                 "seed": 0,
+                "small": "repeat",
             },
         ),
         "data.PositivePairBatches": (
@@ -205,6 +210,7 @@ def public(root):
             data.NoiseBatches,
             {**batches, "low": 0.1, "high": 0.2, "target": LABELS},
         ),
+        "data.TwoViewBatches": (data.TwoViewBatches, {**batches, "augment": invert}),
         "diffusion.NoiseSchedule": (diffusion.NoiseSchedule, {"steps": 9, "kind": "linear"}),
         "NoiseSchedule.step_for_sigma": (SCHEDULE.step_for_sigma, {"sigma": [0.1, 0.2]}),
         "diffusion.sample": (
@@ -703,6 +709,7 @@ IMAGES_OF = {  # the arguments that are images, and those of one row for each of
     "data.PositivePairBatches": (["left", "right"], ["groups"]),
     "data.DiffusionBatches": (["images"], ["labels"]),
     "data.NoiseBatches": (["images"], ["target"]),
+    "data.TwoViewBatches": (["images"], []),
     "diffusion.denoise": (["images"], []),
     "training.RetrievalCallback": (["images", "gallery"], ["labels", "gallery_labels"]),
     "plots.image_grid": (["images"], ["titles"]),
@@ -745,7 +752,7 @@ def test_fewer_images_than_a_batch_are_one_batch_of_all(name):
         return
     batches = call(**{**good, "batch_size": 100})
     first = keras.tree.flatten(batches[0])[0]
-    rows = 3 * batches.rows if name == "data.TripletBatches" else batches.rows
+    rows = batches.rows * {"data.TripletBatches": 3, "data.TwoViewBatches": 2}.get(name, 1)
     assert len(batches) == 1 and len(first) == rows
 
 

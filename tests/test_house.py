@@ -26,7 +26,7 @@ ORDER = """
 
 # Within a folder likewise; the families of models know their shared blocks alone.
 INSIDE = {
-    "data": ["_noise", "_batches", "_candidates", "_sets"],
+    "data": ["_noise", "_augmentation", "_batches", "_candidates", "_sets"],
     "models": ["_blocks"],
 }
 

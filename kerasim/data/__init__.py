@@ -2,8 +2,9 @@
 
 Images are an array `(n, height, width, channels)`, float32 in [0, 1] or uint8, or an `ImageFolder`,
 which decodes files on access and can be passed wherever an array can. Batches are a
-`keras.utils.PyDataset`. Their order, pairs, noise and shifts depend only on the seed, the epoch and
-the index of the batch, so that a resumed run uses the same batches as an uninterrupted one.
+`keras.utils.PyDataset`. Their order, pairs, noise and augmentation depend only on the seed, the
+epoch and the index of the batch, so that a resumed run uses the same batches as an uninterrupted
+one.
 """
 
 from kerasim._folders import ImageFolder, image_folder
@@ -22,6 +23,7 @@ from kerasim.data._pairs import (
     draw_triplets,
 )
 from kerasim.data._sets import Dataset, data_dir, load_dataset, resolve_dataset
+from kerasim.data._two_views import TwoViewBatches
 from kerasim.images import as_float
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "PairFolder",
     "PositivePairBatches",
     "TripletBatches",
+    "TwoViewBatches",
     "add_noise",
     "as_float",
     "candidate_pools",

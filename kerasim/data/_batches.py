@@ -11,6 +11,7 @@ from kerasim import _checks
 from kerasim._content import content_hash
 from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
+from kerasim.data._augmentation import Augment, Augmentation
 from kerasim.data._noise import gaussian_noise
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import as_float
@@ -54,7 +55,7 @@ class Batches(keras.utils.PyDataset):
     # The attributes of a subclass that determine its batches, besides those of all batches.
     _config_keys: tuple[str, ...] = ()
 
-    def __init__(self, images, batch_size, seed, sigma, flip, shift):
+    def __init__(self, images, batch_size, seed, sigma, flip, shift, augment):
         super().__init__()
         self.images = check_images(self._arg_name, images)
         if len(self.images) == 0:
@@ -64,6 +65,7 @@ class Batches(keras.utils.PyDataset):
         self.sigma = _checks.number("sigma", sigma, 0)
         self.flip = _checks.boolean("flip", flip)
         self.shift = _checks.integer("shift", shift, 0)
+        self.augment = Augmentation(augment)
         self.epoch = 0
         self.rows = len(self.images)
         self.workers = _worker_count(len(self))
@@ -88,14 +90,24 @@ class Batches(keras.utils.PyDataset):
         rng = np.random.default_rng([self.seed, epoch, index])
         return [column[part] for column in drawn[1]], rng
 
-    def _augment(self, images, rng):
-        """Applies `flip` and `shift` to float images."""
+    def _refuse_mixing(self, why: str) -> None:
+        """Raises if `augment` mixes the images of a batch, whose targets cannot be mixed."""
+        if self.augment.mixes:
+            raise ArgumentError(
+                f"augment={self.augment} mixes images, but {why}. Leave MixUp and CutMix out."
+            )
+
+    def _flip_and_shift(self, images, rng):
         if self.flip:
             mirrored = rng.random(len(images)) < 0.5
             images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
         if self.shift:
             images = _shift(images, rng.integers(-self.shift, self.shift + 1, (2, len(images))))
         return images
+
+    def _augment(self, images, rng):
+        """Applies `flip`, `shift` and `augment` to float images."""
+        return self.augment(self._flip_and_shift(images, rng), rng)[0]
 
     def _add_noise(self, images, rng):
         return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
@@ -117,6 +129,7 @@ class Batches(keras.utils.PyDataset):
         parts = [f"{len(self.images)} images of {shape} {dtype}".rstrip()]
         parts.append(f"{len(self)} batches of {self.batch_size} per epoch, seed={self.seed}")
         changed = {"sigma": self.sigma, "flip": self.flip, "shift": self.shift}
+        changed["augment"] = self.augment if self.augment.steps else None
         parts += [f"{name}={value}" for name, value in changed.items() if value]
         parts += [f"{name}={value!r}" for name, value in self._shown().items()]
         return f"{type(self).__name__}({', '.join(parts)})"
@@ -136,7 +149,8 @@ class Batches(keras.utils.PyDataset):
         shared = ("images", "batch_size", "seed", "sigma", "flip", "shift")
         values = {name: getattr(self, name) for name in (*shared, *self._config_keys)}
         arrays = {name: content_hash(x) for name, x in values.items() if hasattr(x, "dtype")}
-        return {"class": type(self).__name__, **values, **arrays}
+        augment = self.augment.settings()
+        return {"class": type(self).__name__, **values, **arrays, "augment": augment}
 
 
 @contextlib.contextmanager
@@ -189,11 +203,20 @@ class ImageBatches(Batches):
             the images.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge. Applies to the targets, too, if they are the images.
+        augment: Applied after `flip` and `shift`, and to the targets, too, if they are the images:
+            a layer of Keras such as `keras.layers.RandAugment()`, a function, or a list of these.
+            A layer gets the images in its `value_range`. The images that it returns may have
+            another height and width. Its own seed is not used, so that each batch depends on
+            `seed`, `epoch` and its index alone. Some layers draw once for a whole batch:
+            `RandomCrop` its position, `RandAugment` its operations. `MixUp` and `CutMix` need
+            one-hot targets, and mix them like the images. A function `augment(images, rng)` gets
+            float32 images in [0, 1] and a `numpy.random.Generator`, and returns images.
 
     Raises:
         ArgumentError: If there are no images, images hold NaN or lie outside [0, 1], targets have
-            another length, or a number is out of range.
-        ArgumentTypeError: If targets are strings or objects.
+            another length, or a number is out of range; or if `augment` mixes images whose targets
+            are not one-hot, or returns images of another range.
+        ArgumentTypeError: If targets are strings or objects, or `augment` contains something else.
 
     Example:
         >>> images = np.random.default_rng(0).random((100, 16, 16, 1))
@@ -203,6 +226,9 @@ class ImageBatches(Batches):
         >>> inputs, targets = batches[0]
         >>> inputs.shape
         (32, 16, 16, 1)
+        >>> augmented = ImageBatches(images, augment=keras.layers.RandomRotation(0.1))
+        >>> augmented[0][0].shape
+        (100, 16, 16, 1)
     """
 
     _config_keys = ("targets", "shuffle")
@@ -218,8 +244,9 @@ class ImageBatches(Batches):
         sigma: float = 0.0,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
-        super().__init__(images, batch_size, seed, sigma, flip, shift)
+        super().__init__(images, batch_size, seed, sigma, flip, shift, augment)
         if targets is not None:
             targets = _checks.same_length("targets", targets, len(self.images), "images")
             if targets.dtype.kind not in "fiub":
@@ -228,6 +255,11 @@ class ImageBatches(Batches):
                     "np.unique(labels, return_inverse=True)[1]."
                 )
             _checks.finite("targets", targets)
+            if targets.ndim != 2:
+                self._refuse_mixing(
+                    f"targets {targets.shape} are not one-hot rows, such as "
+                    "keras.utils.to_categorical(labels)"
+                )
         self.targets = targets
         self.shuffle = _checks.boolean("shuffle", shuffle)
 
@@ -236,6 +268,7 @@ class ImageBatches(Batches):
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)
-        images = self._augment(self._as_float(rows), rng)
-        targets = images if self.targets is None else self.targets[rows]
-        return self._add_noise(images, rng), targets
+        images = self._flip_and_shift(self._as_float(rows), rng)
+        targets = None if self.targets is None else self.targets[rows]
+        images, targets = self.augment(images, rng, targets)
+        return self._add_noise(images, rng), images if targets is None else targets

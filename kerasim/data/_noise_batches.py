@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from kerasim import _checks
 from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_classes
+from kerasim.data._augmentation import Augment
 from kerasim.data._batches import Batches
 from kerasim.data._noise import gaussian_noise
 from kerasim.errors import ArgumentTypeError
@@ -38,6 +39,8 @@ class DiffusionBatches(Batches):
         flip: Mirror half of the images, left to right.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge.
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
 
     Raises:
         ArgumentError: If labels, steps or shares do not fit.
@@ -70,8 +73,9 @@ class DiffusionBatches(Batches):
         *,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
-        super().__init__(images, batch_size, seed, 0.0, flip, shift)
+        super().__init__(images, batch_size, seed, 0.0, flip, shift, augment)
         _checks.instance("schedule", schedule, NoiseSchedule, "pass a diffusion.NoiseSchedule")
         steps = (0, schedule.steps - 1) if steps is None else steps
         if not isinstance(steps, (tuple, list)) or len(steps) != 2:
@@ -82,6 +86,8 @@ class DiffusionBatches(Batches):
         self.schedule, self.weighting = schedule, weighting
         self.drop_label = _checks.number("drop_label", drop_label, 0, 1)
         self.labels = None if labels is None else check_classes(labels, len(self.images))
+        if labels is not None:
+            self._refuse_mixing("labels are class numbers")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)
@@ -118,6 +124,8 @@ class NoiseBatches(Batches):
         flip: Mirror half of the images, left to right.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge.
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
 
     Raises:
         ArgumentError: If `low` is not above 0, or `high` is below it.
@@ -142,8 +150,9 @@ class NoiseBatches(Batches):
         *,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
-        super().__init__(images, batch_size, seed, 0.0, flip, shift)
+        super().__init__(images, batch_size, seed, 0.0, flip, shift, augment)
         self.low = _checks.number("low", low, 1e-6)
         self.high = _checks.number("high", high, self.low)
         self.target = target
@@ -151,6 +160,7 @@ class NoiseBatches(Batches):
             _checks.one_of("target", target, ("sigma", "images"))
         else:
             self.target = _checks.same_length("target", target, len(self.images), "images")
+            self._refuse_mixing("target belongs to single images")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)

@@ -1,11 +1,14 @@
 """Pairs, triplets and balanced batches, drawn from the labels of images or from given pairs."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from kerasim import _checks
 from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
+from kerasim.data._augmentation import Augment
 from kerasim.data._batches import Batches
 from kerasim.duplicates import find_duplicates
 from kerasim.errors import ArgumentError, ArgumentTypeError
@@ -31,16 +34,9 @@ class _Classes:
                 f"labels hold {count}, {', '.join(map(str, self.names))}: 2 or more are "
                 "needed. Add another class."
             )
-        small = self.names[self.counts < fewest]
-        if len(small):
-            shown = [repr(name) for name in small[:10].tolist()]
-            numbers = images.labels if isinstance(images, ImageFolder) else None
-            if numbers is not None and np.array_equal(numbers, labels):
-                shown = [f"{n} ({_checks.shown(images.class_names[n])})" for n in small[:10]]
-            classes = _checks.counted(len(small), "class", "classes")
+        if small := self.describe_small(fewest, images):
             raise ArgumentError(
-                f"labels hold {classes} of fewer than {fewest} images: {', '.join(shown)}. "
-                "Add images, take fewer of each class, or leave out those classes."
+                f"{small}. Add images, take fewer of each class, or leave out those classes."
             )
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
@@ -49,6 +45,18 @@ class _Classes:
         self.rank_in_class[self.order] = (
             np.arange(len(labels)) - self.starts[self.label[self.order]]
         )
+
+    def describe_small(self, fewest: int, images=None) -> str:
+        """Returns a sentence on the classes of fewer than `fewest` images, "" if there are none."""
+        small = self.names[self.counts < fewest]
+        if not len(small):
+            return ""
+        shown = [repr(name) for name in small[:10].tolist()]
+        numbers = images.labels if isinstance(images, ImageFolder) else None
+        if numbers is not None and np.array_equal(numbers, self.labels):
+            shown = [f"{n} ({_checks.shown(images.class_names[n])})" for n in small[:10]]
+        classes = _checks.counted(len(small), "class", "classes")
+        return f"labels hold {classes} of fewer than {fewest} images: {', '.join(shown)}"
 
     def sample_positive(self, rows, rng):
         """Draws another image of the same class for each of `rows`."""
@@ -160,8 +168,11 @@ class _LabeledBatches(Batches):
 
     _config_keys = ("labels", "rows")
 
-    def __init__(self, images, labels, batch_size, seed, sigma, flip, shift, n=None, fewest=2):
-        super().__init__(images, batch_size, seed, sigma, flip, shift)
+    def __init__(
+        self, images, labels, batch_size, seed, sigma, flip, shift, augment, n=None, fewest=2
+    ):
+        super().__init__(images, batch_size, seed, sigma, flip, shift, augment)
+        self._refuse_mixing("pairs and classes are formed of single images")
         self.classes = _Classes(labels, self.images, fewest)
         self.labels = self.classes.labels
         self.rows = len(self.images) if n is None else _checks.integer("n", n)
@@ -201,6 +212,8 @@ class PairBatches(_LabeledBatches):
         flip: Mirror half of the images, left to right.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge.
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
 
     Raises:
         ArgumentError: If there is one class, a class of one image, or not a label for each image.
@@ -226,8 +239,9 @@ class PairBatches(_LabeledBatches):
         sigma: float = 0.0,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
-        super().__init__(images, labels, batch_size, seed, sigma, flip, shift, n)
+        super().__init__(images, labels, batch_size, seed, sigma, flip, shift, augment, n)
         self.positive = _checks.number("positive", positive, 0, 1)
 
     def _epoch_indices(self, rng):
@@ -258,6 +272,8 @@ class TripletBatches(_LabeledBatches):
         flip: Mirror half of the images, left to right.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge.
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
 
     Raises:
         ArgumentError: If there is one class, a class of one image, or not a label for each image.
@@ -280,8 +296,9 @@ class TripletBatches(_LabeledBatches):
         sigma: float = 0.0,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
-        super().__init__(images, labels, batch_size, seed, sigma, flip, shift, n)
+        super().__init__(images, labels, batch_size, seed, sigma, flip, shift, augment, n)
 
     def _epoch_indices(self, rng):
         return _draw_triplets(self.classes, self.rows, rng)
@@ -291,9 +308,9 @@ class BalancedBatches(_LabeledBatches):
     """Batches with the same number of images of each of several classes, for losses on classes.
 
     A batch is `(images, labels)`: images `(batch, height, width, channels)` and labels `(batch,)`,
-    int64 class numbers in the order of the sorted labels. No batch contains an image twice. Within
-    an epoch, an image is repeated only after the other images of its class have been used, except
-    for a remainder of fewer than `images_per_class` images.
+    int64 class numbers in the order of the sorted labels. No batch contains an image twice, unless
+    `small="repeat"`. Within an epoch, an image is repeated only after the other images of its class
+    have been used, except for a remainder of fewer than `images_per_class` images.
 
     Args:
         images: `(n_images, height, width, channels)`, float in [0, 1] or uint8, or an
@@ -303,15 +320,20 @@ class BalancedBatches(_LabeledBatches):
         images_per_class: Number of images of each class in a batch, 2 or more.
         steps_per_epoch: Number of batches; None for about one pass over the images.
         seed: The same seed gives the same epochs.
+        small: What to do with classes of fewer than `images_per_class` images, of which a warning
+            lists the first: "drop" never draws them, "repeat" draws their images several times for
+            one batch (with `augment`, `flip` or `shift` each time differently). None refuses them.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
             sum is clipped to [0, 1].
         flip: Mirror half of the images, left to right.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge.
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
 
     Raises:
         ArgumentError: If there are fewer classes than `classes_per_batch`, or a class has fewer
-            images than `images_per_class`.
+            images than `images_per_class` and `small` is None.
 
     Example:
         >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
@@ -322,7 +344,7 @@ class BalancedBatches(_LabeledBatches):
         [5, 5, 5, 5]
     """
 
-    _config_keys = ("labels", "rows", "classes_per_batch", "images_per_class")
+    _config_keys = ("labels", "rows", "classes_per_batch", "images_per_class", "small")
 
     def __init__(
         self,
@@ -333,40 +355,62 @@ class BalancedBatches(_LabeledBatches):
         steps_per_epoch: int | None = None,
         seed: int = 0,
         *,
+        small: Literal["drop", "repeat"] | None = None,
         sigma: float = 0.0,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
         self.classes_per_batch = _checks.integer("classes_per_batch", classes_per_batch, 2)
         self.images_per_class = _checks.integer("images_per_class", images_per_class, 2)
+        if small is not None:
+            _checks.one_of("small", small, ("drop", "repeat"))
+        self.small = small
         size = self.classes_per_batch * self.images_per_class
-        fewest = self.images_per_class
-        super().__init__(images, labels, size, seed, sigma, flip, shift, fewest=fewest)
+        fewest = self.images_per_class if small is None else 1
+        super().__init__(images, labels, size, seed, sigma, flip, shift, augment, fewest=fewest)
+        self._drawn_classes = self._choose_classes()
         if steps_per_epoch is None:
-            steps_per_epoch = max(1, len(self.images) // size)
+            drawn_images = self.classes.counts[self._drawn_classes].sum()
+            steps_per_epoch = max(1, int(drawn_images) // size)
         self.rows = _checks.integer("steps_per_epoch", steps_per_epoch) * size
-        count = len(self.classes.names)
-        if classes_per_batch > count:
+
+    def _choose_classes(self) -> np.ndarray:
+        """Returns the numbers of the classes that are drawn, and warns of small ones."""
+        counts = self.classes.counts
+        chosen = np.arange(len(counts))
+        if small := self.classes.describe_small(self.images_per_class, self.images):
+            if self.small == "drop":
+                chosen = np.flatnonzero(counts >= self.images_per_class)
+            done = "are never drawn" if self.small == "drop" else "are repeated within a batch"
+            _checks.warn(f"{small}. Their images {done}.")
+        if self.classes_per_batch > len(chosen):
+            dropped = " of enough images" if len(chosen) < len(counts) else ""
             raise ArgumentError(
-                f"classes_per_batch={classes_per_batch}, but labels have only {count} classes. "
-                "Pass as many or fewer."
+                f"classes_per_batch={self.classes_per_batch}, but labels have only "
+                f"{len(chosen)} classes{dropped}. Pass as many or fewer."
             )
+        return chosen
 
     def _epoch_indices(self, rng):
-        counts = self.classes.counts
-        chosen = [
-            rng.choice(len(counts), self.classes_per_batch, replace=False) for _ in range(len(self))
-        ]
-        chosen = np.concatenate(chosen)
+        count, size = len(self._drawn_classes), self.classes_per_batch
+        chosen = [rng.choice(count, size, replace=False) for _ in range(len(self))]
+        chosen = self._drawn_classes[np.concatenate(chosen)]
         rows = np.empty((len(chosen), self.images_per_class), dtype="int64")
         slots = np.split(np.argsort(chosen, kind="stable"), np.cumsum(np.bincount(chosen)))
         for label, slot in enumerate(slots[:-1]):  # `slot`: the rows that a class fills
-            whole = counts[label] // self.images_per_class * self.images_per_class
-            rounds = -(-len(slot) * self.images_per_class // whole)
-            places = [rng.permutation(counts[label])[:whole] for _ in range(rounds)]
-            places = np.reshape(places, (-1, self.images_per_class))[: len(slot)].astype("int64")
-            rows[slot] = self.classes.order[self.classes.starts[label] + places]
+            rows[slot] = self._draw_groups(label, len(slot), rng)
         return (rows.reshape(-1),)
+
+    def _draw_groups(self, label: int, groups: int, rng) -> np.ndarray:
+        """Draws `(groups, images_per_class)` images of a class, each as rarely as possible."""
+        per_class, count = self.images_per_class, self.classes.counts[label]
+        whole = max(count // per_class * per_class, per_class)
+        rounds = -(-groups * per_class // whole)
+        # `np.resize` leaves out a remainder, or repeats the images of a small class.
+        places = [np.resize(rng.permutation(count), whole) for _ in range(rounds)]
+        places = np.reshape(places, (-1, per_class))[:groups].astype("int64")
+        return self.classes.order[self.classes.starts[label] + places]
 
 
 class PositivePairBatches(Batches):
@@ -387,6 +431,8 @@ class PositivePairBatches(Batches):
         flip: Mirror half of the images of each side, left to right.
         shift: Shift each image of each side by up to this many pixels up, down, left and right,
             repeating its edge.
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
 
     Raises:
         ArgumentError: If the sides differ in length or shape, or `groups` has another length.
@@ -412,8 +458,10 @@ class PositivePairBatches(Batches):
         sigma: float = 0.0,
         flip: bool = False,
         shift: int = 0,
+        augment: Augment | None = None,
     ):
-        super().__init__(left, batch_size, seed, sigma, flip, shift)
+        super().__init__(left, batch_size, seed, sigma, flip, shift, augment)
+        self._refuse_mixing("pairs are formed of single images")
         self.right = check_images("right", right)
         _checks.shape(
             "right",
