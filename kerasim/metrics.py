@@ -225,11 +225,13 @@ def retrieval(
     metric: Metric = "cosine",
     ks: Sequence[int] = (1, 10),
     per_query: bool = False,
+    query_groups: ArrayLike | None = None,
+    gallery_groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Measures how many of the nearest gallery vectors have the label of the query.
 
-    A hit is a gallery vector with the label of the query, and R is the number of such vectors in
-    the gallery. The scores are
+    A hit is a gallery vector with the label of the query, and R is the number of such vectors that
+    the query can find. The scores are
 
     - "recall@k": 1 if there is a hit among the first k, else 0;
     - "precision@k": the share of hits among the first k;
@@ -240,6 +242,11 @@ def retrieval(
     Equal distances are ordered by position. Queries are processed in blocks, so that memory does
     not grow with the product of queries and gallery.
 
+    Images of one burst, session or camera, and near-duplicates, resemble each other for other
+    reasons than their class. With `query_groups`, a query does not find the vectors of its own
+    group: they count neither as neighbors nor for R, as in the protocols of person
+    re-identification.
+
     Args:
         queries: `(n, dim)` vectors.
         query_labels: `(n,)` integers or strings.
@@ -249,14 +256,21 @@ def retrieval(
         metric: "euclidean", "manhattan" or "cosine".
         ks: Values of k, each from 1 to the number of vectors that a query can find.
         per_query: True returns the scores of each query, for `bootstrap_interval`.
+        query_groups: `(n,)` integers or strings, such as the session of each query; None without
+            groups. An image without others of its group needs a value of its own.
+        gallery_groups: `(m,)`, likewise; None if `gallery` or `query_groups` is None.
 
     Returns:
         The mean of each score over the queries or, with `per_query`, an array `(n,)` of each score.
-        Queries whose label is not in the gallery are left out of the mean, and NaN in the arrays;
-        "left_out" is their number.
+        Queries that cannot find a vector with their label, as the gallery has none outside of their
+        group, are left out of the mean, and NaN in the arrays; "left_out" is their number.
 
     Raises:
-        ArgumentError: If the shapes of vectors and labels do not match, or every query is left out.
+        ArgumentError: If the shapes of vectors, labels and groups do not match, one of
+            `query_groups` and `gallery_groups` is missing, a query can find fewer vectors than one
+            of `ks`, or every query is left out.
+        ArgumentTypeError: If labels or groups are neither integers nor strings, or the groups of
+            queries and gallery are not of one kind.
 
     Example:
         >>> embeddings = [[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1], [0.7, 0.7]]
@@ -264,8 +278,18 @@ def retrieval(
         >>> scores["recall@1"], scores["left_out"]  # there is no other bird
         (1.0, 1)
 
+        The first two cats are of one burst, and found no other cat:
+
+        >>> embeddings = [[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [0.9, 0.1]]
+        >>> labels, bursts = ["cat", "cat", "cat", "dog"], [1, 1, 2, 3]
+        >>> round(retrieval(embeddings, labels, ks=[1])["recall@1"], 3)
+        0.667
+        >>> retrieval(embeddings, labels, ks=[1], query_groups=bursts)["recall@1"]
+        0.0
+
     Reference:
-        Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505
+        Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505; Zheng et al., 2015 (images
+        of the camera of the query are left out). https://doi.org/10.1109/ICCV.2015.133
     """
     _checks.one_of("metric", metric, METRICS)
     _checks.boolean("per_query", per_query)
@@ -279,25 +303,37 @@ def retrieval(
     else:
         gallery = _checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
         gallery_labels = _checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
+    groups = _checks.group_codes(
+        ("query_groups", "gallery_groups"),
+        (query_groups, gallery_groups),
+        (len(queries), None if alone else len(gallery)),
+    )
     most = len(gallery) - alone
     ks = [
         _checks.integer("each of ks", k, 1, most) for k in _checks.array("ks", ks).ravel().tolist()
     ]
-    relevant = _count_relevant(query_labels, gallery_labels) - alone
+    relevant = _count_relevant(query_labels, gallery_labels)
+    available = np.full(len(queries), most)
+    if groups is None:
+        relevant = relevant - alone
+    else:
+        relevant = relevant - _count_in_group(query_labels, gallery_labels, *groups)
+        available = len(gallery) - _count_relevant(*groups)
     if not (relevant > 0).any():
+        outside = "" if groups is None else " outside of its group"
         raise ArgumentError(
-            "No query has another image of its class in the gallery: check the labels."
+            f"No query has another image of its class in the gallery{outside}: check the labels."
         )
+    _check_ks(ks, relevant, available)
 
     queries, gallery = _distances.without_overflow(queries, gallery)
-    search = _Search(queries, gallery, metric, alone)
+    search = _Search(queries, gallery, metric, alone, groups)
     step = max(1, int(_BLOCK * 2**20 / (len(gallery) * 8 * 4)))
     columns = []
     for start in range(0, len(queries), step):
         rows = np.arange(start, min(start + step, len(queries)))
-        columns.append(
-            _scores(search, rows, query_labels[rows], gallery_labels, relevant[rows], ks)
-        )
+        counts = relevant[rows], available[rows]
+        columns.append(_scores(search, rows, query_labels[rows], gallery_labels, *counts, ks))
     columns = np.concatenate(columns).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
@@ -314,7 +350,29 @@ def _count_relevant(query_labels, gallery_labels):
     return np.where(names[places] == query_labels, counts[places], 0)
 
 
-def _scores(search, rows, labels, gallery_labels, relevant, ks):
+def _count_in_group(query_labels, gallery_labels, query_groups, gallery_groups):
+    """Returns how many vectors of the gallery have both the label and the group of each query."""
+    names, classes = np.unique(gallery_labels, return_inverse=True)
+    places = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
+    own = query_groups * len(names) + places  # one number for each pair of group and label
+    counts = _count_relevant(own, gallery_groups * len(names) + classes)
+    return np.where((names[places] == query_labels) & (query_groups >= 0), counts, 0)
+
+
+def _check_ks(ks, relevant, available):
+    """Raises an `ArgumentError` if a query that counts can find fewer vectors than one of `ks`."""
+    counted = np.flatnonzero(relevant > 0)
+    fewest = counted[available[counted].argmin()]
+    for k in ks:
+        if k > available[fewest]:
+            raise ArgumentError(
+                f"each of ks={k} is out of range: query {fewest} can find only "
+                f"{available[fewest]} vectors outside of its group. Pass a whole number from 1 to "
+                f"{available[fewest]}."
+            )
+
+
+def _scores(search, rows, labels, gallery_labels, relevant, available, ks):
     """Returns the scores of `retrieval` of some queries, a row for each; NaN for those left out.
 
     Args:
@@ -322,16 +380,17 @@ def _scores(search, rows, labels, gallery_labels, relevant, ks):
         rows: Positions of the queries.
         labels: Labels of these queries.
         gallery_labels: Labels of all vectors of the gallery.
-        relevant: Number of vectors in the gallery that have the label of each query.
+        relevant: Number of vectors with the label of each query that it can find.
+        available: Number of vectors that each query can find.
         ks: As for `retrieval`.
     """
     wanted = relevant.clip(min=0)
-    depth = min(search.most, max(wanted.max(), *ks, 1))
+    depth = min(len(gallery_labels), max(wanted.max(), *ks, 1))
     bounds = search.bounds(rows)
     nearest = search.nearest(rows, *bounds, depth)
-    hits = gallery_labels[nearest] == labels[:, None]
-    found = np.cumsum(hits, axis=1)
     ranks = np.arange(1, depth + 1)
+    hits = (gallery_labels[nearest] == labels[:, None]) & (ranks <= available[:, None])
+    found = np.cumsum(hits, axis=1)
     within = hits & (ranks <= wanted[:, None])
     rank = 1.0 + hits.argmax(axis=1)
     for n in np.flatnonzero((found[:, -1] == 0) & (wanted > 0)):  # the first hit is farther away
@@ -354,17 +413,25 @@ class _Search:
         gallery: `(m, dim)` vectors.
         metric: One of `METRICS`.
         alone: Whether the queries are the gallery; then no query finds itself.
+        groups: Groups of queries and gallery, two arrays of integers, or None; a query does not
+            find its own group.
     """
 
-    def __init__(self, queries, gallery, metric, alone):
+    def __init__(self, queries, gallery, metric, alone, groups=None):
         self._queries, self._gallery, self._metric, self._alone = queries, gallery, metric, alone
+        self._groups = groups
         self._bounds = _distances.Bounds(gallery, queries, metric)
-        self.most = len(gallery) - alone
 
     def bounds(self, rows):
-        """Returns lower and upper bounds of distances to the gallery; infinite for itself."""
+        """Returns lower and upper bounds of distances to the gallery.
+
+        They are infinite for the query itself and for its group: what it cannot find.
+        """
         lower, upper = self._bounds(self._queries[rows])
-        if self._alone:
+        if self._groups is not None:
+            excluded = self._groups[0][rows, None] == self._groups[1]
+            lower[excluded] = upper[excluded] = np.inf
+        elif self._alone:
             lower[np.arange(len(rows)), rows] = upper[np.arange(len(rows)), rows] = np.inf
         return lower, upper
 
@@ -373,16 +440,19 @@ class _Search:
         return _distances.paired_rows(queries, self._gallery, which, places, self._metric)
 
     def nearest(self, rows, lower, upper, depth):
-        """Returns `(len(rows), depth)` positions in the gallery, in order of distance."""
+        """Returns `(len(rows), depth)` positions in the gallery, in order of distance.
+
+        A query that can find fewer has position 0 in the places that are left over.
+        """
         size = lower.shape[1]
         # The depth-th smallest upper bound is at least the depth-th distance. Groups of bounds are
         # reduced to their minima first, of which it takes a fraction of the time to find it.
         width = max(1, size // (4 * depth))
         groups = upper[:, : size // width * width].reshape(len(rows), width, -1)
         limit = np.partition(groups.min(axis=1), depth - 1, axis=1)[:, depth - 1 : depth]
-        row, place = np.nonzero(lower <= limit)
-        counts = np.bincount(row)
-        filled = np.arange(counts.max()) < counts[:, None]
+        row, place = np.nonzero((lower <= limit) & (lower < np.inf))
+        counts = np.bincount(row, minlength=len(rows))
+        filled = np.arange(max(depth, counts.max())) < counts[:, None]
         low, high = np.full(filled.shape, np.inf), np.full(filled.shape, np.inf)
         places = np.zeros(filled.shape, "int64")
         low[filled], high[filled], places[filled] = lower[row, place], upper[row, place], place
@@ -406,7 +476,7 @@ class _Search:
 
     def first_rank(self, row, lower, upper, same):
         """Returns the rank of the nearest of the positions `same`, from 1 on, for one query."""
-        same = same[same != row] if self._alone else same
+        same = same[np.isfinite(lower[same])]
         distances = self._exact([row], np.zeros(len(same), "int64"), same)
         own = distances.min()
         place = same[distances.argmin()]

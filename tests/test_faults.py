@@ -320,6 +320,8 @@ def public(root):
                 "metric": "cosine",
                 "ks": (1, 2),
                 "per_query": True,
+                "query_groups": np.arange(7),
+                "gallery_groups": np.arange(7),
             },
         ),
         "metrics.bootstrap_interval": (

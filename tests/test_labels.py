@@ -61,6 +61,12 @@ INDEX = neighbors.NeighborIndex("euclidean").fit(VECTORS)
 REFUSE = {  # functions whose result depends on each label
     "retrieval": lambda labels: metrics.retrieval(VECTORS, labels, ks=[1]),
     "retrieval, gallery": lambda labels: metrics.retrieval(VECTORS, NAMES, VECTORS, labels, ks=[1]),
+    "retrieval, groups": lambda groups: metrics.retrieval(
+        VECTORS, NAMES, ks=[1], query_groups=groups
+    ),
+    "retrieval, gallery_groups": lambda groups: metrics.retrieval(
+        VECTORS, NAMES, VECTORS, NAMES, ks=[1], query_groups=NAMES, gallery_groups=groups
+    ),
     "pairwise_verification": lambda labels: metrics.pairwise_verification(
         VECTORS, labels, resamples=2
     ),

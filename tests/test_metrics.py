@@ -7,6 +7,7 @@ from sklearn.metrics import pairwise_distances, roc_auc_score
 from kerasim import metrics
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.neighbors import METRICS
+from tests.helpers import retrieval_oracle
 
 RNG = np.random.default_rng(0)
 QUERIES, GALLERY = RNG.standard_normal((20, 4)), RNG.standard_normal((30, 4))
@@ -268,6 +269,149 @@ def test_retrieval_refuses_by_name(change, said):
         "gallery_labels": GALLERY_LABELS,
     }
     with pytest.raises(ArgumentError, match=said):
+        metrics.retrieval(**{**given, **change})
+
+
+# retrieval with groups
+
+
+def grouped_case(seed):
+    """Draws vectors with many ties, and labels and groups of a few values; half without gallery."""
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(20, 60, 2)
+    queries, gallery = (rng.integers(1, 5, (count, 3)).astype("float64") for count in (n, m))
+    labels = [rng.integers(0, 6, count) for count in (n, m)]
+    groups = [rng.integers(0, rng.integers(4, 15), count) for count in (n, m)]
+    if seed % 2:
+        return queries, labels[0], None, None, (groups[0], None)
+    if seed % 4:
+        groups = [np.char.add("session ", group.astype(str)) for group in groups]
+    return queries, labels[0], gallery, labels[1], tuple(groups)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])  # of cosine ties are not exact
+@pytest.mark.parametrize("seed", range(12))
+def test_scores_with_groups_equal_those_by_sorting_all_distances(seed, metric):
+    *given, groups = grouped_case(seed)
+    found = metrics.retrieval(
+        *given,
+        metric,
+        ks=(1, 4),
+        per_query=True,
+        query_groups=groups[0],
+        gallery_groups=groups[1],
+    )
+    expected = retrieval_oracle.retrieval(*given, metric, (1, 4), groups)
+    left_out = found.pop("left_out")
+    assert left_out == np.isnan(expected["mrr"]).sum() and found.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, rtol=1e-12)
+
+
+def test_cosine_scores_with_groups_equal_those_by_sorting_all_distances():
+    rng = np.random.default_rng(0)
+    x, labels, sessions = rng.standard_normal((90, 5)), rng.integers(0, 5, 90), np.arange(90) // 6
+    found = metrics.retrieval(x, labels, per_query=True, query_groups=sessions)
+    expected = retrieval_oracle.retrieval(
+        x, labels, None, None, "cosine", (1, 10), (sessions, None)
+    )
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, rtol=1e-12)
+
+
+def test_groups_of_one_image_each_change_no_score():
+    own = np.arange(20)
+    assert metrics.retrieval(QUERIES, QUERY_LABELS, query_groups=own) == metrics.retrieval(
+        QUERIES, QUERY_LABELS
+    )
+
+
+def test_groups_that_the_gallery_does_not_have_change_no_score():
+    given = QUERIES, QUERY_LABELS, GALLERY, GALLERY_LABELS
+    groups = {"query_groups": np.arange(20), "gallery_groups": np.arange(100, 130)}
+    assert metrics.retrieval(*given, **groups) == metrics.retrieval(*given)
+
+
+def test_only_relevant_vectors_outside_of_the_group_count_for_r():
+    gallery, labels = np.array([[1.0], [2], [3], [4]]), [0, 1, 0, 0]
+    groups = {"query_groups": ["a"], "gallery_groups": ["a", "b", "b", "b"]}
+    scores = metrics.retrieval([[0.0]], [0], gallery, labels, "euclidean", ks=(1,), **groups)
+    # Ranks: 2 (no hit), 3, 4 (hits), and R is 2.
+    assert (scores["r_precision"], scores["map@r"], scores["mrr"]) == (1 / 2, 1 / 4, 1 / 2)
+
+
+def test_a_query_whose_relevant_vectors_are_all_in_its_group_is_left_out():
+    x, labels, sessions = np.arange(6.0)[:, None], [0, 0, 1, 1, 1, 1], [7, 7, 1, 1, 2, 2]
+    scores = metrics.retrieval(
+        x, labels, metric="euclidean", ks=(1,), per_query=True, query_groups=sessions
+    )
+    assert scores["left_out"] == 2
+    assert np.isnan(scores["recall@1"]).tolist() == [True, True, False, False, False, False]
+
+
+def test_the_size_of_a_block_does_not_matter_with_groups(monkeypatch):
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((400, 3)), rng.integers(0, 7, 400)
+    groups = {"query_groups": np.arange(400) // 9, "per_query": True}
+    whole = metrics.retrieval(x, labels, **groups)
+    monkeypatch.setattr(metrics, "_BLOCK", 0.01)
+    for key, values in metrics.retrieval(x, labels, **groups).items():
+        np.testing.assert_array_equal(values, whole[key])
+
+
+def test_a_deep_first_hit_is_ranked_without_the_group_of_the_query():
+    gallery = np.arange(1.0, 101)[:, None]
+    labels = np.array([0] * 10 + [1] * 60 + [0] + [1] * 29)
+    groups = {"query_groups": [1], "gallery_groups": np.arange(100) < 30}
+    scores = metrics.retrieval([[0.0]], [0], gallery, labels, "euclidean", ks=(1,), **groups)
+    assert scores["mrr"] == 1 / 41
+
+
+def test_more_neighbors_than_remain_outside_of_a_group_are_refused():
+    x, labels, sessions = np.arange(8.0)[:, None], [0, 1] * 4, [5] * 5 + [6] * 3
+    with pytest.raises(ArgumentError, match="each of ks=4.*query 0 can find only 3 .* 1 to 3"):
+        metrics.retrieval(x, labels, metric="euclidean", ks=(1, 4), query_groups=sessions)
+
+
+def test_a_query_that_is_left_out_does_not_limit_ks():
+    x, labels = np.arange(8.0)[:, None], [9, 0, 0, 0, 0, 0, 0, 9]
+    sessions = [7, 1, 2, 3, 4, 5, 6, 7]  # the first and the last query find 6 vectors, not 7
+    scores = metrics.retrieval(x, labels, metric="euclidean", ks=(7,), query_groups=sessions)
+    assert scores["left_out"] == 2
+
+
+def test_unsigned_groups_of_64_bits_are_compared_exactly_with_signed_ones():
+    x, labels = np.array([[0.0], [1.0], [2.0]]), [0, 0, 0]
+    groups = np.array([2**60, 2**60 + 1, 5], "uint64")
+    scores = metrics.retrieval(
+        [[0.0]], [0], x, labels, "euclidean", (2,), query_groups=[2**60], gallery_groups=groups
+    )
+    assert scores["precision@2"] == 1.0  # float64 would leave out two vectors
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"query_groups": None}, "gallery_groups is given without query_groups: pass both"),
+        ({"gallery_groups": None}, "query_groups is given without gallery_groups: pass both"),
+        ({"gallery": None, "gallery_labels": None}, "gallery_groups needs a gallery: pass only"),
+        ({"query_groups": np.zeros(19, int)}, r"query_groups has shape \(19,\), expected \(20,\)"),
+        ({"gallery_groups": np.zeros(3, int)}, r"gallery_groups has shape \(3,\), expected"),
+        ({"query_groups": [None] * 20}, "query_groups holds no label .* 20 of 20 rows"),
+        ({"query_groups": ["0"] * 20}, r"query_groups \(<U1\) and gallery_groups \(int64\) cannot"),
+        ({"query_groups": np.full(20, 1)}, "No query .* in the gallery outside of its group"),
+    ],
+)
+def test_retrieval_refuses_groups_by_name(change, said):
+    given = {
+        "queries": QUERIES,
+        "query_labels": QUERY_LABELS,
+        "gallery": GALLERY,
+        "gallery_labels": GALLERY_LABELS,
+        "query_groups": np.zeros(20, int),
+        "gallery_groups": np.ones(30, int),
+    }
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
         metrics.retrieval(**{**given, **change})
 
 
