@@ -288,7 +288,14 @@ def public(root):
         "NeighborIndex.query": (FITTED.query, {"x": VECTORS, "k": 2}),
         "NeighborIndex.identify": (
             FITTED.identify,
-            {"x": VECTORS, "labels": LABELS, "threshold": 0.5, "unknown": -1},
+            {
+                "x": VECTORS,
+                "labels": LABELS,
+                "threshold": 0.5,
+                "unknown": -1,
+                "query_groups": np.arange(7),
+                "gallery_groups": np.arange(7),
+            },
         ),
         "NeighborIndex.save": (
             FITTED.save,

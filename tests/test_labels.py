@@ -71,6 +71,9 @@ REFUSE = {  # functions whose result depends on each label
         VECTORS, labels, resamples=2
     ),
     "identify": lambda labels: INDEX.identify(VECTORS, labels, 1.0, unknown="?"),
+    "identify, groups": lambda groups: INDEX.identify(
+        VECTORS, NAMES, 1.0, "?", query_groups=groups, gallery_groups=NAMES
+    ),
     "draw_pairs": data.draw_pairs,
     "draw_triplets": data.draw_triplets,
     "PairBatches": lambda labels: data.PairBatches(IMAGES, labels),
