@@ -356,6 +356,8 @@ def public(root):
                 "gallery_labels": LABELS,
                 "metric": "cosine",
                 "k": 2,
+                "groups": np.arange(7),
+                "gallery_groups": np.arange(7),
             },
         ),
         "training.fit": (
@@ -713,7 +715,10 @@ IMAGES_OF = {  # the arguments that are images, and those of one row for each of
     "data.DiffusionBatches": (["images"], ["labels"]),
     "data.NoiseBatches": (["images"], ["target"]),
     "diffusion.denoise": (["images"], []),
-    "training.RetrievalCallback": (["images", "gallery"], ["labels", "gallery_labels"]),
+    "training.RetrievalCallback": (
+        ["images", "gallery"],
+        ["labels", "gallery_labels", "groups", "gallery_groups"],
+    ),
     "plots.image_grid": (["images"], ["titles"]),
     "plots.reconstructions": (["images"], []),
     "plots.denoising": (["noisy", "denoised", "clean"], []),

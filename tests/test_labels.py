@@ -83,6 +83,9 @@ REFUSE = {  # functions whose result depends on each label
     "DiffusionBatches": lambda labels: _image_checks.check_classes(labels, 6),
     "candidate_pools": lambda groups: data.candidate_pools(6, 2, groups=groups),
     "RetrievalCallback": lambda labels: training.RetrievalCallback(embedder(), IMAGES, labels),
+    "RetrievalCallback, groups": lambda groups: training.RetrievalCallback(
+        embedder(), IMAGES, NAMES, groups=groups
+    ),
 }
 
 

@@ -983,7 +983,9 @@ def test_two_callbacks_of_one_run_keep_separate_metrics(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:precision@")
-@pytest.mark.parametrize("change", [{"k": 5}, {"prefix": "held"}, None])
+@pytest.mark.parametrize(
+    "change", [{"k": 5}, {"prefix": "held"}, {"groups": np.arange(60) // 3}, None]
+)
 def test_a_run_goes_on_with_the_callback_it_began_with(change, tmp_path):
     net, callback, batches = net_and_callback()
     training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
@@ -991,6 +993,57 @@ def test_a_run_goes_on_with_the_callback_it_began_with(change, tmp_path):
     callbacks = [] if change is None else [callback]
     with pytest.raises(ArgumentError, match="a run with different settings:\n  callbacks"):
         training.fit(net, batches, 2, tmp_path / "run", callbacks=callbacks, verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_a_run_does_not_go_on_with_other_groups(tmp_path):
+    for groups in (np.arange(60) // 3, np.arange(60) // 4):
+        net, callback, batches = net_and_callback(groups=groups)
+        train = {"callbacks": [callback], "verbose": 0}
+        if groups[-1] == 19:
+            training.fit(net, batches, 1, tmp_path / "run", **train)
+    with pytest.raises(ArgumentError, match="a run with different settings:\n  callbacks"):
+        training.fit(net, batches, 2, tmp_path / "run", **train)
+
+
+def test_a_callback_without_groups_has_the_settings_of_earlier_versions():
+    assert "groups" not in net_and_callback()[1].settings()
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_no_query_of_a_callback_finds_its_own_group():
+    images, labels = classes_of_stripes()
+    groups = np.arange(60) // 9
+    net, callback, batches = net_and_callback(k=5, groups=groups)
+    history = training.fit(net, batches, 1, callbacks=[callback], verbose=0)
+    pixels = images.reshape(60, -1)
+    scores = metrics.retrieval(pixels, labels, metric="euclidean", ks=(5,), query_groups=groups)
+    assert history["val_precision@5_pixels"].iloc[0] == pytest.approx(scores["precision@5"])
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_no_query_of_a_callback_finds_its_own_group_in_a_gallery():
+    images, labels = classes_of_stripes()
+    sessions = np.char.add("session ", (np.arange(60) // 9).astype(str))
+    settings = {"gallery": images, "gallery_labels": labels, "gallery_groups": sessions}
+    net, callback, batches = net_and_callback(k=5, groups=sessions, **settings)
+    history = training.fit(net, batches, 1, callbacks=[callback], verbose=0)
+    scores = metrics.retrieval(
+        images.reshape(60, -1), labels, metric="euclidean", ks=(5,), query_groups=sessions
+    )
+    assert history["val_precision@5_pixels"].iloc[0] == pytest.approx(scores["precision@5"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"groups": [0, 1]}, r"groups has shape \(2,\), expected \(60,\)"),
+        ({"gallery_groups": np.arange(60)}, "gallery_groups needs a gallery: pass only groups"),
+    ],
+)
+def test_groups_that_do_not_fit_a_callback_are_refused(groups, said):
+    with pytest.raises(ArgumentError, match=said):
+        net_and_callback(**groups)
 
 
 def test_the_repr_of_a_callback_says_what_it_measures():
