@@ -142,6 +142,10 @@ def public(root):
             data.candidate_pools,
             {"n": 7, "k": 3, "seed": 0, "groups": np.arange(7)},
         ),
+        "data.grouped_split": (
+            data.grouped_split,
+            {"labels": LABELS, "groups": np.arange(7) // 2, "validation": 0.3, "seed": 0},
+        ),
         "data.add_noise": (
             data.add_noise,
             {"images": FLOATS, "sigma": 0.1, "seed": 0, "clip": True},

@@ -176,6 +176,18 @@ def test_the_loaded_embedder_returns_the_embeddings_of_the_saved_one(guide):
     assert names["vectors"].shape == (len(names["digits"].x_test), 64)
 
 
+def test_images_of_one_session_are_on_one_side_of_the_split(guide):
+    names = guide("train").names
+    sides = (set(names["sessions"][names[part]]) for part in ("train", "validation"))
+    assert not set.intersection(*sides)
+
+
+def test_the_classes_of_the_second_split_are_unseen(guide):
+    names = guide("train").names
+    seen, unseen = (set(names["digits"].y_test[names[part]]) for part in ("seen", "unseen"))
+    assert len(unseen) == 2 and not seen & unseen
+
+
 # Pairs without labels
 
 

@@ -82,6 +82,8 @@ REFUSE = {  # functions whose result depends on each label
     "PositivePairBatches": lambda groups: data.PositivePairBatches(IMAGES, IMAGES, groups),
     "DiffusionBatches": lambda labels: _image_checks.check_classes(labels, 6),
     "candidate_pools": lambda groups: data.candidate_pools(6, 2, groups=groups),
+    "grouped_split": lambda labels: data.grouped_split(labels, NAMES),
+    "grouped_split, groups": lambda groups: data.grouped_split(NAMES, groups),
     "RetrievalCallback": lambda labels: training.RetrievalCallback(embedder(), IMAGES, labels),
     "RetrievalCallback, groups": lambda groups: training.RetrievalCallback(
         embedder(), IMAGES, NAMES, groups=groups

@@ -22,6 +22,7 @@ from kerasim.data._pairs import (
     draw_triplets,
 )
 from kerasim.data._sets import Dataset, data_dir, load_dataset, resolve_dataset
+from kerasim.data._splits import grouped_split
 from kerasim.images import as_float
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "draw_pairs",
     "draw_triplets",
     "fetch",
+    "grouped_split",
     "image_folder",
     "load_dataset",
     "pair_folder",
