@@ -1,11 +1,13 @@
 """Metrics of images, embeddings and distances.
 
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
-separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
+separate positive from negative pairs, `open_set_identification` whether known classes are
+identified and unknown ones rejected, `candidate_accuracy` whether the correct one of a few
 candidates is found, and `neighbor_overlap` how far two searches agree. `psnr`, `ssim` and
 `frechet_distance` compare images, or features of them. A score on few images is uncertain:
-`bootstrap_interval`, `pairwise_verification` and `candidate_accuracy` return confidence intervals.
-Large sets are processed in blocks, so that memory does not grow with the number of pairs.
+`bootstrap_interval`, `pairwise_verification`, `OpenSetIdentification.dir_interval` and
+`candidate_accuracy` return confidence intervals. Large sets are processed in blocks, so that memory
+does not grow with the number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
 distances ordered by position.
@@ -26,11 +28,13 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "Candidates",
+    "OpenSetIdentification",
     "Verification",
     "bootstrap_interval",
     "candidate_accuracy",
     "frechet_distance",
     "neighbor_overlap",
+    "open_set_identification",
     "pair_distances",
     "pairwise_verification",
     "psnr",
@@ -244,8 +248,9 @@ def retrieval(
 
     Images of one burst, session or camera, and near-duplicates, resemble each other for other
     reasons than their class. With `query_groups`, a query does not find the vectors of its own
-    group: they count neither as neighbors nor for R, as in the protocols of person
-    re-identification.
+    group: they count neither as neighbors nor for R. The protocol of person re-identification
+    leaves out images of the same camera only if they show the same person (Zheng et al., 2015):
+    for this, pass a group for each pair of camera and label.
 
     Args:
         queries: `(n, dim)` vectors.
@@ -288,8 +293,8 @@ def retrieval(
         0.0
 
     Reference:
-        Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505; Zheng et al., 2015 (images
-        of the camera of the query are left out). https://doi.org/10.1109/ICCV.2015.133
+        Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505; Zheng et al., 2015.
+        https://doi.org/10.1109/ICCV.2015.133
     """
     _checks.one_of("metric", metric, METRICS)
     _checks.boolean("per_query", per_query)
@@ -660,11 +665,7 @@ class Verification:
         Raises:
             ArgumentError: If `max_far` is out of range.
         """
-        # 0.29 * 100 is a little less than 29.
-        allowed = int(_checks.number("max_far", max_far, 0, 1) * len(self.negative) + 1e-6)
-        if allowed == len(self.negative):
-            return float(max(self.positive[-1], self.negative[-1]))
-        return float(np.nextafter(self.negative[allowed], -np.inf))
+        return _largest_threshold(self.negative, max_far, max(self.positive[-1], self.negative[-1]))
 
     def error_rates(self, threshold: float) -> dict[str, float]:
         """Computes the error rates and the accuracy at a threshold.
@@ -799,6 +800,24 @@ def verification(distances: ArrayLike, same: ArrayLike) -> Verification:
     equal = float(tried[enough].min())
     area, error = float(auc(fpr, tpr)), _equal_error(fpr, tpr)
     return Verification(fpr, tpr, thresholds, area, error, equal, positive, negative)
+
+
+def _allowed(max_far, count) -> int:
+    """Returns how many of `count` a false acceptance rate of at most `max_far` allows."""
+    # 0.29 * 100 is a little less than 29.
+    return int(_checks.number("max_far", max_far, 0, 1) * count + 1e-6)
+
+
+def _largest_threshold(wrong, max_far, largest) -> float:
+    """Returns the largest threshold that accepts at most a share `max_far` of sorted distances.
+
+    Args:
+        wrong: Sorted distances that should be rejected.
+        max_far: Share of them that may be accepted, 0 to 1.
+        largest: Threshold that accepts everything.
+    """
+    allowed = _allowed(max_far, len(wrong))
+    return float(largest if allowed == len(wrong) else np.nextafter(wrong[allowed], -np.inf))
 
 
 def _count_accepted(distances, threshold):
@@ -942,6 +961,234 @@ def _summary(x, labels, metric, positive, negative):
     edges = [_distances.spread(part, _BINS // 2) for part in parts]
     pairs = np.concatenate(parts), np.repeat([0, 1], [len(part) for part in parts])
     return verification(*pairs) if exact else None, np.unique(np.concatenate(edges))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OpenSetIdentification:
+    """How well queries of known classes are identified, and those of unknown classes rejected.
+
+    Made by `open_set_identification`. A query is accepted if the distance of its nearest gallery
+    vector is at most a threshold; then it gets the label of that vector.
+
+    Attributes:
+        far: False-alarm rate at each threshold, the share of unknown queries accepted; increasing.
+        dir: Detection and identification rate at each threshold, the share of known queries that
+            are accepted and get the correct label.
+        thresholds: Largest accepted distance: minus infinity, then each distance that occurs.
+        rejected: Share of all queries rejected at each threshold.
+        error: Share of wrong labels among the accepted queries at each threshold; NaN if none is
+            accepted. An unknown query that is accepted has a wrong label, so that `rejected` and
+            `error` depend on the share of unknown queries; `far` and `dir` do not.
+        known: Distances of known queries to their nearest gallery vector, sorted.
+        identified: Whether that vector has the label of the query, for each of `known`.
+        unknown: Distances of unknown queries to their nearest gallery vector, sorted.
+
+    Example:
+        >>> gallery, names = [[0.0], [5.0]], ["ann", "bob"]
+        >>> queries, labels = [[0.1], [5.2], [2.0], [8.0]], ["ann", "bob", "eve", "bob"]
+        >>> result = open_set_identification(queries, labels, gallery, names, metric="euclidean")
+        >>> result
+        <OpenSetIdentification of 3 known and 1 unknown queries: dir=0.6667 at far=0.01, 1 at 1>
+        >>> result.rates(threshold=2.5)  # "eve" is accepted as "ann"
+        {'far': 1.0, 'dir': 0.6666666666666666, 'rejected': 0.25, 'error': 0.3333333333333333}
+    """
+
+    far: np.ndarray
+    dir: np.ndarray
+    thresholds: np.ndarray
+    rejected: np.ndarray
+    error: np.ndarray
+    known: np.ndarray
+    identified: np.ndarray
+    unknown: np.ndarray
+
+    def __repr__(self) -> str:
+        rates = f"dir={self.dir_at(0.01):.4g} at far=0.01, {self.dir_at(1.0):.4g} at 1"
+        return (
+            f"<OpenSetIdentification of {len(self.known)} known and {len(self.unknown)} unknown "
+            f"queries: {rates}>"
+        )
+
+    def threshold(self, max_far: float) -> float:
+        """Finds the largest threshold at which at most `max_far` of unknown queries are accepted.
+
+        Call it on queries of a validation split, of other classes than those of the test split, and
+        report the rates on the test split.
+
+        Args:
+            max_far: Share of unknown queries that may be accepted, 0 to 1.
+
+        Returns:
+            The threshold, a distance, for `NeighborIndex.identify`.
+
+        Raises:
+            ArgumentError: If `max_far` is out of range.
+        """
+        return _largest_threshold(self.unknown, max_far, self.thresholds[-1])
+
+    def rates(self, threshold: float) -> dict[str, float]:
+        """Computes the rates at a threshold.
+
+        Args:
+            threshold: Largest distance that is accepted, such as one fitted on other queries.
+
+        Returns:
+            "far", "dir", "rejected" and "error", as the attributes of these names.
+
+        Raises:
+            ArgumentError: If the threshold is not finite.
+        """
+        _checks.number("threshold", threshold)
+        place = np.searchsorted(self.thresholds, threshold, "right") - 1
+        return {
+            key: float(getattr(self, key)[place]) for key in ("far", "dir", "rejected", "error")
+        }
+
+    def dir_at(self, max_far: float) -> float:
+        """Computes the detection and identification rate at a false-alarm rate.
+
+        Args:
+            max_far: Share of unknown queries that may be accepted, 0 to 1. Below the reciprocal of
+                the number of unknown queries none may be accepted.
+
+        Returns:
+            The largest share of known queries that are accepted with the correct label.
+
+        Raises:
+            ArgumentError: If `max_far` is out of range.
+        """
+        return self.rates(self.threshold(max_far))["dir"]
+
+    def dir_interval(
+        self, max_far: float, seed: int = 0, resamples: int = 1000
+    ) -> tuple[float, float]:
+        """Computes the 95 % interval of `dir_at(max_far)` with the percentile bootstrap.
+
+        Known and unknown queries are resampled, and the threshold is fitted to each resample.
+        Queries of one class or session resemble each other: then the interval is too narrow.
+
+        Args:
+            max_far: Share of unknown queries that may be accepted, 0 to 1.
+            seed: The same seed draws the same resamples.
+            resamples: Number of resamples, 1 or more.
+
+        Returns:
+            `(low, high)`.
+
+        Raises:
+            ArgumentError: If an argument is out of range.
+        """
+        count = len(self.unknown)
+        allowed = _allowed(max_far, count)
+        rng = np.random.default_rng(_checks.integer("seed", seed, 0))
+        resamples = _checks.integer("resamples", resamples)
+        limits = np.full(resamples, np.inf)
+        if allowed < count:
+            # A resample is the sorted distances at the positions `floor(count * u)` of uniform
+            # numbers u. The threshold depends on one of them, whose rank is known: the rank-th
+            # smallest u has a beta distribution, so that the others need not be drawn.
+            places = count * rng.beta(allowed + 1, count - allowed, resamples)
+            limits = self.unknown[places.astype("int64").clip(max=count - 1)]
+        hits = np.searchsorted(self.known[self.identified], limits, "left")
+        # How many of the resampled queries are among these hits.
+        shares = rng.binomial(len(self.known), hits / len(self.known)) / len(self.known)
+        low, high = np.quantile(shares, (0.025, 0.975))
+        return float(low), float(high)
+
+
+def open_set_identification(
+    queries: ArrayLike,
+    query_labels: ArrayLike,
+    gallery: ArrayLike,
+    gallery_labels: ArrayLike,
+    metric: Metric = "cosine",
+) -> OpenSetIdentification:
+    """Measures identification where some queries are of classes that the gallery does not have.
+
+    The nearest gallery vector of a query decides, as in `NeighborIndex.identify`. A query is known
+    if its label is in `gallery_labels`, and unknown otherwise. At a threshold on the distance,
+
+    - the detection and identification rate (DIR) is the share of known queries whose nearest vector
+      is within the threshold and has their label;
+    - the false-alarm rate (FAR) is the share of unknown queries whose nearest vector is within the
+      threshold. It increases with the number of gallery vectors: compare galleries of one size.
+
+    Args:
+        queries: `(n, dim)` vectors.
+        query_labels: `(n,)` integers or strings. Unknown queries may have any labels that the
+            gallery does not have.
+        gallery: `(m, dim)` vectors, one or more of each known class, and no query among them.
+        gallery_labels: `(m,)` integers or strings.
+        metric: "euclidean", "manhattan" or "cosine".
+
+    Returns:
+        `OpenSetIdentification`: rates at each threshold, and methods that fit a threshold and
+        return the DIR at a FAR with its interval.
+
+    Raises:
+        ArgumentError: If the shapes of vectors and labels do not match, no query is known, no query
+            is unknown, or a distance is above 1.8e308, the largest float64.
+        ArgumentTypeError: If labels are neither integers nor strings.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = np.arange(200) % 10
+        >>> vectors = 4 * np.eye(10)[labels] + rng.normal(size=(200, 10))
+        >>> enrolled = np.flatnonzero(labels[:50] < 5)  # five images of each of five classes
+        >>> result = open_set_identification(
+        ...     vectors[50:], labels[50:], vectors[enrolled], labels[enrolled], "euclidean"
+        ... )
+        >>> len(result.known), len(result.unknown)
+        (75, 75)
+        >>> low, high = result.dir_interval(max_far=0.1)
+        >>> low <= result.dir_at(max_far=0.1) <= high
+        True
+
+    Reference:
+        Phillips, Grother & Micheals, 2011, Evaluation methods in face recognition, in: Handbook of
+        Face Recognition. https://doi.org/10.1007/978-0-85729-932-1_21
+    """
+    from kerasim.neighbors import NeighborIndex
+
+    _checks.one_of("metric", metric, METRICS)
+    queries = _checks.vectors("queries", queries, rows=1, metric=metric)
+    query_labels = _checks.labels("query_labels", query_labels, len(queries), "queries")
+    gallery = _checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
+    gallery_labels = _checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
+    is_known = _count_relevant(query_labels, gallery_labels) > 0
+    if is_known.all() or not is_known.any():
+        which = "Every query" if is_known.all() else "No query"
+        raise ArgumentError(
+            f"{which} has a label that is in gallery_labels. Pass queries with and without a class "
+            "in the gallery."
+        )
+    found, places = NeighborIndex(metric).fit(gallery).query(queries, k=1)
+    distances = found[:, 0]
+    correct = gallery_labels[places[:, 0]] == query_labels
+    order = np.argsort(distances, kind="stable")
+    known = order[is_known[order]]
+    return _open_set(distances[known], correct[known], np.sort(distances[~is_known]))
+
+
+def _open_set(known, identified, unknown) -> OpenSetIdentification:
+    """Returns the result for sorted distances, and which known queries are identified."""
+    both = np.sort(np.concatenate([known, unknown]))
+    thresholds = np.append(-np.inf, np.unique(both))
+    hits = _count_accepted(known[identified], thresholds)
+    alarms = _count_accepted(unknown, thresholds)
+    accepted = _count_accepted(both, thresholds)
+    with np.errstate(invalid="ignore"):
+        error = (accepted - hits) / accepted
+    return OpenSetIdentification(
+        far=alarms / len(unknown),
+        dir=hits / len(known),
+        thresholds=thresholds,
+        rejected=(len(both) - accepted) / len(both),
+        error=error,
+        known=known,
+        identified=identified,
+        unknown=unknown,
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

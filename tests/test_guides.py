@@ -243,6 +243,15 @@ def test_digits_that_are_not_enrolled_are_mostly_unknown(guide):
     assert (found[enrolled] == known).mean() > 0.8
 
 
+def test_known_digits_are_identified_where_few_unknown_ones_are_accepted(guide):
+    page = guide("verify")
+    assert len(page.names["result"].unknown) > 100
+    rate, low, high = page.figures("DIR at a FAR of 0.05")[1:]
+    assert low <= rate <= high and rate > 0.8
+    for name in ("roc", "open-set", "rejection"):
+        assert (page.folder / "runs" / f"{name}.png").stat().st_size > 10_000
+
+
 # Generate and denoise
 
 

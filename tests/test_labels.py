@@ -70,6 +70,12 @@ REFUSE = {  # functions whose result depends on each label
     "pairwise_verification": lambda labels: metrics.pairwise_verification(
         VECTORS, labels, resamples=2
     ),
+    "open_set_identification": lambda labels: metrics.open_set_identification(
+        VECTORS, labels, VECTORS, NAMES
+    ),
+    "open_set_identification, gallery": lambda labels: metrics.open_set_identification(
+        VECTORS, NAMES, VECTORS, labels
+    ),
     "identify": lambda labels: INDEX.identify(VECTORS, labels, 1.0, unknown="?"),
     "identify, groups": lambda groups: INDEX.identify(
         VECTORS, NAMES, 1.0, "?", query_groups=groups, gallery_groups=NAMES
