@@ -176,6 +176,14 @@ def test_the_loaded_embedder_returns_the_embeddings_of_the_saved_one(guide):
     assert names["vectors"].shape == (len(names["digits"].x_test), 64)
 
 
+def test_the_embedder_with_the_circle_loss_returns_vectors_of_length_1(guide):
+    names = guide("train").names
+    vectors = names["embedding"].embed(names["unit_embedder"], names["x_val"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    precision = metrics.retrieval(vectors, names["y_val"], ks=(1,))["precision@1"]
+    assert precision > 0.9
+
+
 def test_images_of_one_session_are_on_one_side_of_the_split(guide):
     names = guide("train").names
     sides = (set(names["sessions"][names[part]]) for part in ("train", "validation"))

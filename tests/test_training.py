@@ -1190,3 +1190,81 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(warmup_steps, beg
     assert rates[0] == pytest.approx(begin) and rates[200] == pytest.approx(0, abs=1e-8)
     assert rates.argmax() == top and rates.max() == pytest.approx(0.1)
     assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) <= 0).all()
+
+
+# Circle loss of Keras
+
+
+def circle_net(normalized=True):
+    """Returns a network of the digits with `keras.losses.Circle`, batches, and test images."""
+    keras.utils.set_random_seed(0)
+    digits = data.load_dataset("digits", image_size=24)
+    layers = [keras.Input((24, 24, 1)), keras.layers.Flatten(), keras.layers.Dense(6)]
+    layers += [keras.layers.UnitNormalization()] * normalized
+    net = keras.Sequential(layers)
+    net.compile(keras.optimizers.Adam(0.02), keras.losses.Circle())
+    settings = {"classes_per_batch": 10, "images_per_class": 6, "steps_per_epoch": 6}
+    batches = data.BalancedBatches(digits.x_train[:500], digits.y_train[:500], **settings)
+    return net, batches, (digits.x_test, digits.y_test)
+
+
+def recall_of(net, images, labels):
+    return metrics.retrieval(embedding.embed(net, images), labels, ks=(1,))["recall@1"]
+
+
+@pytest.fixture(scope="module")
+def circle_run(tmp_path_factory):
+    """A run of two epochs of `circle_net`, and the recall before it."""
+    net, batches, test = circle_net()
+    before = recall_of(net, *test)
+    history = training.fit(net, batches, 2, tmp_path_factory.mktemp("circle") / "run", verbose=0)
+    return net, history, before, test
+
+
+def test_the_circle_loss_improves_recall_within_a_dozen_steps(circle_run):
+    net, history, before, test = circle_run
+    assert history["loss"].iloc[1] < history["loss"].iloc[0]
+    assert recall_of(net, *test) > before + 0.1
+
+
+def test_a_run_with_the_circle_loss_continues_exactly(circle_run, tmp_path):
+    for epochs in (1, 2):
+        net, batches, _ = circle_net()
+        training.fit(net, batches, epochs, tmp_path / "run", verbose=0)
+    for weights, expected in zip(net.get_weights(), circle_run[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_the_circle_loss_stays_constant_on_embeddings_that_are_too_long():
+    net, batches, test = circle_net(normalized=False)
+    before = recall_of(net, *test)
+    history = training.fit(net, batches, 3, verbose=0)
+    # All products are above 1, where the loss clips them: there is no gradient.
+    assert history["loss"].iloc[2] == pytest.approx(60.0, abs=0.01)
+    assert recall_of(net, *test) < before + 0.15
+
+
+def test_the_circle_loss_does_not_normalize_embeddings():
+    labels, x = np.arange(6) // 2, np.random.default_rng(0).normal(size=(6, 3))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    loss = keras.losses.Circle()
+    assert float(loss(labels, unit)) != pytest.approx(float(loss(labels, 2 * unit)), rel=0.1)
+
+
+@pytest.mark.parametrize("labels", [np.arange(6), np.zeros(6, int)])
+def test_the_circle_loss_of_a_batch_without_positive_or_negative_pairs_is_0(labels):
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    assert float(keras.losses.Circle()(labels, x / np.linalg.norm(x, axis=1, keepdims=True))) == 0
+
+
+def test_the_circle_loss_takes_class_numbers_as_a_column_too():
+    labels, x = np.arange(6) // 2, np.random.default_rng(0).normal(size=(6, 3))
+    loss = keras.losses.Circle()
+    assert float(loss(labels, x)) == float(loss(labels[:, None], x))
+
+
+def test_the_circle_loss_confuses_class_numbers_that_float32_rounds():
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    loss, labels = keras.losses.Circle(), np.array([0, 0, 1, 1])
+    exact, rounded = (float(loss(labels + start, x)) for start in (2**24 - 1, 2**24))
+    assert exact == float(loss(labels, x)) != rounded
