@@ -477,6 +477,54 @@ def _kind_of_label(value) -> str:
     return "bytes" if isinstance(value, bytes) else ""
 
 
+def group_codes(
+    names: tuple[str, str], groups: tuple[Any, Any], counts: tuple[int, int | None]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the groups of queries and of a gallery as integers, equal where the groups are equal.
+
+    Args:
+        names: Arguments that a message names, of the queries and of the gallery.
+        groups: The values of these arguments: integers or strings, or None.
+        counts: Number of queries and of vectors in the gallery; None if the queries are the
+            gallery.
+
+    Returns:
+        Two int64 arrays, the same array if the queries are the gallery; None without groups.
+
+    Raises:
+        ArgumentError: If only one of two is given, or one that has no gallery, or the number of
+            groups or a group is wrong (see `labels`).
+        ArgumentTypeError: If one holds integers and the other strings.
+    """
+    queries, gallery = groups
+    alone = counts[1] is None
+    if alone and gallery is not None:
+        raise ArgumentError(f"{names[1]} needs a gallery: pass only {names[0]}.")
+    if queries is None and gallery is None:
+        return None
+    if queries is None or (gallery is None and not alone):
+        given, lacking = names[::-1] if queries is None else names
+        raise ArgumentError(f"{given} is given without {lacking}: pass both or neither.")
+    queries = labels(names[0], queries, counts[0], "queries")
+    if alone:
+        codes = np.unique(queries, return_inverse=True)[1].astype("int64")
+        return codes, codes
+    gallery = labels(names[1], gallery, counts[1], "vectors of the gallery")
+    kinds = {"i" if x.dtype.kind in "biu" else x.dtype.kind for x in (queries, gallery)}
+    # Where 1 is compared with "1" no group is equal, and nothing would be left out.
+    if len(kinds) > 1:
+        raise ArgumentTypeError(
+            f"{names[0]} ({queries.dtype}) and {names[1]} ({gallery.dtype}) cannot be compared: "
+            "pass integers for both, or strings for both."
+        )
+    known, codes = np.unique(gallery, return_inverse=True)
+    # Python compares integers exactly, also unsigned ones of 64 bits with signed ones.
+    numbers_of = {group: code for code, group in enumerate(known.tolist())}
+    asked, places = np.unique(queries, return_inverse=True)
+    found = np.array([numbers_of.get(group, -1) for group in asked.tolist()], dtype="int64")
+    return found[places], codes.astype("int64")
+
+
 def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") -> np.ndarray:
     """Returns `x` as a finite real array `(n, dim)`, else raises an error for `name`.
 

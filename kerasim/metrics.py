@@ -1,11 +1,13 @@
 """Metrics of images, embeddings and distances.
 
 `retrieval` measures whether the nearest vectors share a label, `verification` whether distances
-separate positive from negative pairs, `candidate_accuracy` whether the correct one of a few
+separate positive from negative pairs, `open_set_identification` whether known classes are
+identified and unknown ones rejected, `candidate_accuracy` whether the correct one of a few
 candidates is found, and `neighbor_overlap` how far two searches agree. `psnr`, `ssim` and
 `frechet_distance` compare images, or features of them. A score on few images is uncertain:
-`bootstrap_interval`, `pairwise_verification` and `candidate_accuracy` return confidence intervals.
-Large sets are processed in blocks, so that memory does not grow with the number of pairs.
+`bootstrap_interval`, `pairwise_verification`, `OpenSetIdentification.dir_interval` and
+`candidate_accuracy` return confidence intervals. Large sets are processed in blocks, so that memory
+does not grow with the number of pairs.
 
 All distances are those of `neighbors` (`kerasim._distances`): computed in float64, with equal
 distances ordered by position.
@@ -23,14 +25,17 @@ from numpy.typing import ArrayLike
 from kerasim import _checks, _distances
 from kerasim._distances import METRICS, Metric
 from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.neighbors import NeighborIndex
 
 __all__ = [
     "Candidates",
+    "OpenSetIdentification",
     "Verification",
     "bootstrap_interval",
     "candidate_accuracy",
     "frechet_distance",
     "neighbor_overlap",
+    "open_set_identification",
     "pair_distances",
     "pairwise_verification",
     "psnr",
@@ -225,11 +230,13 @@ def retrieval(
     metric: Metric = "cosine",
     ks: Sequence[int] = (1, 10),
     per_query: bool = False,
+    query_groups: ArrayLike | None = None,
+    gallery_groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
     """Measures how many of the nearest gallery vectors have the label of the query.
 
-    A hit is a gallery vector with the label of the query, and R is the number of such vectors in
-    the gallery. The scores are
+    A hit is a gallery vector with the label of the query, and R is the number of such vectors that
+    the query can find. The scores are
 
     - "recall@k": 1 if there is a hit among the first k, else 0;
     - "precision@k": the share of hits among the first k;
@@ -240,6 +247,12 @@ def retrieval(
     Equal distances are ordered by position. Queries are processed in blocks, so that memory does
     not grow with the product of queries and gallery.
 
+    Images of one burst, session or camera, and near-duplicates, resemble each other for other
+    reasons than their class. With `query_groups`, a query does not find the vectors of its own
+    group: they count neither as neighbors nor for R. The protocol of person re-identification
+    leaves out images of the same camera only if they show the same person (Zheng et al., 2015):
+    for this, pass a group for each pair of camera and label.
+
     Args:
         queries: `(n, dim)` vectors.
         query_labels: `(n,)` integers or strings.
@@ -249,14 +262,21 @@ def retrieval(
         metric: "euclidean", "manhattan" or "cosine".
         ks: Values of k, each from 1 to the number of vectors that a query can find.
         per_query: True returns the scores of each query, for `bootstrap_interval`.
+        query_groups: `(n,)` integers or strings, such as the session of each query; None without
+            groups. An image without others of its group needs a value of its own.
+        gallery_groups: `(m,)`, likewise; None if `gallery` or `query_groups` is None.
 
     Returns:
         The mean of each score over the queries or, with `per_query`, an array `(n,)` of each score.
-        Queries whose label is not in the gallery are left out of the mean, and NaN in the arrays;
-        "left_out" is their number.
+        Queries that cannot find a vector with their label, as the gallery has none outside of their
+        group, are left out of the mean, and NaN in the arrays; "left_out" is their number.
 
     Raises:
-        ArgumentError: If the shapes of vectors and labels do not match, or every query is left out.
+        ArgumentError: If the shapes of vectors, labels and groups do not match, one of
+            `query_groups` and `gallery_groups` is missing, a query can find fewer vectors than one
+            of `ks`, or every query is left out.
+        ArgumentTypeError: If labels or groups are neither integers nor strings, or the groups of
+            queries and gallery are not of one kind.
 
     Example:
         >>> embeddings = [[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [1.0, 0.1], [0.7, 0.7]]
@@ -264,8 +284,18 @@ def retrieval(
         >>> scores["recall@1"], scores["left_out"]  # there is no other bird
         (1.0, 1)
 
+        The first two cats are of one burst, and found no other cat:
+
+        >>> embeddings = [[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [0.9, 0.1]]
+        >>> labels, bursts = ["cat", "cat", "cat", "dog"], [1, 1, 2, 3]
+        >>> round(retrieval(embeddings, labels, ks=[1])["recall@1"], 3)
+        0.667
+        >>> retrieval(embeddings, labels, ks=[1], query_groups=bursts)["recall@1"]
+        0.0
+
     Reference:
-        Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505
+        Musgrave et al., 2020 (MAP@R). https://arxiv.org/abs/2003.08505; Zheng et al., 2015.
+        https://doi.org/10.1109/ICCV.2015.133
     """
     _checks.one_of("metric", metric, METRICS)
     _checks.boolean("per_query", per_query)
@@ -279,25 +309,37 @@ def retrieval(
     else:
         gallery = _checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
         gallery_labels = _checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
+    groups = _checks.group_codes(
+        ("query_groups", "gallery_groups"),
+        (query_groups, gallery_groups),
+        (len(queries), None if alone else len(gallery)),
+    )
     most = len(gallery) - alone
     ks = [
         _checks.integer("each of ks", k, 1, most) for k in _checks.array("ks", ks).ravel().tolist()
     ]
-    relevant = _count_relevant(query_labels, gallery_labels) - alone
+    relevant = _count_relevant(query_labels, gallery_labels)
+    available = np.full(len(queries), most)
+    if groups is None:
+        relevant = relevant - alone
+    else:
+        relevant = relevant - _count_in_group(query_labels, gallery_labels, *groups)
+        available = len(gallery) - _count_relevant(*groups)
     if not (relevant > 0).any():
+        outside = "" if groups is None else " outside of its group"
         raise ArgumentError(
-            "No query has another image of its class in the gallery: check the labels."
+            f"No query has another image of its class in the gallery{outside}: check the labels."
         )
+    _check_ks(ks, relevant, available)
 
     queries, gallery = _distances.without_overflow(queries, gallery)
-    search = _Search(queries, gallery, metric, alone)
+    search = _Search(queries, gallery, metric, alone, groups)
     step = max(1, int(_BLOCK * 2**20 / (len(gallery) * 8 * 4)))
     columns = []
     for start in range(0, len(queries), step):
         rows = np.arange(start, min(start + step, len(queries)))
-        columns.append(
-            _scores(search, rows, query_labels[rows], gallery_labels, relevant[rows], ks)
-        )
+        counts = relevant[rows], available[rows]
+        columns.append(_scores(search, rows, query_labels[rows], gallery_labels, *counts, ks))
     columns = np.concatenate(columns).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
@@ -314,7 +356,29 @@ def _count_relevant(query_labels, gallery_labels):
     return np.where(names[places] == query_labels, counts[places], 0)
 
 
-def _scores(search, rows, labels, gallery_labels, relevant, ks):
+def _count_in_group(query_labels, gallery_labels, query_groups, gallery_groups):
+    """Returns how many vectors of the gallery have both the label and the group of each query."""
+    names, classes = np.unique(gallery_labels, return_inverse=True)
+    places = np.searchsorted(names, query_labels).clip(max=len(names) - 1)
+    own = query_groups * len(names) + places  # one number for each pair of group and label
+    counts = _count_relevant(own, gallery_groups * len(names) + classes)
+    return np.where((names[places] == query_labels) & (query_groups >= 0), counts, 0)
+
+
+def _check_ks(ks, relevant, available):
+    """Raises an `ArgumentError` if a query that counts can find fewer vectors than one of `ks`."""
+    counted = np.flatnonzero(relevant > 0)
+    fewest = counted[available[counted].argmin()]
+    for k in ks:
+        if k > available[fewest]:
+            raise ArgumentError(
+                f"each of ks={k} is out of range: query {fewest} can find only "
+                f"{available[fewest]} vectors outside of its group. Pass a whole number from 1 to "
+                f"{available[fewest]}."
+            )
+
+
+def _scores(search, rows, labels, gallery_labels, relevant, available, ks):
     """Returns the scores of `retrieval` of some queries, a row for each; NaN for those left out.
 
     Args:
@@ -322,16 +386,17 @@ def _scores(search, rows, labels, gallery_labels, relevant, ks):
         rows: Positions of the queries.
         labels: Labels of these queries.
         gallery_labels: Labels of all vectors of the gallery.
-        relevant: Number of vectors in the gallery that have the label of each query.
+        relevant: Number of vectors with the label of each query that it can find.
+        available: Number of vectors that each query can find.
         ks: As for `retrieval`.
     """
     wanted = relevant.clip(min=0)
-    depth = min(search.most, max(wanted.max(), *ks, 1))
+    depth = min(len(gallery_labels), max(wanted.max(), *ks, 1))
     bounds = search.bounds(rows)
     nearest = search.nearest(rows, *bounds, depth)
-    hits = gallery_labels[nearest] == labels[:, None]
-    found = np.cumsum(hits, axis=1)
     ranks = np.arange(1, depth + 1)
+    hits = (gallery_labels[nearest] == labels[:, None]) & (ranks <= available[:, None])
+    found = np.cumsum(hits, axis=1)
     within = hits & (ranks <= wanted[:, None])
     rank = 1.0 + hits.argmax(axis=1)
     for n in np.flatnonzero((found[:, -1] == 0) & (wanted > 0)):  # the first hit is farther away
@@ -354,17 +419,25 @@ class _Search:
         gallery: `(m, dim)` vectors.
         metric: One of `METRICS`.
         alone: Whether the queries are the gallery; then no query finds itself.
+        groups: Groups of queries and gallery, two arrays of integers, or None; a query does not
+            find its own group.
     """
 
-    def __init__(self, queries, gallery, metric, alone):
+    def __init__(self, queries, gallery, metric, alone, groups=None):
         self._queries, self._gallery, self._metric, self._alone = queries, gallery, metric, alone
+        self._groups = groups
         self._bounds = _distances.Bounds(gallery, queries, metric)
-        self.most = len(gallery) - alone
 
     def bounds(self, rows):
-        """Returns lower and upper bounds of distances to the gallery; infinite for itself."""
+        """Returns lower and upper bounds of distances to the gallery.
+
+        They are infinite for the query itself and for its group: what it cannot find.
+        """
         lower, upper = self._bounds(self._queries[rows])
-        if self._alone:
+        if self._groups is not None:
+            excluded = self._groups[0][rows, None] == self._groups[1]
+            lower[excluded] = upper[excluded] = np.inf
+        elif self._alone:
             lower[np.arange(len(rows)), rows] = upper[np.arange(len(rows)), rows] = np.inf
         return lower, upper
 
@@ -373,16 +446,19 @@ class _Search:
         return _distances.paired_rows(queries, self._gallery, which, places, self._metric)
 
     def nearest(self, rows, lower, upper, depth):
-        """Returns `(len(rows), depth)` positions in the gallery, in order of distance."""
+        """Returns `(len(rows), depth)` positions in the gallery, in order of distance.
+
+        A query that can find fewer has position 0 in the places that are left over.
+        """
         size = lower.shape[1]
         # The depth-th smallest upper bound is at least the depth-th distance. Groups of bounds are
         # reduced to their minima first, of which it takes a fraction of the time to find it.
         width = max(1, size // (4 * depth))
         groups = upper[:, : size // width * width].reshape(len(rows), width, -1)
         limit = np.partition(groups.min(axis=1), depth - 1, axis=1)[:, depth - 1 : depth]
-        row, place = np.nonzero(lower <= limit)
-        counts = np.bincount(row)
-        filled = np.arange(counts.max()) < counts[:, None]
+        row, place = np.nonzero((lower <= limit) & (lower < np.inf))
+        counts = np.bincount(row, minlength=len(rows))
+        filled = np.arange(max(depth, counts.max())) < counts[:, None]
         low, high = np.full(filled.shape, np.inf), np.full(filled.shape, np.inf)
         places = np.zeros(filled.shape, "int64")
         low[filled], high[filled], places[filled] = lower[row, place], upper[row, place], place
@@ -406,7 +482,7 @@ class _Search:
 
     def first_rank(self, row, lower, upper, same):
         """Returns the rank of the nearest of the positions `same`, from 1 on, for one query."""
-        same = same[same != row] if self._alone else same
+        same = same[np.isfinite(lower[same])]
         distances = self._exact([row], np.zeros(len(same), "int64"), same)
         own = distances.min()
         place = same[distances.argmin()]
@@ -590,11 +666,7 @@ class Verification:
         Raises:
             ArgumentError: If `max_far` is out of range.
         """
-        # 0.29 * 100 is a little less than 29.
-        allowed = int(_checks.number("max_far", max_far, 0, 1) * len(self.negative) + 1e-6)
-        if allowed == len(self.negative):
-            return float(max(self.positive[-1], self.negative[-1]))
-        return float(np.nextafter(self.negative[allowed], -np.inf))
+        return _largest_threshold(self.negative, max_far, max(self.positive[-1], self.negative[-1]))
 
     def error_rates(self, threshold: float) -> dict[str, float]:
         """Computes the error rates and the accuracy at a threshold.
@@ -729,6 +801,24 @@ def verification(distances: ArrayLike, same: ArrayLike) -> Verification:
     equal = float(tried[enough].min())
     area, error = float(auc(fpr, tpr)), _equal_error(fpr, tpr)
     return Verification(fpr, tpr, thresholds, area, error, equal, positive, negative)
+
+
+def _allowed(max_far, count) -> int:
+    """Returns how many of `count` a false acceptance rate of at most `max_far` allows."""
+    # 0.29 * 100 is a little less than 29.
+    return int(_checks.number("max_far", max_far, 0, 1) * count + 1e-6)
+
+
+def _largest_threshold(wrong, max_far, largest) -> float:
+    """Returns the largest threshold that accepts at most a share `max_far` of sorted distances.
+
+    Args:
+        wrong: Sorted distances that should be rejected.
+        max_far: Share of them that may be accepted, 0 to 1.
+        largest: Threshold that accepts everything.
+    """
+    allowed = _allowed(max_far, len(wrong))
+    return float(largest if allowed == len(wrong) else np.nextafter(wrong[allowed], -np.inf))
 
 
 def _count_accepted(distances, threshold):
@@ -872,6 +962,232 @@ def _summary(x, labels, metric, positive, negative):
     edges = [_distances.spread(part, _BINS // 2) for part in parts]
     pairs = np.concatenate(parts), np.repeat([0, 1], [len(part) for part in parts])
     return verification(*pairs) if exact else None, np.unique(np.concatenate(edges))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class OpenSetIdentification:
+    """How well queries of known classes are identified, and those of unknown classes rejected.
+
+    Made by `open_set_identification`. A query is accepted if the distance of its nearest gallery
+    vector is at most a threshold; then it gets the label of that vector.
+
+    Attributes:
+        far: False-alarm rate at each threshold, the share of unknown queries accepted; increasing.
+        dir: Detection and identification rate at each threshold, the share of known queries that
+            are accepted and get the correct label.
+        thresholds: Largest accepted distance: minus infinity, then each distance that occurs.
+        rejected: Share of all queries rejected at each threshold.
+        error: Share of wrong labels among the accepted queries at each threshold; NaN if none is
+            accepted. An unknown query that is accepted has a wrong label, so that `rejected` and
+            `error` depend on the share of unknown queries; `far` and `dir` do not.
+        known: Distances of known queries to their nearest gallery vector, sorted.
+        identified: Whether that vector has the label of the query, for each of `known`.
+        unknown: Distances of unknown queries to their nearest gallery vector, sorted.
+
+    Example:
+        >>> gallery, names = [[0.0], [5.0]], ["ann", "bob"]
+        >>> queries, labels = [[0.1], [5.2], [2.0], [8.0]], ["ann", "bob", "eve", "bob"]
+        >>> result = open_set_identification(queries, labels, gallery, names, metric="euclidean")
+        >>> result
+        <OpenSetIdentification of 3 known and 1 unknown queries: dir=0.6667 at far=0.01, 1 at 1>
+        >>> result.rates(threshold=2.5)  # "eve" is accepted as "ann"
+        {'far': 1.0, 'dir': 0.6666666666666666, 'rejected': 0.25, 'error': 0.3333333333333333}
+    """
+
+    far: np.ndarray
+    dir: np.ndarray
+    thresholds: np.ndarray
+    rejected: np.ndarray
+    error: np.ndarray
+    known: np.ndarray
+    identified: np.ndarray
+    unknown: np.ndarray
+
+    def __repr__(self) -> str:
+        rates = f"dir={self.dir_at(0.01):.4g} at far=0.01, {self.dir_at(1.0):.4g} at 1"
+        return (
+            f"<OpenSetIdentification of {len(self.known)} known and {len(self.unknown)} unknown "
+            f"queries: {rates}>"
+        )
+
+    def threshold(self, max_far: float) -> float:
+        """Finds the largest threshold at which at most `max_far` of unknown queries are accepted.
+
+        Call it on queries of a validation split, of other classes than those of the test split, and
+        report the rates on the test split.
+
+        Args:
+            max_far: Share of unknown queries that may be accepted, 0 to 1.
+
+        Returns:
+            The threshold, a distance, for `NeighborIndex.identify`.
+
+        Raises:
+            ArgumentError: If `max_far` is out of range.
+        """
+        return _largest_threshold(self.unknown, max_far, self.thresholds[-1])
+
+    def rates(self, threshold: float) -> dict[str, float]:
+        """Computes the rates at a threshold.
+
+        Args:
+            threshold: Largest distance that is accepted, such as one fitted on other queries.
+
+        Returns:
+            "far", "dir", "rejected" and "error", as the attributes of these names.
+
+        Raises:
+            ArgumentError: If the threshold is not finite.
+        """
+        _checks.number("threshold", threshold)
+        place = np.searchsorted(self.thresholds, threshold, "right") - 1
+        return {
+            key: float(getattr(self, key)[place]) for key in ("far", "dir", "rejected", "error")
+        }
+
+    def dir_at(self, max_far: float) -> float:
+        """Computes the detection and identification rate at a false-alarm rate.
+
+        Args:
+            max_far: Share of unknown queries that may be accepted, 0 to 1. Below the reciprocal of
+                the number of unknown queries none may be accepted.
+
+        Returns:
+            The largest share of known queries that are accepted with the correct label.
+
+        Raises:
+            ArgumentError: If `max_far` is out of range.
+        """
+        return self.rates(self.threshold(max_far))["dir"]
+
+    def dir_interval(
+        self, max_far: float, seed: int = 0, resamples: int = 1000
+    ) -> tuple[float, float]:
+        """Computes the 95 % interval of `dir_at(max_far)` with the percentile bootstrap.
+
+        Known and unknown queries are resampled, and the threshold is fitted to each resample.
+        Queries of one class or session resemble each other: then the interval is too narrow.
+
+        Args:
+            max_far: Share of unknown queries that may be accepted, 0 to 1.
+            seed: The same seed draws the same resamples.
+            resamples: Number of resamples, 1 or more.
+
+        Returns:
+            `(low, high)`.
+
+        Raises:
+            ArgumentError: If an argument is out of range.
+        """
+        count = len(self.unknown)
+        allowed = _allowed(max_far, count)
+        rng = np.random.default_rng(_checks.integer("seed", seed, 0))
+        resamples = _checks.integer("resamples", resamples)
+        limits = np.full(resamples, np.inf)
+        if allowed < count:
+            # A resample is the sorted distances at the positions `floor(count * u)` of uniform
+            # numbers u. The threshold depends on one of them, whose rank is known: the rank-th
+            # smallest u has a beta distribution, so that the others need not be drawn.
+            places = count * rng.beta(allowed + 1, count - allowed, resamples)
+            limits = self.unknown[places.astype("int64").clip(max=count - 1)]
+        hits = np.searchsorted(self.known[self.identified], limits, "left")
+        # How many of the resampled queries are among these hits.
+        shares = rng.binomial(len(self.known), hits / len(self.known)) / len(self.known)
+        low, high = np.quantile(shares, (0.025, 0.975))
+        return float(low), float(high)
+
+
+def open_set_identification(
+    queries: ArrayLike,
+    query_labels: ArrayLike,
+    gallery: ArrayLike,
+    gallery_labels: ArrayLike,
+    metric: Metric = "cosine",
+) -> OpenSetIdentification:
+    """Measures identification where some queries are of classes that the gallery does not have.
+
+    The nearest gallery vector of a query decides, as in `NeighborIndex.identify`. A query is known
+    if its label is in `gallery_labels`, and unknown otherwise. At a threshold on the distance,
+
+    - the detection and identification rate (DIR) is the share of known queries whose nearest vector
+      is within the threshold and has their label;
+    - the false-alarm rate (FAR) is the share of unknown queries whose nearest vector is within the
+      threshold. It increases with the number of gallery vectors: compare galleries of one size.
+
+    Args:
+        queries: `(n, dim)` vectors.
+        query_labels: `(n,)` integers or strings. Unknown queries may have any labels that the
+            gallery does not have.
+        gallery: `(m, dim)` vectors, one or more of each known class, and no query among them.
+        gallery_labels: `(m,)` integers or strings.
+        metric: "euclidean", "manhattan" or "cosine".
+
+    Returns:
+        `OpenSetIdentification`: rates at each threshold, and methods that fit a threshold and
+        return the DIR at a FAR with its interval.
+
+    Raises:
+        ArgumentError: If the shapes of vectors and labels do not match, no query is known, no query
+            is unknown, or a distance is above 1.8e308, the largest float64.
+        ArgumentTypeError: If labels are neither integers nor strings.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = np.arange(200) % 10
+        >>> vectors = 4 * np.eye(10)[labels] + rng.normal(size=(200, 10))
+        >>> enrolled = np.flatnonzero(labels[:50] < 5)  # five images of each of five classes
+        >>> result = open_set_identification(
+        ...     vectors[50:], labels[50:], vectors[enrolled], labels[enrolled], "euclidean"
+        ... )
+        >>> len(result.known), len(result.unknown)
+        (75, 75)
+        >>> low, high = result.dir_interval(max_far=0.1)
+        >>> low <= result.dir_at(max_far=0.1) <= high
+        True
+
+    Reference:
+        Phillips, Grother & Micheals, 2011, Evaluation methods in face recognition, in: Handbook of
+        Face Recognition. https://doi.org/10.1007/978-0-85729-932-1_21
+    """
+    _checks.one_of("metric", metric, METRICS)
+    queries = _checks.vectors("queries", queries, rows=1, metric=metric)
+    query_labels = _checks.labels("query_labels", query_labels, len(queries), "queries")
+    gallery = _checks.vectors("gallery", gallery, queries.shape[1], 1, metric)
+    gallery_labels = _checks.labels("gallery_labels", gallery_labels, len(gallery), "vectors")
+    is_known = _count_relevant(query_labels, gallery_labels) > 0
+    if is_known.all() or not is_known.any():
+        which = "Every query" if is_known.all() else "No query"
+        raise ArgumentError(
+            f"{which} has a label that is in gallery_labels. Pass queries with and without a class "
+            "in the gallery."
+        )
+    found, places = NeighborIndex(metric).fit(gallery).query(queries, k=1)
+    distances = found[:, 0]
+    correct = gallery_labels[places[:, 0]] == query_labels
+    order = np.argsort(distances, kind="stable")
+    known = order[is_known[order]]
+    return _open_set(distances[known], correct[known], np.sort(distances[~is_known]))
+
+
+def _open_set(known, identified, unknown) -> OpenSetIdentification:
+    """Returns the result for sorted distances, and which known queries are identified."""
+    both = np.sort(np.concatenate([known, unknown]))
+    thresholds = np.append(-np.inf, np.unique(both))
+    hits = _count_accepted(known[identified], thresholds)
+    alarms = _count_accepted(unknown, thresholds)
+    accepted = _count_accepted(both, thresholds)
+    with np.errstate(invalid="ignore"):
+        error = (accepted - hits) / accepted
+    return OpenSetIdentification(
+        far=alarms / len(unknown),
+        dir=hits / len(known),
+        thresholds=thresholds,
+        rejected=(len(both) - accepted) / len(both),
+        error=error,
+        known=known,
+        identified=identified,
+        unknown=unknown,
+    )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

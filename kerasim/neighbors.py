@@ -248,17 +248,21 @@ class NeighborIndex:
                 dimension than those in the index, a row holds NaN or infinity or, under "cosine",
                 only zeros, or a distance is above 1.8e308, the largest float64.
         """
-        if not len(self):
-            raise ArgumentError("The index is empty: call fit(embeddings) before query.")
+        x = self._check_queries(x)
         state = self._state
-        size, width = state.embeddings.shape
+        size = len(state.embeddings)
         k = _checks.clipped(
             "k", _checks.integer("k", k), size, "vector in the index", "vectors in the index"
         )
-        x = _checks.vectors("x", x, width, 0, self.metric)
         distances, indices = self._answer(state, state.engine, x, k)
         _checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)
         return distances, indices
+
+    def _check_queries(self, x) -> np.ndarray:
+        """Returns queries as an array; raises an `ArgumentError` if they do not fit the index."""
+        if not len(self):
+            raise ArgumentError("The index is empty: call fit(embeddings) before query.")
+        return _checks.vectors("x", x, self.embeddings.shape[1], 0, self.metric)
 
     def _answer(self, state, engine, x, k):
         """Returns distances and indices of the nearest, of candidates that `engine` proposes."""
@@ -328,7 +332,13 @@ class NeighborIndex:
         return distances, indices
 
     def identify(
-        self, x: ArrayLike, labels: ArrayLike, threshold: float, unknown: int | str = -1
+        self,
+        x: ArrayLike,
+        labels: ArrayLike,
+        threshold: float,
+        unknown: int | str = -1,
+        query_groups: ArrayLike | None = None,
+        gallery_groups: ArrayLike | None = None,
     ) -> np.ndarray:
         """Returns the label of each row's nearest vector, if its distance is within a threshold.
 
@@ -342,14 +352,28 @@ class NeighborIndex:
                 `metrics.verification(...).threshold(max_far=0.01)` on pairs of other classes.
             unknown: Label of the rows that are rejected: an integer or, if `labels` are strings, a
                 string.
+            query_groups: `(n,)` integers or strings, such as the session of each row, or None. Then
+                the nearest vector outside of the group of the row decides; a row without such a
+                vector is rejected.
+            gallery_groups: Integers or strings, one for each vector in the index; None if
+                `query_groups` is None.
 
         Returns:
             `(n,)` labels.
 
         Raises:
             ArgumentError: If there is not one label for each vector, one of the labels equals
-                `unknown`, or `query` refuses the rows.
-            ArgumentTypeError: If `unknown` and `labels` are not both integers or both strings.
+                `unknown`, groups do not fit the vectors, or `query` refuses the rows.
+            ArgumentTypeError: If `unknown` and `labels`, or the groups of rows and vectors, are not
+                both integers or both strings.
+
+        Example:
+            >>> index = NeighborIndex("euclidean").fit([[0.0], [1.0]])
+            >>> index.identify([[0.1]], ["cat", "dog"], threshold=2.0, unknown="?").tolist()
+            ['cat']
+            >>> groups = {"query_groups": ["monday"], "gallery_groups": ["monday", "friday"]}
+            >>> index.identify([[0.1]], ["cat", "dog"], 2.0, "?", **groups).tolist()
+            ['dog']
         """
         _checks.number("threshold", threshold)
         labels = _checks.labels("labels", labels, len(self), "vectors in the index")
@@ -358,8 +382,42 @@ class NeighborIndex:
             raise ArgumentError(
                 f"unknown={unknown!r} is also the label of a vector: pass another value."
             )
-        distances, indices = self.query(x, k=1)
-        return np.where(distances[:, 0] <= threshold, labels[indices[:, 0]], other)
+        x = self._check_queries(x)
+        groups = _checks.group_codes(
+            ("query_groups", "gallery_groups"), (query_groups, gallery_groups), (len(x), len(self))
+        )
+        if groups is None:
+            distances, indices = (found[:, 0] for found in self.query(x, k=1))
+        else:
+            distances, indices = self._nearest_outside(x, *groups, threshold)
+        return np.where(distances <= threshold, labels[indices], other)
+
+    def _nearest_outside(self, x, query_groups, gallery_groups, threshold):
+        """Returns `(distances, indices)`, each `(n,)`, of the nearest vector of another group.
+
+        More and more neighbors are searched for until one is of another group. The distance is
+        infinite where there is none, or none within the threshold.
+        """
+        state = self._state
+        distances, indices = np.full(len(x), np.inf), np.full(len(x), -1)
+        own = np.where(query_groups >= 0, np.bincount(gallery_groups)[query_groups], 0)
+        waiting, k = np.flatnonzero(own < len(gallery_groups)), 1
+        while len(waiting):
+            unfinished = []
+            for part in _portions(waiting, k):
+                rows = waiting[part]
+                near, places = self._answer(state, state.engine, x[rows], k)
+                outside = gallery_groups[places] != query_groups[rows, None]
+                found = np.flatnonzero(outside.any(axis=1))
+                first = outside[found].argmax(axis=1)
+                distances[rows[found]] = near[found, first]
+                indices[rows[found]] = places[found, first]
+                # Infinite distances are searched to the end, to be refused as by `query`.
+                beyond = (near[:, -1] > threshold) & np.isfinite(near[:, -1])
+                unfinished.append(rows[~outside.any(axis=1) & ~beyond])
+            waiting, k = np.concatenate(unfinished), min(4 * k, len(gallery_groups))
+        _checks.bad_rows("x", np.isinf(distances) & (indices >= 0), _TOO_FAR)
+        return distances, indices
 
     def save(
         self, path: Path | str, embedder: "keras.Model | None" = None, replace: bool = False

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from kerasim.metrics import Verification
+    from kerasim.metrics import OpenSetIdentification, Verification
 
 __all__ = [
     "COLORS",
@@ -40,7 +40,9 @@ __all__ = [
     "latent_map",
     "neighbors",
     "network",
+    "open_set",
     "reconstructions",
+    "rejection",
     "roc",
 ]
 
@@ -296,7 +298,9 @@ def distance_distribution(
     return ax
 
 
-def roc(verification: Verification, ax: Axes | None = None, label: str = "") -> Axes:
+def roc(
+    verification: Verification, ax: Axes | None = None, label: str = "", log: bool = False
+) -> Axes:
     """Draws the ROC curve of a verification, and marks the equal error rate.
 
     The curve shows the share of positive pairs accepted (TPR) over the share of negative pairs
@@ -306,12 +310,15 @@ def roc(verification: Verification, ax: Axes | None = None, label: str = "") -> 
         verification: The result of `metrics.verification`.
         ax: Axes to draw on, which may hold other curves; None for new ones.
         label: Name of the curve in the legend, which also shows the AUC and the EER.
+        log: Use a logarithmic x axis, on which the small FPR of a verification system can be seen.
+            The curve begins with the TPR at which none of the negative pairs is accepted.
 
     Returns:
         The axes.
 
     Raises:
-        ArgumentTypeError: If `verification` is not a result of `metrics.verification`.
+        ArgumentTypeError: If `verification` is not a result of `metrics.verification`, or `log` is
+            neither True nor False.
 
     Example:
         >>> from kerasim import metrics
@@ -320,18 +327,124 @@ def roc(verification: Verification, ax: Axes | None = None, label: str = "") -> 
         'digits: AUC 1.0000, EER 0.00 %'
     """
     _checks.has_attribute("verification", verification, "eer", "the result of metrics.verification")
-    ax, label = _axes(ax, (4, 4)), str(label)
-    color = COLORS[len(ax.get_legend_handles_labels()[1]) % len(COLORS)]
+    log = _checks.boolean("log", log)
+    ax = _axes(ax, (4, 4))
     figures = f"AUC {verification.auc:.4f}, EER {100 * verification.eer:.2f} %"
-    name = f"{label}: {figures}" if label else figures
-    # A figure is a few hundred pixels wide; a curve may have millions of corners.
-    corners = np.unique(np.linspace(0, len(verification.fpr) - 1, 2_000).astype(int))
-    ax.plot(verification.fpr[corners], verification.tpr[corners], color=color, label=name)
-    ax.plot(verification.eer, 1 - verification.eer, "o", color=color)
+    style = _curve_style(ax, label, figures)
+    if log:
+        positive, negative = verification.positive, verification.negative
+        _draw_log_rate(ax, positive, len(positive), negative, style)
+    else:
+        # A figure is a few hundred pixels wide; a curve may have millions of corners.
+        corners = np.unique(np.linspace(0, len(verification.fpr) - 1, 2_000).astype(int))
+        ax.plot(verification.fpr[corners], verification.tpr[corners], **style)
+    if verification.eer > 0 or ax.get_xscale() == "linear":
+        ax.plot(verification.eer, 1 - verification.eer, "o", color=style["color"])
     ax.set(xlabel="negative pairs accepted", ylabel="positive pairs accepted")
     ax.grid(alpha=0.3)
     _legend(ax, fontsize=8, loc="lower right")
     return ax
+
+
+def open_set(result: OpenSetIdentification, ax: Axes | None = None, label: str = "") -> Axes:
+    """Draws the detection and identification rate (DIR) over the false-alarm rate (FAR).
+
+    The FAR is on a logarithmic axis. The curve begins with the DIR at which none of the unknown
+    queries is accepted, and ends with the rate at which all queries are accepted: the share of
+    known queries whose nearest neighbor is of their class.
+
+    Args:
+        result: The result of `metrics.open_set_identification`.
+        ax: Axes to draw on, which may hold other curves; None for new ones.
+        label: Name of the curve in the legend, which also shows the DIR at a FAR of 1 %.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentTypeError: If `result` is not a result of `metrics.open_set_identification`.
+
+    Example:
+        >>> from kerasim import metrics
+        >>> given = [[0.0], [9.0], [4.0]], [0, 1, 7], [[0.1], [9.1]], [0, 1]
+        >>> result = metrics.open_set_identification(*given, metric="euclidean")
+        >>> ax = open_set(result, label="digits")
+        >>> ax.get_legend().get_texts()[0].get_text()
+        'digits: DIR 100.0 % at FAR 1 %'
+    """
+    what = "the result of metrics.open_set_identification"
+    _checks.has_attribute("result", result, "dir_at", what)
+    ax = _axes(ax, (4, 4))
+    style = _curve_style(ax, label, f"DIR {100 * result.dir_at(0.01):.1f} % at FAR 1 %")
+    identified = result.known[result.identified]
+    _draw_log_rate(ax, identified, len(result.known), result.unknown, style)
+    ax.set(xlabel="unknown queries accepted (FAR)", ylabel="known queries identified (DIR)")
+    ax.grid(alpha=0.3)
+    _legend(ax, fontsize=8, loc="lower right")
+    return ax
+
+
+def rejection(result: OpenSetIdentification, ax: Axes | None = None, label: str = "") -> Axes:
+    """Draws the share of wrong labels among the accepted queries over the share of rejected ones.
+
+    The curve begins where all queries are accepted. It decreases if the distance tells which labels
+    are wrong. Both shares depend on how many of the queries are unknown.
+
+    Args:
+        result: The result of `metrics.open_set_identification`.
+        ax: Axes to draw on, which may hold other curves; None for new ones.
+        label: Name of the curve in the legend, which also shows the error without rejection.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentTypeError: If `result` is not a result of `metrics.open_set_identification`.
+
+    Example:
+        >>> from kerasim import metrics
+        >>> given = [[0.0], [9.0], [4.0]], [0, 1, 7], [[0.1], [9.1]], [0, 1]
+        >>> result = metrics.open_set_identification(*given, metric="euclidean")
+        >>> ax = rejection(result, label="digits")
+        >>> ax.get_legend().get_texts()[0].get_text()
+        'digits: error 33.3 % without rejection'
+    """
+    what = "the result of metrics.open_set_identification"
+    _checks.has_attribute("result", result, "dir_at", what)
+    ax = _axes(ax, (4, 4))
+    style = _curve_style(ax, label, f"error {100 * result.error[-1]:.1f} % without rejection")
+    corners = np.unique(np.linspace(1, len(result.error) - 1, 2_000).astype(int))
+    ax.plot(result.rejected[corners], result.error[corners], **style)
+    ax.set(xlabel="queries rejected", ylabel="wrong among the accepted queries")
+    ax.grid(alpha=0.3)
+    _legend(ax, fontsize=8, loc="upper right")
+    return ax
+
+
+def _curve_style(ax, label, figures) -> dict[str, Any]:
+    """Returns the next color of the axes, and the entry of a curve in the legend."""
+    color = COLORS[len(ax.get_legend_handles_labels()[1]) % len(COLORS)]
+    return {"color": color, "label": f"{label}: {figures}" if str(label) else figures}
+
+
+def _draw_log_rate(ax, right, total, wrong, style):
+    """Draws the share of right distances accepted over that of wrong ones, on a logarithmic axis.
+
+    Args:
+        ax: Axes.
+        right: Sorted distances that should be accepted.
+        total: Number whose share is drawn.
+        wrong: Sorted distances that should be rejected.
+        style: Arguments of `plot`.
+    """
+    count = len(wrong)
+    # A few thousand of the counts, evenly spaced on the logarithmic axis.
+    counts = np.unique(np.append(0, np.geomspace(1, count, 2_000).round().astype("int64")))
+    shares = np.searchsorted(right, np.append(wrong, np.inf)[counts], "left") / total
+    least = 0.5 / count  # where no wrong distance is accepted, for which the axis has no place
+    ax.plot(np.maximum(counts / count, least), shares, drawstyle="steps-post", **style)
+    left = min(ax.get_xlim()[0], least) if ax.get_xscale() == "log" else least
+    ax.set(xscale="log", xlim=(left, 1.2))
 
 
 def _names_of(classes, class_names) -> list[str]:

@@ -340,9 +340,13 @@ class RetrievalCallback(keras.callbacks.Callback):
         metric: "euclidean", "manhattan" or "cosine".
         k: Number of neighbors for the precision, 1 or more.
         prefix: Prefix of the names in the log, to distinguish several callbacks of one run.
+        groups: `(n,)` integers or strings, such as the session of each image, or None. Then no
+            query finds an image of its own group.
+        gallery_groups: Groups of the gallery; None if `gallery` or `groups` is None.
 
     Raises:
-        ArgumentError: If there are fewer than two images, or the embedder does not return vectors.
+        ArgumentError: If there are fewer than two images, labels or groups do not fit the images,
+            or the embedder does not return vectors.
         ArgumentTypeError: If the embedder is not a model with one input.
 
     Example:
@@ -369,6 +373,8 @@ class RetrievalCallback(keras.callbacks.Callback):
         metric: Literal["euclidean", "manhattan", "cosine"] = "cosine",
         k: int = 10,
         prefix: str = "val",
+        groups: ArrayLike | None = None,
+        gallery_groups: ArrayLike | None = None,
     ):
         super().__init__()
         _image_checks.check_embedder("embedder", embedder)
@@ -385,6 +391,7 @@ class RetrievalCallback(keras.callbacks.Callback):
             self.labels.append(_checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
             raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
+        self.groups = self._check_groups(groups, gallery_groups)
         _checks.one_of("metric", metric, metrics.METRICS)
         self.metric, self.k, self.prefix = metric, _checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
@@ -401,8 +408,19 @@ class RetrievalCallback(keras.callbacks.Callback):
     def settings(self) -> dict:
         """Returns the settings that determine the metrics, for `fit` to compare on resume."""
         held_out = [_content.content_hash(part) for part in (*self.parts, *self.labels)]
-        settings = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
+        settings: dict = {"metric": self.metric, "k": self.k, "prefix": self.prefix}
+        if self.groups:  # runs without groups go on with the settings of earlier versions
+            settings["groups"] = [_content.content_hash(codes) for codes in self.groups.values()]
         return {"class": type(self).__name__, "held_out": held_out, **settings}
+
+    def _check_groups(self, groups, gallery_groups) -> dict:
+        """Returns the arguments of `metrics.retrieval` for these groups."""
+        counts = len(self.parts[0]), len(self.parts[1]) if len(self.parts) > 1 else None
+        names = "groups", "gallery_groups"
+        codes = _checks.group_codes(names, (groups, gallery_groups), counts)
+        if codes is None:
+            return {}
+        return dict(zip(("query_groups", "gallery_groups"), codes[: len(self.parts)], strict=False))
 
     def get_state(self) -> dict:
         """Returns the state that `fit` saves with a run: the baselines, and given warnings."""
@@ -475,7 +493,8 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def _retrieve(self, parts, metric) -> dict:
         given = parts[0], self.labels[0], *parts[1:], *self.labels[1:]
-        scores = metrics.retrieval(*given, metric=metric, ks=sorted({1, self.k}))
+        ks = sorted({1, self.k})
+        scores = metrics.retrieval(*given, metric=metric, ks=ks, **self.groups)
         return {key: scores[key] for key in self.keys}
 
     def _warn(self, what, text):

@@ -44,6 +44,7 @@ RNG = np.random.default_rng(0)
 LABELS = np.array([0, 0, 1, 1, 2, 2, 2])
 VECTORS = RNG.normal(size=(7, 5))
 SAME = np.array([1, 0, 1, 0, 1, 0, 0])
+OPEN_SET = metrics.open_set_identification(VECTORS, LABELS, VECTORS[:4], LABELS[:4])
 SCHEDULE = diffusion.NoiseSchedule(60, "cosine")
 UNET = models.unet((4, 4, 1), (2,), 0, num_groups=1)
 COLOR = np.repeat(FLOATS, 3, axis=-1)
@@ -145,6 +146,10 @@ def public(root):
         "data.candidate_pools": (
             data.candidate_pools,
             {"n": 7, "k": 3, "seed": 0, "groups": np.arange(7)},
+        ),
+        "data.grouped_split": (
+            data.grouped_split,
+            {"labels": LABELS, "groups": np.arange(7) // 2, "validation": 0.3, "seed": 0},
         ),
         "data.add_noise": (
             data.add_noise,
@@ -294,7 +299,14 @@ def public(root):
         "NeighborIndex.query": (FITTED.query, {"x": VECTORS, "k": 2}),
         "NeighborIndex.identify": (
             FITTED.identify,
-            {"x": VECTORS, "labels": LABELS, "threshold": 0.5, "unknown": -1},
+            {
+                "x": VECTORS,
+                "labels": LABELS,
+                "threshold": 0.5,
+                "unknown": -1,
+                "query_groups": np.arange(7),
+                "gallery_groups": np.arange(7),
+            },
         ),
         "NeighborIndex.save": (
             FITTED.save,
@@ -326,6 +338,8 @@ def public(root):
                 "metric": "cosine",
                 "ks": (1, 2),
                 "per_query": True,
+                "query_groups": np.arange(7),
+                "gallery_groups": np.arange(7),
             },
         ),
         "metrics.bootstrap_interval": (
@@ -342,6 +356,16 @@ def public(root):
             metrics.pairwise_verification,
             {"embeddings": VECTORS, "labels": LABELS, "metric": "cosine"},
         ),
+        "metrics.open_set_identification": (
+            metrics.open_set_identification,
+            {
+                "queries": VECTORS,
+                "query_labels": LABELS,
+                "gallery": VECTORS[:4],
+                "gallery_labels": LABELS[:4],
+                "metric": "cosine",
+            },
+        ),
         "metrics.candidate_accuracy": (metrics.candidate_accuracy, {**pair, **pools}),
         "training.RetrievalCallback": (
             training.RetrievalCallback,
@@ -353,6 +377,8 @@ def public(root):
                 "gallery_labels": LABELS,
                 "metric": "cosine",
                 "k": 2,
+                "groups": np.arange(7),
+                "gallery_groups": np.arange(7),
             },
         ),
         "training.fit": (
@@ -404,8 +430,10 @@ def public(root):
         ),
         "plots.roc": (
             plots.roc,
-            {"verification": metrics.verification(VECTORS[:, 0], SAME), "label": "a"},
+            {"verification": metrics.verification(VECTORS[:, 0], SAME), "label": "a", "log": True},
         ),
+        "plots.open_set": (plots.open_set, {"result": OPEN_SET, "label": "a"}),
+        "plots.rejection": (plots.rejection, {"result": OPEN_SET, "label": "a"}),
         "plots.latent_map": (
             plots.latent_map,
             {
@@ -531,7 +559,8 @@ def quiet():
 # Tested elsewhere: classes that functions return, functions of the disk and of the network.
 OTHERWISE = {
     "dtype_policy",
-    *("Candidates", "Dataset", "ImageFolder", "PairFolder", "SavedModel", "Verification"),
+    *("Candidates", "Dataset", "ImageFolder", "OpenSetIdentification", "PairFolder"),
+    *("SavedModel", "Verification"),
     *("as_float", "data_dir", "embed_folder", "fetch", "load_embedder", "resolve_dataset"),
 }
 
@@ -556,6 +585,7 @@ SLOW = {  # to call with what is right; 200 cases each for others
     **dict.fromkeys(["plots.latent_distribution", "Gallery.save", "data.load_dataset"], 25),
     **dict.fromkeys([name for name in PUBLIC if name.startswith(("models", "diffusion"))], 80),
     **dict.fromkeys(["plots.roc", "plots.distance_distribution", "Gallery.add"], 80),
+    **dict.fromkeys(["plots.open_set", "plots.rejection"], 25),
 }
 SLOW["models.unet"] = 25
 NAMED_OTHERWISE = {  # arguments that a message need not name
@@ -711,7 +741,10 @@ IMAGES_OF = {  # the arguments that are images, and those of one row for each of
     "data.NoiseBatches": (["images"], ["target"]),
     "data.TwoViewBatches": (["images"], []),
     "diffusion.denoise": (["images"], []),
-    "training.RetrievalCallback": (["images", "gallery"], ["labels", "gallery_labels"]),
+    "training.RetrievalCallback": (
+        ["images", "gallery"],
+        ["labels", "gallery_labels", "groups", "gallery_groups"],
+    ),
     "plots.image_grid": (["images"], ["titles"]),
     "plots.reconstructions": (["images"], []),
     "plots.denoising": (["noisy", "denoised", "clean"], []),

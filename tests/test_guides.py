@@ -176,6 +176,26 @@ def test_the_loaded_embedder_returns_the_embeddings_of_the_saved_one(guide):
     assert names["vectors"].shape == (len(names["digits"].x_test), 64)
 
 
+def test_the_embedder_with_the_circle_loss_returns_vectors_of_length_1(guide):
+    names = guide("train").names
+    vectors = names["embedding"].embed(names["unit_embedder"], names["x_val"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    precision = metrics.retrieval(vectors, names["y_val"], ks=(1,))["precision@1"]
+    assert precision > 0.9
+
+
+def test_images_of_one_session_are_on_one_side_of_the_split(guide):
+    names = guide("train").names
+    sides = (set(names["sessions"][names[part]]) for part in ("train", "validation"))
+    assert not set.intersection(*sides)
+
+
+def test_the_classes_of_the_second_split_are_unseen(guide):
+    names = guide("train").names
+    seen, unseen = (set(names["digits"].y_test[names[part]]) for part in ("seen", "unseen"))
+    assert len(unseen) == 2 and not seen & unseen
+
+
 # Pairs without labels
 
 
@@ -229,6 +249,15 @@ def test_digits_that_are_not_enrolled_are_mostly_unknown(guide):
     assert (found[~enrolled] == "unknown").mean() > 0.8
     known = names["names"][names["digits"].y_test[enrolled]]
     assert (found[enrolled] == known).mean() > 0.8
+
+
+def test_known_digits_are_identified_where_few_unknown_ones_are_accepted(guide):
+    page = guide("verify")
+    assert len(page.names["result"].unknown) > 100
+    rate, low, high = page.figures("DIR at a FAR of 0.05")[1:]
+    assert low <= rate <= high and rate > 0.8
+    for name in ("roc", "open-set", "rejection"):
+        assert (page.folder / "runs" / f"{name}.png").stat().st_size > 10_000
 
 
 # Generate and denoise

@@ -61,10 +61,25 @@ INDEX = neighbors.NeighborIndex("euclidean").fit(VECTORS)
 REFUSE = {  # functions whose result depends on each label
     "retrieval": lambda labels: metrics.retrieval(VECTORS, labels, ks=[1]),
     "retrieval, gallery": lambda labels: metrics.retrieval(VECTORS, NAMES, VECTORS, labels, ks=[1]),
+    "retrieval, groups": lambda groups: metrics.retrieval(
+        VECTORS, NAMES, ks=[1], query_groups=groups
+    ),
+    "retrieval, gallery_groups": lambda groups: metrics.retrieval(
+        VECTORS, NAMES, VECTORS, NAMES, ks=[1], query_groups=NAMES, gallery_groups=groups
+    ),
     "pairwise_verification": lambda labels: metrics.pairwise_verification(
         VECTORS, labels, resamples=2
     ),
+    "open_set_identification": lambda labels: metrics.open_set_identification(
+        VECTORS, labels, VECTORS, NAMES
+    ),
+    "open_set_identification, gallery": lambda labels: metrics.open_set_identification(
+        VECTORS, NAMES, VECTORS, labels
+    ),
     "identify": lambda labels: INDEX.identify(VECTORS, labels, 1.0, unknown="?"),
+    "identify, groups": lambda groups: INDEX.identify(
+        VECTORS, NAMES, 1.0, "?", query_groups=groups, gallery_groups=NAMES
+    ),
     "draw_pairs": data.draw_pairs,
     "draw_triplets": data.draw_triplets,
     "PairBatches": lambda labels: data.PairBatches(IMAGES, labels),
@@ -73,7 +88,12 @@ REFUSE = {  # functions whose result depends on each label
     "PositivePairBatches": lambda groups: data.PositivePairBatches(IMAGES, IMAGES, groups),
     "DiffusionBatches": lambda labels: _image_checks.check_classes(labels, 6),
     "candidate_pools": lambda groups: data.candidate_pools(6, 2, groups=groups),
+    "grouped_split": lambda labels: data.grouped_split(labels, NAMES),
+    "grouped_split, groups": lambda groups: data.grouped_split(NAMES, groups),
     "RetrievalCallback": lambda labels: training.RetrievalCallback(embedder(), IMAGES, labels),
+    "RetrievalCallback, groups": lambda groups: training.RetrievalCallback(
+        embedder(), IMAGES, NAMES, groups=groups
+    ),
 }
 
 

@@ -6,7 +6,9 @@ from sklearn.metrics import pairwise_distances, roc_auc_score
 
 from kerasim import metrics
 from kerasim.errors import ArgumentError, ArgumentTypeError
-from kerasim.neighbors import METRICS
+from kerasim.neighbors import METRICS, NeighborIndex
+from tests.helpers import retrieval_oracle
+from tests.helpers.search_oracle import float64_distances
 
 RNG = np.random.default_rng(0)
 QUERIES, GALLERY = RNG.standard_normal((20, 4)), RNG.standard_normal((30, 4))
@@ -271,6 +273,149 @@ def test_retrieval_refuses_by_name(change, said):
         metrics.retrieval(**{**given, **change})
 
 
+# retrieval with groups
+
+
+def grouped_case(seed):
+    """Draws vectors with many ties, and labels and groups of a few values; half without gallery."""
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(20, 60, 2)
+    queries, gallery = (rng.integers(1, 5, (count, 3)).astype("float64") for count in (n, m))
+    labels = [rng.integers(0, 6, count) for count in (n, m)]
+    groups = [rng.integers(0, rng.integers(4, 15), count) for count in (n, m)]
+    if seed % 2:
+        return queries, labels[0], None, None, (groups[0], None)
+    if seed % 4:
+        groups = [np.char.add("session ", group.astype(str)) for group in groups]
+    return queries, labels[0], gallery, labels[1], tuple(groups)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])  # of cosine ties are not exact
+@pytest.mark.parametrize("seed", range(12))
+def test_scores_with_groups_equal_those_by_sorting_all_distances(seed, metric):
+    *given, groups = grouped_case(seed)
+    found = metrics.retrieval(
+        *given,
+        metric,
+        ks=(1, 4),
+        per_query=True,
+        query_groups=groups[0],
+        gallery_groups=groups[1],
+    )
+    expected = retrieval_oracle.retrieval(*given, metric, (1, 4), groups)
+    left_out = found.pop("left_out")
+    assert left_out == np.isnan(expected["mrr"]).sum() and found.keys() == expected.keys()
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, rtol=1e-12)
+
+
+def test_cosine_scores_with_groups_equal_those_by_sorting_all_distances():
+    rng = np.random.default_rng(0)
+    x, labels, sessions = rng.standard_normal((90, 5)), rng.integers(0, 5, 90), np.arange(90) // 6
+    found = metrics.retrieval(x, labels, per_query=True, query_groups=sessions)
+    expected = retrieval_oracle.retrieval(
+        x, labels, None, None, "cosine", (1, 10), (sessions, None)
+    )
+    for key, values in expected.items():
+        np.testing.assert_allclose(found[key], values, rtol=1e-12)
+
+
+def test_groups_of_one_image_each_change_no_score():
+    own = np.arange(20)
+    assert metrics.retrieval(QUERIES, QUERY_LABELS, query_groups=own) == metrics.retrieval(
+        QUERIES, QUERY_LABELS
+    )
+
+
+def test_groups_that_the_gallery_does_not_have_change_no_score():
+    given = QUERIES, QUERY_LABELS, GALLERY, GALLERY_LABELS
+    groups = {"query_groups": np.arange(20), "gallery_groups": np.arange(100, 130)}
+    assert metrics.retrieval(*given, **groups) == metrics.retrieval(*given)
+
+
+def test_only_relevant_vectors_outside_of_the_group_count_for_r():
+    gallery, labels = np.array([[1.0], [2], [3], [4]]), [0, 1, 0, 0]
+    groups = {"query_groups": ["a"], "gallery_groups": ["a", "b", "b", "b"]}
+    scores = metrics.retrieval([[0.0]], [0], gallery, labels, "euclidean", ks=(1,), **groups)
+    # Ranks: 2 (no hit), 3, 4 (hits), and R is 2.
+    assert (scores["r_precision"], scores["map@r"], scores["mrr"]) == (1 / 2, 1 / 4, 1 / 2)
+
+
+def test_a_query_whose_relevant_vectors_are_all_in_its_group_is_left_out():
+    x, labels, sessions = np.arange(6.0)[:, None], [0, 0, 1, 1, 1, 1], [7, 7, 1, 1, 2, 2]
+    scores = metrics.retrieval(
+        x, labels, metric="euclidean", ks=(1,), per_query=True, query_groups=sessions
+    )
+    assert scores["left_out"] == 2
+    assert np.isnan(scores["recall@1"]).tolist() == [True, True, False, False, False, False]
+
+
+def test_the_size_of_a_block_does_not_matter_with_groups(monkeypatch):
+    rng = np.random.default_rng(1)
+    x, labels = rng.standard_normal((400, 3)), rng.integers(0, 7, 400)
+    groups = {"query_groups": np.arange(400) // 9, "per_query": True}
+    whole = metrics.retrieval(x, labels, **groups)
+    monkeypatch.setattr(metrics, "_BLOCK", 0.01)
+    for key, values in metrics.retrieval(x, labels, **groups).items():
+        np.testing.assert_array_equal(values, whole[key])
+
+
+def test_a_deep_first_hit_is_ranked_without_the_group_of_the_query():
+    gallery = np.arange(1.0, 101)[:, None]
+    labels = np.array([0] * 10 + [1] * 60 + [0] + [1] * 29)
+    groups = {"query_groups": [1], "gallery_groups": np.arange(100) < 30}
+    scores = metrics.retrieval([[0.0]], [0], gallery, labels, "euclidean", ks=(1,), **groups)
+    assert scores["mrr"] == 1 / 41
+
+
+def test_more_neighbors_than_remain_outside_of_a_group_are_refused():
+    x, labels, sessions = np.arange(8.0)[:, None], [0, 1] * 4, [5] * 5 + [6] * 3
+    with pytest.raises(ArgumentError, match="each of ks=4.*query 0 can find only 3 .* 1 to 3"):
+        metrics.retrieval(x, labels, metric="euclidean", ks=(1, 4), query_groups=sessions)
+
+
+def test_a_query_that_is_left_out_does_not_limit_ks():
+    x, labels = np.arange(8.0)[:, None], [9, 0, 0, 0, 0, 0, 0, 9]
+    sessions = [7, 1, 2, 3, 4, 5, 6, 7]  # the first and the last query find 6 vectors, not 7
+    scores = metrics.retrieval(x, labels, metric="euclidean", ks=(7,), query_groups=sessions)
+    assert scores["left_out"] == 2
+
+
+def test_unsigned_groups_of_64_bits_are_compared_exactly_with_signed_ones():
+    x, labels = np.array([[0.0], [1.0], [2.0]]), [0, 0, 0]
+    groups = np.array([2**60, 2**60 + 1, 5], "uint64")
+    scores = metrics.retrieval(
+        [[0.0]], [0], x, labels, "euclidean", (2,), query_groups=[2**60], gallery_groups=groups
+    )
+    assert scores["precision@2"] == 1.0  # float64 would leave out two vectors
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"query_groups": None}, "gallery_groups is given without query_groups: pass both"),
+        ({"gallery_groups": None}, "query_groups is given without gallery_groups: pass both"),
+        ({"gallery": None, "gallery_labels": None}, "gallery_groups needs a gallery: pass only"),
+        ({"query_groups": np.zeros(19, int)}, r"query_groups has shape \(19,\), expected \(20,\)"),
+        ({"gallery_groups": np.zeros(3, int)}, r"gallery_groups has shape \(3,\), expected"),
+        ({"query_groups": [None] * 20}, "query_groups holds no label .* 20 of 20 rows"),
+        ({"query_groups": ["0"] * 20}, r"query_groups \(<U1\) and gallery_groups \(int64\) cannot"),
+        ({"query_groups": np.full(20, 1)}, "No query .* in the gallery outside of its group"),
+    ],
+)
+def test_retrieval_refuses_groups_by_name(change, said):
+    given = {
+        "queries": QUERIES,
+        "query_labels": QUERY_LABELS,
+        "gallery": GALLERY,
+        "gallery_labels": GALLERY_LABELS,
+        "query_groups": np.zeros(20, int),
+        "gallery_groups": np.ones(30, int),
+    }
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
+        metrics.retrieval(**{**given, **change})
+
+
 # interval
 
 
@@ -319,8 +464,6 @@ def test_pairs_of_unequal_shape_or_without_direction_are_refused():
 
 
 def test_distances_of_pairs_are_those_of_search_to_the_bit():
-    from kerasim.neighbors import NeighborIndex
-
     for metric in METRICS:
         distances, indices = NeighborIndex(metric).fit(GALLERY).query(QUERIES, 30)
         for place in (0, 7, 29):
@@ -627,6 +770,159 @@ def test_the_accuracy_of_candidates_agrees_with_a_loop(metric):
 def test_pools_of_several_lengths_are_refused():
     with pytest.raises(ArgumentError, match="pools cannot be converted to one array"):
         metrics.candidate_accuracy(np.eye(2), np.eye(2), [[0, 1], [1]])
+
+
+# open_set_identification
+
+
+def open_set_case(seed=0, kind=int):
+    """Draws queries with many ties, of classes 0 to 9, and a gallery of classes 0 to 4."""
+    rng = np.random.default_rng(seed)
+    centers = rng.integers(3, 14, (10, 3))
+    labels = rng.integers(0, 10, 80), rng.permutation(np.arange(25) % 5)
+    queries, gallery = (centers[each] + rng.integers(-2, 3, (len(each), 3)) for each in labels)
+    return queries, labels[0].astype(kind), gallery, labels[1].astype(kind)
+
+
+def rates_by_counting(case, metric, threshold):
+    """Returns the rates of `open_set_identification` at a threshold, query by query."""
+    queries, labels, gallery, gallery_labels = case
+    counts = dict.fromkeys(("known", "unknown", "hits", "alarms", "accepted"), 0)
+    distances = float64_distances(gallery, queries, metric)
+    for row, label in zip(distances, labels, strict=True):
+        is_known = label in gallery_labels
+        is_accepted = row.min() <= threshold
+        counts["known" if is_known else "unknown"] += 1
+        counts["accepted"] += is_accepted
+        counts["alarms"] += is_accepted and not is_known
+        counts["hits"] += is_accepted and gallery_labels[row.argmin()] == label
+    wrong = counts["accepted"] - counts["hits"]
+    return {
+        "far": counts["alarms"] / counts["unknown"],
+        "dir": counts["hits"] / counts["known"],
+        "rejected": 1 - counts["accepted"] / len(labels),
+        "error": wrong / counts["accepted"] if counts["accepted"] else np.nan,
+    }
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+@pytest.mark.parametrize("kind", [int, str])
+def test_open_set_rates_at_any_threshold_are_counts(metric, kind):
+    case = open_set_case(kind=kind)
+    found = metrics.open_set_identification(*case, metric=metric)
+    for threshold in (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 99.0):
+        expected = rates_by_counting(case, metric, threshold)
+        assert found.rates(threshold) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_open_set_curve_is_that_of_its_thresholds():
+    case = open_set_case()
+    found = metrics.open_set_identification(*case, metric="euclidean")
+    assert found.thresholds[0] == -np.inf and found.far[0] == found.dir[0] == 0
+    for place, threshold in enumerate(found.thresholds[1:], 1):
+        expected = rates_by_counting(case, "euclidean", threshold)
+        curve = {key: getattr(found, key)[place] for key in expected}
+        assert curve == pytest.approx(expected)
+
+
+def test_open_set_distances_are_those_of_the_search_to_the_bit():
+    queries, labels, gallery, gallery_labels = open_set_case(1)
+    found = metrics.open_set_identification(queries, labels, gallery, gallery_labels)
+    distances = NeighborIndex("cosine").fit(gallery).query(queries, 1)[0][:, 0]
+    np.testing.assert_array_equal(found.unknown, np.sort(distances[labels > 4]))
+    np.testing.assert_array_equal(found.known, np.sort(distances[labels < 5]))
+
+
+@pytest.mark.parametrize("far", [0.0, 0.02, 0.1, 0.5, 1.0])
+def test_the_open_set_threshold_is_the_largest_that_accepts_no_more_than_allowed(far):
+    found = metrics.open_set_identification(*open_set_case(), metric="euclidean")
+    threshold = found.threshold(far)
+    assert found.rates(threshold)["far"] <= far
+    if far < 1:
+        assert found.rates(np.nextafter(threshold, np.inf))["far"] > far
+
+
+@pytest.mark.parametrize("far", [0.0, 0.02, 0.1, 0.5, 1.0])
+def test_the_dir_at_a_far_is_the_largest_of_all_thresholds_that_keep_to_it(far):
+    case = open_set_case()
+    found = metrics.open_set_identification(*case, metric="euclidean")
+    rates = [rates_by_counting(case, "euclidean", t) for t in found.thresholds]
+    assert found.dir_at(far) == max(each["dir"] for each in rates if each["far"] <= far)
+
+
+@pytest.mark.parametrize("far", [0.0, 0.1, 1.0])
+def test_the_interval_of_the_dir_is_that_of_resampled_queries(far):
+    queries, labels, gallery, names = open_set_case(2)
+    queries = queries + 0.01 * np.random.default_rng(0).random(queries.shape)
+    found = metrics.open_set_identification(queries, labels, gallery, names, "euclidean")
+    rng = np.random.default_rng(1)
+    shares = []
+    for _ in range(2000):
+        known = rng.integers(0, len(found.known), len(found.known))
+        unknown = np.sort(rng.choice(found.unknown, len(found.unknown)))
+        limit = np.append(unknown, np.inf)[int(far * len(unknown))]
+        shares.append((found.identified[known] & (found.known[known] < limit)).mean())
+    expected = np.quantile(shares, (0.025, 0.975))
+    np.testing.assert_allclose(found.dir_interval(far, resamples=20_000), expected, atol=0.04)
+
+
+def test_the_seed_alone_decides_the_interval_of_the_dir():
+    found = metrics.open_set_identification(*open_set_case(), metric="euclidean")
+    intervals = [found.dir_interval(0.2, seed, resamples=20) for seed in (3, 3, 4)]
+    assert intervals[0] == intervals[1] != intervals[2]
+
+
+def test_the_label_of_an_unknown_query_does_not_matter():
+    queries, labels, gallery, gallery_labels = open_set_case()
+    one, other = (
+        metrics.open_set_identification(queries, changed, gallery, gallery_labels)
+        for changed in (labels, np.where(labels > 4, -1, labels))
+    )
+    np.testing.assert_array_equal(one.dir, other.dir)
+
+
+def test_the_result_of_an_open_set_is_shown_in_one_line():
+    found = metrics.open_set_identification(*open_set_case(), metric="euclidean")
+    rates = f"dir={found.dir_at(0.01):.4g} at far=0.01, {found.dir[-1]:.4g} at 1"
+    queries = f"{len(found.known)} known and {len(found.unknown)} unknown queries"
+    assert repr(found) == f"<OpenSetIdentification of {queries}: {rates}>"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"query_labels": [0, 0]}, "Every query has a label that is in gallery_labels"),
+        ({"query_labels": [5, 6]}, "No query has a label that is in gallery_labels"),
+        ({"query_labels": [5]}, r"query_labels has shape \(1,\), expected \(2,\)"),
+        ({"gallery_labels": [0]}, r"gallery_labels has shape \(1,\), expected \(2,\)"),
+        ({"gallery": [[1.0, 2.0]]}, r"gallery must be an array \(n, 1\)"),
+        ({"metric": "cosine"}, "queries holds zero vectors"),
+        ({"metric": "l2"}, "metric='l2'"),
+        ({"queries": [[np.nan], [0.0]]}, "queries holds NaN"),
+    ],
+)
+def test_open_set_identification_refuses_by_name(change, said):
+    given = {"queries": [[0.0], [1.0]], "query_labels": [0, 7], "gallery": [[0.0], [2.0]]}
+    given |= {"gallery_labels": [0, 1], "metric": "euclidean", **change}
+    with pytest.raises(ArgumentError, match=said):
+        metrics.open_set_identification(**given)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "said"),
+    [
+        ("threshold", [1.1], "max_far=1.1"),
+        ("dir_at", [-0.1], "max_far=-0.1"),
+        ("dir_interval", ["low"], "max_far"),
+        ("dir_interval", [0.1, -1], "seed=-1"),
+        ("dir_interval", [0.1, 0, 0], "resamples=0"),
+        ("rates", [np.nan], "threshold=nan"),
+    ],
+)
+def test_methods_of_an_open_set_result_refuse_by_name(method, arguments, said):
+    found = metrics.open_set_identification(*open_set_case())
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
+        getattr(found, method)(*arguments)
 
 
 MASKED = np.ma.masked_array(np.eye(4), mask=np.eye(4) == 1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from kerasim import _artifacts
+from kerasim import _artifacts, neighbors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.neighbors import METRICS, NeighborIndex
 from tests.helpers.damaged_artifacts import reseal
@@ -535,12 +535,87 @@ def test_labels_beyond_63_bits_leave_no_place_for_a_negative_unknown_label():
         ({"labels": ["a", "b"]}, "unknown=-1 is not of the type of labels .<U1"),
         ({"threshold": np.nan}, "threshold=nan"),
         ({"x": [[1.0, 2.0]]}, "x must be an array"),
+        ({"query_groups": [0]}, "query_groups is given without gallery_groups: pass both"),
+        ({"gallery_groups": [0, 1]}, "gallery_groups is given without query_groups"),
+        (
+            {"query_groups": [0, 1], "gallery_groups": [0, 1]},
+            "query_groups has shape .2,., expected",
+        ),
+        ({"query_groups": [0], "gallery_groups": [0]}, "gallery_groups has shape .1,., expected"),
+        (
+            {"query_groups": ["0"], "gallery_groups": [0, 1]},
+            "query_groups .<U1. and gallery_groups",
+        ),
     ],
 )
 def test_identify_refuses_by_name(change, said):
     given = {"x": [[0.0]], "labels": [0, 1], "threshold": 1.0, **change}
     with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
         NeighborIndex("euclidean").fit([[0.0], [1.0]]).identify(**given)
+
+
+def identified(base, queries, metric, labels, threshold, groups):
+    """Returns the label of the nearest vector of another group within the threshold, or -1."""
+    distances = float64_distances(base, queries, metric)
+    distances[groups[0][:, None] == groups[1]] = np.inf
+    return np.where(distances.min(axis=1) <= threshold, labels[distances.argmin(axis=1)], -1)
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan"])
+@pytest.mark.parametrize("values", [4, 1000])  # with many ties, and with few
+def test_the_nearest_vector_of_another_group_names_a_query(metric, kind, values):
+    rng = np.random.default_rng(values)
+    base, queries = rng.integers(0, values, (200, 3)), rng.integers(0, values, (60, 3))
+    labels = np.arange(200)
+    groups = rng.choice(6, 60, p=[0.5, *[0.1] * 5]), rng.choice(6, 200, p=[0.5, *[0.1] * 5])
+    threshold = np.median(float64_distances(base, queries, metric).min(axis=1))
+    index = NeighborIndex(metric, kind, ef_search=200).fit(base)
+    for at in (threshold, 1e6):
+        found = index.identify(
+            queries, labels, at, query_groups=groups[0], gallery_groups=groups[1]
+        )
+        expected = identified(base, queries, metric, labels, at, groups)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_query_is_identified_beyond_any_number_of_vectors_of_its_group():
+    index = NeighborIndex("euclidean").fit(np.arange(101.0)[:, None])
+    labels, sessions = [0] * 100 + [1], ["near"] * 100 + ["far"]
+    found = index.identify(
+        [[0.0], [0.0]], labels, 200.0, query_groups=["near", "other"], gallery_groups=sessions
+    )
+    assert found.tolist() == [1, 0]
+
+
+def test_a_query_whose_group_holds_all_vectors_is_unknown():
+    index = NeighborIndex("euclidean").fit([[0.0], [1.0]])
+    found = index.identify([[0.0]], [0, 1], 9.0, query_groups=[5], gallery_groups=[5, 5])
+    assert found.tolist() == [-1]
+
+
+def test_no_queries_with_groups_have_no_labels():
+    index = NeighborIndex("euclidean").fit([[0.0], [1.0]])
+    none = np.empty((0, 1)), [0, 1], 9.0
+    found = index.identify(*none, query_groups=np.empty(0, int), gallery_groups=[5, 5])
+    assert found.shape == (0,)
+
+
+def test_a_distance_of_another_group_that_float64_cannot_hold_is_refused():
+    index = NeighborIndex("manhattan").fit([[1.0, 1.0], [-1e308, -1e308]])
+    groups = {"query_groups": ["a"], "gallery_groups": ["a", "b"]}
+    with pytest.raises(ArgumentError, match="x holds a vector whose neighbors are farther away"):
+        index.identify([[1e308, 1e308]], [0, 1], 1.0, **groups)
+
+
+def test_identification_with_groups_does_not_depend_on_the_size_of_its_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    index = NeighborIndex("euclidean").fit(rng.normal(size=(300, 4)))
+    queries, labels = rng.normal(size=(40, 4)), np.arange(300)
+    groups = {"query_groups": np.arange(40) % 2, "gallery_groups": np.arange(300) % 3}
+    whole = index.identify(queries, labels, 9.0, **groups)
+    monkeypatch.setattr(neighbors, "_BUDGET", 1024)
+    np.testing.assert_array_equal(index.identify(queries, labels, 9.0, **groups), whole)
 
 
 @pytest.mark.parametrize("metric", METRICS)

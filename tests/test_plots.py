@@ -66,6 +66,16 @@ def pairs(n=200):
     return np.random.default_rng(0).random(n) + 0.5 * (1 - same), same
 
 
+def identification(n=300):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, n)
+    vectors = 2 * np.eye(10)[labels] + rng.normal(size=(n, 10)) / 2
+    gallery = np.flatnonzero(labels[:40] < 5)
+    return metrics.open_set_identification(
+        vectors[40:], labels[40:], vectors[gallery], labels[gallery]
+    )
+
+
 ON_AXES = {
     "history": lambda ax: plots.history(frame(), ax=ax),
     "history, logarithmic": lambda ax: plots.history(frame(), ["loss", "psnr"], ax=ax, log=True),
@@ -76,6 +86,9 @@ ON_AXES = {
     "network": lambda ax: plots.network(small_model(), ax=ax),
     "distance_distribution": lambda ax: plots.distance_distribution(*pairs(), ax=ax),
     "roc": lambda ax: plots.roc(metrics.verification(*pairs()), ax=ax),
+    "roc, logarithmic": lambda ax: plots.roc(metrics.verification(*pairs()), ax=ax, log=True),
+    "open_set": lambda ax: plots.open_set(identification(), ax=ax),
+    "rejection": lambda ax: plots.rejection(identification(), ax=ax),
 }
 
 FIGURES = {
@@ -198,6 +211,56 @@ def test_curves_of_several_models_share_axes_and_name_their_figures():
     assert names == [f"first: {figures}", f"second: {figures}"]
     colors = [line.get_color() for line in ax.lines]
     assert colors == [*plots.COLORS[:1] * 2, *plots.COLORS[1:2] * 2]
+
+
+def test_a_logarithmic_roc_curve_has_the_rates_at_each_far():
+    found = metrics.verification(*pairs())
+    line = plots.roc(found, log=True).lines[0]
+    far, tpr = line.get_data()
+    assert far[0] == 0.5 / 100 and far[1:].tolist() == [n / 100 for n in range(1, 101)]
+    for at, share in zip([0, *far[1:]], tpr, strict=True):
+        assert share == pytest.approx(1 - found.error_rates(found.threshold(at))["frr"])
+
+
+def test_a_logarithmic_roc_curve_shows_the_smallest_far_of_many_pairs():
+    rng = np.random.default_rng(0)
+    found = metrics.verification(rng.random(200_001), np.arange(200_001) < 100_000)
+    far, _ = plots.roc(found, log=True).lines[0].get_data()
+    assert len(far) < 2100 and far[1] == 1 / 100_001
+
+
+def test_a_logarithmic_roc_curve_has_no_mark_at_an_eer_of_0():
+    separate = metrics.verification([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0])
+    assert len(plots.roc(separate, log=True).lines) == 1
+    assert len(plots.roc(separate).lines) == 2
+
+
+def test_the_open_set_curve_has_the_dir_at_each_far():
+    found = identification()
+    far, rates = plots.open_set(found).lines[0].get_data()
+    assert far[0] == 0.5 / len(found.unknown) and len(far) == len(found.unknown) + 1
+    assert rates.tolist() == [found.dir_at(at) for at in [0, *far[1:]]]
+
+
+def test_the_open_set_axis_reaches_to_the_smallest_far_of_all_curves():
+    found, smaller = identification(), identification(100)
+    axes = plots.open_set(found, label="many")
+    plots.open_set(smaller, axes, "few")
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim()[0] == pytest.approx(0.5 / len(found.unknown))
+    assert [line.get_color() for line in axes.lines] == plots.COLORS[:2]
+
+
+def test_the_rejection_curve_ends_with_the_error_of_all_queries():
+    found = identification()
+    rejected, error = plots.rejection(found).lines[0].get_data()
+    assert (rejected[-1], error[-1]) == (0, found.error[-1]) and not np.isnan(error).any()
+
+
+@pytest.mark.parametrize("draw_curve", [plots.open_set, plots.rejection])
+def test_only_an_open_set_result_has_its_curves(draw_curve):
+    with pytest.raises(ArgumentTypeError, match="result must be the result of metrics.open_set"):
+        draw_curve(metrics.verification(*pairs()))
 
 
 def test_neighbors_show_their_distance_and_whether_they_have_the_class_of_the_query():

@@ -983,7 +983,9 @@ def test_two_callbacks_of_one_run_keep_separate_metrics(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:precision@")
-@pytest.mark.parametrize("change", [{"k": 5}, {"prefix": "held"}, None])
+@pytest.mark.parametrize(
+    "change", [{"k": 5}, {"prefix": "held"}, {"groups": np.arange(60) // 3}, None]
+)
 def test_a_run_goes_on_with_the_callback_it_began_with(change, tmp_path):
     net, callback, batches = net_and_callback()
     training.fit(net, batches, 1, tmp_path / "run", callbacks=[callback], verbose=0)
@@ -991,6 +993,57 @@ def test_a_run_goes_on_with_the_callback_it_began_with(change, tmp_path):
     callbacks = [] if change is None else [callback]
     with pytest.raises(ArgumentError, match="a run with different settings:\n  callbacks"):
         training.fit(net, batches, 2, tmp_path / "run", callbacks=callbacks, verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_a_run_does_not_go_on_with_other_groups(tmp_path):
+    for groups in (np.arange(60) // 3, np.arange(60) // 4):
+        net, callback, batches = net_and_callback(groups=groups)
+        train = {"callbacks": [callback], "verbose": 0}
+        if groups[-1] == 19:
+            training.fit(net, batches, 1, tmp_path / "run", **train)
+    with pytest.raises(ArgumentError, match="a run with different settings:\n  callbacks"):
+        training.fit(net, batches, 2, tmp_path / "run", **train)
+
+
+def test_a_callback_without_groups_has_the_settings_of_earlier_versions():
+    assert "groups" not in net_and_callback()[1].settings()
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_no_query_of_a_callback_finds_its_own_group():
+    images, labels = classes_of_stripes()
+    groups = np.arange(60) // 9
+    net, callback, batches = net_and_callback(k=5, groups=groups)
+    history = training.fit(net, batches, 1, callbacks=[callback], verbose=0)
+    pixels = images.reshape(60, -1)
+    scores = metrics.retrieval(pixels, labels, metric="euclidean", ks=(5,), query_groups=groups)
+    assert history["val_precision@5_pixels"].iloc[0] == pytest.approx(scores["precision@5"])
+
+
+@pytest.mark.filterwarnings("ignore:precision@")
+def test_no_query_of_a_callback_finds_its_own_group_in_a_gallery():
+    images, labels = classes_of_stripes()
+    sessions = np.char.add("session ", (np.arange(60) // 9).astype(str))
+    settings = {"gallery": images, "gallery_labels": labels, "gallery_groups": sessions}
+    net, callback, batches = net_and_callback(k=5, groups=sessions, **settings)
+    history = training.fit(net, batches, 1, callbacks=[callback], verbose=0)
+    scores = metrics.retrieval(
+        images.reshape(60, -1), labels, metric="euclidean", ks=(5,), query_groups=sessions
+    )
+    assert history["val_precision@5_pixels"].iloc[0] == pytest.approx(scores["precision@5"])
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"groups": [0, 1]}, r"groups has shape \(2,\), expected \(60,\)"),
+        ({"gallery_groups": np.arange(60)}, "gallery_groups needs a gallery: pass only groups"),
+    ],
+)
+def test_groups_that_do_not_fit_a_callback_are_refused(groups, said):
+    with pytest.raises(ArgumentError, match=said):
+        net_and_callback(**groups)
 
 
 def test_the_repr_of_a_callback_says_what_it_measures():
@@ -1137,3 +1190,81 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero(warmup_steps, beg
     assert rates[0] == pytest.approx(begin) and rates[200] == pytest.approx(0, abs=1e-8)
     assert rates.argmax() == top and rates.max() == pytest.approx(0.1)
     assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) <= 0).all()
+
+
+# Circle loss of Keras
+
+
+def circle_net(normalized=True):
+    """Returns a network of the digits with `keras.losses.Circle`, batches, and test images."""
+    keras.utils.set_random_seed(0)
+    digits = data.load_dataset("digits", image_size=24)
+    layers = [keras.Input((24, 24, 1)), keras.layers.Flatten(), keras.layers.Dense(6)]
+    layers += [keras.layers.UnitNormalization()] * normalized
+    net = keras.Sequential(layers)
+    net.compile(keras.optimizers.Adam(0.02), keras.losses.Circle())
+    settings = {"classes_per_batch": 10, "images_per_class": 6, "steps_per_epoch": 6}
+    batches = data.BalancedBatches(digits.x_train[:500], digits.y_train[:500], **settings)
+    return net, batches, (digits.x_test, digits.y_test)
+
+
+def recall_of(net, images, labels):
+    return metrics.retrieval(embedding.embed(net, images), labels, ks=(1,))["recall@1"]
+
+
+@pytest.fixture(scope="module")
+def circle_run(tmp_path_factory):
+    """A run of two epochs of `circle_net`, and the recall before it."""
+    net, batches, test = circle_net()
+    before = recall_of(net, *test)
+    history = training.fit(net, batches, 2, tmp_path_factory.mktemp("circle") / "run", verbose=0)
+    return net, history, before, test
+
+
+def test_the_circle_loss_improves_recall_within_a_dozen_steps(circle_run):
+    net, history, before, test = circle_run
+    assert history["loss"].iloc[1] < history["loss"].iloc[0]
+    assert recall_of(net, *test) > before + 0.1
+
+
+def test_a_run_with_the_circle_loss_continues_exactly(circle_run, tmp_path):
+    for epochs in (1, 2):
+        net, batches, _ = circle_net()
+        training.fit(net, batches, epochs, tmp_path / "run", verbose=0)
+    for weights, expected in zip(net.get_weights(), circle_run[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_the_circle_loss_stays_constant_on_embeddings_that_are_too_long():
+    net, batches, test = circle_net(normalized=False)
+    before = recall_of(net, *test)
+    history = training.fit(net, batches, 3, verbose=0)
+    # All products are above 1, where the loss clips them: there is no gradient.
+    assert history["loss"].iloc[2] == pytest.approx(60.0, abs=0.01)
+    assert recall_of(net, *test) < before + 0.15
+
+
+def test_the_circle_loss_does_not_normalize_embeddings():
+    labels, x = np.arange(6) // 2, np.random.default_rng(0).normal(size=(6, 3))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    loss = keras.losses.Circle()
+    assert float(loss(labels, unit)) != pytest.approx(float(loss(labels, 2 * unit)), rel=0.1)
+
+
+@pytest.mark.parametrize("labels", [np.arange(6), np.zeros(6, int)])
+def test_the_circle_loss_of_a_batch_without_positive_or_negative_pairs_is_0(labels):
+    x = np.random.default_rng(0).normal(size=(6, 3))
+    assert float(keras.losses.Circle()(labels, x / np.linalg.norm(x, axis=1, keepdims=True))) == 0
+
+
+def test_the_circle_loss_takes_class_numbers_as_a_column_too():
+    labels, x = np.arange(6) // 2, np.random.default_rng(0).normal(size=(6, 3))
+    loss = keras.losses.Circle()
+    assert float(loss(labels, x)) == float(loss(labels[:, None], x))
+
+
+def test_the_circle_loss_confuses_class_numbers_that_float32_rounds():
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    loss, labels = keras.losses.Circle(), np.array([0, 0, 1, 1])
+    exact, rounded = (float(loss(labels + start, x)) for start in (2**24 - 1, 2**24))
+    assert exact == float(loss(labels, x)) != rounded

@@ -23,6 +23,7 @@ from kerasim.data._pairs import (
     draw_triplets,
 )
 from kerasim.data._sets import Dataset, data_dir, load_dataset, resolve_dataset
+from kerasim.data._splits import grouped_split
 from kerasim.data._two_views import TwoViewBatches
 from kerasim.images import as_float
 
@@ -45,6 +46,7 @@ __all__ = [
     "draw_pairs",
     "draw_triplets",
     "fetch",
+    "grouped_split",
     "image_folder",
     "load_dataset",
     "pair_folder",
