@@ -9,7 +9,7 @@ so that such a pair does not stop the training.
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
@@ -33,12 +33,16 @@ __all__ = [
     "Distance",
     "GeMPooling",
     "LogEnergy",
+    "PatchMap",
     "Sampling",
     "TimeEmbedding",
+    "TokenPooling",
 ]
 
 # A tensor of any backend, or an array; Keras declares no type of it.
 Tensor = Any
+
+_TokenMode = Literal["class", "average", "max", "gem", "attention"]
 
 
 class _Layer(ConfigMixin, layers.Layer):
@@ -326,6 +330,161 @@ class GeMPooling(_Layer):
     def call(self, inputs: Tensor) -> Tensor:
         powers = ops.power(ops.maximum(inputs, 1e-6), self.exponent)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.exponent)
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class TokenPooling(_Layer):
+    """Pools the tokens of a vision transformer into one vector.
+
+    The input is `(batch, tokens, dim)`, the output `(batch, dim)`. The first tokens, the prefix,
+    are not patches of the image: the class token, and the registers of some networks. After them
+    comes one token for each patch. It is computed in float32 under any dtype policy.
+
+    | network | `num_prefix_tokens` |
+    | --- | --- |
+    | ViT, DeiT, CLIP, DINOv2: a class token | 1 (DeiT with distillation: 2) |
+    | DINOv2 with registers, DINOv3: a class token and 4 registers | 5 |
+    | SigLIP: patches only | 0 |
+
+    Args:
+        mode: "class" returns the first token, the class token. The others pool the patch tokens
+            only: "average", "max", "gem" (`GeMPooling`) or "attention" (`AttentionPooling`, which
+            is the average before training). "gem" is for features of 0 or more: it replaces
+            smaller ones by 1e-6, and tokens of most networks are negative half of the time.
+        num_prefix_tokens: Number of tokens before the first patch, 0 or more.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If `mode` is unknown, `num_prefix_tokens` is negative, or is 0 with "class",
+            or the layer is called on something else than tokens, or on the prefix alone.
+
+    Example:
+        >>> tokens = np.array([[[9.0], [1.0], [3.0]]])  # a class token and two patches
+        >>> [float(TokenPooling(mode)(tokens)[0, 0]) for mode in ("class", "average")]
+        [9.0, 2.0]
+
+    Reference:
+        ViT: Dosovitskiy et al., 2021. https://arxiv.org/abs/2010.11929; registers: Darcet et al.,
+        2024. https://arxiv.org/abs/2309.16588
+    """
+
+    def __init__(self, mode: _TokenMode = "class", num_prefix_tokens: int = 1, **kwargs: Any):
+        _checks.one_of("mode", mode, get_args(_TokenMode))
+        _checks.integer("num_prefix_tokens", num_prefix_tokens, 0)
+        if mode == "class" and num_prefix_tokens == 0:
+            raise ArgumentError(
+                'mode="class" needs a class token, but num_prefix_tokens=0. Pass the number of '
+                "tokens before the first patch, or another mode."
+            )
+        super().__init__(**kwargs)
+        self.mode: _TokenMode = mode
+        self.num_prefix_tokens = num_prefix_tokens
+        # They pool feature maps: the patches are passed as a map with one column.
+        poolings = {"gem": GeMPooling, "attention": AttentionPooling}
+        if mode in poolings:
+            self.pooling = poolings[mode](dtype=self.dtype_policy, name=mode)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if len(input_shape) != 3:
+            raise ArgumentError(
+                f"TokenPooling takes tokens (batch, tokens, dim). Received shape {input_shape}: "
+                "use GeMPooling, AttentionPooling or GridPooling for feature maps."
+            )
+        _, tokens, dim = input_shape
+        if tokens is not None and tokens <= self.num_prefix_tokens:
+            raise ArgumentError(
+                f"num_prefix_tokens={self.num_prefix_tokens} leaves no patch of {tokens} tokens: "
+                "pass the number of tokens before the first patch."
+            )
+        if self.mode in ("gem", "attention"):
+            self.pooling.build((None, None, 1, dim))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape[0], input_shape[-1]
+
+    def attend(self, features: Tensor) -> Tensor:
+        """Returns the weight of each patch in the mean of attention pooling.
+
+        Args:
+            features: `(batch, tokens, dim)`, the input of the layer.
+
+        Returns:
+            `(batch, patches)`, from 0 to 1. The weights of an image sum to 1.
+
+        Raises:
+            ArgumentError: If `mode` is not "attention".
+        """
+        if self.mode != "attention":
+            raise ArgumentError(
+                f'mode={self.mode!r} has no weights: attend needs TokenPooling("attention").'
+            )
+        return self.pooling.attend(self._patches(features)[:, :, None])[..., 0]
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.num_prefix_tokens :]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        if self.mode == "class":
+            return inputs[:, 0]
+        patches = self._patches(inputs)
+        if self.mode == "average":
+            return ops.mean(patches, axis=1)
+        if self.mode == "max":
+            return ops.max(patches, axis=1)
+        return self.pooling(patches[:, :, None])
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class PatchMap(_Layer):
+    """Arranges the patch tokens of a vision transformer as a feature map.
+
+    The input is `(batch, tokens, dim)`, the output `(batch, height, width, dim)`. The patches are
+    in row-major order, as all vision transformers have them.
+
+    Args:
+        grid: `(height, width)`: how many patches there are in each direction.
+        num_prefix_tokens: Number of tokens before the first patch, which are left out; see
+            `TokenPooling`.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If `grid` is not two positive numbers, or `num_prefix_tokens` is negative, or
+            the number of patches is another one.
+
+    Example:
+        >>> tokens = np.zeros((1, 1 + 16 * 16, 384))  # a class token and 256 patches
+        >>> tuple(PatchMap(grid=(16, 16))(tokens).shape)
+        (1, 16, 16, 384)
+    """
+
+    def __init__(self, grid: tuple[int, int], num_prefix_tokens: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.grid = _check_grid(grid)
+        self.num_prefix_tokens = _checks.integer("num_prefix_tokens", num_prefix_tokens, 0)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape[0], *self.grid, input_shape[-1]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        height, width = self.grid
+        tokens = inputs.shape[1]
+        if tokens is not None and tokens - self.num_prefix_tokens != height * width:
+            raise ArgumentError(
+                f"grid={self.grid} and num_prefix_tokens={self.num_prefix_tokens} make "
+                f"{height * width + self.num_prefix_tokens} tokens. Received {tokens}: pass the "
+                "grid of the patches and the number of tokens before the first one."
+            )
+        patches = inputs[:, self.num_prefix_tokens :]
+        return ops.reshape(patches, (-1, height, width, patches.shape[-1]))
+
+
+def _check_grid(grid) -> tuple[int, int]:
+    """Returns `grid` as `(rows, columns)`."""
+    sizes = _checks.as_list("grid", grid)
+    if len(sizes) != 2:
+        raise ArgumentError(f"grid={grid!r} has {len(sizes)} numbers: pass (rows, columns).")
+    rows, columns = (_checks.integer("each of grid", size) for size in sizes)
+    return rows, columns
 
 
 @keras.saving.register_keras_serializable("kerasim")

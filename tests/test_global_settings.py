@@ -174,6 +174,8 @@ LAYERS = {
     layers.LogEnergy: ({}, MAPS),
     layers.AttentionPooling: ({"dim": 3}, MAPS),
     layers.GeMPooling: ({}, MAPS),
+    layers.TokenPooling: ({"mode": "gem", "num_prefix_tokens": 2}, MAPS[:, 0]),
+    layers.PatchMap: ({"grid": (2, 2)}, MAPS[:, 0]),
     layers.BackbonePreprocessing: ({"backbone": "vgg16"}, MAPS[..., :3] / MAPS.max()),
 }
 

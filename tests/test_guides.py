@@ -330,6 +330,10 @@ def test_a_backbone_of_ones_own_becomes_an_embedder_that_can_be_saved(guide):
     np.testing.assert_allclose(loaded, names["vectors"], atol=1e-5)
 
 
+def test_a_backbone_of_tokens_becomes_an_embedder(guide):
+    assert "17 tokens, embeddings of 48" in guide("own-backbone").printed
+
+
 # Work on several machines
 
 

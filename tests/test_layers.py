@@ -13,8 +13,10 @@ from kerasim.layers import (
     Distance,
     GeMPooling,
     LogEnergy,
+    PatchMap,
     Sampling,
     TimeEmbedding,
+    TokenPooling,
 )
 from tests.helpers.gradients import gradient_of
 
@@ -193,6 +195,96 @@ def test_the_generalized_mean_goes_from_the_average_towards_the_maximum():
     np.testing.assert_allclose(nearly, maps.max(axis=(1, 2)), rtol=0.02)
 
 
+# One class token, one register, six patches.
+TOKENS = np.random.default_rng(2).standard_normal((3, 8, 4)).astype("float32")
+
+
+def pooled(*args, tokens=TOKENS):
+    return ops.convert_to_numpy(TokenPooling(*args)(tokens))
+
+
+def test_the_class_token_is_the_first_one():
+    np.testing.assert_array_equal(pooled("class", 2), TOKENS[:, 0])
+
+
+@pytest.mark.parametrize(("mode", "reduce"), [("average", np.mean), ("max", np.max)])
+def test_patch_tokens_are_pooled_without_the_prefix(mode, reduce):
+    np.testing.assert_allclose(pooled(mode, 2), reduce(TOKENS[:, 2:], axis=1), atol=1e-6)
+
+
+def test_without_a_prefix_all_tokens_are_patches():
+    np.testing.assert_allclose(pooled("average", 0), TOKENS.mean(axis=1), atol=1e-6)
+
+
+def test_gem_of_tokens_is_that_of_a_map_of_the_patches_and_counts_negative_ones_as_zero():
+    clipped = np.maximum(TOKENS[:, 2:].astype("float64"), 1e-6)
+    np.testing.assert_allclose(
+        pooled("gem", 2), (clipped**3).mean(axis=1) ** (1 / 3), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_attention_over_tokens_is_that_over_a_map_of_the_patches():
+    tokens, maps = TokenPooling("attention", 2), AttentionPooling()
+    tokens(TOKENS)
+    maps.build((3, 6, 1, 4))
+    rng = np.random.default_rng(1)
+    weights = [rng.standard_normal(weight.shape) for weight in maps.get_weights()]
+    for layer in (tokens, maps):
+        layer.set_weights(weights)
+    patches = TOKENS[:, 2:, None]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(tokens(TOKENS)), ops.convert_to_numpy(maps(patches)), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(tokens.attend(TOKENS)),
+        ops.convert_to_numpy(maps.attend(patches))[..., 0],
+        atol=1e-6,
+    )
+
+
+def test_only_attention_has_weights_to_show():
+    with pytest.raises(ArgumentError, match="mode='gem' has no weights"):
+        TokenPooling("gem").attend(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mode": "mean"}, "mode='mean' is not known: pass one of 'class', 'average'"),
+        ({"num_prefix_tokens": -1}, "num_prefix_tokens=-1 is out of range"),
+        ({"num_prefix_tokens": 0}, 'mode="class" needs a class token'),
+    ],
+)
+def test_token_pooling_refuses_settings_that_name_no_tokens(settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        TokenPooling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((1, 4, 4, 3), "Received shape .*: use GeMPooling"), ((1, 2, 3), "leaves no patch of 2")],
+)
+def test_token_pooling_refuses_what_holds_no_patches(shape, said):
+    with pytest.raises(ArgumentError, match=said):
+        TokenPooling("average", 2)(np.zeros(shape, "float32"))
+
+
+def test_a_patch_map_holds_the_patches_in_row_major_order():
+    found = ops.convert_to_numpy(PatchMap((2, 3), 2)(TOKENS))
+    np.testing.assert_array_equal(found, TOKENS[:, 2:].reshape(3, 2, 3, 4))
+
+
+def test_a_patch_map_of_another_number_of_patches_is_refused():
+    with pytest.raises(ArgumentError, match=r"make 8 tokens\. Received 7"):
+        PatchMap((2, 3), 2)(TOKENS[:, :7])
+
+
+@pytest.mark.parametrize("grid", [3, (2, 3, 4), (2, 0), (2, 1.5), "23"])
+def test_a_grid_that_is_not_two_positive_numbers_is_refused(grid):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="grid"):
+        PatchMap(grid)
+
+
 LAYERS = [
     Distance("cosine"),
     CosineClassifier(4),
@@ -201,6 +293,8 @@ LAYERS = [
     LogEnergy(),
     AttentionPooling(5),
     GeMPooling(2.0),
+    TokenPooling("gem", 5),
+    PatchMap((2, 3), 0),
     BackbonePreprocessing("resnet50"),
 ]
 
@@ -219,6 +313,8 @@ SETTINGS = {
     "LogEnergy": "",
     "AttentionPooling": "dim",
     "GeMPooling": "p",
+    "TokenPooling": "mode num_prefix_tokens",
+    "PatchMap": "grid num_prefix_tokens",
     "BackbonePreprocessing": "backbone",
 }
 
@@ -240,4 +336,7 @@ def test_the_shapes_that_layers_state_are_those_they_give():
     maps = keras.Input((8, 8, 3))
     for layer in (LogEnergy(), AttentionPooling(), GeMPooling()):
         assert layer(maps).shape == (None, 3)
+    tokens = keras.Input((9, 3))
+    assert TokenPooling("gem")(tokens).shape == (None, 3)
+    assert PatchMap((2, 4))(tokens).shape == (None, 2, 4, 3)
     assert BackbonePreprocessing("vgg16")(maps).shape == (None, 8, 8, 3)
