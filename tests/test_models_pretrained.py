@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import embedding, models
+from kerasim import embedding, export, models
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 from kerasim.layers import BackbonePreprocessing, TokenPooling
 from kerasim.models import _pretrained
@@ -59,6 +59,72 @@ def test_a_layer_can_do_the_preprocessing():
     np.testing.assert_allclose(
         embedding.embed(net, IMAGES), embedding.embed(same, IMAGES / 2), atol=1e-6
     )
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OF_VECTORS = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten()])
+PIXELS = IMAGES[:, :2, :2]
+
+
+def standardizing(preprocess, **settings):
+    return models.pretrained_embedder(
+        OF_VECTORS, preprocess=preprocess, pooling=None, embedding_dim=None, **settings
+    )
+
+
+@pytest.mark.parametrize("preprocess", [IMAGENET, (0.5, 0.25), ([0.5, 0.4, 0.3], np.ones(3))])
+def test_a_mean_and_a_deviation_standardize_the_images(preprocess):
+    mean, std = (np.float64(values) for values in preprocess)
+    expected = ((PIXELS - mean) / std).reshape(3, -1)
+    np.testing.assert_allclose(vectors_of(standardizing(preprocess), PIXELS), expected, atol=1e-6)
+
+
+def test_a_mean_and_a_deviation_are_saved_with_the_embedder(tmp_path):
+    net = standardizing(IMAGENET)
+    net.save(tmp_path / "net.keras")
+    loaded = embedding.load_embedder(tmp_path / "net.keras")
+    np.testing.assert_array_equal(vectors_of(loaded, PIXELS), vectors_of(net, PIXELS))
+
+
+@pytest.mark.tensorflow("export")
+def test_a_mean_and_a_deviation_are_exported_with_the_embedder(tmp_path):
+    net = standardizing(IMAGENET)
+    export.export_saved_model(net, tmp_path / "net")
+    found = export.load_saved_model(tmp_path / "net")(PIXELS)
+    np.testing.assert_allclose(found, vectors_of(net, PIXELS), atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["mixed_bfloat16", "channels_first"])
+def test_images_are_standardized_in_float32_and_channels_last_under_any_setting(setting):
+    expected = vectors_of(standardizing(IMAGENET), PIXELS)
+    policy, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
+    try:
+        if setting == "channels_first":
+            keras.config.set_image_data_format(setting)
+        else:
+            keras.config.set_dtype_policy(setting)
+        found = vectors_of(standardizing(IMAGENET), PIXELS)
+    finally:
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(data_format)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "said"),
+    [
+        ((0.5,), r"preprocess=\(0.5,\) has 1 entries: pass \(mean, std\)"),
+        ((0.5, 0.0), "holds 0"),
+        ((0.5, -0.5), r"std of preprocess=\[-0.5.*\] is outside \[0, 1\]"),
+        (((123.7, 116.3, 103.5), 0.5), "mean of preprocess=.* Divide numbers .* by 255"),
+        (((0.5, 0.5), 0.5), "mean of preprocess=.* has 2 numbers: pass one or three"),
+        (("a", 0.5), "mean of preprocess must be a number"),
+        ((0.5, float("nan")), "std of preprocess=nan is out of range"),
+    ],
+)
+def test_a_mean_and_a_deviation_that_cannot_be_those_of_images_are_refused(preprocess, said):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
+        standardizing(preprocess)
 
 
 @pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten"])

@@ -6,8 +6,9 @@ import inspect
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -34,6 +35,9 @@ _POOLINGS = {
     "average": functools.partial(layers.GlobalAveragePooling2D, data_format=parts.CHANNELS_LAST),
     "flatten": functools.partial(layers.Flatten, data_format=parts.CHANNELS_LAST),
 }
+# A number for all channels, or one for each.
+ChannelValues = float | Sequence[float]
+
 _TOKEN_POOLINGS = ("class", "attention", "gem", "max", "average")
 _FIXED_SIZE_POOLINGS = ("flatten",)
 
@@ -44,7 +48,7 @@ _KINDS = {4: "feature maps", 3: "tokens", 2: "vectors"}
 def pretrained_embedder(
     backbone: str | keras.Model = "vgg16",
     weights: Literal["imagenet"] | Path | str | None = "imagenet",
-    preprocess: str | keras.Layer | None = None,
+    preprocess: str | keras.Layer | tuple[ChannelValues, ChannelValues] | None = None,
     pooling: Literal["attention", "gem", "max", "average", "flatten", "class"] | None = "attention",
     embedding_dim: int | None = 256,
     image_shape: tuple[int | None, int | None, int] = (None, None, 3),
@@ -72,8 +76,9 @@ def pretrained_embedder(
             hash; that of "squeezenet" is read from `data.data_dir()`), the path of a weights file,
             or None for random weights. With None pass `trainable=True`; BatchNormalization of the
             backbone then trains with a momentum of 0.9, so that inference is right after 60 steps.
-        preprocess: Preprocessing of images in [0, 1] for a backbone that is a `keras.Model`: a
-            layer, or the name of a backbone with the same preprocessing; None for none.
+        preprocess: Preprocessing of images in [0, 1] for a backbone that is a `keras.Model`:
+            `(mean, std)` for `(images - mean) / std`, each a number or one for each channel; a
+            layer; the name of a backbone with the same preprocessing; or None for none.
         pooling: How feature maps or tokens become a vector: "attention", "gem", "max", "average";
             for feature maps also "flatten"; for tokens "class" (the class token), while the others
             pool the patch tokens, see `layers.TokenPooling`. "flatten" and `self_attention`
@@ -103,7 +108,7 @@ def pretrained_embedder(
             build it channels-first; if `pooling` does not fit what it returns, or its tokens
             without the prefix are not a grid of square patches.
         ArgumentTypeError: If the backbone does not have one input, images, or returns something
-            else, or `preprocess` is not a layer.
+            else, or `preprocess` is neither a layer nor a pair of numbers.
         ArtifactError: If the weights are missing or damaged; the message says which file belongs
             where.
 
@@ -184,13 +189,50 @@ def _preprocessing(preprocess) -> layers.Layer | None:
     if isinstance(preprocess, str):
         BackbonePreprocessing.find(preprocess, "preprocess")
         return BackbonePreprocessing(preprocess, name="preprocessing")
+    if isinstance(preprocess, (tuple, list)):
+        return _standardization(preprocess)
     _checks.instance(
         "preprocess",
         preprocess,
         layers.Layer,
-        "pass a name, or a layer such as keras.layers.Rescaling(255)",
+        "pass a name, (mean, std), or a layer such as keras.layers.Rescaling(255)",
     )
     return preprocess
+
+
+def _standardization(preprocess) -> layers.Layer:
+    """Returns the layer that subtracts the mean from images and divides by the deviation."""
+    if len(preprocess) != 2:
+        raise ArgumentError(
+            f"preprocess={preprocess!r} has {len(preprocess)} entries: pass (mean, std), such as "
+            "((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))."
+        )
+    mean, std = (
+        _channel_values(f"{name} of preprocess", values)
+        for name, values in zip(("mean", "std"), preprocess, strict=True)
+    )
+    if not all(std):
+        raise ArgumentError(f"std of preprocess={preprocess!r} holds 0: pass positive numbers.")
+    # In four dimensions, because Keras moves the axis of a list of scales to the front if its image
+    # data format is channels-first.
+    scale: Any = [[[[1 / s for s in std]]]]
+    offset: Any = [[[[-m / s for m, s in zip(mean, std, strict=True)]]]]
+    return layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")
+
+
+def _channel_values(name: str, values) -> list[float]:
+    """Returns the mean or the deviation of each channel of images in [0, 1]."""
+    if not isinstance(values, (tuple, list, np.ndarray)):
+        values = [values] * 3
+    values = [_checks.number(name, value) for value in values]
+    if len(values) != 3:
+        raise ArgumentError(f"{name}={values} has {len(values)} numbers: pass one or three.")
+    if min(values) < 0 or max(values) > 1:
+        raise ArgumentError(
+            f"{name}={values} is outside [0, 1], the range of the images. Divide numbers for "
+            "images in 0..255 by 255."
+        )
+    return values
 
 
 def _check_pooling(kind, pooling, self_attention, num_prefix_tokens, image_shape) -> None:
