@@ -8,7 +8,7 @@ import pytest
 
 from kerasim import embedding, export, models
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
-from kerasim.layers import BackbonePreprocessing, TokenPooling
+from kerasim.layers import BackbonePreprocessing, GridPooling, TokenPooling
 from kerasim.models import _pretrained
 
 IMAGES = np.random.default_rng(0).random((3, 64, 64, 3), dtype="float32")
@@ -127,7 +127,7 @@ def test_a_mean_and_a_deviation_that_cannot_be_those_of_images_are_refused(prepr
         standardizing(preprocess)
 
 
-@pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten"])
+@pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten", "grid"])
 def test_each_pooling_gives_embeddings_and_loads_again(pooling, tmp_path):
     net = models.pretrained_embedder(tiny(), None, None, pooling, 7, (16, 16, 3))
     net.save(tmp_path / "net.keras")
@@ -413,7 +413,7 @@ def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
         (
             sized((None, None, 3)),
             {"preprocess": 3},
-            "preprocess is 3, of type int: pass a name, or a layer",
+            r"preprocess is 3, of type int: pass a name, \(mean, std\), or a layer",
         ),
         (sized((None, None, 3)), {"preprocess": "vgg61"}, "preprocess='vgg61' is not known"),
     ],
@@ -464,6 +464,24 @@ def test_flattened_tokens_are_the_patches_in_row_major_order(of_tokens):
     assert net.get_layer("patch_map").output.shape == (None, 2, 3, 5)
     patches = keras.ops.convert_to_numpy(of_tokens(IMAGES[:, :16, :24]))[:, 1:]
     np.testing.assert_allclose(vectors_of(net), patches.reshape(3, -1), atol=1e-6)
+
+
+def test_a_grid_of_tokens_is_that_of_the_map_of_the_patches(of_tokens):
+    net = models.pretrained_embedder(
+        of_tokens, pooling="grid", embedding_dim=None, num_prefix_tokens=1
+    )
+    patches = keras.ops.convert_to_numpy(of_tokens(IMAGES[:, :16, :24]))[:, 1:]
+    expected = GridPooling()(patches.reshape(3, 2, 3, 5))
+    np.testing.assert_allclose(
+        vectors_of(net), keras.ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_grid_of_tokens_needs_images_of_a_fixed_size():
+    with pytest.raises(ArgumentError, match="has no fixed size"):
+        models.pretrained_embedder(
+            transformer(size=(None, None, 3)), pooling="grid", num_prefix_tokens=1
+        )
 
 
 def test_self_attention_acts_on_the_map_of_the_patches(of_tokens):

@@ -23,6 +23,7 @@ from kerasim.layers import (
     AttentionPooling,
     BackbonePreprocessing,
     GeMPooling,
+    GridPooling,
     PatchMap,
     TokenPooling,
 )
@@ -34,12 +35,12 @@ _POOLINGS = {
     "max": functools.partial(layers.GlobalMaxPooling2D, data_format=parts.CHANNELS_LAST),
     "average": functools.partial(layers.GlobalAveragePooling2D, data_format=parts.CHANNELS_LAST),
     "flatten": functools.partial(layers.Flatten, data_format=parts.CHANNELS_LAST),
+    "grid": GridPooling,
 }
 # A number for all channels, or one for each.
 ChannelValues = float | Sequence[float]
 
 _TOKEN_POOLINGS = ("class", "attention", "gem", "max", "average")
-_FIXED_SIZE_POOLINGS = ("flatten",)
 
 # What a backbone returns for an image, by the number of axes of its output with that of the batch.
 _KINDS = {4: "feature maps", 3: "tokens", 2: "vectors"}
@@ -49,7 +50,8 @@ def pretrained_embedder(
     backbone: str | keras.Model = "vgg16",
     weights: Literal["imagenet"] | Path | str | None = "imagenet",
     preprocess: str | keras.Layer | tuple[ChannelValues, ChannelValues] | None = None,
-    pooling: Literal["attention", "gem", "max", "average", "flatten", "class"] | None = "attention",
+    pooling: Literal["attention", "gem", "max", "average", "flatten", "grid", "class"]
+    | None = "attention",
     embedding_dim: int | None = 256,
     image_shape: tuple[int | None, int | None, int] = (None, None, 3),
     stages: tuple[str, ...] | None = None,
@@ -80,9 +82,10 @@ def pretrained_embedder(
             `(mean, std)` for `(images - mean) / std`, each a number or one for each channel; a
             layer; the name of a backbone with the same preprocessing; or None for none.
         pooling: How feature maps or tokens become a vector: "attention", "gem", "max", "average";
-            for feature maps also "flatten"; for tokens "class" (the class token), while the others
-            pool the patch tokens, see `layers.TokenPooling`. "flatten" and `self_attention`
-            arrange the patch tokens as a feature map. None for a backbone that returns vectors.
+            "grid" (the averages of 3 x 3 cells, see `layers.GridPooling`) or "flatten"; for tokens
+            also "class" (the class token), while the others pool the patch tokens, see
+            `layers.TokenPooling`. "grid", "flatten" and `self_attention` arrange the patch tokens
+            as a feature map. None for a backbone that returns vectors.
         embedding_dim: Embedding size; None to return the pooled features themselves.
         image_shape: `(height, width, channels)`. None as height or width accepts any size that the
             backbone accepts, unless features are flattened. With one channel, the channel is
@@ -270,7 +273,8 @@ def _check_pooling(kind, pooling, self_attention, num_prefix_tokens, image_shape
             'self_attention=True is among the patches, which pooling="class" leaves out: pass '
             "another pooling."
         )
-    if (self_attention or pooling in _FIXED_SIZE_POOLINGS) and None in image_shape:
+    as_patch_map = kind == "tokens" and pooling not in _TOKEN_POOLINGS
+    if (self_attention or pooling == "flatten" or as_patch_map) and None in image_shape:
         raise ArgumentError(
             f"image_shape={image_shape} has no fixed size, which flattening needs. "
             "Pass a height and a width, or another pooling."
