@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kerasim import _keras_files, embedding, models
+from kerasim.errors import ArgumentTypeError
 
 keras_hub = pytest.importorskip("keras_hub")
 
@@ -70,6 +71,26 @@ def test_an_embedder_on_a_tower_is_saved_and_loaded(name, towers, tmp_path):
     net.save(tmp_path / "net.keras")
     loaded = embedding.load_embedder(tmp_path / "net.keras")
     np.testing.assert_array_equal(embedded(loaded), embedded(net))
+
+
+def test_a_fine_tuned_dinov2_is_saved_with_all_that_it_has_learned(tmp_path):
+    net = models.pretrained_embedder(
+        dinov2(), pooling="class", embedding_dim=None, num_prefix_tokens=1, trainable=True
+    )
+    before = embedded(net)
+    for weight in net.trainable_weights:
+        weight.assign(weight + 0.1)
+    net.save(tmp_path / "net.keras")
+    loaded = embedding.load_embedder(tmp_path / "net.keras")
+    assert np.abs(embedded(net) - before).max() > 0.01
+    np.testing.assert_array_equal(embedded(loaded), embedded(net))
+
+
+def test_clip_is_refused_with_the_name_of_its_vision_tower(towers):
+    text = keras_hub.models.CLIPTextEncoder(10, 8, 8, 1, 2, 8, max_sequence_length=4)
+    clip = keras_hub.models.CLIPBackbone(towers["CLIP"], text, projection_dim=4)
+    with pytest.raises(ArgumentTypeError, match="pass its vision tower, backbone.vision_encoder"):
+        models.pretrained_embedder(clip)
 
 
 def test_siglip_returns_vectors_which_need_no_pooling(siglip, tmp_path):

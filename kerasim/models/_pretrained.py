@@ -336,6 +336,8 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
     BatchNormalization layers that have statistics stay frozen in any case: at small batches their
     averages would drift from those that the backbone was trained with. A layer whose statistics
     are still the initial ones (mean 0, variance 1) has none to keep, and trains like any other.
+    The patch and position embeddings of DINOv2 stay frozen, too: keras_hub 0.32 does not save what
+    they learn.
 
     Compile the model again after this call.
 
@@ -368,9 +370,9 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
         first = 0 if _checks.boolean("trainable", trainable) else len(backbone_layers)
     for n, layer in enumerate(backbone_layers):
         layer.trainable = n >= first
-        for norm in _batch_norms(layer):
-            if _has_statistics(norm):
-                norm.trainable = False
+        for inner in layer._flatten_layers():
+            if _has_statistics(inner) or hasattr(inner, "interpolated_position_embeddings"):
+                inner.trainable = False
 
 
 def _batch_norms(layer):
@@ -379,8 +381,11 @@ def _batch_norms(layer):
     return [one for one in inner if isinstance(one, layers.BatchNormalization)]
 
 
-def _has_statistics(norm: layers.BatchNormalization) -> bool:
-    """Returns whether the moving statistics differ from the initial ones."""
+def _has_statistics(layer) -> bool:
+    """Returns whether it is a BatchNormalization whose statistics are not the initial ones."""
+    if not isinstance(layer, layers.BatchNormalization):
+        return False
+    norm: Any = layer
     mean, variance = (
         keras.ops.convert_to_numpy(x) for x in (norm.moving_mean, norm.moving_variance)
     )
