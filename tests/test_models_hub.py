@@ -11,8 +11,8 @@ keras_hub = pytest.importorskip("keras_hub")
 
 IMAGE_SHAPE = (28, 28, 3)
 IMAGES = np.random.default_rng(0).random((2, *IMAGE_SHAPE), dtype="float32")
-SIZES = {"num_layers": 2, "num_heads": 2, "hidden_dim": 8}
-TOWER = {**SIZES, "patch_size": 14, "intermediate_dim": 16, "image_shape": IMAGE_SHAPE}
+SIZES = {"num_layers": 1, "num_heads": 1, "hidden_dim": 4}
+TOWER = {**SIZES, "patch_size": 14, "intermediate_dim": 4, "image_shape": IMAGE_SHAPE}
 
 
 def dinov2(num_register_tokens=0):
@@ -24,7 +24,7 @@ def dinov2(num_register_tokens=0):
 def vit():
     """Returns ViT as a model of one layer: its own layers cannot be loaded in keras_hub 0.32."""
     network = keras_hub.models.ViTBackbone(
-        **SIZES, patch_size=14, mlp_dim=16, image_shape=IMAGE_SHAPE
+        **SIZES, patch_size=14, mlp_dim=4, image_shape=IMAGE_SHAPE
     )
     images = keras.Input(IMAGE_SHAPE)
     return keras.Model(images, network(images))
@@ -59,11 +59,11 @@ def test_the_patches_of_a_tower_are_those_after_its_prefix(name, towers):
         towers[name], pooling="average", embedding_dim=None, num_prefix_tokens=TOWERS[name][1]
     )
     tokens = keras.ops.convert_to_numpy(net.get_layer("backbone")(IMAGES))
-    assert tokens.shape == (2, TOWERS[name][1] + 4, 8)
+    assert tokens.shape == (2, TOWERS[name][1] + 4, 4)
     np.testing.assert_allclose(embedded(net), tokens[:, -4:].mean(axis=1), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("name", ["DINOv3", "CLIP", "ViT"])  # DINOv2 and SigLIP: below
 def test_an_embedder_on_a_tower_is_saved_and_loaded(name, towers, tmp_path):
     net = models.pretrained_embedder(
         towers[name], pooling="class", embedding_dim=4, num_prefix_tokens=TOWERS[name][1]
@@ -110,18 +110,18 @@ def test_the_last_stage_of_siglip_before_its_head_has_patches_only(siglip):
         embedding_dim=None,
         num_prefix_tokens=0,
     )
-    assert embedded(net).shape == (2, 2 * 2 * 8)
+    assert embedded(net).shape == (2, 2 * 2 * 4)
 
 
 def test_stages_of_dinov2_are_those_of_its_pyramid(towers):
     net = models.pretrained_embedder(
         towers["DINOv2"],
-        stages=("stage1", "stage2"),
+        stages=("stem", "stage1"),
         pooling="class",
         embedding_dim=None,
         num_prefix_tokens=1,
     )
-    assert net.output_shape == (None, 16)
+    assert net.output_shape == (None, 8)
 
 
 def test_every_listed_layer_of_keras_hub_is_one_and_takes_no_function_to_call():

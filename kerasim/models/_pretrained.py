@@ -99,6 +99,7 @@ def pretrained_embedder(
             none, True for all, or the name of the first one, in the order of the summary.
         num_prefix_tokens: For a backbone that returns tokens: how many there are before the first
             patch. 1 for ViT, CLIP and DINOv2, 5 for DINOv2 with registers and DINOv3, 0 for SigLIP.
+            If its images have a fixed size, the backbone is run once to count its tokens.
         name: Name of the model.
 
     Returns:
