@@ -147,14 +147,17 @@ $(TORCH_VENV)/.ok: requirements.lock pyproject.toml
 	--extra-index-url https://download.pytorch.org/whl/cpu
 	@touch $@
 
-# Resolves the pins again (needs uv): with the backend, so that it fits, then without it.
+# Resolves the pins again (needs uv): with the backend, so that it fits, then without it. The pins are
+# installed with --no-deps, so that keras-hub does not bring tensorflow-text and a second TensorFlow.
 lock:
 	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
-	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra jax - > $$pins && \
+	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra hub --extra jax - > $$pins && \
 	sed -i.all '/^tensorflow/d' $$pins && \
 	{ echo "# Full pins for make and CI, Python 3.11 and up, without the backend, which the"; \
-	echo "# Makefile adds. Made by make lock."; \
-	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra jax -c $$pins; } > requirements.lock
+	echo "# Makefile adds. keras-hub comes without tensorflow-text, see docs/backends.md. Made by"; \
+	echo "# make lock."; \
+	echo "keras-hub==0.32.0"; \
+	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra hub --extra jax -c $$pins; } > requirements.lock
 
 clean:
 	rm -rf $(VENV) $(TORCH_VENV) runs site .coverage*

@@ -6,7 +6,8 @@ public API, called with arguments from the file. So before Keras reads the confi
 compared with an allow-list of what image models need:
 
 1. Every class or function that it names, at any depth, is on the list below, or was registered in
-   this process with `keras.saving.register_keras_serializable`. No module is imported for it.
+   this process with `keras.saving.register_keras_serializable`. No module is imported for it: the
+   listed layers of keras_hub are accepted once keras_hub has been imported.
 2. A function is named only as a setting of a layer, such as an activation: never as an argument of
    a call. Each call takes at least one symbolic tensor, so that nothing is computed while loading.
 3. Each constant has a numeric data type: another type could make it far larger than its text in
@@ -21,6 +22,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -122,6 +124,19 @@ _CLASSES = {
     Swapaxes Take TakeAlongAxis Tan Tanh Tensordot Tile Trace Transpose Trapezoid Tril Triu
     TrueDivide Trunc Unique UnravelIndex Vander Var Vdot View Vsplit Vstack Where ZerosLike
     """,
+}
+# Layers of vision towers, which keras_hub does not register. Those of ViT and DeiT cannot be built
+# from their configurations in keras_hub 0.32.
+_KERAS_HUB_LAYERS = {
+    "clip": "CLIPEncoderLayer CLIPVisionEmbedding CLIPVisionPooler",
+    "dinov2": "DINOV2Embedding DINOV2Encoder",
+    "dinov3": "DINOV3Embedding DINOV3Encoder DINOV3RopePositionEmbedding",
+    "siglip": "SigLIPEncoderLayer SigLIPMultiHeadAttentionPooling SigLIPVisionEmbedding",
+}
+_KERAS_HUB_CLASSES = {
+    (f"keras_hub.src.models.{family}.{family}_layers", name)
+    for family, names in _KERAS_HUB_LAYERS.items()
+    for name in names.split()
 }
 _ALLOWED_CLASSES = {(module, name) for module, names in _CLASSES.items() for name in names.split()}
 
@@ -339,7 +354,13 @@ def _check_named(path, node: dict, place: str, functions: bool) -> bool:
         return False
     # What Keras looks up first; None for classes of its own.
     if not _is_registered(node.get("registered_name", name)):
-        if not _is_listed(_ALLOWED_CLASSES, module, name):
+        hub = _is_listed(_KERAS_HUB_CLASSES, module, name)
+        if hub and module not in sys.modules:
+            raise ArtifactError(
+                f"{_checks.shown(path)} holds a layer of keras_hub, {name}, at {place[:200]}. "
+                "Import keras_hub before it is loaded."
+            )
+        if not hub and not _is_listed(_ALLOWED_CLASSES, module, name):
             _refuse(path, f"the class {module}.{name}", place)
     is_operation = isinstance(module, str) and module.startswith("keras.src.ops")
     return functions and not is_operation

@@ -9,11 +9,12 @@ so that such a pair does not stop the training.
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 from keras import layers, ops
+from numpy.typing import ArrayLike
 
 from kerasim import _checks
 from kerasim._tensors import (
@@ -27,18 +28,28 @@ from kerasim._tensors import (
 from kerasim.errors import ArgumentError
 
 __all__ = [
+    "AntialiasedResizing",
     "AttentionPooling",
     "BackbonePreprocessing",
     "CosineClassifier",
     "Distance",
     "GeMPooling",
+    "GridPooling",
     "LogEnergy",
+    "PatchMap",
     "Sampling",
     "TimeEmbedding",
+    "TokenPooling",
+    "Whitening",
 ]
 
 # A tensor of any backend, or an array; Keras declares no type of it.
 Tensor = Any
+
+# A variance below this share of the largest one is rounding of float32 vectors, not a direction.
+_LEAST_VARIANCE = 1e-12
+
+_TokenMode = Literal["class", "average", "max", "gem", "attention"]
 
 
 class _Layer(ConfigMixin, layers.Layer):
@@ -326,6 +337,405 @@ class GeMPooling(_Layer):
     def call(self, inputs: Tensor) -> Tensor:
         powers = ops.power(ops.maximum(inputs, 1e-6), self.exponent)
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.exponent)
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class GridPooling(_Layer):
+    """The mean of each channel over the cells of a grid, one cell after the other.
+
+    The input is `(batch, height, width, channels)`, the output
+    `(batch, rows * columns * channels)`: an embedding that keeps coarse positions. Cell `i` of `n`
+    along an axis of length `size` goes from `floor(i * size / n)` to `ceil((i + 1) * size / n)`, so
+    that cells overlap by one position if the size is not a multiple of `n`. Unlike
+    `keras.layers.AdaptiveAveragePooling2D`, it takes maps of any size. It is computed in float32
+    under any dtype policy.
+
+    Args:
+        grid: `(rows, columns)`, numbers of 1 or more. (1, 1) is average pooling.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If `grid` is not two positive numbers.
+
+    Example:
+        >>> features = np.arange(8.0).reshape(1, 2, 4, 1)
+        >>> pooled = GridPooling(grid=(1, 2))(features)  # the left half, the right half
+        >>> keras.ops.convert_to_numpy(pooled).tolist()
+        [[2.5, 4.5]]
+
+    Reference:
+        Lazebnik et al., 2006 (spatial pyramid). https://doi.org/10.1109/CVPR.2006.68
+    """
+
+    def __init__(self, grid: tuple[int, int] = (3, 3), **kwargs: Any):
+        super().__init__(**kwargs)
+        self.grid = _check_grid(grid)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        channels = input_shape[-1]
+        rows, columns = self.grid
+        return input_shape[0], None if channels is None else rows * columns * channels
+
+    def call(self, inputs: Tensor) -> Tensor:
+        height, width = ops.shape(inputs)[1:3]
+        rows, columns = self.grid
+        # (batch, rows, width, channels), then (batch, rows, columns, channels).
+        x = ops.einsum("ih,bhwc->biwc", self._cell_weights(height, rows), inputs)
+        x = ops.einsum("jw,biwc->bijc", self._cell_weights(width, columns), x)
+        return ops.reshape(x, (-1, rows * columns * inputs.shape[-1]))
+
+    def _cell_weights(self, size: Tensor, count: int) -> Tensor:
+        """Returns the weight of each of `size` positions in the mean of each of `count` cells."""
+        positions = ops.arange(size, dtype="int32")[None]
+        cells = ops.arange(count, dtype="int32")[:, None]
+        starts, ends = cells * size // count, ((cells + 1) * size + count - 1) // count
+        inside = ops.cast((positions >= starts) & (positions < ends), self.compute_dtype)
+        return inside / ops.sum(inside, axis=1, keepdims=True)
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class Whitening(_Layer):
+    """Whitens vectors by PCA: centers, rotates and rescales them so that directions count alike.
+
+    A few directions hold most of the variance of frozen features: those that all images have in
+    common. The cosine of two such vectors is dominated by them. This layer projects the centered
+    vector on the principal components of the vectors given to `adapt`, and divides each by its
+    standard deviation to a power:
+
+    `y_i = (x - mean) . v_i / variance_i ** (power / 2)`
+
+    with `v_i` the direction of the `i`-th largest variance. With `power=1` all components have
+    variance 1; with 0 they keep their variance, and only the mean is removed; in between, often
+    about 0.7, noisy directions are amplified less. Choose `power` and `components` on a validation
+    split.
+
+    The input is `(..., dim)`, the output `(..., components)`. The layer is a difference and a
+    matrix product, saved with its model and exported as such. It does not train. Until `adapt` is
+    called its output is NaN.
+
+    Args:
+        components: Number of components that are kept, those of the largest variance; None for all.
+        power: How far variances are equalized, from 0 to 1.
+        epsilon: Smallest variance that is assumed of a component, relative to the largest one.
+        normalize: Whether vectors are scaled to length 1 afterwards.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If a number is out of range.
+
+    Example:
+        >>> embeddings = np.random.default_rng(0).normal(size=(100, 3)) * [1, 10, 100]
+        >>> whitening = Whitening()
+        >>> whitening.adapt(embeddings)
+        >>> keras.ops.convert_to_numpy(whitening(embeddings)).std(axis=0, ddof=1).round(3).tolist()
+        [1.0, 1.0, 1.0]
+
+        Behind a frozen embedder, `keras.Sequential([embedder, whitening])` is one model.
+
+    Reference:
+        Jégou & Chum, 2012. https://hal.science/hal-00722622
+    """
+
+    def __init__(
+        self,
+        components: int | None = None,
+        power: float = 1.0,
+        epsilon: float = 1e-6,
+        normalize: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.components = None if components is None else _checks.integer("components", components)
+        self.power = _checks.number("power", power, 0, 1)
+        self.epsilon = _checks.number("epsilon", epsilon, 0, 1)
+        self.normalize = _checks.boolean("normalize", normalize)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        dim = input_shape[-1]
+        components = self._count(dim)
+        unknown = keras.initializers.Constant(float("nan"))  # never mistaken for whitened vectors
+        self.mean = self.add_weight((dim,), initializer=unknown, trainable=False, name="mean")
+        self.kernel = self.add_weight(
+            (dim, components), initializer=unknown, trainable=False, name="kernel"
+        )
+
+    def _count(self, dim) -> int:
+        """Returns the number of components of vectors of size `dim`."""
+        if self.components is not None and self.components > dim:
+            raise ArgumentError(
+                f"components={self.components} is more than the {dim} dimensions of the vectors: "
+                "pass fewer, or None for all."
+            )
+        return self.components or dim
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return *input_shape[:-1], self.components or input_shape[-1]
+
+    def adapt(self, embeddings: ArrayLike) -> None:
+        """Computes mean, directions and variances from embeddings, in float64.
+
+        Args:
+            embeddings: `(n, dim)`, of training images, such as `embedding.embed` returns. `n` must
+                be larger than the number of components.
+
+        Raises:
+            ArgumentError: If they hold NaN or infinity, are too few, or vary in fewer directions
+                than there are components.
+
+        Example:
+            >>> rng = np.random.default_rng(0)
+            >>> whitening = Whitening(components=2, normalize=True)
+            >>> whitening.adapt(rng.normal(size=(100, 8)))
+            >>> tuple(whitening(rng.normal(size=(4, 8))).shape)
+            (4, 2)
+        """
+        from sklearn.decomposition import PCA
+
+        rows = _checks.vectors("embeddings", embeddings).astype("float64")
+        count = self._count(rows.shape[1])
+        if len(rows) <= count:
+            raise ArgumentError(
+                f"embeddings holds {len(rows)} rows, too few for {count} components: pass more "
+                f"than {count} rows, or a smaller number as components."
+            )
+        mean = rows.mean(axis=0)
+        rows -= mean  # or the covariance of vectors far from 0 would lose its digits
+        if not rows.any():
+            raise ArgumentError(
+                "embeddings holds equal rows, which vary in no direction: check the embedder."
+            )
+        pca = PCA(count, svd_solver="covariance_eigh").fit(rows)
+        variances = pca.explained_variance_
+        varying = int((variances > _LEAST_VARIANCE * variances[0]).sum())
+        if varying < count:
+            raise ArgumentError(
+                f"embeddings varies in {varying} directions only, fewer than {count} components: "
+                f"pass components={varying} or fewer."
+            )
+        variances = np.maximum(variances, self.epsilon * variances[0])
+        kernel = pca.components_.T / variances ** (self.power / 2)
+        if not self.built:
+            self.build(rows.shape)
+            self.built = True
+        self.mean.assign(mean)
+        self.kernel.assign(kernel)
+
+    def call(self, inputs: Tensor) -> Tensor:
+        x = ops.matmul(inputs - self.mean, self.kernel)
+        return l2_normalize(x) if self.normalize else x
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class TokenPooling(_Layer):
+    """Pools the tokens of a vision transformer into one vector.
+
+    The input is `(batch, tokens, dim)`, the output `(batch, dim)`. The first tokens, the prefix,
+    are not patches of the image: the class token, and the registers of some networks. After them
+    comes one token for each patch. It is computed in float32 under any dtype policy.
+
+    | network | `num_prefix_tokens` |
+    | --- | --- |
+    | ViT, DeiT, CLIP, DINOv2: a class token | 1 (DeiT with distillation: 2) |
+    | DINOv2 with registers, DINOv3: a class token and 4 registers | 5 |
+    | SigLIP: patches only | 0 |
+
+    Args:
+        mode: "class" returns the first token, the class token. The others pool the patch tokens
+            only: "average", "max", "gem" (`GeMPooling`) or "attention" (`AttentionPooling`, which
+            is the average before training). "gem" is for features of 0 or more: it replaces
+            smaller ones by 1e-6, and tokens of most networks are negative half of the time.
+        num_prefix_tokens: Number of tokens before the first patch, 0 or more.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If `mode` is unknown, `num_prefix_tokens` is negative, or is 0 with "class",
+            or the layer is called on something else than tokens, or on the prefix alone.
+
+    Example:
+        >>> tokens = np.array([[[9.0], [1.0], [3.0]]])  # a class token and two patches
+        >>> [float(TokenPooling(mode)(tokens)[0, 0]) for mode in ("class", "average")]
+        [9.0, 2.0]
+
+    Reference:
+        ViT: Dosovitskiy et al., 2021. https://arxiv.org/abs/2010.11929; registers: Darcet et al.,
+        2024. https://arxiv.org/abs/2309.16588
+    """
+
+    def __init__(self, mode: _TokenMode = "class", num_prefix_tokens: int = 1, **kwargs: Any):
+        _checks.one_of("mode", mode, get_args(_TokenMode))
+        _checks.integer("num_prefix_tokens", num_prefix_tokens, 0)
+        if mode == "class" and num_prefix_tokens == 0:
+            raise ArgumentError(
+                'mode="class" needs a class token, but num_prefix_tokens=0. Pass the number of '
+                "tokens before the first patch, or another mode."
+            )
+        super().__init__(**kwargs)
+        self.mode: _TokenMode = mode
+        self.num_prefix_tokens = num_prefix_tokens
+        # They pool feature maps: the patches are passed as a map with one column.
+        poolings = {"gem": GeMPooling, "attention": AttentionPooling}
+        if mode in poolings:
+            self.pooling = poolings[mode](dtype=self.dtype_policy, name=mode)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if len(input_shape) != 3:
+            raise ArgumentError(
+                f"TokenPooling takes tokens (batch, tokens, dim). Received shape {input_shape}: "
+                "use GeMPooling, AttentionPooling or GridPooling for feature maps."
+            )
+        _, tokens, dim = input_shape
+        if tokens is not None and tokens <= self.num_prefix_tokens:
+            raise ArgumentError(
+                f"num_prefix_tokens={self.num_prefix_tokens} leaves no patch of {tokens} tokens: "
+                "pass the number of tokens before the first patch."
+            )
+        if self.mode in ("gem", "attention"):
+            self.pooling.build((None, None, 1, dim))
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape[0], input_shape[-1]
+
+    def attend(self, features: Tensor) -> Tensor:
+        """Returns the weight of each patch in the mean of attention pooling.
+
+        Args:
+            features: `(batch, tokens, dim)`, the input of the layer.
+
+        Returns:
+            `(batch, patches)`, from 0 to 1. The weights of an image sum to 1.
+
+        Raises:
+            ArgumentError: If `mode` is not "attention".
+        """
+        if self.mode != "attention":
+            raise ArgumentError(
+                f'mode={self.mode!r} has no weights: attend needs TokenPooling("attention").'
+            )
+        return self.pooling.attend(self._patches(features)[:, :, None])[..., 0]
+
+    def _patches(self, tokens: Tensor) -> Tensor:
+        return tokens[:, self.num_prefix_tokens :]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        if self.mode == "class":
+            return inputs[:, 0]
+        patches = self._patches(inputs)
+        if self.mode == "average":
+            return ops.mean(patches, axis=1)
+        if self.mode == "max":
+            return ops.max(patches, axis=1)
+        return self.pooling(patches[:, :, None])
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class PatchMap(_Layer):
+    """Arranges the patch tokens of a vision transformer as a feature map.
+
+    The input is `(batch, tokens, dim)`, the output `(batch, height, width, dim)`. The patches are
+    in row-major order, as all vision transformers have them.
+
+    Args:
+        grid: `(height, width)`: how many patches there are in each direction.
+        num_prefix_tokens: Number of tokens before the first patch, which are left out; see
+            `TokenPooling`.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If `grid` is not two positive numbers, or `num_prefix_tokens` is negative, or
+            the number of patches is another one.
+
+    Example:
+        >>> tokens = np.zeros((1, 1 + 16 * 16, 384))  # a class token and 256 patches
+        >>> tuple(PatchMap(grid=(16, 16))(tokens).shape)
+        (1, 16, 16, 384)
+    """
+
+    def __init__(self, grid: tuple[int, int], num_prefix_tokens: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.grid = _check_grid(grid)
+        self.num_prefix_tokens = _checks.integer("num_prefix_tokens", num_prefix_tokens, 0)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape[0], *self.grid, input_shape[-1]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        height, width = self.grid
+        tokens = inputs.shape[1]
+        if tokens is not None and tokens - self.num_prefix_tokens != height * width:
+            raise ArgumentError(
+                f"grid={self.grid} and num_prefix_tokens={self.num_prefix_tokens} make "
+                f"{height * width + self.num_prefix_tokens} tokens. Received {tokens}: pass the "
+                "grid of the patches and the number of tokens before the first one."
+            )
+        patches = inputs[:, self.num_prefix_tokens :]
+        return ops.reshape(patches, (-1, height, width, patches.shape[-1]))
+
+
+def _check_grid(grid) -> tuple[int, int]:
+    """Returns `grid` as `(rows, columns)`."""
+    sizes = _checks.as_list("grid", grid)
+    if len(sizes) != 2:
+        raise ArgumentError(f"grid={grid!r} has {len(sizes)} numbers: pass (rows, columns).")
+    rows, columns = (_checks.integer("each of grid", size) for size in sizes)
+    return rows, columns
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class AntialiasedResizing(_Layer):
+    """Resizes images with a bilinear filter that is widened to shrink them, against aliasing.
+
+    The input is `(batch, h, w, channels)` of a fixed size, the output `(batch, height, width,
+    channels)`. The result is that of `keras.layers.Resizing(height, width, antialias=True)`, but
+    computed as two matrix products, which ONNX files can hold. It is computed in float32 under any
+    dtype policy.
+
+    Args:
+        height: Height of the output, 1 or more.
+        width: Width of the output, 1 or more.
+        **kwargs: Passed to `keras.layers.Layer`.
+
+    Raises:
+        ArgumentError: If a size is less than 1, or the size of the input is not fixed.
+
+    Example:
+        >>> images = np.arange(16.0).reshape(1, 4, 4, 1)
+        >>> tuple(AntialiasedResizing(2, 3)(images).shape)
+        (1, 2, 3, 1)
+    """
+
+    def __init__(self, height: int, width: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.height = _checks.integer("height", height)
+        self.width = _checks.integer("width", width)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if None in input_shape[1:3]:
+            raise ArgumentError(
+                f"AntialiasedResizing takes images of a fixed size. Received {input_shape}: use "
+                "keras.layers.Resizing(height, width, antialias=True)."
+            )
+        self._rows = _resizing_weights(input_shape[1], self.height)
+        self._columns = _resizing_weights(input_shape[2], self.width)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape[0], self.height, self.width, input_shape[-1]
+
+    def call(self, inputs: Tensor) -> Tensor:
+        rows, columns = (ops.cast(x, self.compute_dtype) for x in (self._rows, self._columns))
+        return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, inputs))
+
+
+def _resizing_weights(size: Any, target: int) -> np.ndarray:
+    """Returns the weight of each of `size` pixels in each of `target` pixels.
+
+    A triangle around the center of the new pixel, as wide as the larger of an old and a new pixel
+    to each side, and cut off at the border of the image.
+    """
+    scale = size / target
+    centers = (np.arange(target) + 0.5) * scale
+    distances = np.abs(np.arange(size) + 0.5 - centers[:, None]) / max(scale, 1)
+    weights = np.maximum(1 - distances, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 @keras.saving.register_keras_serializable("kerasim")

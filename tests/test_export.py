@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from PIL import ExifTags, Image
 
-from kerasim import data, embedding, export
+from kerasim import data, embedding, export, layers
 from kerasim.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -632,6 +632,19 @@ def test_an_onnx_file_gives_what_the_model_gives_or_is_refused(name, tmp_path):
         images = np.random.default_rng(1).random((3, 8, 8, 3), dtype="float32")
         (found,) = onnxruntime.InferenceSession(path).run(None, {"images": images})
         np.testing.assert_allclose(found, model.predict_on_batch(images), atol=1e-3)
+
+
+def test_a_grid_and_whitening_give_in_an_onnx_file_what_they_give_in_the_model(tmp_path):
+    rng = np.random.default_rng(2)
+    base = keras.Sequential([keras.Input((8, 8, 3)), layers.GridPooling((3, 2))])
+    whitening = layers.Whitening(5, power=0.7, normalize=True)
+    whitening.adapt(base.predict(rng.random((30, 8, 8, 3)), verbose=0))
+    model = keras.Sequential([base, whitening])
+    export.export_onnx(model, tmp_path / "model.onnx")
+    images = rng.random((3, 8, 8, 3), dtype="float32")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (found,) = session.run(None, {"images": images})
+    np.testing.assert_allclose(found, model.predict_on_batch(images), atol=1e-5)
 
 
 class Eager(keras.layers.Layer):

@@ -174,6 +174,11 @@ LAYERS = {
     layers.LogEnergy: ({}, MAPS),
     layers.AttentionPooling: ({"dim": 3}, MAPS),
     layers.GeMPooling: ({}, MAPS),
+    layers.TokenPooling: ({"mode": "gem", "num_prefix_tokens": 2}, MAPS[:, 0]),
+    layers.AntialiasedResizing: ({"height": 2, "width": 7}, MAPS),
+    layers.GridPooling: ({"grid": (2, 2)}, MAPS),
+    layers.Whitening: ({"components": 3}, EMBEDDINGS),
+    layers.PatchMap: ({"grid": (2, 2)}, MAPS[:, 0]),
     layers.BackbonePreprocessing: ({"backbone": "vgg16"}, MAPS[..., :3] / MAPS.max()),
 }
 
@@ -187,6 +192,8 @@ def test_every_layer_is_tested():
 def outputs_of(layer, inputs, like=None):
     """Returns the outputs of a layer in inference and in training, with the weights of `like`."""
     layer(inputs)
+    if isinstance(layer, layers.Whitening):
+        layer.adapt(inputs)
     if like is not None:
         layer.set_weights(like.get_weights())
     outputs = (

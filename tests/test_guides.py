@@ -359,6 +359,17 @@ def test_a_backbone_of_ones_own_becomes_an_embedder_that_can_be_saved(guide):
     np.testing.assert_allclose(loaded, names["vectors"], atol=1e-5)
 
 
+def test_frozen_features_are_whitened_in_one_model(guide):
+    page = guide("own-backbone")
+    assert "(None, 4608) (None, 32)" in page.printed
+    vectors = page.names["embedding"].embed(page.names["whitened"], page.names["x_test"])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+def test_a_backbone_of_tokens_becomes_an_embedder(guide):
+    assert "17 tokens, embeddings of 48" in guide("own-backbone").printed
+
+
 # Work on several machines
 
 

@@ -187,6 +187,17 @@ def test_a_class_on_the_list_is_a_part_of_a_model_and_takes_no_function_to_call(
         assert not CALLS & {*inspect.signature(listed.call).parameters}
 
 
+def test_a_layer_of_keras_hub_is_refused_until_keras_hub_is_imported(monkeypatch):
+    module = "keras_hub.src.models.dinov2.dinov2_layers"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    config = {"layers": [described(module, "DINOV2Encoder")]}
+    with pytest.raises(ArtifactError, match="a layer of keras_hub, .* Import keras_hub before"):
+        _keras_files.check_config("model.keras", config)
+    monkeypatch.setitem(sys.modules, module, None)
+    _keras_files.check_config("model.keras", config)
+    assert is_refused({"layers": [described(module, "DINOV2Layer")]})
+
+
 REFUSED_LAYERS = set(
     # Code, or a foreign program.
     "Lambda TFSMLayer JaxLayer FlaxLayer TorchModuleWrapper "

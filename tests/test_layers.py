@@ -7,14 +7,19 @@ import kerasim.layers
 from kerasim._tensors import PAIR_METRICS
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.layers import (
+    AntialiasedResizing,
     AttentionPooling,
     BackbonePreprocessing,
     CosineClassifier,
     Distance,
     GeMPooling,
+    GridPooling,
     LogEnergy,
+    PatchMap,
     Sampling,
     TimeEmbedding,
+    TokenPooling,
+    Whitening,
 )
 from tests.helpers.gradients import gradient_of
 
@@ -193,6 +198,259 @@ def test_the_generalized_mean_goes_from_the_average_towards_the_maximum():
     np.testing.assert_allclose(nearly, maps.max(axis=(1, 2)), rtol=0.02)
 
 
+# One class token, one register, six patches.
+TOKENS = np.random.default_rng(2).standard_normal((3, 8, 4)).astype("float32")
+
+
+def pooled(*args, tokens=TOKENS):
+    return ops.convert_to_numpy(TokenPooling(*args)(tokens))
+
+
+def test_the_class_token_is_the_first_one():
+    np.testing.assert_array_equal(pooled("class", 2), TOKENS[:, 0])
+
+
+@pytest.mark.parametrize(("mode", "reduce"), [("average", np.mean), ("max", np.max)])
+def test_patch_tokens_are_pooled_without_the_prefix(mode, reduce):
+    np.testing.assert_allclose(pooled(mode, 2), reduce(TOKENS[:, 2:], axis=1), atol=1e-6)
+
+
+def test_without_a_prefix_all_tokens_are_patches():
+    np.testing.assert_allclose(pooled("average", 0), TOKENS.mean(axis=1), atol=1e-6)
+
+
+def test_gem_of_tokens_is_that_of_a_map_of_the_patches_and_counts_negative_ones_as_zero():
+    clipped = np.maximum(TOKENS[:, 2:].astype("float64"), 1e-6)
+    np.testing.assert_allclose(
+        pooled("gem", 2), (clipped**3).mean(axis=1) ** (1 / 3), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_attention_over_tokens_is_that_over_a_map_of_the_patches():
+    tokens, maps = TokenPooling("attention", 2), AttentionPooling()
+    tokens(TOKENS)
+    maps.build((3, 6, 1, 4))
+    rng = np.random.default_rng(1)
+    weights = [rng.standard_normal(weight.shape) for weight in maps.get_weights()]
+    for layer in (tokens, maps):
+        layer.set_weights(weights)
+    patches = TOKENS[:, 2:, None]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(tokens(TOKENS)), ops.convert_to_numpy(maps(patches)), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(tokens.attend(TOKENS)),
+        ops.convert_to_numpy(maps.attend(patches))[..., 0],
+        atol=1e-6,
+    )
+
+
+def test_only_attention_has_weights_to_show():
+    with pytest.raises(ArgumentError, match="mode='gem' has no weights"):
+        TokenPooling("gem").attend(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mode": "mean"}, "mode='mean' is not known: pass one of 'class', 'average'"),
+        ({"num_prefix_tokens": -1}, "num_prefix_tokens=-1 is out of range"),
+        ({"num_prefix_tokens": 0}, 'mode="class" needs a class token'),
+    ],
+)
+def test_token_pooling_refuses_settings_that_name_no_tokens(settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        TokenPooling(**settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [((1, 4, 4, 3), "Received shape .*: use GeMPooling"), ((1, 2, 3), "leaves no patch of 2")],
+)
+def test_token_pooling_refuses_what_holds_no_patches(shape, said):
+    with pytest.raises(ArgumentError, match=said):
+        TokenPooling("average", 2)(np.zeros(shape, "float32"))
+
+
+def test_a_patch_map_holds_the_patches_in_row_major_order():
+    found = ops.convert_to_numpy(PatchMap((2, 3), 2)(TOKENS))
+    np.testing.assert_array_equal(found, TOKENS[:, 2:].reshape(3, 2, 3, 4))
+
+
+def test_a_patch_map_of_another_number_of_patches_is_refused():
+    with pytest.raises(ArgumentError, match=r"make 8 tokens\. Received 7"):
+        PatchMap((2, 3), 2)(TOKENS[:, :7])
+
+
+@pytest.mark.parametrize("grid", [3, (2, 3, 4), (2, 0), (2, 1.5), "23"])
+def test_a_grid_that_is_not_two_positive_numbers_is_refused(grid):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="grid"):
+        PatchMap(grid)
+
+
+def cells_of(maps, rows, columns):
+    """Returns the means over the cells of a grid, worked out cell by cell."""
+    height, width = maps.shape[1:3]
+    found = []
+    for i in range(rows):
+        for j in range(columns):
+            top, bottom = i * height // rows, -(-(i + 1) * height // rows)
+            left, right = j * width // columns, -(-(j + 1) * width // columns)
+            found.append(maps[:, top:bottom, left:right].mean(axis=(1, 2)))
+    return np.concatenate(found, axis=1)
+
+
+# A size that the grid divides, one that it does not, one that is smaller than the grid.
+@pytest.mark.parametrize("size", [(6, 6), (7, 5), (2, 1)])
+def test_grid_pooling_averages_each_cell(size):
+    maps = np.random.default_rng(1).standard_normal((2, *size, 4)).astype("float32")
+    found = ops.convert_to_numpy(GridPooling((3, 2))(maps))
+    np.testing.assert_allclose(found, cells_of(maps, 3, 2), atol=1e-6)
+
+
+def test_grid_pooling_takes_maps_of_any_size():
+    images = keras.Input((None, None, 4))
+    net = keras.Model(images, GridPooling((2, 2))(images))
+    assert net.output_shape == (None, 16)
+    rng = np.random.default_rng(1)
+    for size in ((4, 4), (5, 7)):
+        maps = rng.standard_normal((2, *size, 4)).astype("float32")
+        np.testing.assert_allclose(net.predict(maps, verbose=0), cells_of(maps, 2, 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (7, 5), (11, 20), (1, 1)])
+def test_antialiased_resizing_is_that_of_keras(size):
+    images = np.random.default_rng(1).random((2, 7, 10, 3)).astype("float32")
+    expected = ops.convert_to_numpy(ops.image.resize(images, size, antialias=True))
+    found = ops.convert_to_numpy(AntialiasedResizing(*size)(images))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_antialiased_resizing_of_images_of_any_size_is_refused_with_what_to_use():
+    with pytest.raises(ArgumentError, match="fixed size.*keras.layers.Resizing"):
+        AntialiasedResizing(4, 4)(keras.Input((None, 8, 3)))
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 1.5)])
+def test_antialiased_resizing_to_a_size_that_is_none_is_refused(size):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match="height|width"):
+        AntialiasedResizing(*size)
+
+
+# Vectors of 5 correlated numbers.
+MIXED = np.random.default_rng(3).standard_normal((60, 5)) @ np.diag([1, 2, 5, 10, 100]) + 7
+MIXED = MIXED @ np.linalg.qr(np.random.default_rng(4).standard_normal((5, 5)))[0]
+
+
+def whitened(vectors=MIXED, **settings):
+    layer = Whitening(**settings)
+    layer.adapt(MIXED)
+    return ops.convert_to_numpy(layer(vectors))
+
+
+def test_whitened_vectors_have_mean_0_and_are_uncorrelated_with_variance_1():
+    found = whitened()
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(found.T), np.eye(5), atol=1e-3)
+
+
+@pytest.mark.parametrize(("components", "power"), [(None, 1.0), (3, 0.0), (2, 0.5)])
+def test_whitening_divides_the_first_components_by_a_power_of_their_deviation(components, power):
+    kept = components or 5
+    variances = np.linalg.eigvalsh(np.cov(MIXED.T))[::-1][:kept]
+    found = np.cov(whitened(components=components, power=power).T)
+    np.testing.assert_allclose(found, np.diag(variances ** (1 - power)), rtol=1e-3, atol=1e-2)
+
+
+def test_whitening_with_power_0_keeps_the_distances():
+    one, other = MIXED[:5], MIXED[5:10]
+    found = np.linalg.norm(whitened(one, power=0) - whitened(other, power=0), axis=1)
+    np.testing.assert_allclose(found, np.linalg.norm(one - other, axis=1), rtol=1e-4)
+
+
+def test_epsilon_is_the_smallest_variance_relative_to_the_largest():
+    largest = np.linalg.eigvalsh(np.cov(MIXED.T))[-1]
+    variances = np.linalg.eigvalsh(np.cov(MIXED.T))[::-1]
+    found = whitened(epsilon=0.1).var(axis=0, ddof=1)
+    np.testing.assert_allclose(found, variances / np.maximum(variances, largest / 10), rtol=1e-3)
+
+
+def test_whitening_may_scale_vectors_to_length_1():
+    np.testing.assert_allclose(np.linalg.norm(whitened(normalize=True), axis=1), 1, rtol=1e-5)
+
+
+def test_vectors_far_from_0_are_whitened_like_those_around_it():
+    layer = Whitening()
+    far = np.float32(MIXED) + np.float32(2**12)
+    layer.adapt(far)
+    np.testing.assert_allclose(np.cov(ops.convert_to_numpy(layer(far)).T), np.eye(5), atol=1e-3)
+
+
+def test_whitening_applies_to_the_last_axis():
+    np.testing.assert_allclose(
+        whitened(MIXED.reshape(6, 10, 5)), whitened().reshape(6, 10, 5), atol=1e-4
+    )
+
+
+def test_whitening_that_was_not_adapted_returns_nan_and_not_vectors():
+    assert np.isnan(ops.convert_to_numpy(Whitening(2)(MIXED))).all()
+
+
+def test_whitening_is_saved_with_the_embedder_before_it(tmp_path):
+    whitening = Whitening(3, power=0.7, normalize=True)
+    whitening.adapt(MIXED)
+    net = keras.Sequential([keras.Input((1, 5, 1)), keras.layers.Flatten(), whitening])
+    net.save(tmp_path / "net.keras")
+    loaded = keras.saving.load_model(tmp_path / "net.keras")
+    images = MIXED.reshape(60, 1, 5, 1)
+    found, expected = (ops.convert_to_numpy(model(images)) for model in (loaded, net))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(
+        expected, whitened(components=3, power=0.7, normalize=True), atol=1e-5
+    )
+
+
+def test_whitening_adapts_again_within_its_model():
+    whitening = Whitening(2)
+    net = keras.Sequential([keras.Input((5,)), whitening])
+    whitening.adapt(MIXED)
+    first = net.predict(MIXED, verbose=0)
+    whitening.adapt(2 * MIXED)
+    np.testing.assert_allclose(net.predict(2 * MIXED, verbose=0), first, atol=1e-3)
+
+
+def test_whitening_does_not_train():
+    layer = Whitening(2)
+    layer.adapt(MIXED)
+    assert layer.trainable_weights == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "embeddings", "said"),
+    [
+        ({}, MIXED[:5], "embeddings holds 5 rows, too few for 5 components: pass more than 5"),
+        ({}, MIXED[:, [0, 1, 1]], "varies in 2 directions only, .*: pass components=2 or fewer"),
+        ({}, MIXED[:, [0, 1]] * [1, 0], "varies in 1 directions only"),
+        ({}, np.ones((9, 3)), "embeddings holds equal rows"),
+        ({"components": 6}, MIXED, "components=6 is more than the 5 dimensions"),
+        ({}, np.full((9, 2), np.nan), "embeddings holds NaN or infinity in 9 of 9 rows"),
+        ({}, MIXED[0], r"embeddings must be an array \(n, dim\)"),
+    ],
+)
+def test_vectors_that_cannot_be_whitened_are_refused(settings, embeddings, said):
+    with pytest.raises(ArgumentError, match=said):
+        Whitening(**settings).adapt(embeddings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"components": 0}, {"power": 1.5}, {"power": -1}, {"epsilon": -1}, {"normalize": "yes"}],
+)
+def test_whitening_refuses_a_setting_out_of_range(settings):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=next(iter(settings))):
+        Whitening(**settings)
+
+
 LAYERS = [
     Distance("cosine"),
     CosineClassifier(4),
@@ -201,6 +459,11 @@ LAYERS = [
     LogEnergy(),
     AttentionPooling(5),
     GeMPooling(2.0),
+    TokenPooling("gem", 5),
+    PatchMap((2, 3), 0),
+    GridPooling((2, 3)),
+    AntialiasedResizing(4, 5),
+    Whitening(3, 0.5, 1e-4, True),
     BackbonePreprocessing("resnet50"),
 ]
 
@@ -219,6 +482,11 @@ SETTINGS = {
     "LogEnergy": "",
     "AttentionPooling": "dim",
     "GeMPooling": "p",
+    "TokenPooling": "mode num_prefix_tokens",
+    "GridPooling": "grid",
+    "AntialiasedResizing": "height width",
+    "Whitening": "components power epsilon normalize",
+    "PatchMap": "grid num_prefix_tokens",
     "BackbonePreprocessing": "backbone",
 }
 
@@ -240,4 +508,10 @@ def test_the_shapes_that_layers_state_are_those_they_give():
     maps = keras.Input((8, 8, 3))
     for layer in (LogEnergy(), AttentionPooling(), GeMPooling()):
         assert layer(maps).shape == (None, 3)
+    assert AntialiasedResizing(4, 5)(maps).shape == (None, 4, 5, 3)
+    assert GridPooling((2, 3))(maps).shape == (None, 18)
+    assert Whitening()(a).shape == (None, 3) and Whitening(2)(a).shape == (None, 2)
+    tokens = keras.Input((9, 3))
+    assert TokenPooling("gem")(tokens).shape == (None, 3)
+    assert PatchMap((2, 4))(tokens).shape == (None, 2, 4, 3)
     assert BackbonePreprocessing("vgg16")(maps).shape == (None, 8, 8, 3)

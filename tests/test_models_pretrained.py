@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import embedding, models
+from kerasim import embedding, export, models
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
-from kerasim.layers import BackbonePreprocessing
+from kerasim.layers import BackbonePreprocessing, GridPooling, TokenPooling
 from kerasim.models import _pretrained
 
 IMAGES = np.random.default_rng(0).random((3, 64, 64, 3), dtype="float32")
@@ -61,7 +61,73 @@ def test_a_layer_can_do_the_preprocessing():
     )
 
 
-@pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten"])
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OF_VECTORS = keras.Sequential([keras.Input((2, 2, 3)), keras.layers.Flatten()])
+PIXELS = IMAGES[:, :2, :2]
+
+
+def standardizing(preprocess, **settings):
+    return models.pretrained_embedder(
+        OF_VECTORS, preprocess=preprocess, pooling=None, embedding_dim=None, **settings
+    )
+
+
+@pytest.mark.parametrize("preprocess", [IMAGENET, (0.5, 0.25), ([0.5, 0.4, 0.3], np.ones(3))])
+def test_a_mean_and_a_deviation_standardize_the_images(preprocess):
+    mean, std = (np.float64(values) for values in preprocess)
+    expected = ((PIXELS - mean) / std).reshape(3, -1)
+    np.testing.assert_allclose(vectors_of(standardizing(preprocess), PIXELS), expected, atol=1e-6)
+
+
+def test_a_mean_and_a_deviation_are_saved_with_the_embedder(tmp_path):
+    net = standardizing(IMAGENET)
+    net.save(tmp_path / "net.keras")
+    loaded = embedding.load_embedder(tmp_path / "net.keras")
+    np.testing.assert_array_equal(vectors_of(loaded, PIXELS), vectors_of(net, PIXELS))
+
+
+@pytest.mark.tensorflow("export")
+def test_a_mean_and_a_deviation_are_exported_with_the_embedder(tmp_path):
+    net = standardizing(IMAGENET)
+    export.export_saved_model(net, tmp_path / "net")
+    found = export.load_saved_model(tmp_path / "net")(PIXELS)
+    np.testing.assert_allclose(found, vectors_of(net, PIXELS), atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["mixed_bfloat16", "channels_first"])
+def test_images_are_standardized_in_float32_and_channels_last_under_any_setting(setting):
+    expected = vectors_of(standardizing(IMAGENET), PIXELS)
+    policy, data_format = keras.config.dtype_policy(), keras.config.image_data_format()
+    try:
+        if setting == "channels_first":
+            keras.config.set_image_data_format(setting)
+        else:
+            keras.config.set_dtype_policy(setting)
+        found = vectors_of(standardizing(IMAGENET), PIXELS)
+    finally:
+        keras.config.set_dtype_policy(policy)
+        keras.config.set_image_data_format(data_format)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "said"),
+    [
+        ((0.5,), r"preprocess=\(0.5,\) has 1 entries: pass \(mean, std\)"),
+        ((0.5, 0.0), "holds 0"),
+        ((0.5, -0.5), r"std of preprocess=\[-0.5.*\] is outside \[0, 1\]"),
+        (((123.7, 116.3, 103.5), 0.5), "mean of preprocess=.* Divide numbers .* by 255"),
+        (((0.5, 0.5), 0.5), "mean of preprocess=.* has 2 numbers: pass one or three"),
+        (("a", 0.5), "mean of preprocess must be a number"),
+        ((0.5, float("nan")), "std of preprocess=nan is out of range"),
+    ],
+)
+def test_a_mean_and_a_deviation_that_cannot_be_those_of_images_are_refused(preprocess, said):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
+        standardizing(preprocess)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "gem", "max", "average", "flatten", "grid"])
 def test_each_pooling_gives_embeddings_and_loads_again(pooling, tmp_path):
     net = models.pretrained_embedder(tiny(), None, None, pooling, 7, (16, 16, 3))
     net.save(tmp_path / "net.keras")
@@ -336,7 +402,7 @@ def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
         (
             keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]),
             {},
-            "not feature maps",
+            "pooling='attention'.*: the backbone returns vectors",
         ),
         (sized((32, 32, 3)), {"image_shape": (32, 32)}, "image_shape=.* is not an image shape"),
         (sized((32, 32, 3)), {"image_shape": 32}, "image_shape=.* is not an image shape"),
@@ -348,7 +414,7 @@ def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
         (
             sized((None, None, 3)),
             {"preprocess": 3},
-            "preprocess is 3, of type int: pass a name, or a layer",
+            r"preprocess is 3, of type int: pass a name, \(mean, std\), or a layer",
         ),
         (sized((None, None, 3)), {"preprocess": "vgg61"}, "preprocess='vgg61' is not known"),
     ],
@@ -356,3 +422,231 @@ def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
 def test_what_would_be_ignored_or_fail_later_is_refused_by_name(backbone, settings, said):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
         models.pretrained_embedder(backbone, **settings)
+
+
+SIZE = (16, 24, 3)
+
+
+def transformer(prefix=1, size=SIZE):
+    """Returns a backbone of tokens: of `prefix` constants, and of patches of 8 x 8 pixels."""
+    images = keras.Input(size, name="images")
+    x = keras.layers.Conv2D(6, 8, 8, name="patches")(images)
+    x = keras.layers.Reshape((-1, 6), name="rows")(x)
+    x = keras.layers.ZeroPadding1D((prefix, 0), name="tokens")(x)
+    return keras.Model(images, keras.layers.Dense(5, name="last")(x))
+
+
+def vectors_of(model, images=IMAGES[:, :16, :24]):
+    return keras.ops.convert_to_numpy(model(images))
+
+
+@pytest.fixture(scope="module")
+def of_tokens():
+    return transformer()
+
+
+@pytest.mark.parametrize("pooling", ["class", "average", "gem", "max", "attention"])
+def test_tokens_are_pooled_by_token_pooling(of_tokens, pooling):
+    net = models.pretrained_embedder(
+        of_tokens, pooling=pooling, embedding_dim=None, num_prefix_tokens=1
+    )
+    layer = TokenPooling(pooling, 1)
+    features = of_tokens(IMAGES[:, :16, :24])
+    layer.build(features.shape)
+    layer.set_weights(net.get_layer("pooling").get_weights())
+    expected = keras.ops.convert_to_numpy(layer(features))
+    np.testing.assert_allclose(vectors_of(net), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_flattened_tokens_are_the_patches_in_row_major_order(of_tokens):
+    net = models.pretrained_embedder(
+        of_tokens, pooling="flatten", embedding_dim=None, num_prefix_tokens=1
+    )
+    assert net.get_layer("patch_map").output.shape == (None, 2, 3, 5)
+    patches = keras.ops.convert_to_numpy(of_tokens(IMAGES[:, :16, :24]))[:, 1:]
+    np.testing.assert_allclose(vectors_of(net), patches.reshape(3, -1), atol=1e-6)
+
+
+def test_a_grid_of_tokens_is_that_of_the_map_of_the_patches(of_tokens):
+    net = models.pretrained_embedder(
+        of_tokens, pooling="grid", embedding_dim=None, num_prefix_tokens=1
+    )
+    patches = keras.ops.convert_to_numpy(of_tokens(IMAGES[:, :16, :24]))[:, 1:]
+    expected = GridPooling()(patches.reshape(3, 2, 3, 5))
+    np.testing.assert_allclose(
+        vectors_of(net), keras.ops.convert_to_numpy(expected), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_grid_of_tokens_needs_images_of_a_fixed_size():
+    with pytest.raises(ArgumentError, match="has no fixed size"):
+        models.pretrained_embedder(
+            transformer(size=(None, None, 3)), pooling="grid", num_prefix_tokens=1
+        )
+
+
+def test_self_attention_acts_on_the_map_of_the_patches(of_tokens):
+    net = models.pretrained_embedder(
+        of_tokens, pooling="flatten", embedding_dim=None, self_attention=True, num_prefix_tokens=1
+    )
+    assert net.get_layer("map").output.shape == (None, 2, 3, 5)
+    assert net.output_shape == (None, 5)
+
+
+def test_stages_of_tokens_are_pooled_and_set_side_by_side(of_tokens):
+    net = models.pretrained_embedder(
+        of_tokens,
+        pooling="average",
+        embedding_dim=None,
+        stages=("tokens", "last"),
+        num_prefix_tokens=1,
+    )
+    assert net.output_shape == (None, 6 + 5)
+
+
+def test_an_embedder_of_tokens_is_saved_and_loaded(of_tokens, tmp_path):
+    net = models.pretrained_embedder(
+        of_tokens, pooling="flatten", embedding_dim=4, num_prefix_tokens=1
+    )
+    net.save(tmp_path / "net.keras")
+    loaded = embedding.load_embedder(tmp_path / "net.keras")
+    np.testing.assert_array_equal(vectors_of(loaded), vectors_of(net))
+
+
+def test_tokens_of_images_of_any_size_are_pooled():
+    net = models.pretrained_embedder(
+        transformer(size=(None, None, 3)), pooling="average", num_prefix_tokens=1
+    )
+    assert vectors_of(net).shape == vectors_of(net, IMAGES).shape == (3, 256)
+
+
+def test_a_backbone_of_vectors_needs_no_pooling():
+    backbone = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()])
+    net = models.pretrained_embedder(backbone, pooling=None, embedding_dim=None)
+    images = IMAGES[:, :8, :8]
+    np.testing.assert_allclose(vectors_of(net, images), images.reshape(3, -1))
+
+
+def test_a_stage_may_be_one_of_the_outputs_of_a_pyramid():
+    backbone = tiny()
+    backbone.pyramid_outputs = {"P1": backbone.get_layer("conv1").output}
+    settings = {"pooling": "max", "embedding_dim": None}
+    one, other = (
+        models.pretrained_embedder(backbone, stages=stages, **settings)
+        for stages in (("P1",), ("conv1",))
+    )
+    np.testing.assert_array_equal(vectors_of(one), vectors_of(other))
+
+
+def test_with_stages_the_outputs_of_the_backbone_do_not_matter():
+    backbone = tiny()
+    outputs = [keras.layers.Flatten()(backbone.output), *backbone.outputs]
+    two = keras.Model(backbone.inputs, outputs)
+    net = models.pretrained_embedder(two, stages=("conv1",), pooling="max", embedding_dim=None)
+    assert net.output_shape == (None, 4)
+    with pytest.raises(ArgumentError, match="backbone returns 2 outputs: pass stages"):
+        models.pretrained_embedder(two)
+
+
+def test_images_may_be_named_in_a_dictionary(of_tokens):
+    named = keras.Model({"images": of_tokens.inputs[0]}, of_tokens.output)
+    settings = {"pooling": "class", "embedding_dim": None, "num_prefix_tokens": 1}
+    one, other = (models.pretrained_embedder(net, **settings) for net in (named, of_tokens))
+    np.testing.assert_array_equal(vectors_of(one), vectors_of(other))
+
+
+class WrongShape(keras.layers.Layer):
+    """Drops the first token, but states that it keeps it."""
+
+    def call(self, x):
+        return x[:, 1:]
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def test_tokens_are_counted_and_not_taken_from_the_shape_that_a_layer_states():
+    backbone = transformer()
+    patches = keras.Model(backbone.inputs, WrongShape()(backbone.output))
+    net = models.pretrained_embedder(
+        patches, pooling="flatten", embedding_dim=None, num_prefix_tokens=0
+    )
+    assert vectors_of(net).shape == (3, 6 * 5)
+    with pytest.raises(ArgumentError, match="returns 6 tokens .* the other 5 are not a grid"):
+        models.pretrained_embedder(patches, num_prefix_tokens=1)
+
+
+class WithTower(keras.Model):
+    """Of two inputs, as CLIP and SigLIP of keras_hub are."""
+
+    def __init__(self, vision_encoder, **kwargs):
+        super().__init__(**kwargs)
+        self.vision_encoder = vision_encoder
+
+
+def test_a_model_of_images_and_text_is_refused_with_the_name_of_its_vision_tower(of_tokens):
+    images, tokens = keras.Input(SIZE, name="images"), keras.Input((5,), name="token_ids")
+    both = WithTower(of_tokens, inputs=[images, tokens], outputs=[of_tokens(images), tokens])
+    with pytest.raises(
+        ArgumentTypeError, match="images, token_ids: pass .*backbone.vision_encoder"
+    ):
+        models.pretrained_embedder(both)
+
+
+def test_a_model_that_is_not_functional_is_refused_with_what_to_pass():
+    class Subclassed(keras.Model):
+        input_shape, output_shape = (None, 8, 8, 3), (None, 8, 8, 3)
+
+        def call(self, x):
+            return x
+
+    with pytest.raises(ArgumentTypeError, match=r"pass keras.Model\(images, backbone\(images\)\)"):
+        models.pretrained_embedder(Subclassed())
+
+
+MAPS_AND_TOKENS = {"stages": ("patches", "last"), "num_prefix_tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "num_prefix_tokens=None, but the backbone returns tokens"),
+        ({"num_prefix_tokens": -1}, "num_prefix_tokens=-1 is out of range"),
+        ({"num_prefix_tokens": 0}, "returns 7 tokens .* 16 x 24, and the other 7 are not a grid"),
+        ({"num_prefix_tokens": 1, "pooling": None}, "pooling=None: the backbone returns tokens"),
+        (
+            {"num_prefix_tokens": 1, "pooling": "class", "self_attention": True},
+            'which pooling="class" leaves out',
+        ),
+        (MAPS_AND_TOKENS, "stages returns feature maps and tokens: pass stages of one kind"),
+    ],
+)
+def test_arguments_that_do_not_fit_tokens_are_refused(of_tokens, settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        models.pretrained_embedder(of_tokens, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pooling": "class"}, "pooling='class': the backbone returns feature maps"),
+        ({"pooling": None}, "pooling=None: the backbone returns feature maps"),
+        ({"num_prefix_tokens": 1}, "num_prefix_tokens=1: the backbone returns feature maps"),
+    ],
+)
+def test_arguments_that_do_not_fit_feature_maps_are_refused(settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        models.pretrained_embedder(tiny(), **settings)
+
+
+def test_a_layer_of_several_outputs_is_no_stage():
+    images = keras.Input((8, 8, 3))
+    parts = keras.layers.Lambda(lambda x: [x, x], name="parts")(images)
+    with pytest.raises(ArgumentError, match="'parts', a layer with several outputs"):
+        models.pretrained_embedder(keras.Model(images, parts[0]), stages=("parts",))
+
+
+def test_an_output_of_another_rank_is_refused():
+    backbone = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Reshape((4, 2, 8, 3))])
+    with pytest.raises(ArgumentTypeError, match="expected feature maps .*, tokens .* or vectors"):
+        models.pretrained_embedder(backbone)

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import data, embedding, losses, models
+from kerasim import data, embedding, export, losses, models
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 RNG = np.random.default_rng(0)
@@ -83,6 +83,90 @@ def test_a_saved_ensemble_returns_the_same_embeddings(tmp_path):
     joint.save(tmp_path / "joint.keras")
     loaded = keras.saving.load_model(tmp_path / "joint.keras")
     np.testing.assert_array_equal(embedding.embed(loaded, LEFT), embedding.embed(joint, LEFT))
+
+
+def test_the_cosine_of_a_weighted_ensemble_is_the_weighted_mean_of_those_of_its_members():
+    members = [embedder(3), embedder(5)]
+    joint = embedding.embed(models.ensemble(members, weights=(3, 1)), LEFT)
+    cosines = [unit @ unit.T for unit in map(unit_vectors, members)]
+    np.testing.assert_allclose(joint @ joint.T / 4, np.average(cosines, 0, [3, 1]), atol=1e-6)
+
+
+def unit_vectors(model, images=LEFT):
+    vectors = embedding.embed(model, images)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def larger(size, channels=1):
+    images = keras.Input((size, size, channels))
+    x = keras.layers.Rescaling(2.0, -1.0)(images)  # a preprocessing of its own
+    return keras.Model(images, keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+
+
+SIZES = [6, 3]  # larger and smaller than the images of the ensemble
+JOINT_IMAGES = np.random.default_rng(1).random((3, 4, 4, 1), dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def members():
+    return [embedder(3), *map(larger, SIZES)]
+
+
+@pytest.fixture(scope="module")
+def joint(members):
+    return models.ensemble(members, weights=(2, 1, 0.5), image_shape=(4, 4, 1))
+
+
+def test_members_of_another_size_get_resized_images(members, joint):
+    expected = [unit_vectors(members[0], JOINT_IMAGES) * np.sqrt(2)]
+    for size, model, weight in zip(SIZES, members[1:], (1, 0.5), strict=True):
+        resized = keras.ops.image.resize(JOINT_IMAGES, (size, size), antialias=True)
+        expected.append(unit_vectors(model, np.clip(values(resized), 0, 1)) * np.sqrt(weight))
+    found = embedding.embed(joint, JOINT_IMAGES)
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), atol=1e-5)
+
+
+def test_an_ensemble_of_several_sizes_is_saved_and_loaded(joint, tmp_path):
+    joint.save(tmp_path / "joint.keras")
+    loaded = embedding.load_embedder(tmp_path / "joint.keras")
+    np.testing.assert_array_equal(values(loaded(JOINT_IMAGES)), values(joint(JOINT_IMAGES)))
+
+
+@pytest.mark.tensorflow("export")
+def test_an_ensemble_of_several_sizes_is_exported_with_equal_outputs(joint, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export.export_saved_model(joint, tmp_path / "saved")
+    export.export_onnx(joint, tmp_path / "joint.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "joint.onnx")
+    expected = values(joint(JOINT_IMAGES))
+    saved = export.load_saved_model(tmp_path / "saved")(JOINT_IMAGES)
+    np.testing.assert_allclose(saved, expected, atol=1e-5)
+    (found,) = session.run(None, {"images": JOINT_IMAGES})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_member_of_images_of_any_size_takes_those_of_the_ensemble():
+    images = keras.Input((None, None, 1))
+    any_size = keras.Model(images, keras.layers.GlobalMaxPooling2D()(images))
+    joint = models.ensemble([any_size, larger(6)], image_shape=(4, 4, 1))
+    names = [layer.name for layer in joint.layers]
+    assert "resize2" in names and "resize1" not in names
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "several shapes, .* Pass image_shape"),
+        ({"image_shape": (4, 4, 3)}, r"embedders\[0\] takes images of 1 channels"),
+        ({"image_shape": (4, None, 1)}, "width of image_shape"),
+        ({"weights": (1, 2, 3), "image_shape": (4, 4, 1)}, "weights=.*each of the 2 embedders"),
+        ({"weights": (1, 0), "image_shape": (4, 4, 1)}, "weights=.*pass a positive number"),
+        ({"weights": 2, "image_shape": (4, 4, 1)}, "weights must be a list"),
+    ],
+)
+def test_settings_that_do_not_fit_the_members_are_refused(members, settings, said):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=said):
+        models.ensemble(members[:2], **settings)
 
 
 TWO_INPUTS = models.siamese(embedder(), metric="euclidean")

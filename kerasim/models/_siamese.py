@@ -1,6 +1,7 @@
 """Siamese networks, and ensembles of embedders."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import keras
 from keras import layers
@@ -9,7 +10,7 @@ from kerasim import _checks
 from kerasim._image_checks import check_embedder
 from kerasim._tensors import PAIR_METRICS, PairMetric
 from kerasim.errors import ArgumentError
-from kerasim.layers import Distance
+from kerasim.layers import AntialiasedResizing, Distance
 from kerasim.models import _blocks as parts
 
 
@@ -56,14 +57,27 @@ def siamese(
     return keras.Model([left, right], output, name=name)
 
 
-def ensemble(embedders: Iterable[keras.Model], name: str = "ensemble") -> keras.Model:
+def ensemble(
+    embedders: Iterable[keras.Model],
+    weights: Sequence[float] | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    name: str = "ensemble",
+) -> keras.Model:
     """Builds an embedder that concatenates the embeddings of several, each scaled to unit length.
 
     The cosine similarity of two such embeddings is the mean of the members' cosine similarities.
-    Train the members, not the ensemble: the gradient of a unit vector at zero is not finite.
+    Each member has its own preprocessing inside, so that members may be built on different
+    backbones. Train the members, not the ensemble: the gradient of a unit vector at zero is not
+    finite.
 
     Args:
-        embedders: Two models or more from images of one shape to vectors.
+        embedders: Two models or more from images to vectors.
+        weights: A positive number for each member, such as (2, 1): the cosine similarity is then
+            the weighted mean. Embeddings of member `i` are scaled to length `sqrt(weights[i])`.
+            None for equal weights.
+        image_shape: `(height, width, channels)` of the images of the ensemble; None for that of the
+            members. Members of another size resize the images (`layers.AntialiasedResizing`): pass
+            the largest size of a member, because a smaller image cannot be sharp in a larger one.
         name: Name of the model.
 
     Returns:
@@ -71,28 +85,78 @@ def ensemble(embedders: Iterable[keras.Model], name: str = "ensemble") -> keras.
         of its members.
 
     Raises:
-        ArgumentError: If there are fewer than two models, or they take images of several shapes.
+        ArgumentError: If there are fewer than two models, or not as many weights, or they take
+            images of several sizes and `image_shape` is None, or of several numbers of channels.
 
     Example:
         >>> members = [conv_embedder((16, 16, 1), dim, widths=(8, 16)) for dim in (8, 12)]
         >>> ensemble(members).output_shape
         (None, 20)
+        >>> larger = conv_embedder((32, 32, 1), 8, widths=(8, 16))
+        >>> ensemble([members[0], larger], image_shape=(32, 32, 1)).output_shape
+        (None, 16)
     """
     embedders = _checks.as_list("embedders", embedders)
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]
-    if len(set(shapes)) > 1:
-        raise ArgumentError(
-            f"embedders take images of several shapes, {shapes}. Pass models of one image shape."
-        )
-    images = parts.image_input(shapes[0])
-    unit_embeddings = []
-    for n, embedder in enumerate(embedders, start=1):
+    image_shape = _common_shape(shapes, image_shape)
+    lengths = _lengths(weights, len(embedders))
+    images = parts.image_input(image_shape)
+    scaled = []
+    for n, (embedder, shape, length) in enumerate(
+        zip(embedders, shapes, lengths, strict=True), start=1
+    ):
         # Two members may have the same name, hence a model with a new one.
         member = keras.Model(embedder.inputs[0], embedder.outputs[0], name=f"member{n}")
-        unit_embeddings.append(
-            layers.UnitNormalization(dtype="float32", name=f"unit{n}")(member(images))
+        x = layers.UnitNormalization(dtype="float32", name=f"unit{n}")(
+            member(_resized(images, shape, f"resize{n}"))
         )
-    embeddings = layers.Concatenate(dtype="float32", name="embeddings")(unit_embeddings)
+        scaled.append(
+            x if length == 1 else layers.Rescaling(length, dtype="float32", name=f"weight{n}")(x)
+        )
+    embeddings = layers.Concatenate(dtype="float32", name="embeddings")(scaled)
     return keras.Model(images, embeddings, name=name)
+
+
+def _common_shape(shapes, image_shape) -> tuple:
+    """Returns the shape of the images of an ensemble of members that take `shapes`."""
+    if image_shape is None:
+        if len(set(shapes)) > 1:
+            raise ArgumentError(
+                f"embedders take images of several shapes, {shapes}. Pass image_shape: members of "
+                "another size resize the images."
+            )
+        return shapes[0]
+    image_shape = parts.check_image_shape(image_shape)
+    for n, shape in enumerate(shapes):
+        if shape[2] != image_shape[2]:
+            raise ArgumentError(
+                f"embedders[{n}] takes images of {shape[2]} channels, but image_shape is "
+                f"{image_shape}. Pass members of one number of channels: pretrained_embedder "
+                "takes gray images with image_shape=(height, width, 1)."
+            )
+    return image_shape
+
+
+def _lengths(weights, count: int) -> list[float]:
+    """Returns the length of each member's embeddings: the square root of its weight."""
+    if weights is None:
+        return [1.0] * count
+    weights = [_checks.number("each of weights", w) for w in _checks.as_list("weights", weights)]
+    if len(weights) != count or min(weights) <= 0:
+        raise ArgumentError(
+            f"weights={weights}: pass a positive number for each of the {count} embedders."
+        )
+    return [math.sqrt(weight) for weight in weights]
+
+
+def _resized(images, shape, name: str):
+    """Returns `images` in the size of a member, None in which is any."""
+    given = images.shape[1:3]
+    height, width = (
+        have if want is None else want for have, want in zip(given, shape[:2], strict=True)
+    )
+    if (height, width) == tuple(given):
+        return images
+    return AntialiasedResizing(height, width, dtype="float32", name=name)(images)
