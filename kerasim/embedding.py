@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, get_args
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from kerasim import _artifacts, _checks, _cutting, _keras_files, _model_identity
 from kerasim._content import content_hash
-from kerasim._distances import METRICS, Metric, paired
+from kerasim._distances import paired, unit
 from kerasim._folders import ImageFolder, thread_map
 from kerasim._image_checks import check_embedder, check_images, check_shape
 from kerasim.data._batches import ImageBatches, translate_errors
@@ -34,6 +35,8 @@ _GRAPH_BATCHES = 8
 
 # Work shorter than this, in seconds, shows no progress bar.
 _BAR_DELAY = 2.0
+
+_Similarity = Literal["cosine", "dot_product", "euclidean", "manhattan"]
 
 # Images of which the embeddings of a cut network are compared with those of the whole one.
 _CHECKED_IMAGES = 4
@@ -250,7 +253,7 @@ def explain_pairs(
     left: ArrayLike | ImageFolder,
     right: ArrayLike | ImageFolder,
     layer: str | None = None,
-    metric: Metric = "cosine",
+    metric: _Similarity = "cosine",
     prefix_tokens: int | None = None,
     batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -268,10 +271,10 @@ def explain_pairs(
     which are more than its cell of the grid: the maps are as coarse as the feature maps. They
     explain what the network does, not whether it is right.
 
-    For average pooling without a dense layer and the dot product as similarity, the contribution is
-    that of Stylianou et al., up to its mean over the positions. Chen et al. weight feature maps by
-    gradients, as Grad-CAM does: a local slope, which saturated units and max-pooling hide, where
-    ablation measures a difference.
+    For average pooling without a dense layer and `metric="dot_product"`, the contribution is that
+    of Stylianou et al., minus its mean over the positions. Chen et al. weight feature maps by
+    gradients, as Grad-CAM does: gradients are local slopes, which saturated units and max-pooling
+    can hide, whereas ablation measures a difference.
 
     Args:
         embedder: Functional or Sequential `keras.Model` from images to vectors, channels-last.
@@ -282,7 +285,11 @@ def explain_pairs(
             `(batch, height, width, channels)` of more than one position, or tokens with
             `prefix_tokens`. Every path to the embedding must lead through its output. An earlier
             layer gives finer maps and takes longer.
-        metric: "cosine" for cosine similarity, "euclidean" or "manhattan" for minus the distance.
+        metric: The similarity. "cosine": cosine similarity, for which a region matters only if it
+            turns the embedding. "dot_product": the inner product, divided by the lengths of the two
+            embeddings of the whole images, so that a region counts as well for what it adds to the
+            length; such maps lie on objects rather than on background. "euclidean" or "manhattan":
+            minus the distance.
         prefix_tokens: For a transformer whose layers return tokens `(batch, tokens, dim)`: how many
             tokens, such as a class token, precede those of the patches. They are not ablated. If
             the embedding is a class token, pass as `layer` one before the last attention. None for
@@ -300,7 +307,7 @@ def explain_pairs(
     Raises:
         ArgumentError: If the images do not fit the model, their numbers differ or are 0, the
             network cannot be cut at that layer, the tokens do not form a grid, or embeddings are
-            NaN, infinity or, under "cosine", zero.
+            NaN, infinity or, under "cosine" and "dot_product", zero.
         ArgumentTypeError: If `embedder` is not a functional or Sequential model of images.
 
     Example:
@@ -320,7 +327,7 @@ def explain_pairs(
         [[True, False], [False, False]]
 
     Reference:
-        Stylianou et al., 2019, Visualizing Deep Similarity Networks.
+        Stylianou et al., 2019, Visualizing Deep _Similarity Networks.
         https://arxiv.org/abs/1901.00536; Chen et al., 2020, Adapting Grad-CAM for Embedding
         Networks. https://arxiv.org/abs/2001.06538
     """
@@ -332,7 +339,7 @@ def explain_pairs(
             f"left holds {len(left)} images and right {len(right)}: pass the two images of each "
             "pair, one pair or more."
         )
-    _checks.one_of("metric", metric, METRICS)
+    _checks.one_of("metric", metric, get_args(_Similarity))
     _checks.integer("batch_size", batch_size)
     if prefix_tokens is not None:
         _checks.integer("prefix_tokens", prefix_tokens, 0)
@@ -390,18 +397,18 @@ class _Features:
                 f"{images.shape[1:]}. Pass the name of an earlier layer, or larger images."
             )
 
-    def contributions(self, others, metric: Metric) -> np.ndarray:
+    def contributions(self, others, metric: _Similarity) -> np.ndarray:
         """Returns `(batch, grid_height, grid_width)`: the decrease of the similarity to `others`.
 
         A row is one position of one image: rows of several images share a call of the head. Cells
         between the features and the edge of the image are 0.
         """
+        directed = "cosine" if metric == "dot_product" else metric
         for vectors in (self.embeddings, others):
-            _checks.vectors("the embedder's output", vectors, metric=metric)
+            _checks.vectors("the embedder's output", vectors, metric=directed)
         count = int(np.prod(self._grid))
         tokens = self.values.reshape(len(self.values), -1, self.values.shape[-1])
         means = tokens[:, self._first :].mean(axis=1)
-        distances = paired(self.embeddings, others, metric)
         decrease = np.empty(len(tokens) * count)
         for start in range(0, len(decrease), self._batch_size):
             rows = np.arange(start, min(start + self._batch_size, len(decrease)))
@@ -411,12 +418,24 @@ class _Features:
             vectors = self._head(ablated.reshape(len(rows), *self.values.shape[1:]))
             name = f"the embedder's output without one position of {self._network.layer!r}"
             _checks.vectors(name, vectors, metric=metric)
-            decrease[rows] = paired(vectors, others[image], metric) - distances[image]
+            decrease[rows] = _decrease(self.embeddings[image], vectors, others[image], metric)
         maps = decrease.reshape(-1, *self._grid).astype("float32")
         return np.pad(maps, [(0, 0), *self._margins])
 
     def _head(self, features):
         return self._network.embeddings(features)
+
+
+def _decrease(whole, ablated, others, metric: _Similarity) -> np.ndarray:
+    """Returns by how much `ablated` embeddings are less similar to `others` than `whole` ones.
+
+    All are `(n, dim)`; the result is `(n,)`.
+    """
+    if metric == "dot_product":
+        lengths = np.linalg.norm(whole.astype("float64"), axis=1)
+        change = (whole.astype("float64") - ablated) / lengths[:, None]
+        return (change * unit(others)).sum(axis=1)
+    return paired(ablated, others, metric) - paired(whole, others, metric)
 
 
 def _apply(model, images) -> np.ndarray:
