@@ -196,7 +196,7 @@ def _last(paths: list[_Path], rank: int) -> _Path:
 
 def _named(paths: list[_Path], name: str, rank: int) -> _Path:
     """Returns the path to the call of the layer of that name."""
-    found = [path for path in paths if _name(path) == name]
+    found = [path for path in paths if isinstance(name, str) and _name(path) == name]
     if not found:
         usable = [_name(path) for path in paths if _has_positions(path[-1][1], rank)]
         _checks.one_of("layer", name, usable)

@@ -518,11 +518,11 @@ def pair_explanation(
 ) -> Figure:
     """Draws which regions of the images of each pair make them similar.
 
-    A row shows the two images of a pair, in gray, below their contributions. Red regions make the
-    pair more similar than an average region, blue ones less; the smaller a contribution, the more
-    transparent is its region. A solid line surrounds what is above half of the largest absolute
-    contribution of the pair, a dashed line what is below minus that. Both images of a pair have one
-    scale; each pair has a scale of its own.
+    A row shows the two images of a pair, in gray, below their contributions. Orange regions make
+    the pair more similar than an average region, blue ones less; the smaller a contribution, the
+    more transparent is its region. A solid line surrounds what is above half of the largest
+    absolute contribution of the pair, a dashed line what is below minus that. Both images of a pair
+    have one scale; each pair has a scale of its own.
 
     Args:
         left: `(n, height, width, channels)` in [0, 1] or uint8; about six pairs fill a page.
@@ -595,6 +595,7 @@ def _overlay(ax, contributions, limit):
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     smooth = Image.fromarray(contributions.astype("float32"))
     smooth = np.asarray(smooth.resize((_MAP_PIXELS, _MAP_PIXELS), Image.Resampling.BICUBIC))
+    smooth = smooth.clip(contributions.min(), contributions.max())  # cubic curves overshoot
     levels = [level for level in (-limit / 2, limit / 2) if smooth.min() < level < smooth.max()]
     for level in levels:
         color, line = (COLORS[1], "-") if level > 0 else (COLORS[0], "--")

@@ -220,6 +220,14 @@ def test_the_verification_by_pixels_rejects_half_of_the_positive_pairs(guide):
     assert frr == pytest.approx(0.5, abs=0.08)
 
 
+def test_the_pairs_are_explained_at_12_x_12_positions_and_drawn(guide):
+    page = guide("verify")
+    assert "(4, 12, 12)" in "".join(page.printed)
+    assert (page.folder / "runs" / "explained.png").exists()
+    cut = page.names["embedding"].explain_pairs(page.names["embedder"], *page.names["pair"])
+    assert cut[0].size == 4 * 36 and (cut[0] != 0).sum() == 4 * 4
+
+
 def test_digits_that_are_not_enrolled_are_mostly_unknown(guide):
     page = guide("verify")
     names = page.names
