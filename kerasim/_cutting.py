@@ -79,6 +79,7 @@ class Cut:
         half = self.head[0].inputs[0].dtype in ("float16", "bfloat16")
         allowed = _HALF_TOLERANCE if half else _TOLERANCE
         difference = np.linalg.norm(self.embeddings(features) - expected, axis=1)
+        # guard: cut-check
         if not (difference <= allowed * np.linalg.norm(expected, axis=1)).all():
             raise ArgumentError(
                 f"embedder, cut at its layer {self.layer!r}, does not return its own embeddings: "
@@ -109,6 +110,7 @@ def cut(embedder: keras.Model, layer: str | None, rank: int) -> Cut:
     _refuse_channels_first(embedder)
     paths = list(_paths(embedder))
     found = _last(paths, rank) if layer is None else _named(paths, layer, rank)
+    # guard: cut-bypass
     if any(_is_bypassed(model, call) for model, call in found):
         usable = [_name(path) for path in paths if _separates(path, rank)]
         hint = f"pass layer=, such as {_checks.shown_names(usable[-3:])}"

@@ -323,8 +323,8 @@ def explain_pairs(
         >>> right = left.copy()
         >>> right[0, 4:, 4:] = 1.0  # the right one is also bright at the bottom right
         >>> left_maps, right_maps = explain_pairs(embedder, left, right)
-        >>> (right_maps[0] > 0).tolist()
-        [[True, False], [False, False]]
+        >>> [[f"{x:.2f}" for x in row] for row in right_maps[0]]
+        [['0.26', '0.04'], ['0.04', '-0.19']]
 
     Reference:
         Stylianou et al., 2019, Visualizing Deep _Similarity Networks.

@@ -51,7 +51,7 @@ COLORS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #99999
 MARKERS = "os^DvPX<>p"
 
 # The details of photographs stay visible below the maps that explain them.
-_EXPLANATION_DPI = 110
+_EXPLANATION_DPI, _EXPLANATION_WIDTH = 110, 2.6
 
 # A map of a few cells is interpolated to this width and height, as much as its image is wide.
 _MAP_PIXELS = 240
@@ -542,7 +542,7 @@ def pair_explanation(
     Example:
         >>> images, maps = np.zeros((2, 8, 8, 1)), np.array([[[0.1, -0.1]], [[0.0, 0.2]]])
         >>> figure = pair_explanation(images[:1], images[1:], maps[:1], maps[1:], [0.75])
-        >>> [ax.get_title() for ax in figure.axes[:2]]
+        >>> [ax.get_title(loc="left") for ax in figure.axes[:2]]
         ['similarity 0.75', '']
     """
     images = [_check_some("left", left), _check_some("right", right)]
@@ -559,7 +559,9 @@ def pair_explanation(
             "similarities", _checks.same_length("similarities", values, count, "pairs", 1)
         )
         titles = [f"similarity {value:.3g}" for value in values]
-    figure, axes = _figure(count, 2, 2.2, 2.2 if similarities is None else 2.4)
+    ratio = max(np.shape(one[0])[0] / np.shape(one[0])[1] for one in images)
+    room = 0.0 if similarities is None else 0.25
+    figure, axes = _figure(count, 2, _EXPLANATION_WIDTH, _EXPLANATION_WIDTH * ratio + room)
     figure.set_dpi(_EXPLANATION_DPI)
     for row, line in enumerate(axes):
         pair = [found[row] for found in maps]
