@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from kerasim import _checks, _grids, _keras_compat
+from kerasim._keras_compat import GraphCall
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
 # Number of axes of feature maps (batch, height, width, channels), and of tokens.
@@ -27,11 +28,8 @@ MAP_RANK, TOKEN_RANK = 4, 3
 # compiled functions round otherwise. Half precision has three digits.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 3e-2
 
-# A call of an operation: the operation, and lists of the symbolic tensors that enter and leave it.
-_Call = tuple[Any, list, list]
-
 # The way to a call: each model and the call in it, from the outermost model inwards.
-_Path = list[tuple[Any, _Call]]
+_Path = list[tuple[Any, GraphCall]]
 
 
 @dataclass(frozen=True)
@@ -127,18 +125,24 @@ def cut(embedder: keras.Model, layer: str | None, rank: int) -> Cut:
 
 def _name(path: _Path) -> str:
     """Returns the name of the layer that is called at the end of `path`."""
-    return path[-1][1][0].name
+    return _end(path).operation.name
+
+
+def _end(path: _Path) -> GraphCall:
+    """Returns the call at the end of `path`."""
+    _, call = path[-1]
+    return call
 
 
 def _parts(path: _Path) -> Cut:
     """Returns the network at the start of `path`, cut after the call at its end."""
     trunk, head = [], []
-    for depth, (model, (_, inputs, outputs)) in enumerate(path, start=1):
-        end = outputs[0] if depth == len(path) else inputs[0]
+    for depth, (model, call) in enumerate(path, start=1):
+        end = call.outputs[0] if depth == len(path) else call.inputs[0]
         if end is not model.inputs[0]:
             trunk.append(keras.Model(model.inputs[0], end, name="trunk"))
-        if outputs[0] is not model.outputs[0]:
-            head.insert(0, keras.Function(outputs[0], model.outputs[0], name="head"))
+        if call.outputs[0] is not model.outputs[0]:
+            head.insert(0, keras.Function(call.outputs[0], model.outputs[0], name="head"))
     return Cut(path, trunk, head)
 
 
@@ -148,11 +152,10 @@ def _paths(model) -> Iterator[_Path]:
     A model within it comes after its own layers. Inputs have no call.
     """
     for call in _keras_compat.graph_calls(model):
-        operation, inputs, outputs = call
-        if not inputs:
+        if not call.inputs:
             continue
-        if _is_graph(operation) and len(inputs) == len(outputs) == 1:
-            yield from ([(model, call), *path] for path in _paths(operation))
+        if _is_graph(call.operation) and len(call.inputs) == len(call.outputs) == 1:
+            yield from ([(model, call), *path] for path in _paths(call.operation))
         yield [(model, call)]
 
 
@@ -174,17 +177,16 @@ def _refuse_channels_first(model) -> None:
             )
 
 
-def _has_positions(call: _Call, rank: int) -> bool:
+def _has_positions(call: GraphCall, rank: int) -> bool:
     """Returns whether the output of a call has `rank` axes and more than one position."""
-    _, _, outputs = call
-    shape = outputs[0].shape
-    return len(outputs) == 1 and len(shape) == rank and any(size != 1 for size in shape[1:-1])
+    shape = call.outputs[0].shape
+    return len(call.outputs) == 1 and len(shape) == rank and any(size != 1 for size in shape[1:-1])
 
 
 def _last(paths: list[_Path], rank: int) -> _Path:
     """Returns the path to the last output with positions."""
     for path in reversed(paths):
-        if _has_positions(path[-1][1], rank):
+        if _has_positions(_end(path), rank):
             return path
     what = "feature maps (batch, height, width, channels)"
     hint = "pass prefix_tokens= for a network whose layers return tokens (batch, tokens, dim)"
@@ -200,15 +202,16 @@ def _named(paths: list[_Path], name: str, rank: int) -> _Path:
     """Returns the path to the call of the layer of that name."""
     found = [path for path in paths if isinstance(name, str) and _name(path) == name]
     if not found:
-        usable = [_name(path) for path in paths if _has_positions(path[-1][1], rank)]
+        usable = [_name(path) for path in paths if _has_positions(_end(path), rank)]
         _checks.one_of("layer", name, usable)
     if len(found) > 1:
         raise ArgumentError(
             f"layer={name!r} is called {len(found)} times in embedder. Pass the name of a layer "
             "that is called once, or the inner model that holds one of them as embedder."
         )
-    if not _has_positions(found[0][-1][1], rank):
-        shape = tuple(getattr(found[0][-1][1][2][0], "shape", ()))
+    call = _end(found[0])
+    if not _has_positions(call, rank):
+        shape = tuple(call.outputs[0].shape)
         wanted = "(batch, height, width, channels) with more than one position"
         if rank == TOKEN_RANK:
             wanted = "(batch, tokens, dim), as prefix_tokens= says"
@@ -222,13 +225,13 @@ def _named(paths: list[_Path], name: str, rank: int) -> _Path:
 
 def _separates(path: _Path, rank: int) -> bool:
     """Returns whether the output of a call has positions and alone determines the embedding."""
-    usable = _has_positions(path[-1][1], rank)
+    usable = _has_positions(_end(path), rank)
     return usable and not any(_is_bypassed(model, call) for model, call in path)
 
 
-def _is_bypassed(model, call: _Call) -> bool:
+def _is_bypassed(model, call: GraphCall) -> bool:
     """Returns whether the output of `model` depends on its input other than by that of `call`."""
-    cut_at = id(call[2][0])
+    cut_at = id(call.outputs[0])
     reached = {id(x) for x in model.inputs}
     for _, inputs, outputs in _keras_compat.graph_calls(model):
         if reached.intersection(map(id, inputs)):

@@ -69,7 +69,7 @@ def margins(path, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     """Returns by how many positions a feature map falls short of the image at each of its edges.
 
     Args:
-        path: Each model and the call in it (see `_keras_compat.graph_calls`), from the outermost
+        path: Each model and the call in it (see `_keras_compat.GraphCall`), from the outermost
             model to the layer that returns the feature map.
         image_size: `(height, width)` of the image.
 
@@ -78,8 +78,8 @@ def margins(path, image_size: tuple[int, int]) -> list[tuple[int, int]]:
     """
     height, width = image_size
     grid: Grid | None = Axis(height), Axis(width)
-    for depth, (model, (_, inputs, outputs)) in enumerate(path, start=1):
-        end = outputs[0] if depth == len(path) else inputs[0]
+    for depth, (model, call) in enumerate(path, start=1):
+        end = call.outputs[0] if depth == len(path) else call.inputs[0]
         grid = _grids(model, grid).get(id(end))
         if grid is None:
             return [(0, 0), (0, 0)]

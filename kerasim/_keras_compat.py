@@ -6,7 +6,7 @@ tests/test_keras_files.py.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras.src.backend.common import global_state
@@ -14,6 +14,7 @@ from keras.src.models.functional import operation_fn
 from keras.src.saving.serialization_lib import ObjectSharingScope
 
 __all__ = [
+    "GraphCall",
     "ObjectSharingScope",
     "apply_graph",
     "flatten_layers",
@@ -49,16 +50,29 @@ def flatten_layers(layer) -> list:
     return layer._flatten_layers()
 
 
-def graph_calls(model) -> list[tuple[Any, list, list]]:
+class GraphCall(NamedTuple):
+    """A call of an operation in the graph of a model.
+
+    Attributes:
+        operation: A layer, a model within the model, or a function of `keras.ops`.
+        inputs: The symbolic tensors that it takes; none for an input of the model.
+        outputs: Those that it returns.
+    """
+
+    operation: Any
+    inputs: list
+    outputs: list
+
+
+def graph_calls(model) -> list[GraphCall]:
     """Returns the calls of operations in a functional or Sequential model, in their order.
 
-    A call is `(operation, inputs, outputs)`; the last two are lists of symbolic tensors. A layer
-    that is called twice has two calls, and a model within the model has one.
+    A layer that is called twice has two calls, and a model within the model has one.
     """
     graph = keras.Function(model.inputs, model.outputs, name="graph")
     levels = sorted(graph._nodes_by_depth.items(), reverse=True)
     nodes = [node for _, level in levels for node in level]
-    return [(node.operation, node.input_tensors, node.output_tensors) for node in nodes]
+    return [GraphCall(node.operation, node.input_tensors, node.output_tensors) for node in nodes]
 
 
 def apply_graph(graph: keras.Function, x):

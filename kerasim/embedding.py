@@ -354,8 +354,9 @@ def explain_pairs(
         for batches in zip(*map(_ahead, sides), strict=True):
             pair = [_Features(network, images, prefix_tokens, batch_size) for images in batches]
             if not found[0]:
-                first = batches[0][:_CHECKED_IMAGES]
-                network.check(pair[0].values[:_CHECKED_IMAGES], _apply(embedder, first))
+                expected = _apply(embedder, batches[0][:_CHECKED_IMAGES])
+                _checks.finite("the embedder's output", expected)
+                network.check(pair[0].values[:_CHECKED_IMAGES], expected)
             for maps, own, other in zip(found, pair, reversed(pair), strict=True):
                 maps.append(own.contributions(other.embeddings, metric))
     left_maps, right_maps = map(np.concatenate, found)

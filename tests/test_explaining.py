@@ -373,6 +373,12 @@ def test_an_embedding_of_zero_is_refused_under(metric):
         explain_pairs(embedder, LEFT, RIGHT, metric=metric)
 
 
+def test_an_embedding_of_nan_is_refused():
+    embedder = network(layers.GlobalAveragePooling2D(), layers.Rescaling(float("nan")))
+    with pytest.raises(ArgumentError, match="the embedder's output holds NaN"):
+        explain_pairs(embedder, LEFT, RIGHT)
+
+
 def test_an_unknown_metric_is_refused_with_the_known_ones(pooled):
     with pytest.raises(ArgumentError, match="metric='l2'.*'dot_product'"):
         explain_pairs(pooled, LEFT, RIGHT, metric="l2")
