@@ -6,15 +6,19 @@ tests/test_keras_files.py.
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.models.functional import operation_fn
 from keras.src.saving.serialization_lib import ObjectSharingScope
 
 __all__ = [
+    "GraphCall",
     "ObjectSharingScope",
+    "apply_graph",
     "flatten_layers",
+    "graph_calls",
     "names_outputs",
     "rand_augment",
     "registered_objects",
@@ -44,6 +48,42 @@ def variables_in_outline() -> Iterator[list]:
 def flatten_layers(layer) -> list:
     """Returns a layer and the layers within it, at any depth."""
     return layer._flatten_layers()
+
+
+class GraphCall(NamedTuple):
+    """A call of an operation in the graph of a model.
+
+    Attributes:
+        operation: A layer, a model within the model, or a function of `keras.ops`.
+        inputs: The symbolic tensors that it takes; none for an input of the model.
+        outputs: Those that it returns.
+    """
+
+    operation: Any
+    inputs: list
+    outputs: list
+
+
+def graph_calls(model) -> list[GraphCall]:
+    """Returns the calls of operations in a functional or Sequential model, in their order.
+
+    A layer that is called twice has two calls, and a model within the model has one.
+    """
+    graph = keras.Function(model.inputs, model.outputs, name="graph")
+    levels = sorted(graph._nodes_by_depth.items(), reverse=True)
+    nodes = [node for _, level in levels for node in level]
+    return [GraphCall(node.operation, node.input_tensors, node.output_tensors) for node in nodes]
+
+
+def apply_graph(graph: keras.Function, x):
+    """Returns the output of a `graph` of one input in inference: a call would not say so to layers.
+
+    A `keras.Model` from a tensor within another model would say it, but adds a call to each layer
+    of that model for good.
+    """
+    return graph._run_through_graph(
+        [x], operation_fn=lambda operation: operation_fn(operation, training=False)
+    )
 
 
 def seed_variables(layer) -> list:

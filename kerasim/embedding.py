@@ -2,27 +2,32 @@
 
 An embedder is a `keras.Model` that maps images to vectors. `load_embedder` reads one from a file
 without running code that the file may hold; `embed` applies one to images, batch by batch. `pixels`
-returns the images themselves as vectors, the baseline that an embedder must beat.
+returns the images themselves as vectors, the baseline that an embedder must beat. `explain_pairs`
+shows which regions of two images make their embeddings similar.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal, get_args
 
 import keras
 import numpy as np
 from numpy.typing import ArrayLike
 from tqdm import tqdm
 
-from kerasim import _artifacts, _checks, _keras_files, _model_identity
+from kerasim import _artifacts, _checks, _cutting, _keras_files, _model_identity
 from kerasim._content import content_hash
+from kerasim._distances import paired, unit
 from kerasim._folders import ImageFolder, thread_map
 from kerasim._image_checks import check_embedder, check_images, check_shape
 from kerasim.data._batches import ImageBatches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.images import as_float, read_image
 
-__all__ = ["embed", "embed_folder", "load_embedder", "pixels"]
+__all__ = ["embed", "embed_folder", "explain_pairs", "load_embedder", "pixels"]
 
 # From this number of whole batches on, TensorFlow's graph of a network saves more time than tracing
 # it costs. Each trace also counts towards TensorFlow's warning of too many traces.
@@ -30,6 +35,11 @@ _GRAPH_BATCHES = 8
 
 # Work shorter than this, in seconds, shows no progress bar.
 _BAR_DELAY = 2.0
+
+_Similarity = Literal["cosine", "dot_product", "euclidean", "manhattan"]
+
+# Images of which the embeddings of a cut network are compared with those of the whole one.
+_CHECKED_IMAGES = 4
 
 
 def embed(
@@ -93,16 +103,21 @@ def embed(
             _artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
         return _artifacts.read(kept, "embeddings", _load)
     batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
-    # Several devices share whole batches only; they can all embed each image instead.
+    with _one_device(), translate_errors(batches):
+        embeddings = _embed_batches(embedder, batches, progress, flip)
+    _checks.finite("the embedder's output", embeddings)
+    return embeddings
+
+
+@contextlib.contextmanager
+def _one_device() -> Iterator[None]:
+    """Sets no distribution: devices share whole batches only, but can all embed each image."""
     shared = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
-        with translate_errors(batches):
-            embeddings = _embed_batches(embedder, batches, progress, flip)
+        yield
     finally:
         keras.distribution.set_distribution(shared)
-    _checks.finite("the embedder's output", embeddings)
-    return embeddings
 
 
 def _embed_batches(embedder, batches, progress, flip) -> np.ndarray:
@@ -231,6 +246,216 @@ def embed_folder(
             embedder, np.stack([decoded[n] for n in good]), batch_size, None, False
         )
     return vectors, reasons
+
+
+def explain_pairs(
+    embedder: keras.Model,
+    left: ArrayLike | ImageFolder,
+    right: ArrayLike | ImageFolder,
+    layer: str | None = None,
+    metric: _Similarity = "cosine",
+    prefix_tokens: int | None = None,
+    batch_size: int = 64,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Computes which regions of the images of a pair make the pair similar.
+
+    The embedder is cut at a layer that returns feature maps. One position of the map after the
+    other is replaced by the mean over the positions of that map (ablation), and the rest of the
+    network is applied. The contribution of the position is the decrease of the similarity to the
+    other image, which is not changed. It is positive if the region makes the pair more similar than
+    an average region of that image does, and negative if it makes it less similar.
+
+    This needs no gradients and holds for any network after the cut: pooling of any kind,
+    attention, dense layers. It takes one pass of the layers before the cut for each image, and one
+    pass of those after it for each position. A position stands for all pixels that it depends on,
+    which are more than its cell of the grid: the maps are as coarse as the feature maps. They
+    explain what the network does, not whether it is right.
+
+    For average pooling without a dense layer and `metric="dot_product"`, the contribution is that
+    of Stylianou et al., minus its mean over the positions. Chen et al. weight feature maps by
+    gradients, as Grad-CAM does: gradients are local slopes, which saturated units and max-pooling
+    can hide, whereas ablation measures a difference.
+
+    Args:
+        embedder: Functional or Sequential `keras.Model` from images to vectors, channels-last.
+            Models within it are searched for the layer as well.
+        left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        right: The other image of each pair, likewise.
+        layer: Name of the layer to cut at; None for the last one that returns feature maps
+            `(batch, height, width, channels)` of more than one position, or tokens with
+            `prefix_tokens`. Every path to the embedding must lead through its output. An earlier
+            layer gives finer maps and takes longer.
+        metric: The similarity. "cosine": cosine similarity, for which a region matters only if it
+            turns the embedding. "dot_product": the inner product, divided by the lengths of the two
+            embeddings of the whole images, so that a region counts as well for what it adds to the
+            length; such maps lie on objects rather than on background. "euclidean" or "manhattan":
+            minus the distance.
+        prefix_tokens: For a transformer whose layers return tokens `(batch, tokens, dim)`: how many
+            tokens, such as a class token, precede those of the patches. They are not ablated. If
+            the embedding is a class token, pass as `layer` one before the last attention. None for
+            feature maps.
+        batch_size: Images per call of the layers before the cut, and feature maps per call of those
+            after it. Memory grows with it, not with the number of pairs.
+
+    Returns:
+        `(left_maps, right_maps)`: the contributions of the positions of each image, float32
+        `(n, grid_height, grid_width)`, in the unit of the similarity. The grid covers the image:
+        after convolutions without padding, the cells at its edges that have no features are 0. (A
+        layer that changes the size and is not of Keras is taken to cover the image.)
+        `plots.pair_explanation` draws the maps.
+
+    Raises:
+        ArgumentError: If the images do not fit the model, their numbers differ or are 0, the
+            network cannot be cut at that layer, the tokens do not form a grid, or embeddings are
+            NaN, infinity or, under "cosine" and "dot_product", zero.
+        ArgumentTypeError: If `embedder` is not a functional or Sequential model of images.
+
+    Example:
+        >>> embedder = keras.Sequential(
+        ...     [
+        ...         keras.Input((8, 8, 1)),
+        ...         keras.layers.AveragePooling2D(4),
+        ...         keras.layers.Flatten(),
+        ...     ]
+        ... )
+        >>> left = np.zeros((1, 8, 8, 1))
+        >>> left[0, :4, :4] = 1.0  # both images are bright at the top left
+        >>> right = left.copy()
+        >>> right[0, 4:, 4:] = 1.0  # the right one is also bright at the bottom right
+        >>> left_maps, right_maps = explain_pairs(embedder, left, right)
+        >>> [[f"{x:.2f}" for x in row] for row in right_maps[0]]
+        [['0.26', '0.04'], ['0.04', '-0.19']]
+
+    Reference:
+        Stylianou et al., 2019, Visualizing Deep _Similarity Networks.
+        https://arxiv.org/abs/1901.00536; Chen et al., 2020, Adapting Grad-CAM for Embedding
+        Networks. https://arxiv.org/abs/2001.06538
+    """
+    shape, _ = check_embedder("embedder", embedder)
+    left = check_images("left", check_shape("left", left, shape))
+    right = check_images("right", check_shape("right", right, shape))
+    if len(left) != len(right) or not len(left):
+        raise ArgumentError(
+            f"left holds {len(left)} images and right {len(right)}: pass the two images of each "
+            "pair, one pair or more."
+        )
+    _checks.one_of("metric", metric, get_args(_Similarity))
+    _checks.integer("batch_size", batch_size)
+    if prefix_tokens is not None:
+        _checks.integer("prefix_tokens", prefix_tokens, 0)
+    rank = _cutting.MAP_RANK if prefix_tokens is None else _cutting.TOKEN_RANK
+    network = _cutting.cut(embedder, layer, rank)
+    sides = [
+        ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
+        for images in (left, right)
+    ]
+    found: tuple[list, list] = [], []
+    with _one_device(), translate_errors(*sides):
+        for batches in zip(*map(_ahead, sides), strict=True):
+            pair = [_Features(network, images, prefix_tokens, batch_size) for images in batches]
+            if not found[0]:
+                expected = _apply(embedder, batches[0][:_CHECKED_IMAGES])
+                _checks.finite("the embedder's output", expected)
+                network.check(pair[0].values[:_CHECKED_IMAGES], expected)
+            for maps, own, other in zip(found, pair, reversed(pair), strict=True):
+                maps.append(own.contributions(other.embeddings, metric))
+    left_maps, right_maps = map(np.concatenate, found)
+    if not (left_maps.any() or right_maps.any()):
+        _checks.warn(
+            f"The embeddings depend on no single position of the output of {network.layer!r}: all "
+            "contributions are 0. Pass the name of another layer."
+        )
+    return left_maps, right_maps
+
+
+class _Features:
+    """The features of a batch of images, and what each of their positions contributes.
+
+    Attributes:
+        values: Features as the head of the network takes them.
+        embeddings: `(batch, dim)`: those that the head returns for them.
+    """
+
+    def __init__(self, network: _cutting.Cut, images, prefix_tokens: int | None, batch_size: int):
+        self._network, self._batch_size = network, batch_size
+        self._first = prefix_tokens or 0
+        self.values = network.features(images, _apply)
+        self.embeddings = np.concatenate(
+            [
+                self._head(self.values[start : start + batch_size])
+                for start in range(0, len(images), batch_size)
+            ]
+        )
+        image_size = images.shape[1:3]
+        if prefix_tokens is None:
+            self._grid, self._margins = self.values.shape[1:3], network.margins(image_size)
+        else:
+            self._grid = _grid_of(self.values.shape[1] - prefix_tokens, image_size)
+            self._margins = [(0, 0), (0, 0)]
+        if np.prod(self._grid) < 2:
+            raise ArgumentError(
+                f"layer={network.layer!r} returns features of one position for images of shape "
+                f"{images.shape[1:]}. Pass the name of an earlier layer, or larger images."
+            )
+
+    def contributions(self, others, metric: _Similarity) -> np.ndarray:
+        """Returns `(batch, grid_height, grid_width)`: the decrease of the similarity to `others`.
+
+        A row is one position of one image: rows of several images share a call of the head. Cells
+        between the features and the edge of the image are 0.
+        """
+        directed = "cosine" if metric == "dot_product" else metric
+        for vectors in (self.embeddings, others):
+            _checks.vectors("the embedder's output", vectors, metric=directed)
+        count = int(np.prod(self._grid))
+        tokens = self.values.reshape(len(self.values), -1, self.values.shape[-1])
+        means = tokens[:, self._first :].mean(axis=1)
+        decrease = np.empty(len(tokens) * count)
+        for start in range(0, len(decrease), self._batch_size):
+            rows = np.arange(start, min(start + self._batch_size, len(decrease)))
+            image, position = np.divmod(rows, count)
+            ablated = tokens[image]
+            ablated[np.arange(len(rows)), self._first + position] = means[image]
+            vectors = self._head(ablated.reshape(len(rows), *self.values.shape[1:]))
+            name = f"the embedder's output without one position of {self._network.layer!r}"
+            _checks.vectors(name, vectors, metric=metric)
+            decrease[rows] = _decrease(self.embeddings[image], vectors, others[image], metric)
+        maps = decrease.reshape(-1, *self._grid).astype("float32")
+        return np.pad(maps, [(0, 0), *self._margins])
+
+    def _head(self, features):
+        return self._network.embeddings(features)
+
+
+def _decrease(whole, ablated, others, metric: _Similarity) -> np.ndarray:
+    """Returns by how much `ablated` embeddings are less similar to `others` than `whole` ones.
+
+    All are `(n, dim)`; the result is `(n,)`.
+    """
+    if metric == "dot_product":
+        lengths = np.linalg.norm(whole.astype("float64"), axis=1)
+        change = (whole.astype("float64") - ablated) / lengths[:, None]
+        return (change * unit(others)).sum(axis=1)
+    return paired(ablated, others, metric) - paired(whole, others, metric)
+
+
+def _apply(model, images) -> np.ndarray:
+    """Returns the output of `model` for one batch."""
+    if _traces(model, 1) == "always":
+        return np.asarray(model.predict_on_batch(images))
+    return _call(model, images)
+
+
+def _grid_of(patches: int, image_size) -> tuple[int, int]:
+    """Returns rows and columns of the grid of square patches into which an image is divided."""
+    height, width = image_size
+    rows = round(max(0, patches * height / width) ** 0.5)
+    if not rows or rows**2 * width != patches * height:
+        raise ArgumentError(
+            f"prefix_tokens leaves {patches} tokens, which do not form a grid of square patches of "
+            f"an image of {height} x {width}. Pass the number of tokens before those of patches."
+        )
+    return rows, patches // rows
 
 
 def _load(folder, manifest):

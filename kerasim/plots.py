@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from PIL import Image
 
 from kerasim import _checks
 from kerasim._folders import ImageFolder
@@ -41,6 +42,7 @@ __all__ = [
     "neighbors",
     "network",
     "open_set",
+    "pair_explanation",
     "reconstructions",
     "rejection",
     "roc",
@@ -49,6 +51,15 @@ __all__ = [
 # The palette of Okabe & Ito (2008), which color-blind readers can distinguish.
 COLORS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #999999 #5D3A9B".split()
 MARKERS = "os^DvPX<>p"
+
+# The details of photographs stay visible below the maps that explain them.
+_EXPLANATION_DPI, _EXPLANATION_WIDTH = 110, 2.6
+
+# A map of a few cells is interpolated to this width and height, as much as its image is wide.
+_MAP_PIXELS = 240
+
+# Brightness of black and of white below a map, whose colors neither may hide.
+_BLACK, _WHITE = 0.2, 0.9
 
 
 def history(
@@ -609,6 +620,103 @@ def neighbors(
                 color, style = (COLORS[2], "-") if same[row, column] else (COLORS[1], "--")
                 _frame(ax, color, style, 2)
     return figure
+
+
+def pair_explanation(
+    left: ArrayLike | ImageFolder,
+    right: ArrayLike | ImageFolder,
+    left_maps: ArrayLike,
+    right_maps: ArrayLike,
+    similarities: ArrayLike | None = None,
+) -> Figure:
+    """Draws which regions of the images of each pair make them similar.
+
+    A row shows the two images of a pair, in gray, below their contributions. Orange regions make
+    the pair more similar than an average region, blue ones less; the smaller a contribution, the
+    more transparent is its region. A solid line surrounds what is above half of the largest
+    absolute contribution of the pair, a dashed line what is below minus that. Both images of a pair
+    have one scale; each pair has a scale of its own.
+
+    Args:
+        left: `(n, height, width, channels)` in [0, 1] or uint8; about six pairs fill a page.
+        right: The other image of each pair, likewise.
+        left_maps: `(n, grid_height, grid_width)` for the left images, as
+            `embedding.explain_pairs` returns them.
+        right_maps: `(n, grid_height, grid_width)` for the right images.
+        similarities: `(n,)`, written above each pair, or None.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ArgumentError: If the numbers of images, maps or similarities differ, or one of these is
+            not finite.
+
+    Example:
+        >>> images, maps = np.zeros((2, 8, 8, 1)), np.array([[[0.1, -0.1]], [[0.0, 0.2]]])
+        >>> figure = pair_explanation(images[:1], images[1:], maps[:1], maps[1:], [0.75])
+        >>> [ax.get_title(loc="left") for ax in figure.axes[:2]]
+        ['similarity 0.75', '']
+    """
+    images = [_check_some("left", left), _check_some("right", right)]
+    count = len(images[0])
+    _checks.same_length("right", range(len(images[1])), count, "images of left")
+    maps = [
+        _check_maps(name, found, count)
+        for name, found in (("left_maps", left_maps), ("right_maps", right_maps))
+    ]
+    titles = [""] * count
+    if similarities is not None:
+        values = _checks.as_real_array("similarities", similarities)
+        _checks.finite(
+            "similarities", _checks.same_length("similarities", values, count, "pairs", 1)
+        )
+        titles = [f"similarity {value:.3g}" for value in values]
+    ratio = max(np.shape(one[0])[0] / np.shape(one[0])[1] for one in images)
+    room = 0.0 if similarities is None else 0.25
+    figure, axes = _figure(count, 2, _EXPLANATION_WIDTH, _EXPLANATION_WIDTH * ratio + room)
+    figure.set_dpi(_EXPLANATION_DPI)
+    for row, line in enumerate(axes):
+        pair = [found[row] for found in maps]
+        limit = max(np.abs(found).max() for found in pair) or 1.0
+        for ax, image, found in zip(line, images, pair, strict=True):
+            gray = as_float(image[row]).mean(axis=-1, keepdims=True)
+            _show(ax, _BLACK + (_WHITE - _BLACK) * gray)
+            overlay = _overlay(ax, found, limit)
+        line[0].set_title(titles[row], fontsize=9, loc="left", parse_math=False)
+        bar = figure.colorbar(overlay, ax=list(line), shrink=0.8, aspect=15, pad=0.02)
+        bar.ax.tick_params(labelsize=9)
+    return figure
+
+
+def _check_maps(name, maps, count) -> np.ndarray:
+    maps = _checks.as_real_array(name, maps)
+    hint = "pass the maps of embedding.explain_pairs for these images"
+    _checks.shape(name, maps, (count, None, None), hint)
+    if not maps.size:
+        raise ArgumentError(f"{name} has shape {maps.shape}, without positions: {hint}.")
+    _checks.finite(name, maps)
+    return maps
+
+
+def _overlay(ax, contributions, limit):
+    """Draws a map smoothly over the image on `ax`, in colors from -limit to limit."""
+    from matplotlib.colors import ListedColormap, to_rgb
+
+    shades = np.linspace(-1, 1, 255)
+    hues = np.array([to_rgb(COLORS[0]), to_rgb(COLORS[1])])[(shades > 0).astype(int)]
+    colors = ListedColormap(np.column_stack([hues, 0.95 * np.abs(shades)]))
+    height, width = ax.images[0].get_array().shape
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    smooth = Image.fromarray(contributions.astype("float32"))
+    smooth = np.asarray(smooth.resize((_MAP_PIXELS, _MAP_PIXELS), Image.Resampling.BICUBIC))
+    smooth = smooth.clip(contributions.min(), contributions.max())  # cubic curves overshoot
+    levels = [level for level in (-limit / 2, limit / 2) if smooth.min() < level < smooth.max()]
+    for level in levels:
+        color, line = (COLORS[1], "-") if level > 0 else (COLORS[0], "--")
+        style = {"colors": color, "linestyles": line, "linewidths": 1.2}
+        ax.contour(smooth, [level], extent=extent, origin="upper", **style)
+    return ax.imshow(smooth, colors, vmin=-limit, vmax=limit, extent=extent)
 
 
 def network(model: keras.Model, ax: Axes | None = None) -> Axes:

@@ -138,6 +138,18 @@ def public(root):
             },
         ),
         "embedding.pixels": (embedding.pixels, {"images": FLOATS}),
+        "embedding.explain_pairs": (
+            embedding.explain_pairs,
+            {
+                "embedder": EMBEDDER,
+                "left": FLOATS[:2],
+                "right": FLOATS[2:4],
+                "layer": None,
+                "metric": "cosine",
+                "prefix_tokens": None,
+                "batch_size": 9,
+            },
+        ),
         "data.draw_pairs": (
             data.draw_pairs,
             {"labels": LABELS, "n": 3, "positive": 0.5, "seed": 0},
@@ -455,6 +467,16 @@ def public(root):
             },
         ),
         "plots.network": (plots.network, {"model": EMBEDDER}),
+        "plots.pair_explanation": (
+            plots.pair_explanation,
+            {
+                "left": FLOATS[:1],
+                "right": FLOATS[1:2],
+                "left_maps": np.ones((1, 2, 2)),
+                "right_maps": np.ones((1, 2, 2)),
+                "similarities": [0.5],
+            },
+        ),
         "explorer.write_explorer": (
             explorer.write_explorer,
             {
@@ -586,6 +608,7 @@ SLOW = {  # to call with what is right; 200 cases each for others
     **dict.fromkeys([name for name in PUBLIC if name.startswith(("models", "diffusion"))], 80),
     **dict.fromkeys(["plots.roc", "plots.distance_distribution", "Gallery.add"], 80),
     **dict.fromkeys(["plots.open_set", "plots.rejection"], 25),
+    **dict.fromkeys(["embedding.explain_pairs", "plots.pair_explanation"], 80),
 }
 SLOW["models.unet"] = 25
 NAMED_OTHERWISE = {  # arguments that a message need not name

@@ -240,6 +240,29 @@ def test_the_verification_by_pixels_rejects_half_of_the_positive_pairs(guide):
     assert frr == pytest.approx(0.5, abs=0.08)
 
 
+def test_the_pairs_are_explained_at_12_x_12_positions_and_drawn(guide):
+    page = guide("verify")
+    assert "(4, 12, 12)" in "".join(page.printed)
+    assert (page.folder / "runs" / "explained.png").exists()
+
+
+def test_the_last_feature_map_of_the_verifying_embedder_has_four_positions(guide):
+    names = guide("verify").names
+    maps, _ = names["embedding"].explain_pairs(names["embedder"], *names["pair"])
+    assert (maps != 0).sum(axis=(1, 2)).tolist() == [4] * 4
+
+
+def test_the_explanation_of_an_untrained_network_is_another(guide):
+    names = guide("verify").names
+    keras.utils.set_random_seed(1)
+    untrained = keras.models.clone_model(names["embedder"])
+    maps = names["embedding"].explain_pairs(
+        untrained, *names["pair"], layer="conv2_2_act", metric="dot_product"
+    )
+    sides = zip(np.concatenate(names["maps"]), np.concatenate(maps), strict=True)
+    assert np.mean([np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in sides]) < 0.4
+
+
 def test_digits_that_are_not_enrolled_are_mostly_unknown(guide):
     page = guide("verify")
     names = page.names

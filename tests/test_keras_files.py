@@ -794,3 +794,22 @@ def test_objects_of_an_open_scope_are_listed_as_registered():
     with keras.saving.CustomObjectScope({"mine": Doubled}):
         assert _keras_compat.registered_objects()["mine"] is Doubled
     assert "mine" not in _keras_compat.registered_objects()
+
+
+def test_the_calls_of_a_model_are_listed_in_order_and_a_shared_layer_twice():
+    images = keras.Input((4, 4, 1), name="images")
+    dense = keras.layers.Dense(1, name="dense")
+    flat = keras.layers.Flatten(name="flat")(dense(dense(images)))
+    calls = _keras_compat.graph_calls(keras.Model(images, flat))
+    assert [call[0].name for call in calls] == ["images", "dense", "dense", "flat"]
+    assert calls[0][1] == [] and calls[3][1][0] is calls[2][2][0]
+
+
+def test_a_graph_is_applied_in_inference_and_adds_no_call_to_its_layers():
+    images = keras.Input((4, 4, 1))
+    dropout = keras.layers.Dropout(0.9)
+    x = keras.layers.Rescaling(2.0)(images)
+    graph = keras.Function(x, dropout(x))
+    found = _keras_compat.apply_graph(graph, keras.ops.convert_to_tensor(IMAGES))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(found), IMAGES)
+    assert len(dropout._inbound_nodes) == 1

@@ -513,3 +513,69 @@ def test_a_million_points_are_drawn_where_there_is_no_display(tmp_path):
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "map.png") as picture:
         assert (np.asarray(picture.convert("RGB")) != 255).any(axis=-1).mean() > 0.2
+
+
+# Explanations of pairs
+
+MAPS = np.array([[[0.2, -0.1], [0.0, 0.0]], [[0.01, 0.0], [0.0, 0.02]]])
+
+
+def explanation(n=2, channels=3, **arguments):
+    left, right = images(n, channels=channels), images(n, channels=channels)
+    return plots.pair_explanation(left, right, MAPS[:n], -2 * MAPS[:n], **arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_each_pair_is_drawn_in_a_row_of_two_images_with_its_similarity(channels):
+    figure = explanation(channels=channels, similarities=[0.5, 0.25])
+    titles = [ax.get_title(loc="left") for ax in figure.axes[:4]]
+    assert titles == ["similarity 0.5", "", "similarity 0.25", ""]
+    assert drawn_pixels(figure) > 2000
+
+
+def test_both_images_of_a_pair_have_one_scale_around_zero_and_each_pair_its_own():
+    limits = [ax.images[1].get_clim() for ax in explanation().axes[:4]]
+    assert limits == [(-0.4, 0.4), (-0.4, 0.4), (-0.04, 0.04), (-0.04, 0.04)]
+
+
+def test_a_map_is_drawn_smoothly_over_the_whole_image_the_right_way_up():
+    image, overlay = explanation().axes[0].images
+    assert overlay.get_extent() == image.get_extent()
+    values = overlay.get_array()
+    assert values[0, 0] == pytest.approx(0.2, abs=0.02) and values[0, -1] < -0.05
+    assert np.abs(np.diff(values, axis=0)).max() < 0.01
+
+
+def test_what_contributes_nothing_shows_the_image_and_color_is_not_the_only_cue():
+    overlay = explanation().axes[0].images[1]
+    assert overlay.cmap(0.5)[3] < 0.01 and overlay.cmap(1.0)[3] > 0.9
+    ax = plots.pair_explanation(images(1), images(1), MAPS[:1] - 0.05, MAPS[:1]).axes[0]
+    assert len(ax.collections) == 2  # a solid line around what is positive, a dashed one
+    assert ax.collections[0].get_linestyle() != ax.collections[1].get_linestyle()
+
+
+def test_an_explanation_has_enough_pixels_for_photographs():
+    assert explanation().get_dpi() >= 110
+
+
+def test_maps_of_zeros_are_drawn():
+    zeros = np.zeros((1, 3, 3))
+    assert drawn_pixels(plots.pair_explanation(images(1), images(1), zeros, zeros)) > 1000
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"right": images(1)}, "right"),
+        ({"left_maps": MAPS[:1]}, "left_maps"),
+        ({"right_maps": MAPS[0]}, "right_maps"),
+        ({"right_maps": MAPS * np.nan}, "right_maps holds NaN"),
+        ({"left_maps": MAPS[:, :0]}, "left_maps.*without positions"),
+        ({"similarities": [0.5]}, "similarities"),
+        ({"similarities": [0.5, np.nan]}, "similarities holds NaN"),
+    ],
+)
+def test_an_explanation_that_does_not_fit_its_images_is_refused(arguments, message):
+    good = {"left": images(2), "right": images(2), "left_maps": MAPS, "right_maps": MAPS}
+    with pytest.raises(ArgumentError, match=message):
+        plots.pair_explanation(**{**good, **arguments})

@@ -98,6 +98,8 @@ GUARDS = {
         replacement="if x.ndim != 2 or x.shape[1] == 0 or len(x) < rows:",
     ),
     "zero-vectors": guard("test_neighbors.py -k zero_vectors_are_refused"),
+    "cut-bypass": guard("test_explaining.py -k skip_connection_around"),
+    "cut-check": guard("test_explaining.py -k does_more_than_its_layers"),
     "nan-in-vectors": guard("test_neighbors.py -k not_finite"),
     "nan-in-images": guard("test_data_arrays.py -k not_finite"),
     # Training and search
