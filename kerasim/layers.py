@@ -296,7 +296,8 @@ class AttentionPooling(_Layer):
         """
         scores = ops.matmul(ops.tanh(ops.matmul(features, self.hidden)), self.score)[..., 0]
         # Not `ops.softmax`, which warns of maps of 1 x 1.
-        return ops.exp(scores - ops.logsumexp(scores, axis=(1, 2), keepdims=True))
+        weights = ops.exp(scores - ops.max(scores, axis=(1, 2), keepdims=True))
+        return weights / ops.sum(weights, axis=(1, 2), keepdims=True)
 
     def call(self, inputs: Tensor) -> Tensor:
         return ops.sum(self.attend(inputs)[..., None] * inputs, axis=(1, 2))

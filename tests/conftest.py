@@ -56,6 +56,9 @@ SLOW = (
     "test_models_vae",
     "test_projection",
     "test_data_download",
+    "test_models_pretrained",
+    "test_models_siamese",
+    "test_models_hub",
     "test_overwriting",
 )
 

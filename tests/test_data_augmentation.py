@@ -305,7 +305,9 @@ def test_a_run_with_augmentation_in_two_calls_ends_bit_equal_to_one_call(tmp_pat
 
 @pytest.mark.fault("restart-with-changes")
 @pytest.mark.parametrize(
-    "changed", [noisy(0.2), None, [layers.GaussianNoise(0.1), invert]], ids=str
+    "changed",
+    [noisy(0.2), None, [layers.GaussianNoise(0.1), invert]],
+    ids=["another factor", "none", "another function"],
 )
 def test_a_run_with_another_augmentation_is_refused(changed, tmp_path):
     training_runs.fit(tmp_path, 1, batches=training_runs.draw_batches(augment=noisy()))
