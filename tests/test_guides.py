@@ -252,6 +252,22 @@ def test_the_last_feature_map_of_the_verifying_embedder_has_four_positions(guide
     assert (maps != 0).sum(axis=(1, 2)).tolist() == [4] * 4
 
 
+def test_two_views_teach_an_embedder_to_ignore_shifts(guide):
+    page = guide("no-labels")
+    trained, untrained, pixels = (
+        page.figures(f"{name}, shifted")[0] for name in ("trained", "untrained", "pixels")
+    )
+    assert trained == pytest.approx(0.81, abs=0.05)
+    assert untrained == pytest.approx(0.42, abs=0.05)
+    assert pixels == 0.55
+    assert page.figures("pixels, as they are")[0] == 0.95
+    assert page.figures("trained, as they are")[0] == pytest.approx(0.91, abs=0.03)
+
+
+def test_augmented_batches_hold_images_in_the_range_of_the_others(guide):
+    assert "(40, 24, 24, 1) float32 True" in "\n".join(guide("train").printed)
+
+
 def test_the_explanation_of_an_untrained_network_is_another(guide):
     names = guide("verify").names
     keras.utils.set_random_seed(1)
