@@ -25,7 +25,7 @@ from kerasim._tensors import (
     l2_normalize,
     safe_norm,
 )
-from kerasim.errors import ArgumentError
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "AntialiasedResizing",
@@ -49,6 +49,13 @@ Tensor = Any
 # A variance below this share of the largest one is rounding of float32 vectors, not a direction.
 _LEAST_VARIANCE = 1e-12
 
+# The axes of the inputs of layers.
+_AXES = {
+    "images": ("batch", "height", "width", "channels"),
+    "feature maps": ("batch", "height", "width", "channels"),
+    "tokens": ("batch", "tokens", "dim"),
+}
+
 _TokenMode = Literal["class", "average", "max", "gem", "attention"]
 
 
@@ -57,6 +64,23 @@ class _Layer(ConfigMixin, layers.Layer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
+
+
+def _check_kind(
+    layer: layers.Layer, input_shape: Sequence[int | None], kind: str, hint: str
+) -> None:
+    """Raises unless the input of a layer is of a `kind` of `_AXES`; Keras checks later inputs."""
+    axes = _AXES[kind]
+    if len(input_shape) != len(axes):
+        raise ArgumentError(
+            f"{type(layer).__name__} takes {kind} ({', '.join(axes)}). Received shape "
+            f"{tuple(input_shape)}: {hint}."
+        )
+    layer.input_spec = keras.InputSpec(ndim=len(axes))
+
+
+def _check_maps(layer: layers.Layer, input_shape: Sequence[int | None]) -> None:
+    _check_kind(layer, input_shape, "feature maps", "use TokenPooling for tokens")
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -264,7 +288,8 @@ class AttentionPooling(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `dim` is less than 1.
+        ArgumentError: If `dim` is less than 1, or the layer is called on something else than
+            feature maps.
 
     Example:
         >>> features = np.arange(8.0).reshape(1, 2, 2, 2)
@@ -281,6 +306,7 @@ class AttentionPooling(_Layer):
         self.dim = _checks.integer("dim", dim)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_maps(self, input_shape)
         self.hidden = self.add_weight(shape=(input_shape[-1], self.dim), name="hidden")
         # Before training all positions weigh the same.
         self.score = self.add_weight(shape=(self.dim, 1), initializer="zeros", name="score")
@@ -316,7 +342,8 @@ class GeMPooling(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `p` is less than 1.
+        ArgumentError: If `p` is less than 1, or the layer is called on something else than feature
+            maps.
 
     Example:
         >>> features = np.array([1.0, 3.0, 5.0, 7.0]).reshape(1, 2, 2, 1)
@@ -332,6 +359,7 @@ class GeMPooling(_Layer):
         self.p = _checks.number("p", p, 1)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_maps(self, input_shape)
         constant = keras.initializers.Constant(self.p)
         self.exponent = self.add_weight(shape=(), initializer=constant, name="exponent")
 
@@ -356,7 +384,8 @@ class GridPooling(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `grid` is not two positive numbers.
+        ArgumentError: If `grid` is not two positive numbers, or the layer is called on something
+            else than feature maps.
 
     Example:
         >>> features = np.arange(8.0).reshape(1, 2, 4, 1)
@@ -371,6 +400,9 @@ class GridPooling(_Layer):
     def __init__(self, grid: tuple[int, int] = (3, 3), **kwargs: Any):
         super().__init__(**kwargs)
         self.grid = _check_grid(grid)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_maps(self, input_shape)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         channels = input_shape[-1]
@@ -422,7 +454,7 @@ class Whitening(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If a number is out of range.
+        ArgumentError: If a number is out of range, or the size of the vectors is not fixed.
 
     Example:
         >>> embeddings = np.random.default_rng(0).normal(size=(100, 3)) * [1, 10, 100]
@@ -454,6 +486,8 @@ class Whitening(_Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = input_shape[-1]
         components = self._count(dim)
+        # Without it, vectors of size 1 would be taken for `dim` equal numbers.
+        self.input_spec = keras.InputSpec(axes={-1: dim})
         unknown = keras.initializers.Constant(float("nan"))  # never mistaken for whitened vectors
         self.mean = self.add_weight((dim,), initializer=unknown, trainable=False, name="mean")
         self.kernel = self.add_weight(
@@ -462,6 +496,11 @@ class Whitening(_Layer):
 
     def _count(self, dim) -> int:
         """Returns the number of components of vectors of size `dim`."""
+        if dim is None:
+            raise ArgumentError(
+                "Whitening takes vectors of a fixed size. Received vectors whose size is None: "
+                "pass an embedder with a fixed image_shape, or another pooling."
+            )
         if self.components is not None and self.components > dim:
             raise ArgumentError(
                 f"components={self.components} is more than the {dim} dimensions of the vectors: "
@@ -480,8 +519,10 @@ class Whitening(_Layer):
                 be larger than the number of components.
 
         Raises:
-            ArgumentError: If they hold NaN or infinity, are too few, or vary in fewer directions
-                than there are components.
+            ArgumentError: If they hold NaN or infinity, are too few, vary in fewer directions than
+                there are components, are of another size than before, or too large or too small
+                for float32.
+            ArgumentTypeError: If they are images, not embeddings.
 
         Example:
             >>> rng = np.random.default_rng(0)
@@ -492,7 +533,16 @@ class Whitening(_Layer):
         """
         from sklearn.decomposition import PCA
 
-        rows = _checks.vectors("embeddings", embeddings).astype("float64")
+        _refuse_images(embeddings)
+        width = self.mean.shape[0] if self.built else None
+        rows = _checks.vectors("embeddings", embeddings, width, rows=2).astype("float64")
+        largest = float(np.finfo(self.variable_dtype).max)
+        if np.abs(rows).max() > largest:
+            raise ArgumentError(
+                f"embeddings holds numbers up to {np.abs(rows).max():.3g}, too large for "
+                f"{self.variable_dtype}, in which the layer computes: divide all of them by the "
+                "same number."
+            )
         count = self._count(rows.shape[1])
         if len(rows) <= count:
             raise ArgumentError(
@@ -509,12 +559,19 @@ class Whitening(_Layer):
         variances = pca.explained_variance_
         varying = int((variances > _LEAST_VARIANCE * variances[0]).sum())
         if varying < count:
+            directions = _checks.counted(varying, "direction", "directions")
             raise ArgumentError(
-                f"embeddings varies in {varying} directions only, fewer than {count} components: "
+                f"embeddings varies in {directions} only, fewer than {count} components: "
                 f"pass components={varying} or fewer."
             )
         variances = np.maximum(variances, self.epsilon * variances[0])
         kernel = pca.components_.T / variances ** (self.power / 2)
+        if np.abs(kernel).max() > largest:
+            raise ArgumentError(
+                f"embeddings has standard deviations down to {variances.min() ** 0.5:.3g}, too "
+                f"small for {self.variable_dtype}, in which the layer computes: multiply all of "
+                "them by the same number."
+            )
         if not self.built:
             self.build(rows.shape)
             self.built = True
@@ -524,6 +581,16 @@ class Whitening(_Layer):
     def call(self, inputs: Tensor) -> Tensor:
         x = ops.matmul(inputs - self.mean, self.kernel)
         return l2_normalize(x) if self.normalize else x
+
+
+def _refuse_images(embeddings) -> None:
+    """Raises if images are passed instead of their embeddings."""
+    is_batches = isinstance(embeddings, keras.utils.PyDataset)
+    if is_batches or len(getattr(embeddings, "shape", ())) == 4:
+        raise ArgumentTypeError(
+            f"embeddings is a {type(embeddings).__name__} of images, expected an array (n, dim): "
+            "pass embedding.embed(embedder, images)."
+        )
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -579,19 +646,19 @@ class TokenPooling(_Layer):
             self.pooling = poolings[mode](dtype=self.dtype_policy, name=mode)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        if len(input_shape) != 3:
-            raise ArgumentError(
-                f"TokenPooling takes tokens (batch, tokens, dim). Received shape {input_shape}: "
-                "use GeMPooling, AttentionPooling or GridPooling for feature maps."
-            )
-        _, tokens, dim = input_shape
+        hint = "use GeMPooling, AttentionPooling or GridPooling for feature maps"
+        _check_kind(self, input_shape, "tokens", hint)
+        self._check_count(input_shape[1])
+        if self.mode in ("gem", "attention"):
+            self.pooling.build((None, None, 1, input_shape[2]))
+
+    def _check_count(self, tokens: int | None) -> None:
+        """Raises unless there is a patch among so many tokens, None if that is not known."""
         if tokens is not None and tokens <= self.num_prefix_tokens:
             raise ArgumentError(
                 f"num_prefix_tokens={self.num_prefix_tokens} leaves no patch of {tokens} tokens: "
                 "pass the number of tokens before the first patch."
             )
-        if self.mode in ("gem", "attention"):
-            self.pooling.build((None, None, 1, dim))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape[0], input_shape[-1]
@@ -615,6 +682,7 @@ class TokenPooling(_Layer):
         return self.pooling.attend(self._patches(features)[:, :, None])[..., 0]
 
     def _patches(self, tokens: Tensor) -> Tensor:
+        self._check_count(tokens.shape[1])
         return tokens[:, self.num_prefix_tokens :]
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -643,7 +711,7 @@ class PatchMap(_Layer):
 
     Raises:
         ArgumentError: If `grid` is not two positive numbers, or `num_prefix_tokens` is negative, or
-            the number of patches is another one.
+            the layer is called on something else than tokens, or on another number of patches.
 
     Example:
         >>> tokens = np.zeros((1, 1 + 16 * 16, 384))  # a class token and 256 patches
@@ -655,6 +723,9 @@ class PatchMap(_Layer):
         super().__init__(**kwargs)
         self.grid = _check_grid(grid)
         self.num_prefix_tokens = _checks.integer("num_prefix_tokens", num_prefix_tokens, 0)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_kind(self, input_shape, "tokens", "leave it out for feature maps")
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape[0], *self.grid, input_shape[-1]
@@ -710,11 +781,13 @@ class AntialiasedResizing(_Layer):
         self.width = _checks.integer("width", width)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_kind(self, input_shape, "images", "pass a batch of images")
         if None in input_shape[1:3]:
             raise ArgumentError(
                 f"AntialiasedResizing takes images of a fixed size. Received {input_shape}: use "
                 "keras.layers.Resizing(height, width, antialias=True)."
             )
+        self.input_spec = keras.InputSpec(ndim=4, axes=dict(enumerate(input_shape[1:3], start=1)))
         self._rows = _resizing_weights(input_shape[1], self.height)
         self._columns = _resizing_weights(input_shape[2], self.width)
 

@@ -166,7 +166,7 @@ def pretrained_embedder(
     x = images
     if image_shape[2] == 1:
         x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3)
-    x = x if preprocessing is None else preprocessing(x)
+    x = x if preprocessing is None else _preprocessed(x, preprocessing)
     several = len(outputs) > 1
     network = keras.Model(backbone.inputs[0], outputs if several else outputs[0], name="backbone")
     features = network(x)
@@ -204,6 +204,17 @@ def _preprocessing(preprocess) -> layers.Layer | None:
     return preprocess
 
 
+def _preprocessed(images, preprocessing):
+    """Returns preprocessed `images`, if they have kept their shape."""
+    x = preprocessing(images)
+    if x.shape != images.shape:
+        raise ArgumentError(
+            f"preprocess={preprocessing.name!r} changes images of shape {images.shape[1:]} to "
+            f"{x.shape[1:]}: pass a layer that keeps the shape."
+        )
+    return x
+
+
 def _standardization(preprocess) -> layers.Layer:
     """Returns the layer that subtracts the mean from images and divides by the deviation."""
     if len(preprocess) != 2:
@@ -215,8 +226,10 @@ def _standardization(preprocess) -> layers.Layer:
         _channel_values(f"{name} of preprocess", values)
         for name, values in zip(("mean", "std"), preprocess, strict=True)
     )
-    if not all(std):
-        raise ArgumentError(f"std of preprocess={preprocess!r} holds 0: pass positive numbers.")
+    if min(std) < np.finfo("float32").tiny:
+        raise ArgumentError(
+            f"std of preprocess={preprocess!r} holds {min(std)}: pass positive numbers."
+        )
     # In four dimensions, because Keras moves the axis of a list of scales to the front if its image
     # data format is channels-first.
     scale: Any = [[[[1 / s for s in std]]]]
@@ -348,7 +361,7 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
             that trains, in the order of its summary.
 
     Raises:
-        ArgumentError: If there is no such layer.
+        ArgumentError: If there is no such layer, or `embedder.trainable` is False.
         ArgumentTypeError: If `embedder` has no layer named "backbone".
 
     Example:
@@ -357,6 +370,11 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
         >>> [layer.name for layer in embedder.get_layer("backbone").layers if layer.trainable]
         ['fire9_squeeze', 'fire9_1x1', 'fire9_3x3', 'fire9']
     """
+    if trainable is not False and not getattr(embedder, "trainable", True):
+        raise ArgumentError(
+            "embedder.trainable is False, which freezes all of its layers: set "
+            "embedder.trainable = True first."
+        )
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
         raise ArgumentTypeError(
             f"embedder must have a layer named backbone. Received {type(embedder).__name__}: pass "
