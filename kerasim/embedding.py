@@ -390,7 +390,7 @@ class _Features:
         if prefix_tokens is None:
             self._grid, self._margins = self.values.shape[1:3], network.margins(image_size)
         else:
-            self._grid = _grid_of(self.values.shape[1] - prefix_tokens, image_size)
+            self._grid = _grid_of(network.layer, self.values.shape[1], prefix_tokens, image_size)
             self._margins = [(0, 0), (0, 0)]
         if np.prod(self._grid) < 2:
             raise ArgumentError(
@@ -446,14 +446,17 @@ def _apply(model, images) -> np.ndarray:
     return _call(model, images)
 
 
-def _grid_of(patches: int, image_size) -> tuple[int, int]:
+def _grid_of(layer: str, tokens: int, prefix_tokens: int, image_size) -> tuple[int, int]:
     """Returns rows and columns of the grid of square patches into which an image is divided."""
     height, width = image_size
+    patches = tokens - prefix_tokens
     rows = round(max(0, patches * height / width) ** 0.5)
     if not rows or rows**2 * width != patches * height:
         raise ArgumentError(
-            f"prefix_tokens leaves {patches} tokens, which do not form a grid of square patches of "
-            f"an image of {height} x {width}. Pass the number of tokens before those of patches."
+            f"prefix_tokens={prefix_tokens} leaves {patches} of the {tokens} tokens that "
+            f"layer={layer!r} returns. They do not form a grid of square patches of an image of "
+            f"{height} x {width}: pass the number of tokens before those of patches, or another "
+            "layer."
         )
     return rows, patches // rows
 

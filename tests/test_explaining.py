@@ -433,7 +433,7 @@ def test_a_layer_of_tokens_without_prefix_tokens_is_refused(transformer):
 
 @pytest.mark.parametrize("count", [0, 2, 9, 100])
 def test_a_number_of_prefix_tokens_that_leaves_no_grid_is_refused(transformer, count):
-    with pytest.raises(ArgumentError, match=f"prefix_tokens leaves {9 - count} tokens"):
+    with pytest.raises(ArgumentError, match=f"leaves {9 - count} of the 9 tokens"):
         explain_pairs(transformer, *WIDE, layer="tokens", prefix_tokens=count)
 
 
