@@ -413,7 +413,8 @@ class GridPooling(_Layer):
         height, width = ops.shape(inputs)[1:3]
         rows, columns = self.grid
         # (batch, rows, width, channels), then (batch, rows, columns, channels).
-        x = ops.einsum("ih,bhwc->biwc", self._cell_weights(height, rows), inputs)
+        x = ops.cast(inputs, self.compute_dtype)  # PyTorch does not convert integers
+        x = ops.einsum("ih,bhwc->biwc", self._cell_weights(height, rows), x)
         x = ops.einsum("jw,biwc->bijc", self._cell_weights(width, columns), x)
         return ops.reshape(x, (-1, rows * columns * inputs.shape[-1]))
 
@@ -796,7 +797,8 @@ class AntialiasedResizing(_Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         rows, columns = (ops.cast(x, self.compute_dtype) for x in (self._rows, self._columns))
-        return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, inputs))
+        x = ops.cast(inputs, self.compute_dtype)  # PyTorch does not convert integers
+        return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, x))
 
 
 def _resizing_weights(size: Any, target: int) -> np.ndarray:

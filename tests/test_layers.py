@@ -370,6 +370,12 @@ def test_antialiased_resizing_refuses_another_size_than_it_was_built_for():
         layer(np.zeros((1, 8, 1, 3), "float32"))
 
 
+@pytest.mark.parametrize("layer", [GridPooling((2, 2)), AntialiasedResizing(2, 2)])
+def test_integers_are_averaged_as_floats_by(layer):
+    images = np.array([[1, 2], [3, 4]], "uint8").reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(images)).ravel(), [1, 2, 3, 4])
+
+
 @pytest.mark.parametrize("size", [(0, 4), (4, 1.5)])
 def test_antialiased_resizing_to_a_size_that_is_none_is_refused(size):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="height|width"):
