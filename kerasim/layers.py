@@ -46,7 +46,7 @@ __all__ = [
 # A tensor of any backend, or an array; Keras declares no type of it.
 Tensor = Any
 
-# A variance below this share of the largest one is rounding of float32 vectors, not a direction.
+# A variance below this share of the largest one comes from the rounding of float32 vectors.
 _LEAST_VARIANCE = 1e-12
 
 # The axes of the inputs of layers.
@@ -370,12 +370,12 @@ class GeMPooling(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class GridPooling(_Layer):
-    """The mean of each channel over the cells of a grid, one cell after the other.
+    """The mean of each channel over each cell of a grid, concatenated row by row.
 
     The input is `(batch, height, width, channels)`, the output
     `(batch, rows * columns * channels)`: an embedding that keeps coarse positions. Cell `i` of `n`
-    along an axis of length `size` goes from `floor(i * size / n)` to `ceil((i + 1) * size / n)`, so
-    that cells overlap by one position if the size is not a multiple of `n`. Unlike
+    along an axis of length `size` goes from `floor(i * size / n)` to `ceil((i + 1) * size / n)`.
+    Neighboring cells may therefore share a position if the size is not a multiple of `n`. Unlike
     `keras.layers.AdaptiveAveragePooling2D`, it takes maps of any size. It is computed in float32
     under any dtype policy.
 
@@ -429,29 +429,29 @@ class GridPooling(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class Whitening(_Layer):
-    """Whitens vectors by PCA: centers, rotates and rescales them so that directions count alike.
+    """Whitens vectors by PCA: centers and rotates them, and equalizes the variances of components.
 
-    A few directions hold most of the variance of frozen features: those that all images have in
-    common. The cosine of two such vectors is dominated by them. This layer projects the centered
-    vector on the principal components of the vectors given to `adapt`, and divides each by its
-    standard deviation to a power:
+    In frozen features, a few directions have most of the variance and dominate the cosine of two
+    vectors. This layer projects the centered vector on the principal components of the vectors
+    given to `adapt`, and divides each component by its standard deviation, raised to `power`:
 
     `y_i = (x - mean) . v_i / variance_i ** (power / 2)`
 
-    with `v_i` the direction of the `i`-th largest variance. With `power=1` all components have
-    variance 1; with 0 they keep their variance, and only the mean is removed; in between, often
-    about 0.7, noisy directions are amplified less. Choose `power` and `components` on a validation
-    split.
+    where `v_i` is the direction of the `i`-th largest variance. With `power=1` all components have
+    variance 1, as those of `sklearn.decomposition.PCA(whiten=True)`. With `power=0` they keep their
+    variance. Values in between, often about 0.7, amplify noisy directions less than 1 does. Choose
+    `power` and `components` on a validation split.
 
-    The input is `(..., dim)`, the output `(..., components)`. The layer is a difference and a
-    matrix product, saved with its model and exported as such. It does not train. Until `adapt` is
-    called its output is NaN.
+    The input is `(..., dim)`, the output `(..., components)`. Mean and directions are saved and
+    exported with the model; `fit` does not change them. If the embedder before the layer is trained
+    further, call `adapt` again. Before the first call of `adapt` the output is NaN.
 
     Args:
         components: Number of components that are kept, those of the largest variance; None for all.
-        power: How far variances are equalized, from 0 to 1.
-        epsilon: Smallest variance that is assumed of a component, relative to the largest one.
-        normalize: Whether vectors are scaled to length 1 afterwards.
+        power: How far variances are equalized, from 0 (not at all) to 1 (completely).
+        epsilon: Components with less than this share of the largest variance, from 0 to 1, are
+            divided as if they had it.
+        normalize: Whether the output is scaled to length 1.
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
@@ -612,7 +612,7 @@ class TokenPooling(_Layer):
         mode: "class" returns the first token, the class token. The others pool the patch tokens
             only: "average", "max", "gem" (`GeMPooling`) or "attention" (`AttentionPooling`, which
             is the average before training). "gem" is for features of 0 or more: it replaces
-            smaller ones by 1e-6, and tokens of most networks are negative half of the time.
+            smaller ones by 1e-6, and about half of the features of most transformers are negative.
         num_prefix_tokens: Number of tokens before the first patch, 0 or more.
         **kwargs: Passed to `keras.layers.Layer`.
 
@@ -702,7 +702,7 @@ class PatchMap(_Layer):
     """Arranges the patch tokens of a vision transformer as a feature map.
 
     The input is `(batch, tokens, dim)`, the output `(batch, height, width, dim)`. The patches are
-    in row-major order, as all vision transformers have them.
+    in row-major order, as in the usual vision transformers.
 
     Args:
         grid: `(height, width)`: how many patches there are in each direction.
@@ -755,12 +755,12 @@ def _check_grid(grid) -> tuple[int, int]:
 
 @keras.saving.register_keras_serializable("kerasim")
 class AntialiasedResizing(_Layer):
-    """Resizes images with a bilinear filter that is widened to shrink them, against aliasing.
+    """Resizes images by bilinear interpolation, filtered against aliasing when it shrinks them.
 
     The input is `(batch, h, w, channels)` of a fixed size, the output `(batch, height, width,
-    channels)`. The result is that of `keras.layers.Resizing(height, width, antialias=True)`, but
-    computed as two matrix products, which ONNX files can hold. It is computed in float32 under any
-    dtype policy.
+    channels)`. The result is that of `keras.layers.Resizing(height, width, antialias=True)`, which
+    cannot be exported to ONNX; this layer can, because it computes two matrix products. It computes
+    in float32 under any dtype policy.
 
     Args:
         height: Height of the output, 1 or more.

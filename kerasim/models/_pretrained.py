@@ -73,7 +73,7 @@ def pretrained_embedder(
             the smallest), or a `keras.Model` with one input, images, that returns feature maps
             `(batch, height, width, channels)`, tokens `(batch, tokens, dim)` as vision transformers
             do, or vectors `(batch, dim)`. The embedder shares the layers and weights of such a
-            model: `trainable` applies to it as well.
+            model: `trainable` applies to it as well, and to other embedders on it.
         weights: For a backbone given by name: "imagenet" (Keras downloads the file and checks its
             hash; that of "squeezenet" is read from `data.data_dir()`), the path of a weights file,
             or None for random weights. With None pass `trainable=True`; BatchNormalization of the
@@ -82,10 +82,10 @@ def pretrained_embedder(
             `(mean, std)` for `(images - mean) / std`, each a number or one for each channel; a
             layer; the name of a backbone with the same preprocessing; or None for none.
         pooling: How feature maps or tokens become a vector: "attention", "gem", "max", "average";
-            "grid" (the averages of 3 x 3 cells, see `layers.GridPooling`) or "flatten"; for tokens
-            also "class" (the class token), while the others pool the patch tokens, see
-            `layers.TokenPooling`. "grid", "flatten" and `self_attention` arrange the patch tokens
-            as a feature map. None for a backbone that returns vectors.
+            "grid" (the averages of 3 x 3 cells, see `layers.GridPooling`) or "flatten". For tokens
+            also "class", the class token; the other values pool the patch tokens only, see
+            `layers.TokenPooling`. "grid", "flatten" and `self_attention` first arrange them as a
+            feature map. None for a backbone that returns vectors.
         embedding_dim: Embedding size; None to return the pooled features themselves.
         image_shape: `(height, width, channels)`. None as height or width accepts any size that the
             backbone accepts, unless features are flattened. With one channel, the channel is
@@ -99,7 +99,8 @@ def pretrained_embedder(
             none, True for all, or the name of the first one, in the order of the summary.
         num_prefix_tokens: For a backbone that returns tokens: how many there are before the first
             patch. 1 for ViT, CLIP and DINOv2, 5 for DINOv2 with registers and DINOv3, 0 for SigLIP.
-            If its images have a fixed size, the backbone is run once to count its tokens.
+            If its images have a fixed size, the backbone is run once to count its tokens, and a
+            number that leaves no grid of square patches is refused.
         name: Name of the model.
 
     Returns:

@@ -76,8 +76,8 @@ def ensemble(
             the weighted mean. Embeddings of member `i` are scaled to length `sqrt(weights[i])`.
             None for equal weights.
         image_shape: `(height, width, channels)` of the images of the ensemble; None for that of the
-            members. Members of another size resize the images (`layers.AntialiasedResizing`): pass
-            the largest size of a member, because a smaller image cannot be sharp in a larger one.
+            members. Members of another size resize the images (`layers.AntialiasedResizing`). Pass
+            the largest size of a member: enlarging a smaller image does not restore its details.
         name: Name of the model.
 
     Returns:
