@@ -186,15 +186,22 @@ def _has_positions(call: GraphCall, rank: int) -> bool:
 def _last(paths: list[_Path], rank: int) -> _Path:
     """Returns the path to the last output with positions."""
     for path in reversed(paths):
-        if _has_positions(_end(path), rank):
+        call = _end(path)
+        # Maps before it are not the last ones: they may be the images themselves.
+        if len(call.outputs) > 1:
+            raise ArgumentError(
+                f"layer=None: {_name(path)!r}, a part of embedder with several outputs, such as a "
+                "backbone with several stages, is not searched for the last feature maps. Explain "
+                "an embedder of one stage."
+            )
+        if _has_positions(call, rank):
             return path
     what = "feature maps (batch, height, width, channels)"
     hint = "pass prefix_tokens= for a network whose layers return tokens (batch, tokens, dim)"
     if rank == TOKEN_RANK:
         what, hint = "tokens (batch, tokens, dim)", "leave prefix_tokens= out for feature maps"
     raise ArgumentError(
-        f"layer=None: no layer of embedder returns {what} of more than one position: {hint}. "
-        "Models of several outputs, such as a backbone with several stages, are not searched."
+        f"layer=None: no layer of embedder returns {what} of more than one position: {hint}."
     )
 
 

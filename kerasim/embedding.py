@@ -257,24 +257,24 @@ def explain_pairs(
     prefix_tokens: int | None = None,
     batch_size: int = 64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes which regions of the images of a pair make the pair similar.
+    """Computes which regions of the two images of a pair make them similar.
 
-    The embedder is cut at a layer that returns feature maps. One position of the map after the
-    other is replaced by the mean over the positions of that map (ablation), and the rest of the
-    network is applied. The contribution of the position is the decrease of the similarity to the
-    other image, which is not changed. It is positive if the region makes the pair more similar than
-    an average region of that image does, and negative if it makes it less similar.
+    The embedder is cut at a layer that returns feature maps. One position at a time is replaced by
+    the mean over the positions of that map (ablation), and the layers after the cut are applied.
+    The contribution of the position is the decrease of the similarity to the other image, which
+    stays as it is. A positive contribution means that the region makes the pair more similar than
+    an average region of that image does, a negative one that it makes it less similar.
 
-    This needs no gradients and holds for any network after the cut: pooling of any kind,
+    The method needs no gradients, and the layers after the cut may be of any kind: pooling,
     attention, dense layers. It takes one pass of the layers before the cut for each image, and one
-    pass of those after it for each position. A position stands for all pixels that it depends on,
-    which are more than its cell of the grid: the maps are as coarse as the feature maps. They
-    explain what the network does, not whether it is right.
+    pass of those after it for each position. The maps are as coarse as the feature maps, and a
+    position depends on more pixels than those of its cell. The maps explain what the network does,
+    not whether it is right.
 
     For average pooling without a dense layer and `metric="dot_product"`, the contribution is that
     of Stylianou et al., minus its mean over the positions. Chen et al. weight feature maps by
-    gradients, as Grad-CAM does: gradients are local slopes, which saturated units and max-pooling
-    can hide, whereas ablation measures a difference.
+    gradients, as Grad-CAM does. A gradient is a local slope, which can be 0 for a saturated unit or
+    behind max-pooling although the unit matters; ablation measures the whole difference.
 
     Args:
         embedder: Functional or Sequential `keras.Model` from images to vectors, channels-last.
@@ -283,25 +283,25 @@ def explain_pairs(
         right: The other image of each pair, likewise.
         layer: Name of the layer to cut at; None for the last one that returns feature maps
             `(batch, height, width, channels)` of more than one position, or tokens with
-            `prefix_tokens`. Every path to the embedding must lead through its output. An earlier
-            layer gives finer maps and takes longer.
+            `prefix_tokens`. No path from the images to the embedding, such as a skip connection,
+            may lead around the layer. An earlier layer gives finer maps and takes longer.
         metric: The similarity. "cosine": cosine similarity, for which a region matters only if it
-            turns the embedding. "dot_product": the inner product, divided by the lengths of the two
-            embeddings of the whole images, so that a region counts as well for what it adds to the
-            length; such maps lie on objects rather than on background. "euclidean" or "manhattan":
+            changes the direction of the embedding. "dot_product": the inner product, divided by the
+            lengths of the embeddings of the two unchanged images. A region then also matters if it
+            adds to the length, which objects do more than background. "euclidean" or "manhattan":
             minus the distance.
         prefix_tokens: For a transformer whose layers return tokens `(batch, tokens, dim)`: how many
             tokens, such as a class token, precede those of the patches. They are not ablated. If
-            the embedding is a class token, pass as `layer` one before the last attention. None for
-            feature maps.
+            the embedding is made from the class token alone, pass as `layer` one before the last
+            attention, after which it does not depend on the patches. None for feature maps.
         batch_size: Images per call of the layers before the cut, and feature maps per call of those
             after it. Memory grows with it, not with the number of pairs.
 
     Returns:
         `(left_maps, right_maps)`: the contributions of the positions of each image, float32
-        `(n, grid_height, grid_width)`, in the unit of the similarity. The grid covers the image:
-        after convolutions without padding, the cells at its edges that have no features are 0. (A
-        layer that changes the size and is not of Keras is taken to cover the image.)
+        `(n, grid_height, grid_width)`, in the unit of the similarity. The grid covers the image.
+        Convolutions without padding return no features near its edges: the cells there are 0.
+        (Behind a layer of your own that changes the size, features are taken to cover the image.)
         `plots.pair_explanation` draws the maps.
 
     Raises:
@@ -390,7 +390,7 @@ class _Features:
         if prefix_tokens is None:
             self._grid, self._margins = self.values.shape[1:3], network.margins(image_size)
         else:
-            self._grid = _grid_of(self.values.shape[1] - prefix_tokens, image_size)
+            self._grid = _grid_of(network.layer, self.values.shape[1], prefix_tokens, image_size)
             self._margins = [(0, 0), (0, 0)]
         if np.prod(self._grid) < 2:
             raise ArgumentError(
@@ -446,14 +446,17 @@ def _apply(model, images) -> np.ndarray:
     return _call(model, images)
 
 
-def _grid_of(patches: int, image_size) -> tuple[int, int]:
+def _grid_of(layer: str, tokens: int, prefix_tokens: int, image_size) -> tuple[int, int]:
     """Returns rows and columns of the grid of square patches into which an image is divided."""
     height, width = image_size
+    patches = tokens - prefix_tokens
     rows = round(max(0, patches * height / width) ** 0.5)
     if not rows or rows**2 * width != patches * height:
         raise ArgumentError(
-            f"prefix_tokens leaves {patches} tokens, which do not form a grid of square patches of "
-            f"an image of {height} x {width}. Pass the number of tokens before those of patches."
+            f"prefix_tokens={prefix_tokens} leaves {patches} of the {tokens} tokens that "
+            f"layer={layer!r} returns. They do not form a grid of square patches of an image of "
+            f"{height} x {width}: pass the number of tokens before those of patches, or another "
+            "layer."
         )
     return rows, patches // rows
 

@@ -25,7 +25,7 @@ from kerasim._tensors import (
     l2_normalize,
     safe_norm,
 )
-from kerasim.errors import ArgumentError
+from kerasim.errors import ArgumentError, ArgumentTypeError
 
 __all__ = [
     "AntialiasedResizing",
@@ -46,8 +46,15 @@ __all__ = [
 # A tensor of any backend, or an array; Keras declares no type of it.
 Tensor = Any
 
-# A variance below this share of the largest one is rounding of float32 vectors, not a direction.
+# A variance below this share of the largest one comes from the rounding of float32 vectors.
 _LEAST_VARIANCE = 1e-12
+
+# The axes of the inputs of layers.
+_AXES = {
+    "images": ("batch", "height", "width", "channels"),
+    "feature maps": ("batch", "height", "width", "channels"),
+    "tokens": ("batch", "tokens", "dim"),
+}
 
 _TokenMode = Literal["class", "average", "max", "gem", "attention"]
 
@@ -57,6 +64,23 @@ class _Layer(ConfigMixin, layers.Layer):
 
     def __init__(self, **kwargs: Any):
         super().__init__(**{**kwargs, "dtype": full_precision(kwargs.get("dtype"))})
+
+
+def _check_kind(
+    layer: layers.Layer, input_shape: Sequence[int | None], kind: str, hint: str
+) -> None:
+    """Raises unless the input of a layer is of a `kind` of `_AXES`; Keras checks later inputs."""
+    axes = _AXES[kind]
+    if len(input_shape) != len(axes):
+        raise ArgumentError(
+            f"{type(layer).__name__} takes {kind} ({', '.join(axes)}). Received shape "
+            f"{tuple(input_shape)}: {hint}."
+        )
+    layer.input_spec = keras.InputSpec(ndim=len(axes))
+
+
+def _check_maps(layer: layers.Layer, input_shape: Sequence[int | None]) -> None:
+    _check_kind(layer, input_shape, "feature maps", "use TokenPooling for tokens")
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -264,7 +288,8 @@ class AttentionPooling(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `dim` is less than 1.
+        ArgumentError: If `dim` is less than 1, or the layer is called on something else than
+            feature maps.
 
     Example:
         >>> features = np.arange(8.0).reshape(1, 2, 2, 2)
@@ -281,6 +306,7 @@ class AttentionPooling(_Layer):
         self.dim = _checks.integer("dim", dim)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_maps(self, input_shape)
         self.hidden = self.add_weight(shape=(input_shape[-1], self.dim), name="hidden")
         # Before training all positions weigh the same.
         self.score = self.add_weight(shape=(self.dim, 1), initializer="zeros", name="score")
@@ -316,7 +342,8 @@ class GeMPooling(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `p` is less than 1.
+        ArgumentError: If `p` is less than 1, or the layer is called on something else than feature
+            maps.
 
     Example:
         >>> features = np.array([1.0, 3.0, 5.0, 7.0]).reshape(1, 2, 2, 1)
@@ -332,6 +359,7 @@ class GeMPooling(_Layer):
         self.p = _checks.number("p", p, 1)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_maps(self, input_shape)
         constant = keras.initializers.Constant(self.p)
         self.exponent = self.add_weight(shape=(), initializer=constant, name="exponent")
 
@@ -342,12 +370,12 @@ class GeMPooling(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class GridPooling(_Layer):
-    """The mean of each channel over the cells of a grid, one cell after the other.
+    """The mean of each channel over each cell of a grid, concatenated row by row.
 
     The input is `(batch, height, width, channels)`, the output
     `(batch, rows * columns * channels)`: an embedding that keeps coarse positions. Cell `i` of `n`
-    along an axis of length `size` goes from `floor(i * size / n)` to `ceil((i + 1) * size / n)`, so
-    that cells overlap by one position if the size is not a multiple of `n`. Unlike
+    along an axis of length `size` goes from `floor(i * size / n)` to `ceil((i + 1) * size / n)`.
+    Neighboring cells may therefore share a position if the size is not a multiple of `n`. Unlike
     `keras.layers.AdaptiveAveragePooling2D`, it takes maps of any size. It is computed in float32
     under any dtype policy.
 
@@ -356,7 +384,8 @@ class GridPooling(_Layer):
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `grid` is not two positive numbers.
+        ArgumentError: If `grid` is not two positive numbers, or the layer is called on something
+            else than feature maps.
 
     Example:
         >>> features = np.arange(8.0).reshape(1, 2, 4, 1)
@@ -372,6 +401,9 @@ class GridPooling(_Layer):
         super().__init__(**kwargs)
         self.grid = _check_grid(grid)
 
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_maps(self, input_shape)
+
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         channels = input_shape[-1]
         rows, columns = self.grid
@@ -381,7 +413,8 @@ class GridPooling(_Layer):
         height, width = ops.shape(inputs)[1:3]
         rows, columns = self.grid
         # (batch, rows, width, channels), then (batch, rows, columns, channels).
-        x = ops.einsum("ih,bhwc->biwc", self._cell_weights(height, rows), inputs)
+        x = ops.cast(inputs, self.compute_dtype)  # PyTorch does not convert integers
+        x = ops.einsum("ih,bhwc->biwc", self._cell_weights(height, rows), x)
         x = ops.einsum("jw,biwc->bijc", self._cell_weights(width, columns), x)
         return ops.reshape(x, (-1, rows * columns * inputs.shape[-1]))
 
@@ -396,33 +429,33 @@ class GridPooling(_Layer):
 
 @keras.saving.register_keras_serializable("kerasim")
 class Whitening(_Layer):
-    """Whitens vectors by PCA: centers, rotates and rescales them so that directions count alike.
+    """Whitens vectors by PCA: centers and rotates them, and equalizes the variances of components.
 
-    A few directions hold most of the variance of frozen features: those that all images have in
-    common. The cosine of two such vectors is dominated by them. This layer projects the centered
-    vector on the principal components of the vectors given to `adapt`, and divides each by its
-    standard deviation to a power:
+    In frozen features, a few directions have most of the variance and dominate the cosine of two
+    vectors. This layer projects the centered vector on the principal components of the vectors
+    given to `adapt`, and divides each component by its standard deviation, raised to `power`:
 
     `y_i = (x - mean) . v_i / variance_i ** (power / 2)`
 
-    with `v_i` the direction of the `i`-th largest variance. With `power=1` all components have
-    variance 1; with 0 they keep their variance, and only the mean is removed; in between, often
-    about 0.7, noisy directions are amplified less. Choose `power` and `components` on a validation
-    split.
+    where `v_i` is the direction of the `i`-th largest variance. With `power=1` all components have
+    variance 1, as those of `sklearn.decomposition.PCA(whiten=True)`. With `power=0` they keep their
+    variance. Values in between, often about 0.7, amplify noisy directions less than 1 does. Choose
+    `power` and `components` on a validation split.
 
-    The input is `(..., dim)`, the output `(..., components)`. The layer is a difference and a
-    matrix product, saved with its model and exported as such. It does not train. Until `adapt` is
-    called its output is NaN.
+    The input is `(..., dim)`, the output `(..., components)`. Mean and directions are saved and
+    exported with the model; `fit` does not change them. If the embedder before the layer is trained
+    further, call `adapt` again. Before the first call of `adapt` the output is NaN.
 
     Args:
         components: Number of components that are kept, those of the largest variance; None for all.
-        power: How far variances are equalized, from 0 to 1.
-        epsilon: Smallest variance that is assumed of a component, relative to the largest one.
-        normalize: Whether vectors are scaled to length 1 afterwards.
+        power: How far variances are equalized, from 0 (not at all) to 1 (completely).
+        epsilon: Components with less than this share of the largest variance, from 0 to 1, are
+            divided as if they had it.
+        normalize: Whether the output is scaled to length 1.
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If a number is out of range.
+        ArgumentError: If a number is out of range, or the size of the vectors is not fixed.
 
     Example:
         >>> embeddings = np.random.default_rng(0).normal(size=(100, 3)) * [1, 10, 100]
@@ -454,6 +487,8 @@ class Whitening(_Layer):
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         dim = input_shape[-1]
         components = self._count(dim)
+        # Without it, vectors of size 1 would be taken for `dim` equal numbers.
+        self.input_spec = keras.InputSpec(axes={-1: dim})
         unknown = keras.initializers.Constant(float("nan"))  # never mistaken for whitened vectors
         self.mean = self.add_weight((dim,), initializer=unknown, trainable=False, name="mean")
         self.kernel = self.add_weight(
@@ -462,6 +497,11 @@ class Whitening(_Layer):
 
     def _count(self, dim) -> int:
         """Returns the number of components of vectors of size `dim`."""
+        if dim is None:
+            raise ArgumentError(
+                "Whitening takes vectors of a fixed size. Received vectors whose size is None: "
+                "pass an embedder with a fixed image_shape, or another pooling."
+            )
         if self.components is not None and self.components > dim:
             raise ArgumentError(
                 f"components={self.components} is more than the {dim} dimensions of the vectors: "
@@ -480,8 +520,10 @@ class Whitening(_Layer):
                 be larger than the number of components.
 
         Raises:
-            ArgumentError: If they hold NaN or infinity, are too few, or vary in fewer directions
-                than there are components.
+            ArgumentError: If they hold NaN or infinity, are too few, vary in fewer directions than
+                there are components, are of another size than before, or too large or too small
+                for float32.
+            ArgumentTypeError: If they are images, not embeddings.
 
         Example:
             >>> rng = np.random.default_rng(0)
@@ -492,7 +534,16 @@ class Whitening(_Layer):
         """
         from sklearn.decomposition import PCA
 
-        rows = _checks.vectors("embeddings", embeddings).astype("float64")
+        _refuse_images(embeddings)
+        width = self.mean.shape[0] if self.built else None
+        rows = _checks.vectors("embeddings", embeddings, width, rows=2).astype("float64")
+        largest = float(np.finfo(self.variable_dtype).max)
+        if np.abs(rows).max() > largest:
+            raise ArgumentError(
+                f"embeddings holds numbers up to {np.abs(rows).max():.3g}, too large for "
+                f"{self.variable_dtype}, in which the layer computes: divide all of them by the "
+                "same number."
+            )
         count = self._count(rows.shape[1])
         if len(rows) <= count:
             raise ArgumentError(
@@ -509,12 +560,19 @@ class Whitening(_Layer):
         variances = pca.explained_variance_
         varying = int((variances > _LEAST_VARIANCE * variances[0]).sum())
         if varying < count:
+            directions = _checks.counted(varying, "direction", "directions")
             raise ArgumentError(
-                f"embeddings varies in {varying} directions only, fewer than {count} components: "
+                f"embeddings varies in {directions} only, fewer than {count} components: "
                 f"pass components={varying} or fewer."
             )
         variances = np.maximum(variances, self.epsilon * variances[0])
         kernel = pca.components_.T / variances ** (self.power / 2)
+        if np.abs(kernel).max() > largest:
+            raise ArgumentError(
+                f"embeddings has standard deviations down to {variances.min() ** 0.5:.3g}, too "
+                f"small for {self.variable_dtype}, in which the layer computes: multiply all of "
+                "them by the same number."
+            )
         if not self.built:
             self.build(rows.shape)
             self.built = True
@@ -524,6 +582,16 @@ class Whitening(_Layer):
     def call(self, inputs: Tensor) -> Tensor:
         x = ops.matmul(inputs - self.mean, self.kernel)
         return l2_normalize(x) if self.normalize else x
+
+
+def _refuse_images(embeddings) -> None:
+    """Raises if images are passed instead of their embeddings."""
+    is_batches = isinstance(embeddings, keras.utils.PyDataset)
+    if is_batches or len(getattr(embeddings, "shape", ())) == 4:
+        raise ArgumentTypeError(
+            f"embeddings is a {type(embeddings).__name__} of images, expected an array (n, dim): "
+            "pass embedding.embed(embedder, images)."
+        )
 
 
 @keras.saving.register_keras_serializable("kerasim")
@@ -544,7 +612,7 @@ class TokenPooling(_Layer):
         mode: "class" returns the first token, the class token. The others pool the patch tokens
             only: "average", "max", "gem" (`GeMPooling`) or "attention" (`AttentionPooling`, which
             is the average before training). "gem" is for features of 0 or more: it replaces
-            smaller ones by 1e-6, and tokens of most networks are negative half of the time.
+            smaller ones by 1e-6, and about half of the features of most transformers are negative.
         num_prefix_tokens: Number of tokens before the first patch, 0 or more.
         **kwargs: Passed to `keras.layers.Layer`.
 
@@ -579,19 +647,19 @@ class TokenPooling(_Layer):
             self.pooling = poolings[mode](dtype=self.dtype_policy, name=mode)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        if len(input_shape) != 3:
-            raise ArgumentError(
-                f"TokenPooling takes tokens (batch, tokens, dim). Received shape {input_shape}: "
-                "use GeMPooling, AttentionPooling or GridPooling for feature maps."
-            )
-        _, tokens, dim = input_shape
+        hint = "use GeMPooling, AttentionPooling or GridPooling for feature maps"
+        _check_kind(self, input_shape, "tokens", hint)
+        self._check_count(input_shape[1])
+        if self.mode in ("gem", "attention"):
+            self.pooling.build((None, None, 1, input_shape[2]))
+
+    def _check_count(self, tokens: int | None) -> None:
+        """Raises unless there is a patch among so many tokens, None if that is not known."""
         if tokens is not None and tokens <= self.num_prefix_tokens:
             raise ArgumentError(
                 f"num_prefix_tokens={self.num_prefix_tokens} leaves no patch of {tokens} tokens: "
                 "pass the number of tokens before the first patch."
             )
-        if self.mode in ("gem", "attention"):
-            self.pooling.build((None, None, 1, dim))
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape[0], input_shape[-1]
@@ -615,6 +683,7 @@ class TokenPooling(_Layer):
         return self.pooling.attend(self._patches(features)[:, :, None])[..., 0]
 
     def _patches(self, tokens: Tensor) -> Tensor:
+        self._check_count(tokens.shape[1])
         return tokens[:, self.num_prefix_tokens :]
 
     def call(self, inputs: Tensor) -> Tensor:
@@ -633,7 +702,7 @@ class PatchMap(_Layer):
     """Arranges the patch tokens of a vision transformer as a feature map.
 
     The input is `(batch, tokens, dim)`, the output `(batch, height, width, dim)`. The patches are
-    in row-major order, as all vision transformers have them.
+    in row-major order, as in the usual vision transformers.
 
     Args:
         grid: `(height, width)`: how many patches there are in each direction.
@@ -643,7 +712,7 @@ class PatchMap(_Layer):
 
     Raises:
         ArgumentError: If `grid` is not two positive numbers, or `num_prefix_tokens` is negative, or
-            the number of patches is another one.
+            the layer is called on something else than tokens, or on another number of patches.
 
     Example:
         >>> tokens = np.zeros((1, 1 + 16 * 16, 384))  # a class token and 256 patches
@@ -655,6 +724,9 @@ class PatchMap(_Layer):
         super().__init__(**kwargs)
         self.grid = _check_grid(grid)
         self.num_prefix_tokens = _checks.integer("num_prefix_tokens", num_prefix_tokens, 0)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_kind(self, input_shape, "tokens", "leave it out for feature maps")
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape[0], *self.grid, input_shape[-1]
@@ -683,12 +755,12 @@ def _check_grid(grid) -> tuple[int, int]:
 
 @keras.saving.register_keras_serializable("kerasim")
 class AntialiasedResizing(_Layer):
-    """Resizes images with a bilinear filter that is widened to shrink them, against aliasing.
+    """Resizes images by bilinear interpolation, filtered against aliasing when it shrinks them.
 
     The input is `(batch, h, w, channels)` of a fixed size, the output `(batch, height, width,
-    channels)`. The result is that of `keras.layers.Resizing(height, width, antialias=True)`, but
-    computed as two matrix products, which ONNX files can hold. It is computed in float32 under any
-    dtype policy.
+    channels)`. The result is that of `keras.layers.Resizing(height, width, antialias=True)`, which
+    cannot be exported to ONNX; this layer can, because it computes two matrix products. It computes
+    in float32 under any dtype policy.
 
     Args:
         height: Height of the output, 1 or more.
@@ -710,11 +782,13 @@ class AntialiasedResizing(_Layer):
         self.width = _checks.integer("width", width)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
+        _check_kind(self, input_shape, "images", "pass a batch of images")
         if None in input_shape[1:3]:
             raise ArgumentError(
                 f"AntialiasedResizing takes images of a fixed size. Received {input_shape}: use "
                 "keras.layers.Resizing(height, width, antialias=True)."
             )
+        self.input_spec = keras.InputSpec(ndim=4, axes=dict(enumerate(input_shape[1:3], start=1)))
         self._rows = _resizing_weights(input_shape[1], self.height)
         self._columns = _resizing_weights(input_shape[2], self.width)
 
@@ -723,7 +797,8 @@ class AntialiasedResizing(_Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         rows, columns = (ops.cast(x, self.compute_dtype) for x in (self._rows, self._columns))
-        return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, inputs))
+        x = ops.cast(inputs, self.compute_dtype)  # PyTorch does not convert integers
+        return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, x))
 
 
 def _resizing_weights(size: Any, target: int) -> np.ndarray:

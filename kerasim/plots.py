@@ -629,13 +629,13 @@ def pair_explanation(
     right_maps: ArrayLike,
     similarities: ArrayLike | None = None,
 ) -> Figure:
-    """Draws which regions of the images of each pair make them similar.
+    """Draws which regions of the two images of each pair make them similar.
 
-    A row shows the two images of a pair, in gray, below their contributions. Orange regions make
-    the pair more similar than an average region, blue ones less; the smaller a contribution, the
-    more transparent is its region. A solid line surrounds what is above half of the largest
-    absolute contribution of the pair, a dashed line what is below minus that. Both images of a pair
-    have one scale; each pair has a scale of its own.
+    A row shows the two images of a pair in gray, with their contributions in color over them.
+    Orange regions make the pair more similar than an average region does, blue regions less
+    similar. The smaller a contribution, the more transparent its color. The colors of a row range
+    over plus and minus the largest absolute contribution in it. A solid line surrounds
+    contributions above half of that, a dashed line those below minus half of it.
 
     Args:
         left: `(n, height, width, channels)` in [0, 1] or uint8; about six pairs fill a page.

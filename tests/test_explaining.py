@@ -278,6 +278,15 @@ def test_a_backbone_of_several_stages_is_refused(backbone):
         explain_pairs(embedder, *COLOR)
 
 
+def test_preprocessed_images_are_not_taken_for_the_last_map_before_several_stages(backbone):
+    stages = ("stage1", "stage2")
+    embedder = models.pretrained_embedder(
+        backbone, preprocess=(0.5, 0.5), stages=stages, embedding_dim=3
+    )
+    with pytest.raises(ArgumentError, match="'backbone', a part of embedder with several outputs"):
+        explain_pairs(embedder, *COLOR)
+
+
 class Doubled(keras.Model):
     """A functional model whose call does more than its layers."""
 
@@ -424,7 +433,7 @@ def test_a_layer_of_tokens_without_prefix_tokens_is_refused(transformer):
 
 @pytest.mark.parametrize("count", [0, 2, 9, 100])
 def test_a_number_of_prefix_tokens_that_leaves_no_grid_is_refused(transformer, count):
-    with pytest.raises(ArgumentError, match=f"prefix_tokens leaves {9 - count} tokens"):
+    with pytest.raises(ArgumentError, match=f"leaves {9 - count} of the 9 tokens"):
         explain_pairs(transformer, *WIDE, layer="tokens", prefix_tokens=count)
 
 

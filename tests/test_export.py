@@ -414,6 +414,13 @@ def test_images_that_are_out_of_range_are_refused(value, exported):
         loaded(np.full((1, *model.input_shape[1:]), value, "float32"))
 
 
+@pytest.mark.parametrize("write", [export.export_saved_model, export.export_onnx])
+def test_a_model_that_returns_nan_is_not_exported(write, tmp_path):
+    flat = [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    with pytest.raises(ArgumentError, match="returns NaN .*adapt"):
+        write(keras.Sequential([*flat, layers.Whitening(2)]), tmp_path / "exported")
+
+
 def test_the_manifest_names_exactly_the_files_and_the_shape(exported):
     model, path, _ = exported
     manifest = json.loads((path / "kerasim.json").read_text())

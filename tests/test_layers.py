@@ -2,9 +2,11 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from sklearn.decomposition import PCA
 
 import kerasim.layers
 from kerasim._tensors import PAIR_METRICS
+from kerasim.data import ImageBatches
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.layers import (
     AntialiasedResizing,
@@ -282,6 +284,31 @@ def test_a_patch_map_of_another_number_of_patches_is_refused():
         PatchMap((2, 3), 2)(TOKENS[:, :7])
 
 
+@pytest.mark.parametrize("layer", [GridPooling(), GeMPooling(), AttentionPooling()])
+def test_a_pooling_of_feature_maps_refuses_tokens(layer):
+    with pytest.raises(ArgumentError, match=r"takes feature maps .*\(3, 8, 4\): use TokenPooling"):
+        layer(TOKENS)
+
+
+def test_a_patch_map_refuses_feature_maps():
+    with pytest.raises(ArgumentError, match=r"takes tokens .*\(1, 2, 3, 4\): leave it out"):
+        PatchMap((2, 3), 2)(np.zeros((1, 2, 3, 4), "float32"))
+
+
+def test_a_patch_map_refuses_feature_maps_after_it_took_tokens():
+    layer = PatchMap((2, 3), 2)
+    layer(TOKENS)
+    with pytest.raises(ValueError, match="expected ndim=3"):
+        layer(TOKENS[:, :, None])
+
+
+def test_token_pooling_refuses_the_prefix_alone_after_it_took_more():
+    layer = TokenPooling("average", 2)
+    layer(TOKENS)
+    with pytest.raises(ArgumentError, match="leaves no patch of 2"):
+        layer(TOKENS[:, :2])
+
+
 @pytest.mark.parametrize("grid", [3, (2, 3, 4), (2, 0), (2, 1.5), "23"])
 def test_a_grid_that_is_not_two_positive_numbers_is_refused(grid):
     with pytest.raises((ArgumentError, ArgumentTypeError), match="grid"):
@@ -329,6 +356,24 @@ def test_antialiased_resizing_is_that_of_keras(size):
 def test_antialiased_resizing_of_images_of_any_size_is_refused_with_what_to_use():
     with pytest.raises(ArgumentError, match="fixed size.*keras.layers.Resizing"):
         AntialiasedResizing(4, 4)(keras.Input((None, 8, 3)))
+
+
+def test_antialiased_resizing_refuses_one_image_without_a_batch_axis():
+    with pytest.raises(ArgumentError, match=r"takes images .*\(8, 8, 3\): pass a batch"):
+        AntialiasedResizing(4, 4)(np.zeros((8, 8, 3), "float32"))
+
+
+def test_antialiased_resizing_refuses_another_size_than_it_was_built_for():
+    layer = AntialiasedResizing(4, 4)
+    layer(np.zeros((1, 8, 8, 3), "float32"))
+    with pytest.raises(ValueError, match="expected axis 2 of input shape to have value 8"):
+        layer(np.zeros((1, 8, 1, 3), "float32"))
+
+
+@pytest.mark.parametrize("layer", [GridPooling((2, 2)), AntialiasedResizing(2, 2)])
+def test_integers_are_averaged_as_floats_by(layer):
+    images = np.array([[1, 2], [3, 4]], "uint8").reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer(images)).ravel(), [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 1.5)])
@@ -425,12 +470,53 @@ def test_whitening_does_not_train():
     assert layer.trainable_weights == []
 
 
+def test_whitening_with_power_1_is_pca_whitening_of_scikit_learn():
+    expected = PCA(3, whiten=True).fit_transform(MIXED)
+    np.testing.assert_allclose(whitened(components=3), expected, atol=1e-5)
+
+
+def test_whitening_refuses_vectors_of_one_number_instead_of_repeating_it():
+    layer = Whitening(2)
+    layer.adapt(MIXED)
+    with pytest.raises(ValueError, match="expected axis -1 of input shape to have value 5"):
+        layer(np.ones((4, 1), "float32"))
+
+
+def test_adapted_whitening_refuses_embeddings_of_another_size():
+    layer = Whitening(2)
+    layer.adapt(MIXED)
+    with pytest.raises(ArgumentError, match=r"must be an array \(n, 5\).*Received shape \(60, 4\)"):
+        layer.adapt(MIXED[:, :4])
+
+
+def test_whitening_of_vectors_without_a_fixed_size_is_refused():
+    with pytest.raises(ArgumentError, match="vectors of a fixed size"):
+        Whitening(2)(keras.Input((None,)))
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((9, 4, 4, 1)), ImageBatches(np.zeros((9, 4, 4, 1)), batch_size=3)]
+)
+def test_whitening_adapts_to_embeddings_and_not_to_images(images):
+    with pytest.raises(ArgumentTypeError, match="of images, .*pass embedding.embed"):
+        Whitening().adapt(images)
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(1e40, "numbers up to .*too large"), (1e-42, "standard deviations down to .*too small")],
+)
+def test_whitening_refuses_what_float32_cannot_hold(factor, said):
+    with pytest.raises(ArgumentError, match=f"{said} for float32"):
+        Whitening().adapt(factor * MIXED)
+
+
 @pytest.mark.parametrize(
     ("settings", "embeddings", "said"),
     [
         ({}, MIXED[:5], "embeddings holds 5 rows, too few for 5 components: pass more than 5"),
         ({}, MIXED[:, [0, 1, 1]], "varies in 2 directions only, .*: pass components=2 or fewer"),
-        ({}, MIXED[:, [0, 1]] * [1, 0], "varies in 1 directions only"),
+        ({}, MIXED[:, [0, 1]] * [1, 0], "varies in 1 direction only"),
         ({}, np.ones((9, 3)), "embeddings holds equal rows"),
         ({"components": 6}, MIXED, "components=6 is more than the 5 dimensions"),
         ({}, np.full((9, 2), np.nan), "embeddings holds NaN or infinity in 9 of 9 rows"),

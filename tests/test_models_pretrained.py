@@ -115,6 +115,7 @@ def test_images_are_standardized_in_float32_and_channels_last_under_any_setting(
     [
         ((0.5,), r"preprocess=\(0.5,\) has 1 entries: pass \(mean, std\)"),
         ((0.5, 0.0), "holds 0"),
+        ((0.5, 1e-42), "holds 1e-42"),
         ((0.5, -0.5), r"std of preprocess=\[-0.5.*\] is outside \[0, 1\]"),
         (((123.7, 116.3, 103.5), 0.5), "mean of preprocess=.* Divide numbers .* by 255"),
         (((0.5, 0.5), 0.5), "mean of preprocess=.* has 2 numbers: pass one or three"),
@@ -225,6 +226,13 @@ def test_stages_are_unfrozen_by_name_and_batch_norm_never():
     assert learning(net) == ["conv2"]
     with pytest.raises(ArgumentError, match="trainable='conv9' is not known"):
         models.set_trainable(net, "conv9")
+
+
+def test_layers_of_a_frozen_embedder_are_not_said_to_train():
+    net = models.pretrained_embedder(tiny())
+    net.trainable = False
+    with pytest.raises(ArgumentError, match="set embedder.trainable = True first"):
+        models.set_trainable(net, True)
 
 
 def test_batch_norm_without_statistics_trains_with_its_backbone():
@@ -417,6 +425,11 @@ def test_an_unspecified_image_size_is_that_of_a_backbone_of_fixed_size():
             r"preprocess is 3, of type int: pass a name, \(mean, std\), or a layer",
         ),
         (sized((None, None, 3)), {"preprocess": "vgg61"}, "preprocess='vgg61' is not known"),
+        (
+            sized((32, 32, 3)),
+            {"preprocess": keras.layers.Resizing(8, 8, data_format="channels_last", name="small")},
+            r"preprocess='small' changes images of shape \(32, 32, 3\) to \(8, 8, 3\)",
+        ),
     ],
 )
 def test_what_would_be_ignored_or_fail_later_is_refused_by_name(backbone, settings, said):

@@ -153,6 +153,13 @@ def test_a_member_of_images_of_any_size_takes_those_of_the_ensemble():
     assert "resize2" in names and "resize1" not in names
 
 
+def test_members_that_share_layers_are_refused_because_they_could_not_be_loaded(members):
+    shared = keras.Model(members[1].inputs, members[1].layers[-2].output)
+    longer = keras.Sequential([members[1], keras.layers.Dense(2)])
+    with pytest.raises(ArgumentError, match=r"\[0\] and embedders\[2\] share layers, such as"):
+        models.ensemble([members[1], shared, longer])
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

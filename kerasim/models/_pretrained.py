@@ -73,7 +73,7 @@ def pretrained_embedder(
             the smallest), or a `keras.Model` with one input, images, that returns feature maps
             `(batch, height, width, channels)`, tokens `(batch, tokens, dim)` as vision transformers
             do, or vectors `(batch, dim)`. The embedder shares the layers and weights of such a
-            model: `trainable` applies to it as well.
+            model: `trainable` applies to it as well, and to other embedders on it.
         weights: For a backbone given by name: "imagenet" (Keras downloads the file and checks its
             hash; that of "squeezenet" is read from `data.data_dir()`), the path of a weights file,
             or None for random weights. With None pass `trainable=True`; BatchNormalization of the
@@ -82,10 +82,10 @@ def pretrained_embedder(
             `(mean, std)` for `(images - mean) / std`, each a number or one for each channel; a
             layer; the name of a backbone with the same preprocessing; or None for none.
         pooling: How feature maps or tokens become a vector: "attention", "gem", "max", "average";
-            "grid" (the averages of 3 x 3 cells, see `layers.GridPooling`) or "flatten"; for tokens
-            also "class" (the class token), while the others pool the patch tokens, see
-            `layers.TokenPooling`. "grid", "flatten" and `self_attention` arrange the patch tokens
-            as a feature map. None for a backbone that returns vectors.
+            "grid" (the averages of 3 x 3 cells, see `layers.GridPooling`) or "flatten". For tokens
+            also "class", the class token; the other values pool the patch tokens only, see
+            `layers.TokenPooling`. "grid", "flatten" and `self_attention` first arrange them as a
+            feature map. None for a backbone that returns vectors.
         embedding_dim: Embedding size; None to return the pooled features themselves.
         image_shape: `(height, width, channels)`. None as height or width accepts any size that the
             backbone accepts, unless features are flattened. With one channel, the channel is
@@ -99,7 +99,8 @@ def pretrained_embedder(
             none, True for all, or the name of the first one, in the order of the summary.
         num_prefix_tokens: For a backbone that returns tokens: how many there are before the first
             patch. 1 for ViT, CLIP and DINOv2, 5 for DINOv2 with registers and DINOv3, 0 for SigLIP.
-            If its images have a fixed size, the backbone is run once to count its tokens.
+            If its images have a fixed size, the backbone is run once to count its tokens, and a
+            number that leaves no grid of square patches is refused.
         name: Name of the model.
 
     Returns:
@@ -166,7 +167,7 @@ def pretrained_embedder(
     x = images
     if image_shape[2] == 1:
         x = layers.Concatenate(dtype="float32", name="rgb")([images] * 3)
-    x = x if preprocessing is None else preprocessing(x)
+    x = x if preprocessing is None else _preprocessed(x, preprocessing)
     several = len(outputs) > 1
     network = keras.Model(backbone.inputs[0], outputs if several else outputs[0], name="backbone")
     features = network(x)
@@ -204,6 +205,17 @@ def _preprocessing(preprocess) -> layers.Layer | None:
     return preprocess
 
 
+def _preprocessed(images, preprocessing):
+    """Returns preprocessed `images`, if they have kept their shape."""
+    x = preprocessing(images)
+    if x.shape != images.shape:
+        raise ArgumentError(
+            f"preprocess={preprocessing.name!r} changes images of shape {images.shape[1:]} to "
+            f"{x.shape[1:]}: pass a layer that keeps the shape."
+        )
+    return x
+
+
 def _standardization(preprocess) -> layers.Layer:
     """Returns the layer that subtracts the mean from images and divides by the deviation."""
     if len(preprocess) != 2:
@@ -215,8 +227,10 @@ def _standardization(preprocess) -> layers.Layer:
         _channel_values(f"{name} of preprocess", values)
         for name, values in zip(("mean", "std"), preprocess, strict=True)
     )
-    if not all(std):
-        raise ArgumentError(f"std of preprocess={preprocess!r} holds 0: pass positive numbers.")
+    if min(std) < np.finfo("float32").tiny:
+        raise ArgumentError(
+            f"std of preprocess={preprocess!r} holds {min(std)}: pass positive numbers."
+        )
     # In four dimensions, because Keras moves the axis of a list of scales to the front if its image
     # data format is channels-first.
     scale: Any = [[[[1 / s for s in std]]]]
@@ -348,7 +362,7 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
             that trains, in the order of its summary.
 
     Raises:
-        ArgumentError: If there is no such layer.
+        ArgumentError: If there is no such layer, or `embedder.trainable` is False.
         ArgumentTypeError: If `embedder` has no layer named "backbone".
 
     Example:
@@ -357,6 +371,11 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
         >>> [layer.name for layer in embedder.get_layer("backbone").layers if layer.trainable]
         ['fire9_squeeze', 'fire9_1x1', 'fire9_3x3', 'fire9']
     """
+    if trainable is not False and not getattr(embedder, "trainable", True):
+        raise ArgumentError(
+            "embedder.trainable is False, which freezes all of its layers: set "
+            "embedder.trainable = True first."
+        )
     if "backbone" not in [layer.name for layer in getattr(embedder, "layers", ())]:
         raise ArgumentTypeError(
             f"embedder must have a layer named backbone. Received {type(embedder).__name__}: pass "

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import keras
 from keras import layers
 
-from kerasim import _checks
+from kerasim import _checks, _keras_compat
 from kerasim._image_checks import check_embedder
 from kerasim._tensors import PAIR_METRICS, PairMetric
 from kerasim.errors import ArgumentError
@@ -76,8 +76,8 @@ def ensemble(
             the weighted mean. Embeddings of member `i` are scaled to length `sqrt(weights[i])`.
             None for equal weights.
         image_shape: `(height, width, channels)` of the images of the ensemble; None for that of the
-            members. Members of another size resize the images (`layers.AntialiasedResizing`): pass
-            the largest size of a member, because a smaller image cannot be sharp in a larger one.
+            members. Members of another size resize the images (`layers.AntialiasedResizing`). Pass
+            the largest size of a member: enlarging a smaller image does not restore its details.
         name: Name of the model.
 
     Returns:
@@ -86,7 +86,8 @@ def ensemble(
 
     Raises:
         ArgumentError: If there are fewer than two models, or not as many weights, or they take
-            images of several sizes and `image_shape` is None, or of several numbers of channels.
+            images of several sizes and `image_shape` is None, or of several numbers of channels,
+            or if two share layers, as two embedders on one backbone do.
 
     Example:
         >>> members = [conv_embedder((16, 16, 1), dim, widths=(8, 16)) for dim in (8, 12)]
@@ -100,6 +101,7 @@ def ensemble(
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]
+    _refuse_shared_layers(embedders)
     image_shape = _common_shape(shapes, image_shape)
     lengths = _lengths(weights, len(embedders))
     images = parts.image_input(image_shape)
@@ -117,6 +119,24 @@ def ensemble(
         )
     embeddings = layers.Concatenate(dtype="float32", name="embeddings")(scaled)
     return keras.Model(images, embeddings, name=name)
+
+
+def _refuse_shared_layers(embedders) -> None:
+    """Raises if two members share a layer with weights.
+
+    Keras would save the weights of such a layer once, but load them for each member.
+    """
+    owners: dict[int, int] = {}
+    for n, embedder in enumerate(embedders):
+        for layer in _keras_compat.flatten_layers(embedder):
+            owner = owners.setdefault(id(layer), n)
+            # guard: shared-layers
+            if owner != n and layer.weights:
+                raise ArgumentError(
+                    f"embedders[{owner}] and embedders[{n}] share layers, such as {layer.name!r}: "
+                    "the ensemble could not be loaded after saving. Build each on a backbone of "
+                    "its own, for example by loading the backbone once for each."
+                )
 
 
 def _common_shape(shapes, image_shape) -> tuple:

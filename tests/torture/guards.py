@@ -100,6 +100,8 @@ GUARDS = {
     "zero-vectors": guard("test_neighbors.py -k zero_vectors_are_refused"),
     "cut-bypass": guard("test_explaining.py -k skip_connection_around"),
     "cut-check": guard("test_explaining.py -k does_more_than_its_layers"),
+    "nan-in-export": guard("test_export.py -k returns_nan"),
+    "shared-layers": guard("test_models_siamese.py -k share_layers"),
     "nan-in-vectors": guard("test_neighbors.py -k not_finite"),
     "nan-in-images": guard("test_data_arrays.py -k not_finite"),
     # Training and search
