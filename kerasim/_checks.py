@@ -10,6 +10,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import reprlib
 import stat
 import sys
@@ -211,6 +212,24 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     registry, module = frame.f_globals.setdefault("__warningregistry__", {}), _module_of(frame)
     file, line = frame.f_code.co_filename, frame.f_lineno
     warnings.warn_explicit(message, category, file, line, module, registry)
+
+
+# What Keras and its backends put around the reason of an error.
+_AROUND_REASON = re.compile(
+    r"\x1b\[\d*m|\{\{function_node [^}]*\}\}|\[Op:\w+\].*|^Exception encountered.*", re.MULTILINE
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the reason of an error of Keras or its backend, one line without what is around."""
+    lines = (line.strip().rstrip(".") for line in _AROUND_REASON.sub("", str(error)).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of Python, Keras or a backend says that memory ran out."""
+    said = f"{type(error).__name__} {error}".lower().replace("_", "")
+    return any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory"))
 
 
 @contextlib.contextmanager

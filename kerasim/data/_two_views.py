@@ -82,4 +82,10 @@ class TwoViewBatches(Batches):
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)
         views = [self._augmented(rows, rng) for _ in range(2)]
+        sizes = [view.shape[1:] for view in views]
+        if sizes[0] != sizes[1]:
+            raise ArgumentError(
+                f"augment={self.augment} returned views of two sizes, {sizes[0]} and {sizes[1]}: "
+                "it must return all views in one size. End it with a keras.layers.Resizing."
+            )
         return np.concatenate(views), np.tile(np.arange(len(rows)), 2)
