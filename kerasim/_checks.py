@@ -32,6 +32,9 @@ _ARCHIVE_EXPANSION = 100
 
 _LARGEST_COUNT = 2**63 - 1
 
+# Beyond it two different integers may be one float64.
+_LARGEST_EXACT = 2**53
+
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
     """Returns `value` as an `int` from `low` to `high` (None: no end), or raises for `name`.
@@ -414,8 +417,8 @@ def labels(name: str, values, n: int | None, unit: str) -> np.ndarray:
     Args:
         name: Argument that the message names.
         values: The value of the argument: integers, booleans or strings, as an array, list or
-            pandas Series. Floats are accepted if all are whole numbers, as pandas stores integers
-            beside missing values.
+            pandas Series. Floats are accepted if all are whole numbers, 2**53 at most, as
+            pandas stores integers beside missing values.
         n: How many there must be; None for any number and any shape.
         unit: What there are `n` of, such as "images".
 
@@ -489,8 +492,8 @@ def _kind_of_label(value) -> str:
         return "flag"
     if isinstance(value, numbers.Integral):
         return "integer"
-    if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == int(value):
-        return "integer"
+    if isinstance(value, (float, np.floating)) and abs(value) <= _LARGEST_EXACT:
+        return "integer" if value == int(value) else ""
     if isinstance(value, str):
         return "string"
     return "bytes" if isinstance(value, bytes) else ""

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import _keras_compat, data, losses, training
+from kerasim import _keras_compat, _resume, data, losses, training
 from kerasim.data._augmentation import Augmentation
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
@@ -383,6 +383,28 @@ def test_a_run_with_another_augmentation_is_refused(changed, tmp_path):
     training_runs.fit(tmp_path, 1, batches=training_runs.draw_batches(augment=noisy()))
     with pytest.raises(ArgumentError, match="augment"):
         training_runs.fit(tmp_path, 2, batches=training_runs.draw_batches(augment=changed))
+
+
+class Darken:
+    """Multiplies images by a factor that it keeps under another name than its argument's."""
+
+    def __init__(self, factor):
+        self.kept = factor
+
+    def __call__(self, images, rng):
+        return images * self.kept
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Darken, lambda factor: model_of(layers.RandomRotation(factor))],
+    ids=["an object", "a model"],
+)
+def test_steps_of_the_same_effect_have_the_same_settings_and_others_have_others(build):
+    def settings(factor):
+        return _resume.describe(Augmentation(build(factor)).settings())
+
+    assert settings(0.5) == settings(0.5) != settings(0.25)
 
 
 def test_an_error_of_a_function_in_a_thread_of_keras_reaches_the_caller():

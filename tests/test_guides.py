@@ -196,6 +196,12 @@ def test_the_classes_of_the_second_split_are_unseen(guide):
     assert len(unseen) == 2 and not seen & unseen
 
 
+def test_the_two_views_of_an_image_share_a_label_and_differ(guide):
+    views, labels = guide("train").names["views"][0]
+    assert labels[:200].tolist() == labels[200:].tolist() == list(range(200))
+    assert (views[:200] != views[200:]).any(axis=(1, 2, 3)).all()
+
+
 # Pairs without labels
 
 

@@ -1,10 +1,12 @@
 """Augmentation of batches by layers of Keras and by functions."""
 
 import contextlib
+import functools
 import importlib
 import inspect
 import random
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import keras
 import numpy as np
 
 from kerasim import _checks, _keras_compat
+from kerasim._model_identity import architecture
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.images import as_float
 
@@ -20,6 +23,15 @@ Augment = keras.Layer | Callable[[np.ndarray, np.random.Generator], Any] | Seque
 
 _GROUPS = (keras.Sequential, keras.layers.Pipeline)
 _MIXING = (keras.layers.MixUp, keras.layers.CutMix)
+
+# What `training.fit` compares as a whole; of another object that can be called, the attributes.
+_FUNCTIONS = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+    np.ufunc,
+)
 
 # Interpolation may exceed [0, 1] a little, and is clipped. What lies further out has another range.
 _MOST_OVERSHOOT = 0.5
@@ -97,9 +109,14 @@ def _shown(step) -> str:
 
 
 def _described(step):
-    if not isinstance(step, keras.Layer):
+    if isinstance(step, keras.Model):  # without the names that Keras counts up in a process
+        return {"class": type(step).__name__, "config": _config(architecture(step))}
+    if isinstance(step, keras.Layer):
+        return {"class": type(step).__name__, "config": _config(step.get_config())}
+    if isinstance(step, _FUNCTIONS):
         return step
-    return {"class": type(step).__name__, "config": _config(step.get_config())}
+    attributes = getattr(step, "__dict__", {})
+    return {"class": type(step).__name__, "call": type(step).__call__, **attributes}
 
 
 def _config(value):

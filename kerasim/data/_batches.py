@@ -218,20 +218,26 @@ class ImageBatches(Batches):
             the images.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge. Applies to the targets, too, if they are the images.
-        augment: Applied after `flip` and `shift`, and to the targets, too, if they are the images:
-            a layer of Keras such as `keras.layers.RandAugment()`, a function, or a list of these.
-            A layer gets the images in its `value_range`. The images that it returns may have
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift` and before the noise. Applies
+            to the targets, too, if they are the images.
+
+            A layer gets images in its `value_range`, or in [0, 1] if it has none, and computes in
+            float32 even if it was built under a policy such as "mixed_bfloat16". It may return
             another height and width. Its own seed is not used, so that each batch depends on
             `seed`, `epoch` and its index alone. Some layers draw once for a whole batch:
             `RandomCrop` its position, `RandAugment` its operations. `MixUp` and `CutMix` need
-            one-hot targets, and mix them like the images. A function `augment(images, rng)` gets
-            float32 images in [0, 1] and a `numpy.random.Generator`, and returns images.
+            one-hot targets `(n, classes)`, and mix them like the images.
+
+            A function gets float32 images in [0, 1] and a `numpy.random.Generator`, from which it
+            must draw all random numbers, and returns as many images in [0, 1].
 
     Raises:
         ArgumentError: If there are no images, images hold NaN or lie outside [0, 1], targets have
             another length, or a number is out of range; or if `augment` mixes images whose targets
-            are not one-hot, or returns images of another range.
-        ArgumentTypeError: If targets are strings or objects, or `augment` contains something else.
+            are not one-hot, fails on images of this shape, or returns images of another range.
+        ArgumentTypeError: If targets are strings or objects, or `augment` contains what is neither
+            a layer nor a function.
 
     Example:
         >>> images = np.random.default_rng(0).random((100, 16, 16, 1))
