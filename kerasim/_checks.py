@@ -10,6 +10,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import reprlib
 import stat
 import sys
@@ -30,6 +31,9 @@ _ARCHIVE_BYTES = 256e6
 _ARCHIVE_EXPANSION = 100
 
 _LARGEST_COUNT = 2**63 - 1
+
+# Beyond it two different integers may be one float64.
+_LARGEST_EXACT = 2**53
 
 
 def integer(name: str, value, low: int = 1, high: int | None = None) -> int:
@@ -211,6 +215,24 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     registry, module = frame.f_globals.setdefault("__warningregistry__", {}), _module_of(frame)
     file, line = frame.f_code.co_filename, frame.f_lineno
     warnings.warn_explicit(message, category, file, line, module, registry)
+
+
+# What Keras and its backends put around the reason of an error.
+_AROUND_REASON = re.compile(
+    r"\x1b\[\d*m|\{\{function_node [^}]*\}\}|\[Op:\w+\].*|^Exception encountered.*", re.MULTILINE
+)
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the reason of an error of Keras or its backend, one line without what is around."""
+    lines = (line.strip().rstrip(".") for line in _AROUND_REASON.sub("", str(error)).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error of Python, Keras or a backend says that memory ran out."""
+    said = f"{type(error).__name__} {error}".lower().replace("_", "")
+    return any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory"))
 
 
 @contextlib.contextmanager
@@ -395,8 +417,8 @@ def labels(name: str, values, n: int | None, unit: str) -> np.ndarray:
     Args:
         name: Argument that the message names.
         values: The value of the argument: integers, booleans or strings, as an array, list or
-            pandas Series. Floats are accepted if all are whole numbers, as pandas stores integers
-            beside missing values.
+            pandas Series. Floats are accepted if all are whole numbers, 2**53 at most, as
+            pandas stores integers beside missing values.
         n: How many there must be; None for any number and any shape.
         unit: What there are `n` of, such as "images".
 
@@ -470,8 +492,8 @@ def _kind_of_label(value) -> str:
         return "flag"
     if isinstance(value, numbers.Integral):
         return "integer"
-    if isinstance(value, (float, np.floating)) and math.isfinite(value) and value == int(value):
-        return "integer"
+    if isinstance(value, (float, np.floating)) and abs(value) <= _LARGEST_EXACT:
+        return "integer" if value == int(value) else ""
     if isinstance(value, str):
         return "string"
     return "bytes" if isinstance(value, bytes) else ""

@@ -302,7 +302,7 @@ def _describe_function(function, above: tuple = ()) -> dict:
     if code is None:  # a callable object, or a function written in C
         return {"function": getattr(function, "__qualname__", class_name(function))}
     plain = getattr(function, "__func__", function)
-    if plain.__module__.partition(".")[0] in _LIBRARIES:
+    if (plain.__module__ or "").partition(".")[0] in _LIBRARIES:  # None for code of `exec`
         return {"function": plain.__qualname__}
     cells = [cell.cell_contents for cell in plain.__closure__ or () if _is_filled(cell)]
     used = {name: plain.__globals__.get(name) for name in code.co_names}

@@ -326,9 +326,11 @@ def retrieval(
         relevant = relevant - _count_in_group(query_labels, gallery_labels, *groups)
         available = len(gallery) - _count_relevant(*groups)
     if not (relevant > 0).any():
-        outside = "" if groups is None else " outside of its group"
+        outside, checked = "", "labels"
+        if groups is not None:
+            outside, checked = " outside of its group", "labels and groups"
         raise ArgumentError(
-            f"No query has another image of its class in the gallery{outside}: check the labels."
+            f"No query has another image of its class in the gallery{outside}: check the {checked}."
         )
     _check_ks(ks, relevant, available)
 
@@ -1013,8 +1015,8 @@ class OpenSetIdentification:
     def threshold(self, max_far: float) -> float:
         """Finds the largest threshold at which at most `max_far` of unknown queries are accepted.
 
-        Call it on queries of a validation split, of other classes than those of the test split, and
-        report the rates on the test split.
+        Call it on a validation split whose classes are not those of the test split, and report the
+        rates on the test split.
 
         Args:
             max_far: Share of unknown queries that may be accepted, 0 to 1.
@@ -1049,8 +1051,8 @@ class OpenSetIdentification:
         """Computes the detection and identification rate at a false-alarm rate.
 
         Args:
-            max_far: Share of unknown queries that may be accepted, 0 to 1. Below the reciprocal of
-                the number of unknown queries none may be accepted.
+            max_far: Share of unknown queries that may be accepted, 0 to 1. Below 1 / n, with n
+                unknown queries, none of them may be accepted.
 
         Returns:
             The largest share of known queries that are accepted with the correct label.
@@ -1066,7 +1068,8 @@ class OpenSetIdentification:
         """Computes the 95 % interval of `dir_at(max_far)` with the percentile bootstrap.
 
         Known and unknown queries are resampled, and the threshold is fitted to each resample.
-        Queries of one class or session resemble each other: then the interval is too narrow.
+        They are treated as independent: the interval is too narrow if many are of one class or
+        session.
 
         Args:
             max_far: Share of unknown queries that may be accepted, 0 to 1.

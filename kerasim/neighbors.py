@@ -352,9 +352,9 @@ class NeighborIndex:
                 `metrics.verification(...).threshold(max_far=0.01)` on pairs of other classes.
             unknown: Label of the rows that are rejected: an integer or, if `labels` are strings, a
                 string.
-            query_groups: `(n,)` integers or strings, such as the session of each row, or None. Then
-                the nearest vector outside of the group of the row decides; a row without such a
-                vector is rejected.
+            query_groups: `(n,)` integers or strings, such as the session of each row: the nearest
+                vector outside of the group of the row decides, and a row without such a vector is
+                rejected. None for no groups.
             gallery_groups: Integers or strings, one for each vector in the index; None if
                 `query_groups` is None.
 

@@ -360,9 +360,9 @@ def roc(
 def open_set(result: OpenSetIdentification, ax: Axes | None = None, label: str = "") -> Axes:
     """Draws the detection and identification rate (DIR) over the false-alarm rate (FAR).
 
-    The FAR is on a logarithmic axis. The curve begins with the DIR at which none of the unknown
-    queries is accepted, and ends with the rate at which all queries are accepted: the share of
-    known queries whose nearest neighbor is of their class.
+    The FAR is on a logarithmic axis. At the left end of the curve no unknown query is accepted. At
+    its right end all queries are accepted, and the DIR is the share of known queries whose nearest
+    neighbor is of their class.
 
     Args:
         result: The result of `metrics.open_set_identification`.
@@ -398,8 +398,8 @@ def open_set(result: OpenSetIdentification, ax: Axes | None = None, label: str =
 def rejection(result: OpenSetIdentification, ax: Axes | None = None, label: str = "") -> Axes:
     """Draws the share of wrong labels among the accepted queries over the share of rejected ones.
 
-    The curve begins where all queries are accepted. It decreases if the distance tells which labels
-    are wrong. Both shares depend on how many of the queries are unknown.
+    All queries are accepted at the left end of the curve. It decreases if wrong labels have larger
+    distances than correct ones. Both shares depend on how many of the queries are unknown.
 
     Args:
         result: The result of `metrics.open_set_identification`.

@@ -340,8 +340,8 @@ class RetrievalCallback(keras.callbacks.Callback):
         metric: "euclidean", "manhattan" or "cosine".
         k: Number of neighbors for the precision, 1 or more.
         prefix: Prefix of the names in the log, to distinguish several callbacks of one run.
-        groups: `(n,)` integers or strings, such as the session of each image, or None. Then no
-            query finds an image of its own group.
+        groups: `(n,)` integers or strings, such as the session of each image: no query finds an
+            image of its own group. None for no groups.
         gallery_groups: Groups of the gallery; None if `gallery` or `groups` is None.
 
     Raises:

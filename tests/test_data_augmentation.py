@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import _keras_compat, data, losses, training
+from kerasim import _keras_compat, _resume, data, losses, training
 from kerasim.data._augmentation import Augmentation
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
@@ -244,6 +244,75 @@ def test_layers_that_do_not_fit_images_are_refused(augment, message):
         data.ImageBatches(IMAGES, augment=augment)
 
 
+def model_of(*steps):
+    images = keras.Input((8, 8, 3))
+    x = images
+    for step in steps:
+        x = step(x)
+    return keras.Model(images, x)
+
+
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64")  # by Keras, on JAX
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: model_of(layers.Rescaling(1 / 255)), "augment contains Rescaling, but images"),
+        (lambda: model_of(layers.MixUp()), "within which MixUp or CutMix would mix images without"),
+        (lambda: layers.RandomErasing(value_range=(1, 0)), r"value_range=\(1, 0\), which is empty"),
+    ],
+    ids=["Rescaling in a model", "MixUp in a model", "an empty range"],
+)
+def test_a_layer_that_would_silently_give_wrong_images_is_refused(build, message):
+    with pytest.raises(ArgumentError, match=message):
+        data.ImageBatches(IMAGES, augment=build())
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [LABELS[:, None], LABELS[:, None] > 1, np.random.default_rng(0).normal(size=(12, 3))],
+    ids=["class numbers", "flags", "regression"],
+)
+def test_mixing_is_refused_for_rows_that_are_not_one_hot(targets):
+    with pytest.raises(ArgumentError, match="are not one-hot rows"):
+        data.ImageBatches(IMAGES, targets, augment=layers.MixUp())
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_a_layer_built_under_a_policy_of_low_precision_computes_in_float32(policy):
+    expected = apply(layers.Pipeline([layers.RandomRotation(0.2)]))[0]
+    keras.config.set_dtype_policy(policy)
+    try:
+        layer = layers.RandomRotation(0.2)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    np.testing.assert_array_equal(apply(layer)[0], expected)
+    assert layer.dtype_policy.name == policy
+
+
+def test_a_subclass_of_sequential_is_called_as_a_whole():
+    class Inverted(keras.Sequential):
+        def call(self, images, training=None):
+            return 1 - super().call(images, training=training)
+
+    images = apply(Inverted([layers.Resizing(8, 8)]))[0]
+    np.testing.assert_allclose(images, 1 - IMAGES, atol=1e-6)
+
+
+def test_a_layer_that_does_not_take_gray_images_is_named_with_the_reason():
+    hue = layers.RandomHue(0.1, value_range=(0, 1))
+    shape = r"\(12, 8, 8, 1\)"
+    with pytest.raises(ArgumentError, match=f"augment: RandomHue failed on images {shape}: .*1"):
+        data.ImageBatches(IMAGES[..., :1], augment=hue)[0]
+
+
+def test_two_views_of_different_size_are_refused():
+    def crop(images, rng):
+        return images[:, : rng.integers(2, 9)]
+
+    with pytest.raises(ArgumentError, match=r"two sizes, .* End it with a keras.layers.Resizing"):
+        data.TwoViewBatches(IMAGES, crop)[0]
+
+
 def test_a_model_of_layers_of_several_ranges_is_refused():
     images = keras.Input((8, 8, 3))
     x = layers.RandomBrightness(0.1, value_range=(0, 1))(images)
@@ -259,6 +328,7 @@ def test_a_model_of_layers_of_several_ranges_is_refused():
         (lambda x, rng: x * np.nan, ArgumentError, "values from nan"),
         (lambda x, rng: x[0], ArgumentError, r"returned \(8, 8, 3\) for images \(12, 8, 8, 3\)"),
         (lambda x, rng: x[:5], ArgumentError, "it must return as many images"),
+        (lambda x, rng: x[:, :0], ArgumentError, "of one pixel or more"),
         (lambda x, rng: (255 * x).astype(int), ArgumentTypeError, "returned int64"),
         (lambda x, rng: None, ArgumentError, "returned"),
     ],
@@ -313,6 +383,41 @@ def test_a_run_with_another_augmentation_is_refused(changed, tmp_path):
     training_runs.fit(tmp_path, 1, batches=training_runs.draw_batches(augment=noisy()))
     with pytest.raises(ArgumentError, match="augment"):
         training_runs.fit(tmp_path, 2, batches=training_runs.draw_batches(augment=changed))
+
+
+class Darken:
+    """Multiplies images by a factor that it keeps under another name than its argument's."""
+
+    def __init__(self, factor):
+        self.kept = factor
+
+    def __call__(self, images, rng):
+        return images * self.kept
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Darken, lambda factor: model_of(layers.RandomRotation(factor))],
+    ids=["an object", "a model"],
+)
+def test_steps_of_the_same_effect_have_the_same_settings_and_others_have_others(build):
+    def settings(factor):
+        return _resume.describe(Augmentation(build(factor)).settings())
+
+    assert settings(0.5) == settings(0.5) != settings(0.25)
+
+
+def test_an_error_of_a_function_in_a_thread_of_keras_reaches_the_caller():
+    def fail_later(images, rng):
+        calls.append(1)
+        if len(calls) > 5:
+            raise LookupError("no such image")
+        return images
+
+    calls: list = []
+    batches = training_runs.draw_batches(augment=fail_later)
+    with pytest.raises(LookupError, match=r"^'?no such image'?$"):
+        training_runs.fit(None, 3, batches=batches)
 
 
 # Two views

@@ -145,7 +145,10 @@ def test_a_neighbor_is_framed_only_where_both_labels_are_known():
     matplotlib.pyplot.close("all")
 
 
-@pytest.mark.parametrize("labels", [["a", 1], [0.5, 1.0], [1j, 2], [b"a", "a"], [object(), "a"]])
+@pytest.mark.parametrize(
+    "labels",
+    [["a", 1], [0.5, 1.0], [2.0**53, 2.0**53 + 2], [1j, 2], [b"a", "a"], [object(), "a"]],
+)
 def test_labels_of_other_kinds_are_refused_with_their_types(labels):
     with pytest.raises(ArgumentTypeError, match="labels must be integers or strings"):
         _checks.labels("labels", labels, 2, "images")

@@ -400,7 +400,10 @@ def test_unsigned_groups_of_64_bits_are_compared_exactly_with_signed_ones():
         ({"gallery_groups": np.zeros(3, int)}, r"gallery_groups has shape \(3,\), expected"),
         ({"query_groups": [None] * 20}, "query_groups holds no label .* 20 of 20 rows"),
         ({"query_groups": ["0"] * 20}, r"query_groups \(<U1\) and gallery_groups \(int64\) cannot"),
-        ({"query_groups": np.full(20, 1)}, "No query .* in the gallery outside of its group"),
+        (
+            {"query_groups": np.full(20, 1)},
+            "No query .* in the gallery outside of its group: check the labels and groups",
+        ),
     ],
 )
 def test_retrieval_refuses_groups_by_name(change, said):

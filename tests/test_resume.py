@@ -524,6 +524,16 @@ def test_objects_that_refer_to_one_another_are_described():
     assert _resume.describe(one) == _resume.describe(one)
 
 
+def test_a_function_without_a_module_is_compared_by_its_code():
+    def make(code):
+        names: dict = {}  # without `__name__`, so that the function has no module
+        exec(f"def scale(x): return {code} * x", names)
+        return names["scale"]
+
+    assert make(2).__module__ is None
+    assert _resume.describe(make(2)) == _resume.describe(make(2)) != _resume.describe(make(3))
+
+
 # Compile
 
 

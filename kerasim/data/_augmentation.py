@@ -1,10 +1,12 @@
 """Augmentation of batches by layers of Keras and by functions."""
 
 import contextlib
+import functools
 import importlib
 import inspect
 import random
 import threading
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import keras
 import numpy as np
 
 from kerasim import _checks, _keras_compat
+from kerasim._model_identity import architecture
 from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.images import as_float
 
@@ -21,8 +24,20 @@ Augment = keras.Layer | Callable[[np.ndarray, np.random.Generator], Any] | Seque
 _GROUPS = (keras.Sequential, keras.layers.Pipeline)
 _MIXING = (keras.layers.MixUp, keras.layers.CutMix)
 
+# What `training.fit` compares as a whole; of another object that can be called, the attributes.
+_FUNCTIONS = (
+    types.FunctionType,
+    types.MethodType,
+    types.BuiltinFunctionType,
+    functools.partial,
+    np.ufunc,
+)
+
 # Interpolation may exceed [0, 1] a little, and is clipped. What lies further out has another range.
 _MOST_OVERSHOOT = 0.5
+
+# Layers of these policies round images: bfloat16 has 8 bits for a level of 256.
+_LOW_PRECISION = ("bfloat16", "float16")
 
 # Keys of the config of a layer that do not affect what it computes here.
 _WITHOUT_EFFECT = {"seed", "name", "build_config"}
@@ -36,14 +51,15 @@ class Augmentation:
 
     All that is random in a step depends on the generator of the batch alone: the seeds of a layer
     are set from it before each call. A layer that takes images in another range than [0, 1], as
-    its `value_range` says, gets them in that range.
+    its `value_range` says, gets them in that range. Layers that were built under a global policy of
+    low precision, such as "mixed_bfloat16" for the network, compute in float32 here.
 
     Args:
         augment: As for `ImageBatches`; None for no steps.
 
     Raises:
-        ArgumentError: If a layer is channels-first, rescales images, or contains layers of several
-            ranges.
+        ArgumentError: If a layer is channels-first, contains Rescaling, layers of several ranges,
+            or MixUp or CutMix within a model, or its `value_range` is empty.
         ArgumentTypeError: If a step is neither a layer nor a function of two arguments.
     """
 
@@ -77,7 +93,7 @@ def _flatten(augment):
     """Yields the steps of `augment` in order; those of `Pipeline` and `Sequential` one by one."""
     if augment is None:
         return
-    if isinstance(augment, _GROUPS):
+    if type(augment) in _GROUPS:  # a subclass may do more than to call its layers
         augment = augment.layers
     if isinstance(augment, (list, tuple)):
         for step in augment:
@@ -93,9 +109,14 @@ def _shown(step) -> str:
 
 
 def _described(step):
-    if not isinstance(step, keras.Layer):
+    if isinstance(step, keras.Model):  # without the names that Keras counts up in a process
+        return {"class": type(step).__name__, "config": _config(architecture(step))}
+    if isinstance(step, keras.Layer):
+        return {"class": type(step).__name__, "config": _config(step.get_config())}
+    if isinstance(step, _FUNCTIONS):
         return step
-    return {"class": type(step).__name__, "config": _config(step.get_config())}
+    attributes = getattr(step, "__dict__", {})
+    return {"class": type(step).__name__, "call": type(step).__call__, **attributes}
 
 
 def _config(value):
@@ -110,26 +131,47 @@ def _check_step(step) -> tuple[float, float]:
     if not isinstance(step, keras.Layer):
         _check_function(step)
         return 0.0, 1.0
-    shown = type(step).__name__
-    if isinstance(step, keras.layers.Rescaling):
+    layers = _keras_compat.flatten_layers(step)
+    _refuse_layers(type(step).__name__, layers, step)
+    ranges = [layer.value_range for layer in layers if hasattr(layer, "value_range")]
+    return _common_range(type(step).__name__, ranges)
+
+
+def _refuse_layers(shown, layers, step) -> None:
+    """Raises an `ArgumentError` if one of the `layers` within a step does not fit images."""
+    if any(isinstance(layer, keras.layers.Rescaling) for layer in layers):
         raise ArgumentError(
             "augment contains Rescaling, but images must stay in [0, 1]. Leave it out: a layer "
             "with a value_range, such as (0, 255), gets images in that range."
         )
-    layers = _keras_compat.flatten_layers(step)
-    ranges = [layer.value_range for layer in layers if hasattr(layer, "value_range")]
-    found = {(float(low), float(high)) for low, high in ranges}
-    if any(getattr(x, "data_format", None) == "channels_first" for x in layers):
+    if any(getattr(layer, "data_format", None) == "channels_first" for layer in layers):
         raise ArgumentError(
             f"augment contains {shown} with channels first, but images are (height, width, "
-            'channels). Build it with data_format="channels_last".'
+            'channels). Build it with data_format="channels_last" or, if its inner layers do not '
+            'take that over, after keras.config.set_image_data_format("channels_last").'
         )
+    if any(isinstance(layer, _MIXING) for layer in layers if layer is not step):
+        raise ArgumentError(
+            f"augment contains {shown}, within which MixUp or CutMix would mix images without "
+            "their targets. Pass its layers one by one, as a list."
+        )
+
+
+def _common_range(shown, ranges) -> tuple[float, float]:
+    """Returns the range in which all layers of a step take images, (0, 1) if they have none."""
+    found = {(float(low), float(high)) for low, high in ranges}
     if len(found) > 1:
         raise ArgumentError(
             f"augment contains {shown}, whose layers take images in several ranges, "
             f"{sorted(found)}. Pass these layers one by one, as a list."
         )
-    return found.pop() if found else (0.0, 1.0)
+    low, high = found.pop() if found else (0.0, 1.0)
+    if not low < high:
+        raise ArgumentError(
+            f"augment contains {shown} with value_range=({low:g}, {high:g}), which is empty. Pass "
+            "the smallest value first, such as (0, 255)."
+        )
+    return low, high
 
 
 def _check_function(step) -> None:
@@ -157,8 +199,8 @@ def _apply_layer(layer, images, rng, targets, value_range):
     mixed = isinstance(layer, _MIXING) and targets is not None
     if mixed:
         inputs = {"images": inputs, "labels": targets.astype("float32")}
-    with _seeded(layer, images.shape, rng):
-        outputs = _call(layer, inputs)
+    with _seeding, _in_float32(layer), _seeded(layer, images.shape, rng):
+        outputs = _call(layer, inputs, images.shape)
     if mixed:
         targets = _as_float32(outputs["labels"])
         outputs = outputs["images"]
@@ -170,17 +212,42 @@ def _as_float32(tensor) -> Any:
     return keras.ops.convert_to_numpy(keras.ops.cast(tensor, "float32"))
 
 
-def _call(layer, inputs) -> Any:
-    if type(layer) is keras.layers.RandAugment:
-        return _keras_compat.rand_augment(layer, inputs)
-    takes_training = "training" in inspect.signature(layer.call).parameters
-    return layer(inputs, **({"training": True} if takes_training else {}))
+def _call(layer, inputs, shape) -> Any:
+    """Returns what a layer makes of `inputs`, images of this `shape` and perhaps their targets.
+
+    Raises:
+        ArgumentError: If it does not take them, such as gray ones where it changes colors.
+    """
+    try:
+        if type(layer) is keras.layers.RandAugment:
+            return _keras_compat.rand_augment(layer, inputs)
+        takes_training = "training" in inspect.signature(layer.call).parameters
+        return layer(inputs, **({"training": True} if takes_training else {}))
+    except Exception as error:
+        if _checks.is_out_of_memory(error):
+            raise
+        shown = type(layer).__name__
+        raise ArgumentError(
+            f"augment: {shown} failed on images {shape}: {_checks.reason_of(error)}. Check that "
+            "it takes images of this height, width and number of channels, or leave it out."
+        ) from error
+
+
+@contextlib.contextmanager
+def _in_float32(layer):
+    """Lets a layer, and those within it, compute in float32 if they would round images."""
+    with contextlib.ExitStack() as restored:
+        for inner in _keras_compat.flatten_layers(layer):
+            if inner.compute_dtype in _LOW_PRECISION:
+                restored.callback(setattr, inner, "dtype_policy", inner.dtype_policy)
+                inner.dtype_policy = "float32"
+        yield
 
 
 @contextlib.contextmanager
 def _seeded(layer, shape, rng):
     """Sets what a layer draws random numbers from, for one call."""
-    with _seeding, contextlib.ExitStack() as restored:
+    with contextlib.ExitStack() as restored:
         if not layer.built:
             layer.build(shape)  # its inner layers may get their seeds here
         # PyTorch has no unsigned 32-bit integers, hence 31 bits.
@@ -204,10 +271,10 @@ def _check_result(step, images, result) -> np.ndarray:
     """
     shown = f"augment: {_shown(step)} returned"
     result = np.asarray(_checks.array("the result of augment", result))
-    if result.ndim != 4 or len(result) != len(images):
+    if result.ndim != 4 or len(result) != len(images) or not result.size:
         raise ArgumentError(
             f"{shown} {result.shape} for images {images.shape}: it must return as many images, "
-            "(batch, height, width, channels)."
+            "(batch, height, width, channels), of one pixel or more."
         )
     if result.dtype.kind != "f" and result.dtype != np.uint8:
         raise ArgumentTypeError(

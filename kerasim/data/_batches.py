@@ -48,8 +48,8 @@ class Batches(keras.utils.PyDataset):
     all images.
     """
 
-    # The error of a file that could not be read in a thread of Keras, for `translate_errors`.
-    failure: ImageError | None = None
+    # The error of a file or of `augment` in a thread of Keras, for `translate_errors`.
+    failure: Exception | None = None
     # The name of the argument `images` in messages.
     _arg_name = "images"
     # The attributes of a subclass that determine its batches, besides those of all batches.
@@ -107,7 +107,15 @@ class Batches(keras.utils.PyDataset):
 
     def _augment(self, images, rng):
         """Applies `flip`, `shift` and `augment` to float images."""
-        return self.augment(self._flip_and_shift(images, rng), rng)[0]
+        return self._apply_steps(self._flip_and_shift(images, rng), rng)[0]
+
+    def _apply_steps(self, images, rng, targets=None):
+        """Applies `augment` to images and their targets; keeps an error for `translate_errors`."""
+        try:
+            return self.augment(images, rng, targets)
+        except Exception as error:
+            self.failure = error
+            raise
 
     def _add_noise(self, images, rng):
         return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
@@ -159,6 +167,7 @@ def translate_errors(*batches, kept: Callable[[], str] = str):
 
     Raises:
         ImageError: If a file could not be read; the backend reports only an error of its own.
+        Exception: Likewise, what `augment` raised.
         ArgumentError: If memory ran out; `kept` returns what is left of the work, for the message.
     """
     watched = [each for each in batches if isinstance(each, Batches)]
@@ -167,11 +176,11 @@ def translate_errors(*batches, kept: Callable[[], str] = str):
     try:
         yield
     except Exception as error:
+        out_of_memory = _checks.is_out_of_memory(error)
         for each in watched:
-            if each.failure is not None:
+            if each.failure is not None and not out_of_memory:
                 raise each.failure from None
-        said = f"{type(error).__name__} {error}".lower().replace("_", "")
-        if not any(sign in said for sign in ("memoryerror", "resourceexhausted", "out of memory")):
+        if not out_of_memory:
             raise
         size = getattr(batches[0], "batch_size", None)
         raise ArgumentError(
@@ -179,6 +188,12 @@ def translate_errors(*batches, kept: Callable[[], str] = str):
             f"smaller batch_size, such as {max(1, (size or 2) // 2)} (in training with "
             "another run_dir), or a smaller model."
         ) from None
+
+
+def _are_shares(targets) -> bool:
+    """Returns whether each row of `targets` has a share, 0 to 1, for each of several classes."""
+    shape = targets.shape
+    return len(shape) == 2 and shape[1] > 1 and targets.min() >= 0 and targets.max() <= 1
 
 
 class ImageBatches(Batches):
@@ -203,20 +218,26 @@ class ImageBatches(Batches):
             the images.
         shift: Shift each image by up to this many pixels up, down, left and right, repeating its
             edge. Applies to the targets, too, if they are the images.
-        augment: Applied after `flip` and `shift`, and to the targets, too, if they are the images:
-            a layer of Keras such as `keras.layers.RandAugment()`, a function, or a list of these.
-            A layer gets the images in its `value_range`. The images that it returns may have
+        augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
+            rng)`, or list of these, applied after `flip` and `shift` and before the noise. Applies
+            to the targets, too, if they are the images.
+
+            A layer gets images in its `value_range`, or in [0, 1] if it has none, and computes in
+            float32 even if it was built under a policy such as "mixed_bfloat16". It may return
             another height and width. Its own seed is not used, so that each batch depends on
             `seed`, `epoch` and its index alone. Some layers draw once for a whole batch:
             `RandomCrop` its position, `RandAugment` its operations. `MixUp` and `CutMix` need
-            one-hot targets, and mix them like the images. A function `augment(images, rng)` gets
-            float32 images in [0, 1] and a `numpy.random.Generator`, and returns images.
+            one-hot targets `(n, classes)`, and mix them like the images.
+
+            A function gets float32 images in [0, 1] and a `numpy.random.Generator`, from which it
+            must draw all random numbers, and returns as many images in [0, 1].
 
     Raises:
         ArgumentError: If there are no images, images hold NaN or lie outside [0, 1], targets have
             another length, or a number is out of range; or if `augment` mixes images whose targets
-            are not one-hot, or returns images of another range.
-        ArgumentTypeError: If targets are strings or objects, or `augment` contains something else.
+            are not one-hot, fails on images of this shape, or returns images of another range.
+        ArgumentTypeError: If targets are strings or objects, or `augment` contains what is neither
+            a layer nor a function.
 
     Example:
         >>> images = np.random.default_rng(0).random((100, 16, 16, 1))
@@ -255,7 +276,7 @@ class ImageBatches(Batches):
                     "np.unique(labels, return_inverse=True)[1]."
                 )
             _checks.finite("targets", targets)
-            if targets.ndim != 2:
+            if not _are_shares(targets):
                 self._refuse_mixing(
                     f"targets {targets.shape} are not one-hot rows, such as "
                     "keras.utils.to_categorical(labels)"
@@ -270,5 +291,5 @@ class ImageBatches(Batches):
         (rows,), rng = self._batch_indices(index)
         images = self._flip_and_shift(self._as_float(rows), rng)
         targets = None if self.targets is None else self.targets[rows]
-        images, targets = self.augment(images, rng, targets)
+        images, targets = self._apply_steps(images, rng, targets)
         return self._add_noise(images, rng), images if targets is None else targets

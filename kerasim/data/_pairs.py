@@ -320,9 +320,10 @@ class BalancedBatches(_LabeledBatches):
         images_per_class: Number of images of each class in a batch, 2 or more.
         steps_per_epoch: Number of batches; None for about one pass over the images.
         seed: The same seed gives the same epochs.
-        small: What to do with classes of fewer than `images_per_class` images, of which a warning
-            lists the first: "drop" never draws them, "repeat" draws their images several times for
-            one batch (with `augment`, `flip` or `shift` each time differently). None refuses them.
+        small: What to do with classes of fewer than `images_per_class` images. None raises an
+            error. "drop" leaves them out. "repeat" takes an image of them several times in one
+            batch; `augment`, `flip` and `shift` change it differently each time. Both warn, and
+            name the classes.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the images; the
             sum is clipped to [0, 1].
         flip: Mirror half of the images, left to right.

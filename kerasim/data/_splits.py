@@ -23,17 +23,17 @@ def grouped_split(
     is on both sides of a split, the scores on the validation split are too high.
 
     The share of each class in the validation split is as near to `validation` as the groups allow
-    (`StratifiedGroupKFold` of scikit-learn). A class with a single group is on one side. If this
-    holds for all classes, as with `groups=labels`, the validation split has classes that are not in
-    the training split, to measure an embedder on unseen classes, and `validation` is the share of
-    groups (`GroupShuffleSplit`).
+    (`StratifiedGroupKFold` of scikit-learn). All images of a class that has a single group are on
+    one side. If every class has a single group, as with `groups=labels`, whole classes are on one
+    side, to measure an embedder on classes that it was not trained on; `validation` is then the
+    share of groups (`GroupShuffleSplit`).
 
     Args:
         labels: `(n,)` integers or strings, the class of each image.
         groups: `(n,)` integers or strings, two values or more. An image without others of its group
             needs a value of its own.
-        validation: Share of the images in the validation split, 0.01 to 0.99. Few or large groups
-            may leave another share.
+        validation: Share of the images in the validation split, 0.01 to 0.99. With few or large
+            groups the share may be another.
         seed: The same seed returns the same split.
 
     Returns:

@@ -14,12 +14,11 @@ class TwoViewBatches(Batches):
 
     A batch is `(views, labels)`, for an embedder and `losses.NTXentLoss`: `views` float32
     `(2 n, height, width, channels)` holds a view of each of `n` images, then a second view of each,
-    augmented independently; `labels` int64 `(2 n,)` is the position in the batch of the image that
-    a view shows, so that two views of one image are a positive pair, and views of different images
-    are negatives.
+    augmented independently; `labels`, int64 `(2 n,)`, numbers the images of the batch from 0. Two
+    views with the same label are a positive pair, all others are negative pairs.
 
-    What the two views have in common is what the network learns. For photographs, use crops and
-    changes of color, such as
+    The network learns what the two views of an image have in common, and to ignore the rest. For
+    photographs, use crops and changes of color, such as
 
         augment = [
             keras.layers.RandomTranslation(0.25, 0.25),
@@ -46,8 +45,9 @@ class TwoViewBatches(Batches):
             edge.
 
     Raises:
-        ArgumentError: If nothing makes the two views differ, or `augment` mixes images.
-        ArgumentTypeError: If `augment` contains neither a layer nor a function.
+        ArgumentError: If nothing makes the two views differ, or `augment` mixes images or returns
+            views of several sizes.
+        ArgumentTypeError: If `augment` contains what is neither a layer nor a function.
 
     Example:
         >>> images = np.random.default_rng(0).random((40, 16, 16, 3))
@@ -82,4 +82,10 @@ class TwoViewBatches(Batches):
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)
         views = [self._augmented(rows, rng) for _ in range(2)]
+        sizes = [view.shape[1:] for view in views]
+        if sizes[0] != sizes[1]:
+            raise ArgumentError(
+                f"augment={self.augment} returned views of two sizes, {sizes[0]} and {sizes[1]}: "
+                "it must return all views in one size. End it with a keras.layers.Resizing."
+            )
         return np.concatenate(views), np.tile(np.arange(len(rows)), 2)
