@@ -436,6 +436,15 @@ def test_noise_shift_or_flip_is_enough_for_two_views(settings):
     assert (views[:12] != views[12:]).any()
 
 
+@pytest.mark.parametrize(
+    "images, batch_size, message",
+    [(IMAGES, 1, "batch_size=1 is out of range"), (IMAGES[:1], 4, "whose views have no negatives")],
+)
+def test_two_views_without_negatives_are_refused(images, batch_size, message):
+    with pytest.raises(ArgumentError, match=message):
+        data.TwoViewBatches(images, brighten, batch_size)
+
+
 def test_two_equal_views_are_refused():
     with pytest.raises(ArgumentError, match="the two views of an image would be equal"):
         data.TwoViewBatches(IMAGES)

@@ -288,6 +288,11 @@ def test_too_few_classes_of_enough_images_are_refused():
         data.BalancedBatches(MARKED, WITH_SMALL, 6, 4, small="drop")
 
 
+def test_small_classes_are_refused_with_what_to_pass():
+    with pytest.raises(ArgumentError, match='of fewer than 4 images: .* or pass small="repeat"'):
+        data.BalancedBatches(MARKED, WITH_SMALL, 5, 4)
+
+
 def test_without_small_classes_nothing_changes_and_nothing_warns():
     plain = data.BalancedBatches(MARKED, OF_MARKED, 5, 4)
     for small in ("drop", "repeat"):

@@ -35,9 +35,7 @@ class _Classes:
                 "needed. Add another class."
             )
         if small := self.describe_small(fewest, images):
-            raise ArgumentError(
-                f"{small}. Add images, take fewer of each class, or leave out those classes."
-            )
+            raise ArgumentError(f"{small}. Add images, or leave out those classes.")
         narrow = np.min_scalar_type(len(self.names))  # small integers are sorted by radix
         self.order = np.argsort(self.label.astype(narrow), kind="stable")
         self.starts = np.cumsum(self.counts) - self.counts
@@ -368,8 +366,7 @@ class BalancedBatches(_LabeledBatches):
             _checks.one_of("small", small, ("drop", "repeat"))
         self.small = small
         size = self.classes_per_batch * self.images_per_class
-        fewest = self.images_per_class if small is None else 1
-        super().__init__(images, labels, size, seed, sigma, flip, shift, augment, fewest=fewest)
+        super().__init__(images, labels, size, seed, sigma, flip, shift, augment, fewest=1)
         self._drawn_classes = self._choose_classes()
         if steps_per_epoch is None:
             drawn_images = self.classes.counts[self._drawn_classes].sum()
@@ -377,19 +374,26 @@ class BalancedBatches(_LabeledBatches):
         self.rows = _checks.integer("steps_per_epoch", steps_per_epoch) * size
 
     def _choose_classes(self) -> np.ndarray:
-        """Returns the numbers of the classes that are drawn, and warns of small ones."""
+        """Returns the numbers of the classes that are drawn; refuses or warns of small ones."""
         counts = self.classes.counts
         chosen = np.arange(len(counts))
         if small := self.classes.describe_small(self.images_per_class, self.images):
+            if self.small is None:
+                raise ArgumentError(
+                    f'{small}. Add images, lower images_per_class, or pass small="repeat" or '
+                    'small="drop".'
+                )
             if self.small == "drop":
                 chosen = np.flatnonzero(counts >= self.images_per_class)
             done = "are never drawn" if self.small == "drop" else "are repeated within a batch"
             _checks.warn(f"{small}. Their images {done}.")
         if self.classes_per_batch > len(chosen):
-            dropped = " of enough images" if len(chosen) < len(counts) else ""
+            dropped, advice = "", "Pass as many or fewer"
+            if len(chosen) < len(counts):
+                dropped, advice = " of enough images", "Lower it, or images_per_class"
             raise ArgumentError(
                 f"classes_per_batch={self.classes_per_batch}, but labels have only "
-                f"{len(chosen)} classes{dropped}. Pass as many or fewer."
+                f"{len(chosen)} classes{dropped}. {advice}."
             )
         return chosen
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from kerasim import _checks
 from kerasim._folders import ImageFolder
 from kerasim.data._augmentation import Augment
 from kerasim.data._batches import Batches
@@ -35,8 +36,8 @@ class TwoViewBatches(Batches):
             `ImageFolder`.
         augment: Layer of Keras, function `augment(images, rng)`, or list of these, applied after
             `flip` and `shift`; see `ImageBatches`. None if these are enough.
-        batch_size: Images per batch, each of which gives two views; the last batch may be smaller.
-            More images give each view more negatives.
+        batch_size: Images per batch, 2 or more, each of which gives two views; the last batch may
+            be smaller. More images give each view more negatives.
         seed: The same seed gives the same epochs.
         sigma: Standard deviation of Gaussian noise, in units of [0, 1], added to the views; the sum
             is clipped to [0, 1].
@@ -45,8 +46,8 @@ class TwoViewBatches(Batches):
             edge.
 
     Raises:
-        ArgumentError: If nothing makes the two views differ, or `augment` mixes images or returns
-            views of several sizes.
+        ArgumentError: If nothing makes the two views differ, there are no negatives, or `augment`
+            mixes images or returns views of several sizes.
         ArgumentTypeError: If `augment` contains what is neither a layer nor a function.
 
     Example:
@@ -71,7 +72,12 @@ class TwoViewBatches(Batches):
         flip: bool = False,
         shift: int = 0,
     ):
+        _checks.integer("batch_size", batch_size, 2)
         super().__init__(images, batch_size, seed, sigma, flip, shift, augment)
+        if self.rows < 2:
+            raise ArgumentError(
+                "images holds one image, whose views have no negatives. Pass two images or more."
+            )
         if not (self.augment.steps or self.sigma or self.flip or self.shift):
             raise ArgumentError(
                 "augment=None, and sigma, flip and shift are 0: the two views of an image would be "
