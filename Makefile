@@ -37,7 +37,8 @@ BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses loss
 # of losses, the variants of builders and their dtype policies, the state of callbacks, and the runs
 # that are killed, each of whose processes would compile its network again.
 JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers models models_siamese \
-	models_vae data_batches training diffusion)) \
+	data_batches training diffusion)) \
+	tests/test_models_vae.py::test_a_vae_learns \
 	tests/test_data_augmentation.py::test_a_batch_depends_on_seed_epoch_and_index_alone \
 	tests/test_resume.py::test_a_run_under_any_dtype_policy_in_two_calls_ends_as_one_call \
 	tests/test_models_unet.py::test_a_unet_with_averaged_weights_learns_and_generates_images \
@@ -46,7 +47,8 @@ JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers m
 	--deselect tests/test_training.py::test_batches_that_begin_their_own_epochs_are_drawn_in_that_order_and_go_on_with_it \
 	--deselect tests/test_training.py::test_the_learning_rate_rises_to_its_peak_and_falls_to_zero \
 	--deselect tests/test_models.py::test_under_mixed_precision_the_output_is_not_rounded_to_that_precision \
-	--deselect tests/test_diffusion.py::test_a_sample_of_each_image_starts_at_the_step_of_its_own_noise
+	--deselect tests/test_diffusion.py::test_a_sample_of_each_image_starts_at_the_step_of_its_own_noise \
+	--deselect tests/test_diffusion.py::test_the_mean_is_what_the_network_takes_away_at_the_step_of_the_noise
 
 # PyTorch has an environment of its own, with the wheel for the CPU; other wheels bring CUDA, 3 GB.
 TORCH_VENV := .venv-torch

@@ -59,6 +59,11 @@ SLOW = (
     "test_models_pretrained",
     "test_models_siamese",
     "test_models_hub",
+    "test_metrics",
+    "test_artifacts",
+    "test_data_augmentation",
+    "test_models_embedder",
+    "test_explaining",
     "test_overwriting",
 )
 
