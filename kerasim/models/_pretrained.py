@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from kerasim import _artifacts, _checks, _keras_files
+from kerasim import _artifacts, _checks, _keras_compat, _keras_files
 from kerasim._image_checks import shapes_of
 from kerasim.data._download import SQUEEZENET_FILE, SQUEEZENET_SHA256
 from kerasim.data._sets import data_dir
@@ -390,14 +390,14 @@ def set_trainable(embedder: keras.Model, trainable: bool | str) -> None:
         first = 0 if _checks.boolean("trainable", trainable) else len(backbone_layers)
     for n, layer in enumerate(backbone_layers):
         layer.trainable = n >= first
-        for inner in layer._flatten_layers():
+        for inner in _keras_compat.flatten_layers(layer):
             if _has_statistics(inner) or hasattr(inner, "interpolated_position_embeddings"):
                 inner.trainable = False
 
 
 def _batch_norms(layer):
     """Returns the BatchNormalization layers in `layer`, which may be a model, itself included."""
-    inner = layer._flatten_layers()
+    inner = _keras_compat.flatten_layers(layer)
     return [one for one in inner if isinstance(one, layers.BatchNormalization)]
 
 
