@@ -30,6 +30,9 @@ from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError
 _ARCHIVE_BYTES = 256e6
 _ARCHIVE_EXPANSION = 100
 
+# Arrays that may be larger than memory (`numpy.memmap`) are read in blocks of this size.
+_BLOCK_BYTES = 2**24
+
 _LARGEST_COUNT = 2**63 - 1
 
 # Beyond it two different integers may be one float64.
@@ -610,7 +613,23 @@ def finite(name: str, x: np.ndarray) -> None:
     """Raises an `ArgumentError` for `name` if a row of floats `x` holds NaN or infinity."""
     # guard: nan-in-vectors
     if x.dtype.kind == "f":
-        bad_rows(name, ~np.isfinite(x).all(axis=tuple(range(1, x.ndim))), "NaN or infinity")
+        bad_rows(name, _not_finite(x), "NaN or infinity")
+
+
+def _not_finite(x: np.ndarray) -> np.ndarray:
+    """Returns which rows hold NaN or infinity, computed block by block: `x` may be a file."""
+    bad = np.zeros(len(x), bool)
+    for rows in row_blocks(x):
+        bad[rows] = ~np.isfinite(x[rows]).all(axis=tuple(range(1, x.ndim)))
+    return bad
+
+
+def row_blocks(x: np.ndarray) -> Iterator[slice]:
+    """Yields slices that divide the rows of `x` into blocks of about 16 MB."""
+    row_bytes = max(1, x.nbytes // max(1, len(x)))
+    size = max(1, _BLOCK_BYTES // row_bytes)
+    for start in range(0, len(x), size):
+        yield slice(start, start + size)
 
 
 def bad_rows(name: str, bad, what: str) -> None:

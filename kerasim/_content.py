@@ -36,8 +36,11 @@ def content_hash(images) -> str:
         images = images.filled()
     if images.dtype.kind in "OT":  # memory holds the addresses of objects, others each time
         digest.update(_describe_values(images.tolist()).encode())
-    else:
-        digest.update(np.ascontiguousarray(images).reshape(-1).view("uint8").data)
+    elif images.flags.c_contiguous:
+        digest.update(images.reshape(-1).view("uint8").data)
+    else:  # in blocks, since each is copied, and the array may be a file larger than memory
+        for rows in _checks.row_blocks(images):
+            digest.update(np.ascontiguousarray(images[rows]).reshape(-1).view("uint8").data)
     return digest.hexdigest()
 
 

@@ -151,10 +151,11 @@ def _check_inputs(name, model, x) -> None:
         given = dict(zip(wanted, map(np.shape, leaves), strict=True))
     for key, shape in wanted.items():
         if not _fits(given[key][1:], shape[1:]):
+            advice = "Pass vectors of that size" if len(shape) == 2 else "Resize the images"
             raise ArgumentError(
                 f"{name} yield {'inputs' if single else key} of shape {given[key][1:]}, but the "
-                f"network takes {_shown(shape[1:])}. Resize the images, or build the network for "
-                "their shape."
+                f"network takes {_shown(shape[1:])}. {advice}, or build the network for their "
+                "shape."
             )
 
 
@@ -295,7 +296,11 @@ def _check_batch_loss(name, loss, batches, y, weights) -> None:
     wanted = [(2,)] if pairs else [(), (1,)]
     if y.shape[1:] not in wanted:
         takes = "groups (batch, 2)" if pairs else "labels (batch,)"
-        hint = "Pass PositivePairBatches" if pairs else "Pass one class number for each image"
+        hint = (
+            "Pass PositivePairBatches, or EmbeddingPairBatches"
+            if pairs
+            else "Pass one class number for each image"
+        )
         if y.ndim == 2 and not pairs:
             hint += ": convert one-hot rows with np.argmax(targets, axis=1)"
         raise ArgumentError(

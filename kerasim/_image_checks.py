@@ -111,21 +111,23 @@ def check_classes(labels, n: int, classes: int | None = None) -> np.ndarray:
     return labels
 
 
-def check_embedder(name: str, embedder) -> tuple[tuple, int]:
+def check_embedder(name: str, embedder, vectors: bool = False) -> tuple[tuple, int]:
     """Returns the image shape that a model takes, and the size of the vectors that it returns.
 
     Args:
         name: Argument that a message names.
         embedder: `keras.Model` from images to vectors.
+        vectors: Whether a model from vectors to vectors, such as a head, is accepted as well.
 
     Returns:
-        `(shape, dim)`: `(height, width, channels)`, with None for any size, and an integer.
+        `(shape, dim)`: `(height, width, channels)`, with None for any size, or `(size,)` of a model
+        from vectors; and an integer.
 
     Raises:
         ArgumentTypeError: If it is not a model with one input, images.
         ArgumentError: If it does not return vectors.
     """
-    taken, given = shapes_of(name, embedder)
+    taken, given = shapes_of(name, embedder, vectors)
     if len(given) != 1:
         raise ArgumentError(
             f"{name} must map images to vectors, not {(None, *given)}: pass the "
@@ -134,12 +136,13 @@ def check_embedder(name: str, embedder) -> tuple[tuple, int]:
     return taken, given[0]
 
 
-def shapes_of(name: str, model) -> tuple[tuple, tuple]:
+def shapes_of(name: str, model, vectors: bool = False) -> tuple[tuple, tuple]:
     """Returns the shape of the images that a `model` takes, and of its output for one of them.
 
     Args:
         name: Argument that a message names.
         model: `keras.Model` of images.
+        vectors: Whether a model of vectors is accepted as well.
 
     Raises:
         ArgumentTypeError: If it is not a model with one input, images.
@@ -152,7 +155,13 @@ def shapes_of(name: str, model) -> tuple[tuple, tuple]:
             f"{name} is {model!r}, of type str, not a keras.Model: pass a model, such "
             "as kerasim.models.pretrained_embedder(backbone) or load_embedder."
         )
-    if not _is_shape(taken) or len(taken) != 4:
+    of_vectors = _is_shape(taken) and len(taken) == 2
+    if of_vectors and not vectors:
+        raise ArgumentTypeError(
+            f"{name} must be a keras.Model of images. It takes vectors {taken}: append it to the "
+            f"model that returns them, keras.Sequential([backbone, {name}])."
+        )
+    if not of_vectors and (not _is_shape(taken) or len(taken) != 4):
         raise ArgumentTypeError(
             f"{name} must be a keras.Model of images. Received {type(model).__name__}, "
             f"which takes {taken}: pass a model with one input (n, height, width, "

@@ -1,9 +1,10 @@
 """Loads embedders and applies them to images.
 
-An embedder is a `keras.Model` that maps images to vectors. `load_embedder` reads one from a file
-without running code that the file may hold; `embed` applies one to images, batch by batch. `pixels`
-returns the images themselves as vectors, the baseline that an embedder must beat. `explain_pairs`
-shows which regions of two images make their embeddings similar.
+An embedder is a `keras.Model` that maps images to vectors; a head on a frozen backbone maps vectors
+to vectors. `load_embedder` reads an embedder from a file without running code that the file may
+hold; `embed` applies one to images, or a head to vectors, batch by batch. `pixels` returns
+the images themselves as vectors, the baseline that an embedder must beat. `explain_pairs` shows
+which regions of two images make their embeddings similar.
 """
 
 import contextlib
@@ -53,8 +54,9 @@ def embed(
     """Embeds images with a model, batch by batch.
 
     Args:
-        embedder: `keras.Model` from images to vectors.
-        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
+        embedder: `keras.Model` from images to vectors, or from vectors, such as a head.
+        images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`. For
+            an embedder of vectors, these: `(n, size)` numbers.
         batch_size: Images per call of the embedder.
         cache: Folder in which the embeddings are stored. A later call with the same embedder,
             weights and images (for an `ImageFolder`, the same names and contents of files) reads
@@ -63,7 +65,7 @@ def embed(
             shows none, None shows one in a terminal only.
         flip: True for the mean of the embeddings of each image and of its mirror image (test-time
             augmentation), which takes twice the time. It helps with photographs, not with digits
-            or text.
+            or text. Vectors have no mirror image.
 
     Returns:
         `(n, dim)` float32, in the order of `images`.
@@ -84,12 +86,20 @@ def embed(
             "embedder and images are in the wrong order: call embed(embedder, images), "
             "with the model first."
         )
-    shape, dim = check_embedder("embedder", embedder)
-    images = check_shape("images", images, shape)
+    shape, dim = check_embedder("embedder", embedder, vectors=True)
+    of_vectors = len(shape) == 1
+    images = (
+        _check_vectors(images, shape[0]) if of_vectors else check_shape("images", images, shape)
+    )
     _checks.integer("batch_size", batch_size)
     if progress is not None:
         progress = _checks.boolean("progress", progress)
     flip = _checks.boolean("flip", flip)
+    if flip and of_vectors:
+        raise ArgumentError(
+            "flip=True, but the embedder takes vectors, which have no mirror image. Pass "
+            "flip=False here, and flip=True where the images are embedded."
+        )
     if len(images) == 0:
         return np.empty((0, dim), dtype="float32")
     if cache is not None:
@@ -102,11 +112,44 @@ def embed(
             embeddings = embed(embedder, images, batch_size, None, progress, flip)
             _artifacts.write(kept, "embeddings", lambda f: np.savez(f / "x.npz", x=embeddings))
         return _artifacts.read(kept, "embeddings", _load)
-    batches = ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
+    batches = _in_order(images, batch_size, of_vectors)
     with _one_device(), translate_errors(batches):
         embeddings = _embed_batches(embedder, batches, progress, flip)
     _checks.finite("the embedder's output", embeddings)
     return embeddings
+
+
+def _check_vectors(vectors, size: int | None) -> np.ndarray:
+    """Returns the argument `images` of `embed` as an array of vectors of that `size`."""
+    vectors = vectors if isinstance(vectors, ImageFolder) else _checks.array("images", vectors)
+    if len(vectors.shape) == 4:
+        raise ArgumentError(
+            f"images has shape {vectors.shape}, but the embedder takes vectors of {size}. "
+            "Embed the images first with the model that returns such vectors: "
+            "embed(embedder, embed(backbone, images))."
+        )
+    return _checks.vectors("images", vectors, size)
+
+
+def _in_order(images, batch_size: int, of_vectors: bool = False):
+    """Returns batches of images, or of vectors, in their order."""
+    if of_vectors:
+        return _VectorBatches(images, batch_size)
+    return ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
+
+
+class _VectorBatches:
+    """Batches of vectors in their order, float32, as `ImageBatches` are of images."""
+
+    def __init__(self, vectors: np.ndarray, batch_size: int):
+        self._vectors, self.batch_size, self.rows = vectors, batch_size, len(vectors)
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, None]:
+        rows = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self._vectors[rows].astype("float32"), None
 
 
 @contextlib.contextmanager
@@ -345,10 +388,7 @@ def explain_pairs(
         _checks.integer("prefix_tokens", prefix_tokens, 0)
     rank = _cutting.MAP_RANK if prefix_tokens is None else _cutting.TOKEN_RANK
     network = _cutting.cut(embedder, layer, rank)
-    sides = [
-        ImageBatches(images, np.zeros(len(images), "int8"), batch_size, shuffle=False)
-        for images in (left, right)
-    ]
+    sides = [_in_order(images, batch_size) for images in (left, right)]
     found: tuple[list, list] = [], []
     with _one_device(), translate_errors(*sides):
         for batches in zip(*map(_ahead, sides), strict=True):

@@ -37,7 +37,7 @@ from kerasim import (
 )
 from kerasim._devices import Devices
 from kerasim._folders import ImageFolder
-from kerasim.data._batches import Batches, translate_errors
+from kerasim.data._batches import SeededBatches, translate_errors
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, TrainingError
 
 __all__ = [
@@ -58,6 +58,13 @@ _EQUAL_OUTPUTS = 1e-6
 # How many figures of a finished run are printed, from the loss on.
 _SUMMARY_FIGURES = 6
 
+
+# The baselines of `RetrievalCallback`: the end of their names in the history, and in messages.
+_BASELINES = {
+    "untrained": "untrained embedder",
+    "pixels": "pixels",
+    "inputs": "stored embeddings, the inputs of the embedder",
+}
 
 # What to pass in the place of arguments of `keras.Model.fit` that `fit` does not have.
 _INSTEAD = {
@@ -327,13 +334,20 @@ class RetrievalCallback(keras.callbacks.Callback):
     (`val_recall@1_pixels`; left out for folders and for more than 1 GiB of pixels). They do not
     change, so they are printed once, before the first epoch.
 
+    For an embedder of vectors, such as a head on stored embeddings, pass these in place of images.
+    The second baseline is then the stored embeddings themselves, by `metric`
+    (`val_recall@1_inputs`). For pairs, pass the left side as `images`, the right side as `gallery`
+    and the number of each pair as both labels: `val_recall@1` is the share of pairs whose right
+    side is the nearest of the gallery.
+
     A warning is issued once if the embeddings collapse (the mean cosine is above 0.98, or an
     embedding is all zeros), and once for each baseline if, from the second epoch on, the precision
     is below that of the pixels or of the untrained embedder.
 
     Args:
-        embedder: Model from images to vectors: the trained model itself or a part of it.
-        images: Validation images `(n, height, width, channels)`, two or more, each a query.
+        embedder: Model from images or vectors to vectors: the trained model itself or a part of it.
+        images: Validation images `(n, height, width, channels)`, or vectors `(n, size)`, two or
+            more, each a query.
         labels: `(n,)` integers or strings.
         gallery: Images to search, such as training images; None for the other validation images.
         gallery_labels: Labels of the gallery; None if `gallery` is None.
@@ -377,23 +391,31 @@ class RetrievalCallback(keras.callbacks.Callback):
         gallery_groups: ArrayLike | None = None,
     ):
         super().__init__()
-        _image_checks.check_embedder("embedder", embedder)
+        _checks.one_of("metric", metric, metrics.METRICS)
+        shape, _ = _image_checks.check_embedder("embedder", embedder, vectors=True)
+        self._of_vectors = len(shape) == 1
+        self.metric = metric
+
+        def check(name, given):
+            if self._of_vectors:
+                return _checks.vectors(name, given, shape[0], metric=metric)
+            return _image_checks.check_images(name, given)
+
         # Queries and their labels, then those of the gallery if there is one.
-        self.embedder, self.parts = embedder, [_image_checks.check_images("images", images)]
+        self.embedder, self.parts = embedder, [check("images", images)]
         n = len(self.parts[0])
         if n < 2:
             raise ArgumentError(f"images holds {n}: pass two or more.")
         self.labels = [_checks.labels("labels", labels, n, "images")]
         if gallery is not None:
-            self.parts.append(_image_checks.check_images("gallery", gallery))
+            self.parts.append(check("gallery", gallery))
             count = len(self.parts[1])
             name = "gallery_labels"
             self.labels.append(_checks.labels(name, gallery_labels, count, "images of the gallery"))
         elif gallery_labels is not None:
             raise ArgumentError("gallery_labels needs gallery: pass both or neither.")
         self.groups = self._check_groups(groups, gallery_groups)
-        _checks.one_of("metric", metric, metrics.METRICS)
-        self.metric, self.k, self.prefix = metric, _checks.integer("k", k), prefix
+        self.k, self.prefix = _checks.integer("k", k), prefix
         self.keys = "recall@1", f"precision@{k}"
         self.baselines: dict = {}  # by name in the history
         self.warned: list = []  # kinds of warnings that were given
@@ -458,7 +480,7 @@ class RetrievalCallback(keras.callbacks.Callback):
                 'Lower the learning rate, or mine "all" triplets instead of "hard" ones.',
             )
         key = self.keys[1]
-        for baseline, name in (("untrained", "untrained embedder"), ("pixels", "pixels")):
+        for baseline, name in _BASELINES.items():
             before = self.baselines.get(f"{self.prefix}_{key}_{baseline}", 0)
             if epoch and figures[key] < before:
                 self._warn(
@@ -469,6 +491,9 @@ class RetrievalCallback(keras.callbacks.Callback):
 
     def _measure_baselines(self):
         self._keep("untrained", self._score())
+        if self._of_vectors:
+            self._keep("inputs", self._retrieve(self.parts, self.metric))
+            return
         pixels = sum(np.prod(part.shape) for part in self.parts)
         if pixels * 4 <= 2**30 and not any(isinstance(x, data.ImageFolder) for x in self.parts):
             vectors = [embedding.pixels(part) for part in self.parts]
@@ -860,7 +885,7 @@ def _in_order(batches):
     draws all batches.
     """
     threads = batches.workers > 1 or batches.use_multiprocessing
-    if _has_hooks(batches) or threads and not isinstance(batches, Batches):
+    if _has_hooks(batches) or threads and not isinstance(batches, SeededBatches):
         return _InOrder(batches)
     return batches
 

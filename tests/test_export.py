@@ -499,6 +499,18 @@ def foreign(tmp_path):
     return tmp_path
 
 
+def test_a_head_behind_its_backbone_is_exported_with_equal_outputs(tmp_path):
+    backbone, whitening = embedder(1), layers.Whitening()
+    images = draw_images(12, 1)
+    head = keras.Sequential([keras.Input((5,)), whitening, keras.layers.Dense(4)])
+    stored = embedding.embed(backbone, images)
+    whitening.adapt(stored)
+    joined = keras.Model(backbone.input, head(backbone.output))
+    export.export_saved_model(joined, tmp_path / "model")
+    served = export.load_saved_model(tmp_path / "model")(images)
+    np.testing.assert_allclose(served, embedding.embed(head, stored), atol=1e-4)
+
+
 @pytest.mark.fault("foreign-saved-model")
 def test_a_foreign_saved_model_is_refused(foreign):
     with pytest.raises(ArtifactError, match="kerasim did not write it"):

@@ -212,6 +212,16 @@ def public(root):
                 "seed": 0,
             },
         ),
+        "data.EmbeddingPairBatches": (
+            data.EmbeddingPairBatches,
+            {
+                "left": VECTORS,
+                "right": VECTORS,
+                "groups": LABELS,
+                "batch_size": 2,
+                "seed": 0,
+            },
+        ),
         "data.DiffusionBatches": (
             data.DiffusionBatches,
             {

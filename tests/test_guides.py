@@ -206,6 +206,14 @@ def test_the_embedder_of_pairs_finds_inverted_digits_where_pixels_find_none(guid
     assert pixels <= 0.05
 
 
+def test_the_head_on_stored_embeddings_finds_inverted_digits_where_they_alone_find_few(guide):
+    page = guide("pairs")
+    names = ("head", "stored embeddings", "whitened")
+    head, *others = (page.figures(f"{name}: accuracy")[0] for name in names)
+    assert head >= 0.55
+    assert max(others) <= 0.1
+
+
 def test_the_embedder_of_pairs_finds_more_partners_than_pixels_on_photographs(guide):
     page = guide("pairs", views)
     assert len(page.names["pairs"].groups) == 120

@@ -86,6 +86,7 @@ REFUSE = {  # functions whose result depends on each label
     "TripletBatches": lambda labels: data.TripletBatches(IMAGES, labels),
     "BalancedBatches": lambda labels: data.BalancedBatches(IMAGES, labels, 2, 2),
     "PositivePairBatches": lambda groups: data.PositivePairBatches(IMAGES, IMAGES, groups),
+    "EmbeddingPairBatches": lambda groups: data.EmbeddingPairBatches(VECTORS, VECTORS, groups),
     "DiffusionBatches": lambda labels: _image_checks.check_classes(labels, 6),
     "candidate_pools": lambda groups: data.candidate_pools(6, 2, groups=groups),
     "grouped_split": lambda labels: data.grouped_split(labels, NAMES),

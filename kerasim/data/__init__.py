@@ -1,4 +1,4 @@
-"""Data sets, folders, noise, and batches of images, pairs and triplets.
+"""Data sets, folders, noise, and batches of images, pairs, triplets and embeddings.
 
 Images are an array `(n, height, width, channels)`, float32 in [0, 1] or uint8, or an `ImageFolder`,
 which decodes files on access and can be passed wherever an array can. Batches are a
@@ -11,6 +11,7 @@ from kerasim._folders import ImageFolder, image_folder
 from kerasim.data._batches import ImageBatches
 from kerasim.data._candidates import candidate_pools, read_candidates, write_scores
 from kerasim.data._download import fetch
+from kerasim.data._embedding_pairs import EmbeddingPairBatches
 from kerasim.data._noise import add_noise
 from kerasim.data._noise_batches import DiffusionBatches, NoiseBatches
 from kerasim.data._pair_folders import PairFolder, pair_folder
@@ -31,6 +32,7 @@ __all__ = [
     "BalancedBatches",
     "Dataset",
     "DiffusionBatches",
+    "EmbeddingPairBatches",
     "ImageBatches",
     "ImageFolder",
     "NoiseBatches",

@@ -1,4 +1,4 @@
-"""The base class of batches, and batches of images with targets."""
+"""The base classes of batches, and batches of images with targets."""
 
 import contextlib
 from collections.abc import Callable
@@ -40,34 +40,28 @@ def _worker_count(batches: int) -> int:
     return 2 if keras.backend.backend() == "tensorflow" and batches > _MANY_BATCHES else 1
 
 
-class Batches(keras.utils.PyDataset):
-    """Base of all batches: draws rows once an epoch, then gathers and augments them batch by batch.
+class SeededBatches(keras.utils.PyDataset):
+    """Base of all batches: draws rows once an epoch, then gathers them batch by batch.
 
     Everything is a function of `seed`, `epoch` and the index of the batch alone. A subclass defines
     `__getitem__`, which returns a batch, and `_epoch_indices` unless an epoch is a permutation of
-    all images.
+    all rows.
+
+    Args:
+        rows: Rows of an epoch, such as images or pairs.
+        batch_size: Rows per batch.
+        seed: The same seed gives the same epochs.
     """
 
-    # The error of a file or of `augment` in a thread of Keras, for `translate_errors`.
-    failure: Exception | None = None
-    # The name of the argument `images` in messages.
-    _arg_name = "images"
-    # The attributes of a subclass that determine its batches, besides those of all batches.
+    # The attributes of a subclass that determine its batches, besides those of its base.
     _config_keys: tuple[str, ...] = ()
 
-    def __init__(self, images, batch_size, seed, sigma, flip, shift, augment):
+    def __init__(self, rows: int, batch_size, seed):
         super().__init__()
-        self.images = check_images(self._arg_name, images)
-        if len(self.images) == 0:
-            raise ArgumentError(f"{self._arg_name} is empty: pass one image or more.")
         self.batch_size = _checks.integer("batch_size", batch_size)
         self.seed = _checks.integer("seed", seed, 0)
-        self.sigma = _checks.number("sigma", sigma, 0)
-        self.flip = _checks.boolean("flip", flip)
-        self.shift = _checks.integer("shift", shift, 0)
-        self.augment = Augmentation(augment)
         self.epoch = 0
-        self.rows = len(self.images)
+        self.rows = rows
         self.workers = _worker_count(len(self))
         self.max_queue_size = 4
         self._drawn = (-1, ())
@@ -76,7 +70,7 @@ class Batches(keras.utils.PyDataset):
         return -(-self.rows // self.batch_size)
 
     def _epoch_indices(self, rng) -> tuple[np.ndarray, ...]:
-        """Returns the columns of an epoch, such as positions in `images`, each of `self.rows`."""
+        """Returns the columns of an epoch, such as positions of images, each of `self.rows`."""
         return (rng.permutation(self.rows),)
 
     def _batch_indices(self, index: int):
@@ -89,6 +83,36 @@ class Batches(keras.utils.PyDataset):
         part = slice(index * self.batch_size, (index + 1) * self.batch_size)
         rng = np.random.default_rng([self.seed, epoch, index])
         return [column[part] for column in drawn[1]], rng
+
+    def _settings_of(self, *names: str) -> dict:
+        """Returns the class and these attributes by name, with a digest in place of arrays."""
+        values = {name: getattr(self, name) for name in names}
+        arrays = {name: content_hash(x) for name, x in values.items() if hasattr(x, "dtype")}
+        return {"class": type(self).__name__, **values, **arrays}
+
+    def settings(self) -> dict:
+        """Returns what determines the batches, for `training.fit` to compare on resume."""
+        return self._settings_of("batch_size", "seed", *self._config_keys)
+
+
+class Batches(SeededBatches):
+    """Base of batches of images, which are augmented as they are gathered."""
+
+    # The error of a file or of `augment` in a thread of Keras, for `translate_errors`.
+    failure: Exception | None = None
+    # The name of the argument `images` in messages.
+    _arg_name = "images"
+
+    def __init__(self, images, batch_size, seed, sigma, flip, shift, augment):
+        images = check_images(self._arg_name, images)
+        if len(images) == 0:
+            raise ArgumentError(f"{self._arg_name} is empty: pass one image or more.")
+        super().__init__(len(images), batch_size, seed)
+        self.images = images
+        self.sigma = _checks.number("sigma", sigma, 0)
+        self.flip = _checks.boolean("flip", flip)
+        self.shift = _checks.integer("shift", shift, 0)
+        self.augment = Augmentation(augment)
 
     def _refuse_mixing(self, why: str) -> None:
         """Raises if `augment` mixes the images of a batch, whose targets cannot be mixed."""
@@ -155,10 +179,27 @@ class Batches(keras.utils.PyDataset):
     def settings(self) -> dict:
         """Returns what determines the batches, for `training.fit` to compare on resume."""
         shared = ("images", "batch_size", "seed", "sigma", "flip", "shift")
-        values = {name: getattr(self, name) for name in (*shared, *self._config_keys)}
-        arrays = {name: content_hash(x) for name, x in values.items() if hasattr(x, "dtype")}
-        augment = self.augment.settings()
-        return {"class": type(self).__name__, **values, **arrays, "augment": augment}
+        settings = self._settings_of(*shared, *self._config_keys)
+        return {**settings, "augment": self.augment.settings()}
+
+
+def pair_groups(groups, n: int, unit: str) -> np.ndarray:
+    """Returns the groups of both sides of `n` pairs, numbered from 0, float32 `(n, 2)`.
+
+    Args:
+        groups: `(n,)` or `(n, 2)` integers or strings; None for a group of its own for each pair.
+        n: Number of pairs.
+        unit: What a side of the pairs holds, such as "images".
+    """
+    groups = np.arange(n) if groups is None else _checks.labels("groups", groups, None, "pairs")
+    if groups.shape not in ((n,), (n, 2)):
+        raise ArgumentError(
+            f"groups has shape {groups.shape}, left has {n} {unit}: pass (n,), one per pair, or "
+            "(n, 2), one per side."
+        )
+    numbers = np.unique(groups, return_inverse=True)[1].reshape(n, -1)
+    # Losses get float32, in which integers are exact up to 2**24.
+    return np.broadcast_to(numbers, (n, 2)).astype("float32")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from kerasim import _checks
 from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
 from kerasim.data._augmentation import Augment
-from kerasim.data._batches import Batches
+from kerasim.data._batches import Batches, pair_groups
 from kerasim.duplicates import find_duplicates
 from kerasim.errors import ArgumentError, ArgumentTypeError
 
@@ -423,6 +423,7 @@ class PositivePairBatches(Batches):
 
     A batch is `((left, right), groups)`, for `models.siamese(embedder, metric=None)` with
     `losses.InfoNCELoss` or `losses.InBatchTripletLoss`; `groups` is `(batch, 2)` float32.
+    `EmbeddingPairBatches` does the same for stored embeddings.
 
     Args:
         left: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
@@ -474,15 +475,7 @@ class PositivePairBatches(Batches):
             self.images.shape,
             "pass one for each image of left, of the same size",
         )
-        groups = np.arange(self.rows) if groups is None else _check_names("groups", groups)
-        if groups.shape not in ((self.rows,), (self.rows, 2)):
-            raise ArgumentError(
-                f"groups has shape {groups.shape}, left has {self.rows} images: pass (n,), "
-                "one per pair, or (n, 2), one per side."
-            )
-        numbers = np.unique(groups, return_inverse=True)[1].reshape(self.rows, -1)
-        # Losses get float32, in which integers are exact up to 2**24.
-        self.groups = np.broadcast_to(numbers, (self.rows, 2)).astype("float32")
+        self.groups = pair_groups(groups, self.rows, "images")
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)

@@ -90,14 +90,19 @@ def check_sizes(image_shape, widths, step: int = 0) -> tuple[tuple, tuple[int, .
     return check_image_shape(image_shape, step * 2 ** (len(widths) - 1)), widths
 
 
+def float_input(shape: tuple, name: str):
+    """Returns an input of float32, whatever `keras.config.floatx()` says."""
+    return keras.Input(shape, dtype="float32", name=name)
+
+
 def image_input(image_shape, name: str = "images"):
-    """Returns the input of a model of images: float32 whatever `keras.config.floatx()` says."""
-    return keras.Input(image_shape, dtype="float32", name=name)
+    """Returns the input of a model of images."""
+    return float_input(image_shape, name)
 
 
 def vector_input(dim: int, name: str):
-    """Returns the input of a model of vectors, float32 as images are."""
-    return keras.Input((dim,), dtype="float32", name=name)
+    """Returns the input of a model of vectors."""
+    return float_input((dim,), name)
 
 
 def batch_norm(name: str) -> layers.BatchNormalization:

@@ -18,22 +18,29 @@ def siamese(
     embedder: keras.Model,
     metric: PairMetric | None = "cosine",
     name: str = "siamese",
+    *,
+    right_embedder: keras.Model | None = None,
 ) -> keras.Model:
     """Builds a Siamese network: two images pass through one embedder with shared weights.
 
     Args:
-        embedder: `keras.Model` from images to embeddings. Training the Siamese network also trains
-            the embedder, because they share weights.
+        embedder: `keras.Model` from images to embeddings, or from vectors, such as a head that is
+            trained on stored embeddings (`data.EmbeddingPairBatches`). Training the Siamese network
+            also trains the embedder, because they share weights.
         metric: "euclidean", "squared_euclidean" or "cosine"; None to return both embeddings, as
             `losses.InfoNCELoss` and `losses.InBatchTripletLoss` expect.
         name: Name of the model.
+        right_embedder: Another model for the right side, with weights of its own and embeddings of
+            the same size, for sides of different kinds, such as sketches and photographs. None for
+            `embedder` on both sides.
 
     Returns:
         Model from `[left, right]`, each `(batch, *image_shape)`, to the distances of their
         embeddings `(batch, 1)`; with `metric=None` to both embeddings, `(batch, 2, dim)`.
 
     Raises:
-        ArgumentError: If the embedder does not map one image to one vector, or `metric` is unknown.
+        ArgumentError: If an embedder does not map one image, or one vector, to one vector, `metric`
+            is unknown, or two embedders share layers or differ in embedding size.
 
     Example:
         >>> embedder = conv_embedder((16, 16, 1), embedding_dim=8, widths=(8, 16))
@@ -44,17 +51,36 @@ def siamese(
         Bromley et al., 1993, Signature verification using a "Siamese" time delay neural network;
         Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
     """
-    shape, dim = check_embedder("embedder", embedder)
+    shape, dim = check_embedder("embedder", embedder, vectors=True)
     if metric is not None:
         _checks.one_of("metric", metric, PAIR_METRICS)
-    left, right = parts.image_input(shape, "left"), parts.image_input(shape, "right")
-    vectors = [embedder(left), embedder(right)]
+    right_shape, right_tower = shape, embedder
+    if right_embedder is not None and right_embedder is not embedder:
+        right_shape = _check_right(right_embedder, embedder, dim)
+        # Two embedders may have the same name, hence a model with a new one.
+        right_tower = keras.Model(
+            right_embedder.inputs[0], right_embedder.outputs[0], name="right_embedder"
+        )
+    left, right = parts.float_input(shape, "left"), parts.float_input(right_shape, "right")
+    vectors = [embedder(left), right_tower(right)]
     if metric is not None:
         output = Distance(metric, name="distance")(vectors)
     else:
         both = layers.Concatenate(dtype="float32")(vectors)
         output = layers.Reshape((2, dim), dtype="float32", name="both")(both)
     return keras.Model([left, right], output, name=name)
+
+
+def _check_right(right_embedder, embedder, dim: int) -> tuple:
+    """Returns the shape that the embedder of the right side takes, if it fits the left one."""
+    shape, right_dim = check_embedder("right_embedder", right_embedder, vectors=True)
+    if right_dim != dim:
+        raise ArgumentError(
+            f"right_embedder returns vectors of {right_dim}, but embedder of {dim}: pass two with "
+            "the same embedding size."
+        )
+    _refuse_shared_layers({"embedder": embedder, "right_embedder": right_embedder}, "network")
+    return shape
 
 
 def ensemble(
@@ -101,7 +127,8 @@ def ensemble(
     if len(embedders) < 2:
         raise ArgumentError(f"embedders holds {len(embedders)} models: pass two or more.")
     shapes = [check_embedder(f"embedders[{n}]", model)[0] for n, model in enumerate(embedders)]
-    _refuse_shared_layers(embedders)
+    named = {f"embedders[{n}]": embedder for n, embedder in enumerate(embedders)}
+    _refuse_shared_layers(named, "ensemble")
     image_shape = _common_shape(shapes, image_shape)
     lengths = _lengths(weights, len(embedders))
     images = parts.image_input(image_shape)
@@ -121,20 +148,21 @@ def ensemble(
     return keras.Model(images, embeddings, name=name)
 
 
-def _refuse_shared_layers(embedders) -> None:
-    """Raises if two members share a layer with weights.
+def _refuse_shared_layers(embedders: dict[str, keras.Model], built: str) -> None:
+    """Raises if two embedders, by their arguments, share a layer with weights.
 
-    Keras would save the weights of such a layer once, but load them for each member.
+    Keras would save the weights of such a layer once, but load them for each embedder. `built` is
+    what is built of them.
     """
-    owners: dict[int, int] = {}
-    for n, embedder in enumerate(embedders):
+    owners: dict[int, str] = {}
+    for argument, embedder in embedders.items():
         for layer in _keras_compat.flatten_layers(embedder):
-            owner = owners.setdefault(id(layer), n)
+            owner = owners.setdefault(id(layer), argument)
             # guard: shared-layers
-            if owner != n and layer.weights:
+            if owner != argument and layer.weights:
                 raise ArgumentError(
-                    f"embedders[{owner}] and embedders[{n}] share layers, such as {layer.name!r}: "
-                    "the ensemble could not be loaded after saving. Build each on a backbone of "
+                    f"{owner} and {argument} share layers, such as {layer.name!r}: "
+                    f"the {built} could not be loaded after saving. Build each on a backbone of "
                     "its own, for example by loading the backbone once for each."
                 )
 
