@@ -24,7 +24,8 @@ def test_every_builder_is_tested():
     assert {*BUILDERS, "dtype_policy", "set_trainable"} == set(models.__all__)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+# A head is small and computes in float32 under every policy.
+@pytest.mark.parametrize("name", sorted(set(BUILDERS) - {"whitened_head"}))
 def test_under_mixed_precision_the_output_is_not_rounded_to_that_precision(name, mixed_precision):
     keras.utils.set_random_seed(0)
     model = BUILDERS[name]()
@@ -64,6 +65,8 @@ def test_a_fresh_process_loads_every_model_in_safe_mode(tmp_path):
             inputs = {"left": images, "right": images[::-1].copy()}
         elif name == "unet":
             inputs = {"images": images, "t": np.arange(4), "labels": np.arange(4)}
+        elif name == "whitened_head":
+            inputs = {"only": inputs_of(name)}
         np.savez(f"{path}.npz", **inputs)
         for weight in model.trainable_weights:  # a denoiser would return its input
             weight.assign(weight * 1.5 + 0.01)

@@ -13,6 +13,7 @@ from kerasim.models._autoencoder import (
     residual_autoencoder,
 )
 from kerasim.models._embedder import conv_embedder, resnet_embedder
+from kerasim.models._heads import whitened_head
 from kerasim.models._policy import dtype_policy
 from kerasim.models._pretrained import pretrained_embedder, set_trainable
 from kerasim.models._siamese import ensemble, siamese
@@ -33,6 +34,7 @@ __all__ = [
     "siamese",
     "unet",
     "vae",
+    "whitened_head",
 ]
 
 

@@ -19,6 +19,11 @@ def backbone():
     return keras.Model(images, features)
 
 
+def features(count=20):
+    """Returns stored features of size 10."""
+    return np.random.default_rng(0).normal(size=(count, 10)).astype("float32")
+
+
 BUILDERS = {
     "conv_autoencoder": lambda: models.conv_autoencoder(IMAGE_SHAPE, 5, (2, 3), (6, 7)),
     "residual_autoencoder": lambda: models.residual_autoencoder(IMAGE_SHAPE, 5, (2, 3)),
@@ -33,6 +38,7 @@ BUILDERS = {
     ),
     "noise_estimator": lambda: models.noise_estimator(IMAGE_SHAPE, (2, 3), 4),
     "pretrained_embedder": lambda: models.pretrained_embedder(backbone()),
+    "whitened_head": lambda: models.whitened_head(features(), parts=[(2, 3), (1, 4)], components=3),
 }
 
 
@@ -47,4 +53,6 @@ def inputs_of(name):
             "t": np.arange(4, dtype="int32"),
             "labels": np.arange(4, dtype="int32"),
         }
+    if name == "whitened_head":
+        return features(4)
     return images
