@@ -36,6 +36,7 @@ from kerasim.errors import ArgumentError, ArgumentTypeError
 __all__ = [
     "AngularLoss",
     "ArcFaceLoss",
+    "BatchContrastiveLoss",
     "ContrastiveLoss",
     "EmptyBatchCounter",
     "InBatchTripletLoss",
@@ -116,10 +117,7 @@ class _BatchLoss(_Loss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if y_pred.shape[0] == 0:
             return ops.sum(y_pred)
-        costs, kept = self._costs(y_true, y_pred)
-        count = ops.cast(ops.maximum(_count(kept), 1.0), costs.dtype)
-        # Divided before they are summed, because the sum may be too large for float32.
-        return ops.sum(ops.where(kept, costs / count, 0.0))
+        return _mean_of(*self._costs(y_true, y_pred))
 
     def count_valid(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the number of anchors, pairs or triplets of `y_true` and `y_pred` in the mean."""
@@ -177,12 +175,71 @@ class ContrastiveLoss(_Loss):
         # A square may be infinite in float32, and 0 times infinity is NaN: distances that do not
         # count are replaced before they are squared.
         positive_cost = ops.square(ops.where(same == 0, 0.0, y_pred))
-        near = ops.minimum(y_pred, self.margin)
-        if self.squared_margin:
-            negative_cost = ops.maximum(self.margin**2 - ops.square(near), 0.0)
-        else:
-            negative_cost = ops.square(self.margin - near)
+        negative_cost = _negative_cost(y_pred, self.margin, self.squared_margin)
         return ops.mean(same * positive_cost + (1 - same) * negative_cost, axis=-1)
+
+
+@keras.saving.register_keras_serializable("kerasim")
+class BatchContrastiveLoss(_BatchLoss):
+    """Contrastive loss over all pairs of a labeled batch.
+
+    Half of the mean of `d**2` over the positive pairs (images of the same label) plus half of the
+    mean of `max(margin - d, 0)**2` over the negative pairs, where `d` is the distance of two
+    embeddings. This is `ContrastiveLoss` with a share of 0.5 of positive pairs, but over all pairs
+    of the batch: 7,140 for 120 images, where `data.PairBatches` forms 60. `y_true` holds labels
+    `(batch,)`, `y_pred` embeddings `(batch, dim)`. Memory grows with `batch**2 * dim`.
+
+    Args:
+        margin: Distance beyond which a negative pair has loss 0; 0 or more, in the units of the
+            distance: the Euclidean distance of two unit vectors is at most 2.
+        metric: "euclidean", "squared_euclidean" or "cosine" (1 - cosine similarity). Only "cosine"
+            scales the embeddings to unit length.
+        squared_margin: True for `max(margin**2 - d**2, 0)` of negative pairs, which has a larger
+            gradient for distant negative pairs and a smaller one for close pairs.
+        **kwargs: Passed to `keras.Loss`, such as `name`.
+
+    Raises:
+        ArgumentError: If `margin` is negative, or `metric` is unknown.
+
+    Example:
+        >>> embeddings = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> loss = BatchContrastiveLoss(margin=1.0)
+        >>> round(float(loss(np.array([0, 0, 1, 1]), embeddings)), 3)  # classes are separated
+        0.0
+        >>> round(float(loss(np.array([0, 1, 0, 1]), embeddings)), 3)  # classes are mixed
+        1.25
+
+    Reference:
+        Hadsell et al., 2006. https://doi.org/10.1109/CVPR.2006.100
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        metric: PairMetric = "euclidean",
+        squared_margin: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.margin = _checks.number("margin", margin, 0)
+        _checks.one_of("metric", metric, PAIR_METRICS)
+        self.metric = metric
+        self.squared_margin = _checks.boolean("squared_margin", squared_margin)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if y_pred.shape[0] == 0:
+            return ops.sum(y_pred)
+        positive, negative = _masks(y_true)
+        distances = _pairwise(y_pred, self.metric)
+        # As in `ContrastiveLoss`, distances that do not count are replaced before they are squared.
+        positive_cost = ops.square(ops.where(positive, distances, 0.0))
+        negative_cost = _negative_cost(distances, self.margin, self.squared_margin)
+        return (_mean_of(positive_cost, positive) + _mean_of(negative_cost, negative)) / 2
+
+    def count_valid(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Returns the number of ordered pairs of `y_true` and `y_pred`, of both kinds."""
+        positive, negative = _masks(ops.convert_to_tensor(y_true))
+        return _count(positive | negative)
 
 
 class _TripletLoss(_BatchLoss):
@@ -669,6 +726,13 @@ def _count(mask):
     return ops.sum(ops.cast(mask, "float32"))
 
 
+def _mean_of(costs, kept):
+    """Returns the mean of the costs that the mask `kept` keeps, 0 if there are none."""
+    count = ops.cast(ops.maximum(_count(kept), 1.0), costs.dtype)
+    # Divided before they are summed, because the sum may be too large for float32.
+    return ops.sum(ops.where(kept, costs / count, 0.0))
+
+
 def _with_negative(positive, negative):
     """Returns the positive pairs whose anchor has a negative."""
     return positive & ops.any(negative, axis=1, keepdims=True)
@@ -678,6 +742,14 @@ def _cosines(left, right=None):
     """Returns the cosine of each vector with each of `right`; None for `left` itself."""
     left = l2_normalize(left)
     return ops.matmul(left, ops.transpose(left if right is None else l2_normalize(right)))
+
+
+def _negative_cost(distances, margin, squared_margin):
+    """Returns the contrastive loss of negative pairs, 0 for distances beyond the margin."""
+    near = ops.minimum(distances, margin)
+    if squared_margin:
+        return ops.maximum(margin**2 - ops.square(near), 0.0)
+    return ops.square(margin - near)
 
 
 def _pairwise(embeddings, metric):

@@ -247,6 +247,7 @@ BATCH_LOSSES = [
     losses.NTXentLoss(),
     losses.AngularLoss(),
     losses.MultiSimilarityLoss(),
+    losses.BatchContrastiveLoss(),
 ]
 
 

@@ -37,6 +37,7 @@ EMBEDDER_TOO = keras.Sequential(
 # Other values than the defaults.
 CHANGED = [
     losses.ContrastiveLoss(margin=0.3, squared_margin=True),
+    losses.BatchContrastiveLoss(margin=0.3, metric="cosine", squared_margin=True),
     losses.TripletLoss(margin=0.4, metric="euclidean", mining="hard"),
     losses.InBatchTripletLoss(margin=0.5, mining="semi_hard"),
     losses.InfoNCELoss(temperature=0.2),
@@ -54,6 +55,7 @@ ON_LABELS = [
     losses.MultiSimilarityLoss(),
     losses.SupConLoss(),
     losses.NTXentLoss(),
+    losses.BatchContrastiveLoss(metric="cosine"),
 ]
 ON_PAIRS = [losses.InBatchTripletLoss(), losses.InfoNCELoss()]
 
@@ -126,6 +128,29 @@ def test_contrastive_loss_takes_same_in_either_rank():
     assert float(loss(same, distance)) == float(loss(same[:, None], distance))
 
 
+# BatchContrastiveLoss
+
+
+@pytest.mark.parametrize("squared_margin", [True, False])
+def test_batch_contrastive_loss_is_the_contrastive_loss_of_all_pairs_with_half_positive(
+    squared_margin,
+):
+    left, right = np.triu_indices(len(LABELS), 1)
+    distances = np.linalg.norm(EMBEDDINGS[left] - EMBEDDINGS[right], axis=1)
+    same = LABELS[left] == LABELS[right]
+    pair_loss = losses.ContrastiveLoss(2.0, squared_margin)
+    kinds = [
+        float(pair_loss(np.full(kind.sum(), value), distances[kind]))
+        for kind, value in ((same, 1.0), (~same, 0.0))
+    ]
+    loss = losses.BatchContrastiveLoss(2.0, "euclidean", squared_margin)
+    np.testing.assert_allclose(float(loss(LABELS, EMBEDDINGS)), np.mean(kinds), rtol=1e-5)
+
+
+def test_batch_contrastive_loss_counts_every_ordered_pair():
+    assert float(losses.BatchContrastiveLoss().count_valid(LABELS, EMBEDDINGS)) == 24 * 23
+
+
 # Losses on a labeled batch
 
 
@@ -191,6 +216,8 @@ COUNTED = {
     ("SupConLoss", "no negative"),
     ("MultiSimilarityLoss", "no negative"),
     ("MultiSimilarityLoss", "no positive"),
+    ("BatchContrastiveLoss", "no negative"),
+    ("BatchContrastiveLoss", "no positive"),
 }
 
 
@@ -367,6 +394,8 @@ def test_a_loss_that_compares_no_images_has_nothing_to_count(loss):
     [
         (lambda: losses.ContrastiveLoss(margin=-1), "margin=-1"),
         (lambda: losses.ContrastiveLoss(margin="1"), "margin"),
+        (lambda: losses.BatchContrastiveLoss(margin=-1), "margin=-1"),
+        (lambda: losses.BatchContrastiveLoss(metric="manhattan"), "metric='manhattan'"),
         (lambda: losses.TripletLoss(margin=np.nan, metric="euclidean"), "margin=nan"),
         (
             lambda: losses.TripletLoss(margin=0, mining="semi_hard", metric="euclidean"),

@@ -113,6 +113,20 @@ def test_triplet_loss_is_that_of_float64(kind, metric, mining):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6 * margin)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if EMBEDDINGS[kind][1] < 1e19])
+@pytest.mark.parametrize("squared_margin", [True, False])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_batch_contrastive_loss_is_that_of_float64(kind, metric, squared_margin):
+    x, size = draw(kind)
+    margin = 0.3 if metric == "cosine" else 0.3 * size
+    d = all_distances(x, metric)
+    push = np.maximum(margin**2 - d**2, 0) if squared_margin else np.maximum(margin - d, 0) ** 2
+    expected = (np.square(d)[ALIKE].mean() + push[UNLIKE].mean()) / 2
+    found = float(losses.BatchContrastiveLoss(margin, metric, squared_margin)(LABELS, x))
+    # The square of a distance below 1e-19 is 0 in float32.
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=1e-37)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["SupConLoss", "NTXentLoss", "MultiSimilarityLoss", "AngularLoss"])
 def test_a_loss_on_cosines_is_that_of_float64(kind, name):
@@ -156,6 +170,7 @@ ON_LABELS = [
     losses.MultiSimilarityLoss(),
     losses.SupConLoss(),
     losses.NTXentLoss(),
+    losses.BatchContrastiveLoss(metric="cosine"),
 ]
 
 
