@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -57,6 +57,9 @@ _EXPLANATION_DPI, _EXPLANATION_WIDTH = 110, 2.6
 
 # A map of a few cells is interpolated to this width and height, as much as its image is wide.
 _MAP_PIXELS = 240
+
+# Distance of each branch of a Siamese network from the middle of its drawing.
+_BRANCH = 1.1
 
 # Brightness of black and of white below a map, whose colors neither may hide.
 _BLACK, _WHITE = 0.2, 0.9
@@ -723,7 +726,8 @@ def network(model: keras.Model, ax: Axes | None = None) -> Axes:
     """Draws a model as a row of bars, one for each layer that changes the shape.
 
     The height of a bar shows the logarithm of height x width of the feature map, and its width the
-    logarithm of the number of channels.
+    logarithm of the number of channels. A model of `models.siamese` is drawn as two rows, one for
+    each image. Dotted lines connect the layers that share their weights.
 
     Args:
         model: A `keras.Model`; models inside it are drawn layer by layer.
@@ -748,40 +752,112 @@ def network(model: keras.Model, ax: Axes | None = None) -> Axes:
             f"model must be a built keras.Model. Received {type(model).__name__}: pass "
             "a model of a builder, or call yours once."
         )
-    # The first of consecutive layers with outputs of the same shape is drawn.
-    by_shape = itertools.groupby(_outputs(model), lambda step: step[1])
-    steps: list = [next(layers) for _, layers in by_shape]
-    if any(None in shape or not shape for _, shape in steps):
-        raise ArgumentError(
-            "model has a layer whose output has an unknown size or is a scalar: build "
-            "it with a fixed image_shape. A U-Net cannot be drawn as a row of bars."
-        )
-    ax = _axes(ax, (max(6, 1.05 * len(steps)), 2.8))
-    left, kinds = 0.0, list(dict.fromkeys(kind for kind, _ in steps))
-    for kind, shape in steps:
-        tall = 0.3 + 0.14 * np.log2(np.prod(shape[:-1]))
-        broad = 0.12 + 0.055 * np.log2(shape[-1])
-        color = COLORS[kinds.index(kind) % len(COLORS)]
-        style = {"color": color, "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
-        ax.bar(left, tall, broad, -tall / 2, align="edge", **style)
-        middle = left + broad / 2
-        ax.text(middle, tall / 2 + 0.06, kind, ha="center", va="bottom", fontsize=7, rotation=40)
-        text = " x ".join(map(str, shape))
-        ax.text(middle, -tall / 2 - 0.08, text, ha="center", va="top", fontsize=7, rotation=-40)
-        left += broad + 0.5
-    ax.set(xlim=(-0.4, left), ylim=(-2.3, 2.3))
+    branch, joint = _branch_and_joint(model)
+    steps, joint_steps = _steps(branch), _steps(joint)
+    kinds = dict.fromkeys(step.kind for step in steps + joint_steps)
+    colors = dict(zip(kinds, itertools.cycle(COLORS), strict=False))
+    size = (max(6, 1.05 * len(steps + joint_steps)), 4.2 if joint else 2.8)
+    ax = _axes(ax, size)
+    if joint:
+        right = _draw_twin(ax, steps, joint_steps, [tensor.name for tensor in model.inputs], colors)
+        ax.set(xlim=(-0.9, right), ylim=(-_BRANCH - 2.3, _BRANCH + 2.3))
+    else:
+        right = _draw_bars(ax, steps, colors)
+        ax.set(xlim=(-0.4, right), ylim=(-2.3, 2.3))
     ax.axis("off")
     return ax
 
 
-def _outputs(model):
-    """Yields (kind, shape of the output) of a model's layers, in order."""
-    for layer in model.layers:
+class _Step(NamedTuple):
+    """A layer that changes the shape, and whether it or a layer up to the next one has weights."""
+
+    kind: str
+    shape: tuple[int, ...]
+    has_weights: bool
+
+    @property
+    def height(self) -> float:
+        return float(0.3 + 0.14 * np.log2(np.prod(self.shape[:-1])))
+
+    @property
+    def width(self) -> float:
+        return float(0.12 + 0.055 * np.log2(self.shape[-1]))
+
+
+def _branch_and_joint(model):
+    """Returns the layers of one branch of a Siamese network, and those that join both branches.
+
+    For another model these are all of its layers, and none.
+    """
+    inner = [layer for layer in model.layers if hasattr(layer, "layers")]
+    if len(model.inputs) != 2 or len(inner) != 1 or len(inner[0].inputs) != 1:
+        return model.layers, []
+    return inner[0].layers, model.layers[model.layers.index(inner[0]) + 1 :]
+
+
+def _steps(layers) -> list[_Step]:
+    """Returns the first of consecutive layers with outputs of the same shape."""
+    steps = []
+    for shape, group in itertools.groupby(_flat(layers), _output_shape):
+        if None in shape or not shape:
+            raise ArgumentError(
+                "model has a layer whose output has an unknown size or is a scalar: build "
+                "it with a fixed image_shape. A U-Net cannot be drawn as a row of bars."
+            )
+        same_shape = list(group)
+        kind = type(same_shape[0]).__name__.replace("Layer", "")
+        steps.append(_Step(kind, shape, any(layer.weights for layer in same_shape)))
+    return steps
+
+
+def _flat(layers):
+    """Yields the layers of a model in order, and those of models inside it."""
+    for layer in layers:
         if hasattr(layer, "layers"):
-            yield from _outputs(layer)
+            yield from _flat(layer.layers)
         else:
-            shape = getattr(layer.output, "shape", ())  # a list of outputs has none
-            yield type(layer).__name__.replace("Layer", ""), tuple(shape[1:])
+            yield layer
+
+
+def _output_shape(layer) -> tuple:
+    return tuple(getattr(layer.output, "shape", ())[1:])  # a list of outputs has none
+
+
+def _draw_bars(ax, steps, colors, left=0.0, level=0.0, kinds=True, shapes=True) -> float:
+    """Draws a row of bars around `level`, and returns where the next bar begins."""
+    for step in steps:
+        tall, broad = step.height, step.width
+        style = {"color": colors[step.kind], "edgecolor": "black", "lw": 0.5, "alpha": 0.85}
+        ax.bar(left, tall, broad, level - tall / 2, align="edge", **style)
+        middle = left + broad / 2
+        text = {"x": middle, "ha": "center", "fontsize": 9}
+        if kinds:
+            ax.text(y=level + tall / 2 + 0.06, s=step.kind, va="bottom", rotation=40, **text)
+        if shapes:
+            shape = " x ".join(map(str, step.shape))
+            ax.text(y=level - tall / 2 - 0.08, s=shape, va="top", rotation=-40, **text)
+        left += broad + 0.5
+    return left
+
+
+def _draw_twin(ax, steps, joint_steps, names, colors) -> float:
+    """Draws two branches with shared weights and what joins them; returns the right end."""
+    _draw_bars(ax, steps, colors, level=_BRANCH, shapes=False)
+    right = _draw_bars(ax, steps, colors, level=-_BRANCH, kinds=False)
+    left = 0.0
+    for step in steps:
+        if step.has_weights:
+            inner = _BRANCH - step.height / 2
+            ax.plot([left + step.width / 2] * 2, [-inner, inner], ":", color="black")
+        left += step.width + 0.5
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+    middle = (right - 0.5) / 2
+    ax.text(middle, 0, "shared weights", ha="center", va="center", fontsize=9, bbox=box)
+    for name, level in zip(names, (_BRANCH, -_BRANCH), strict=True):
+        ax.text(-0.1, level, name, ha="right", va="center", fontsize=9, parse_math=False)
+        arrow = {"arrowstyle": "->", "shrinkA": 0, "shrinkB": 2}
+        ax.annotate("", (right + 0.3, 0), (right - 0.45, level), arrowprops=arrow)
+    return _draw_bars(ax, joint_steps, colors, left=right + 0.3)
 
 
 def _check_some(name, images) -> Any:

@@ -377,6 +377,30 @@ def test_a_model_inside_a_model_is_drawn_layer_by_layer():
     assert kinds == ["Input", "Conv2D", "Flatten", "Dense", "Dense"]
 
 
+def test_a_siamese_network_is_drawn_as_two_branches_with_shared_weights():
+    ax = plots.network(models.siamese(small_model(), "euclidean"))
+    shown = [text.get_text() for text in ax.texts if text.get_text()]
+    assert shown == [
+        *("Input", "Conv2D", "Flatten", "Dense"),
+        *("8 x 8 x 1", "3 x 3 x 4", "36", "2"),
+        *("shared weights", "left", "right", "Distance", "1"),
+    ]
+    assert len(ax.patches) == 4 + 4 + 1
+    assert len(ax.lines) == 2  # Conv2D and Dense have weights
+
+
+def test_a_siamese_network_that_returns_embeddings_ends_with_both():
+    ax = plots.network(models.siamese(small_model(), None))
+    assert [text.get_text() for text in ax.texts][-2:] == ["Reshape", "2 x 2"]
+
+
+def test_two_embedders_are_not_drawn_as_branches_with_shared_weights():
+    left, right = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
+    vectors = [small_model()(left), small_model()(right)]
+    model = keras.Model([left, right], keras.layers.Concatenate()(vectors))
+    assert "shared weights" not in [text.get_text() for text in plots.network(model).texts]
+
+
 @pytest.mark.fault("unusual-plots")
 @pytest.mark.parametrize("name", ["$x$", r"$\nonsense{$", "100 %", "a_b^c", "_hidden", "<b>", "猫"])
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
