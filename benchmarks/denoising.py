@@ -1,6 +1,6 @@
-"""What notebook 10 leaves open: guidance by the true class, and specialists of the large size.
+"""What notebook 11 leaves open: guidance by the true class, and specialists of the large size.
 
-Both need what notebook 10 trained on MNIST in `runs/notebooks` (`denoiser-large`, `classifier`,
+Both need what notebook 11 trained on MNIST in `runs/notebooks` (`denoiser-large`, `classifier`,
 `noisy-classifier`). `labels` chooses guidance on 1,000 training images, for the predicted and for
 the true class apart, and counts on the 10,000 test images once: sigma 0.5, samples in 15 steps.
 `specialists` trains three networks of the same layers and steps as `denoiser-large`, each for one

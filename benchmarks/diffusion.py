@@ -1,4 +1,4 @@
-"""The sampler beside loops in Python; denoising of MNIST by the U-Net of notebook 09 beside BM3D.
+"""The sampler beside loops in Python; denoising of MNIST by the U-Net of notebook 10 beside BM3D.
 
 The first table needs no training: time does not depend on the weights. The second needs what
 `make notebooks` trained on MNIST in `runs/notebooks`.

@@ -21,9 +21,13 @@ LOG_LINE = re.compile(
     r"WARNING: All log messages before absl|[IWE]\d{4} \S|To enable the foll|INFO:"
     # TensorFlow counts the first call of each model as a retracing.
     r"|WARNING:tensorflow:\d+ out of the last"
+    # The folder of the data is another one on each machine.
+    r"|Data set: \S+, from "
 )
 # Starts the paragraph at the top of a notebook whose committed outputs are older than its code.
 COMMITTED_OUTPUTS = "Outputs from commit"
+# Starts that paragraph in a notebook which is committed before its first complete run.
+NO_OUTPUTS = "No outputs yet."
 
 
 class LoggedKernelManager(AsyncKernelManager):
@@ -77,7 +81,9 @@ def without_committed_outputs(notebook):
             cell.outputs, cell.execution_count = [], None
         elif cell.source.startswith("# "):
             paragraphs = cell.source.split("\n\n")
-            kept = [text for text in paragraphs if not text.startswith(COMMITTED_OUTPUTS)]
+            kept = [
+                text for text in paragraphs if not text.startswith((COMMITTED_OUTPUTS, NO_OUTPUTS))
+            ]
             cell.source = "\n\n".join(kept)
     return notebook
 
