@@ -737,7 +737,8 @@ def network(model: keras.Model, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
-        ArgumentError: If `model` is not built, or its image size is not fixed.
+        ArgumentError: If `model` is not built, its image size is not fixed, or it has an embedder
+            of its own for each side.
 
     Example:
         >>> model = keras.Sequential(
@@ -790,6 +791,11 @@ def _branch_and_joint(model):
     For another model these are all of its layers, and none.
     """
     inner = [layer for layer in model.layers if hasattr(layer, "layers")]
+    if len(model.inputs) == len(inner) == 2:
+        raise ArgumentError(
+            "model has two embedders, one for each side, and no shared weights. Draw each of them: "
+            "plots.network(embedder)."
+        )
     if len(model.inputs) != 2 or len(inner) != 1 or len(inner[0].inputs) != 1:
         return model.layers, []
     return inner[0].layers, model.layers[model.layers.index(inner[0]) + 1 :]

@@ -394,11 +394,10 @@ def test_a_siamese_network_that_returns_embeddings_ends_with_both():
     assert [text.get_text() for text in ax.texts][-2:] == ["Reshape", "2 x 2"]
 
 
-def test_two_embedders_are_not_drawn_as_branches_with_shared_weights():
-    left, right = keras.Input((8, 8, 1)), keras.Input((8, 8, 1))
-    vectors = [small_model()(left), small_model()(right)]
-    model = keras.Model([left, right], keras.layers.Concatenate()(vectors))
-    assert "shared weights" not in [text.get_text() for text in plots.network(model).texts]
+def test_a_network_with_an_embedder_for_each_side_is_refused():
+    model = models.siamese(small_model(), metric=None, right_embedder=small_model())
+    with pytest.raises(ArgumentError, match="two embedders.*Draw each of them"):
+        plots.network(model)
 
 
 @pytest.mark.fault("unusual-plots")
