@@ -26,8 +26,6 @@ LOG_LINE = re.compile(
 )
 # Starts the paragraph at the top of a notebook whose committed outputs are older than its code.
 COMMITTED_OUTPUTS = "Outputs from commit"
-# Starts that paragraph in a notebook which is committed before its first complete run.
-NO_OUTPUTS = "No outputs yet."
 
 
 class LoggedKernelManager(AsyncKernelManager):

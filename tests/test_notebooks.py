@@ -17,16 +17,13 @@ import pytest
 
 from kerasim import _artifacts
 from notebooks import __main__ as notebooks
-from notebooks.__main__ import COMMITTED_OUTPUTS, NO_OUTPUTS, headline, run
+from notebooks.__main__ import COMMITTED_OUTPUTS, headline, run
 
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 SOLUTIONS = sorted(Path("notebooks/solutions").glob("*.py"))
 EVERY_NOTEBOOK = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # The four that are fastest where nothing is trained yet.
 IN_MAKE_TEST = ("01-images-and-noise", "04-denoising", "05-siamese-contrastive", "14-gallery")
-
-# Committed before their first complete run, without any output; their first cell says so.
-WITHOUT_OUTPUTS = ("06-triplets-and-mining",)
 
 # What the headline figures of a notebook have to satisfy on the digits, which margin included.
 CLAIMS = {
@@ -190,11 +187,6 @@ def test_committed_notebook_is_a_clean_restart_and_run_all(path):
     text = path.read_text()
     cells = json.loads(text)["cells"]
     code = code_cells(path)
-    if path.stem in WITHOUT_OUTPUTS:
-        assert not any(cell["outputs"] for cell in code)
-        assert {cell["execution_count"] for cell in code} == {None}
-        assert NO_OUTPUTS in "".join(cells[0]["source"])
-        return
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
     assert not any(out["output_type"] == "error" for cell in code for out in cell["outputs"])
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) == 1
@@ -208,9 +200,7 @@ def test_headline_has_an_output_unless_the_outputs_are_of_an_earlier_commit(path
     first, *others = json.loads(path.read_text())["cells"]
     headlines = [cell for cell in others if "headline" in cell["metadata"].get("tags", [])]
     assert len(headlines) == 1
-    old = path.stem in WITHOUT_OUTPUTS or any(
-        line.startswith(COMMITTED_OUTPUTS) for line in first["source"]
-    )
+    old = any(line.startswith(COMMITTED_OUTPUTS) for line in first["source"])
     assert bool(headlines[0]["outputs"]) is not old
 
 
