@@ -79,9 +79,7 @@ def without_committed_outputs(notebook):
             cell.outputs, cell.execution_count = [], None
         elif cell.source.startswith("# "):
             paragraphs = cell.source.split("\n\n")
-            kept = [
-                text for text in paragraphs if not text.startswith((COMMITTED_OUTPUTS, NO_OUTPUTS))
-            ]
+            kept = [text for text in paragraphs if not text.startswith(COMMITTED_OUTPUTS)]
             cell.source = "\n\n".join(kept)
     return notebook
 
