@@ -337,25 +337,25 @@ class _TwoSides:
 class InBatchTripletLoss(_TwoSides, _TripletLoss):
     """Triplet loss over positive pairs with in-batch negatives.
 
-    The mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with the distance
-    `d = 1 - cosine similarity`. The left image of pair `i` is the anchor, its right image the
-    positive, and the right images of all pairs `j` that share no group with pair `i` are the
-    negatives.
+    The mean of `max(d(left_i, right_i) - d(left_i, right_j) + margin, 0)` with the distance `d`.
+    The left image of pair `i` is the anchor, its right image the positive, and the right images of
+    all pairs `j` that share no group with pair `i` are the negatives.
 
     `y_true` holds groups `(batch, 2)`, integers below 2**24: images of the same object have the
     same group. `y_pred` is `(batch, 2, dim)`, the output of
     `models.siamese(embedder, metric=None)`.
 
     Args:
-        margin: Margin in the units of `d`, which is at most 2; 0 or more, greater than 0 for
-            "semi_hard".
+        margin: Margin in the units of `d`; 0 or more, greater than 0 for "semi_hard".
         mining: With `d_ap = d(left_i, right_i)` and `d_an = d(left_i, right_j)`: "all" keeps all
             triplets, including those with loss 0; "semi_hard" keeps those with
             `d_ap < d_an < d_ap + margin`; "hard" those with `d_an <= d_ap`.
+        metric: "cosine" (1 - cosine similarity, at most 2), "euclidean" or "squared_euclidean".
+            Only "cosine" scales the embeddings to unit length.
         **kwargs: Passed to `keras.Loss`, such as `name`.
 
     Raises:
-        ArgumentError: If `margin` is out of range, or `mining` is unknown.
+        ArgumentError: If `margin` is out of range, or `metric` or `mining` is unknown.
 
     Example:
         >>> groups = np.array([[0, 0], [1, 1]])
@@ -371,8 +371,19 @@ class InBatchTripletLoss(_TwoSides, _TripletLoss):
         Schroff et al., 2015. https://arxiv.org/abs/1503.03832
     """
 
+    def __init__(
+        self,
+        margin: float = 0.2,
+        mining: Literal["all", "semi_hard", "hard"] = "all",
+        metric: PairMetric = "cosine",
+        **kwargs: Any,
+    ):
+        super().__init__(margin, mining, **kwargs)
+        _checks.one_of("metric", metric, PAIR_METRICS)
+        self.metric = metric
+
     def _costs(self, y_true, y_pred):
-        distances = 1 - _cosines(y_pred[:, 0], y_pred[:, 1])
+        distances = _pairwise(y_pred[:, 0], self.metric, y_pred[:, 1])
         others = _other_groups(y_true, y_pred)
         return self._mine(ops.diagonal(distances)[:, None], distances, others)
 
@@ -752,15 +763,16 @@ def _negative_cost(distances, margin, squared_margin):
     return ops.square(margin - near)
 
 
-def _pairwise(embeddings, metric):
-    """Returns the distances of all pairs of embeddings, `(batch, batch)`.
+def _pairwise(embeddings, metric, others=None):
+    """Returns the distance of each embedding to each of `others`; None for `embeddings` itself.
 
     They are computed from differences: `|x|**2 - 2 x y + |y|**2` loses the distance of two
     embeddings if it is small compared with their norms.
     """
     if metric == "cosine":
-        return 1 - _cosines(embeddings)
-    distances = safe_norm(embeddings[:, None, :] - embeddings[None, :, :])[..., 0]
+        return 1 - _cosines(embeddings, others)
+    others = embeddings if others is None else others
+    distances = safe_norm(embeddings[:, None, :] - others[None, :, :])[..., 0]
     return ops.square(distances) if metric == "squared_euclidean" else distances
 
 

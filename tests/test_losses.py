@@ -39,7 +39,7 @@ CHANGED = [
     losses.ContrastiveLoss(margin=0.3, squared_margin=True),
     losses.BatchContrastiveLoss(margin=0.3, metric="cosine", squared_margin=True),
     losses.TripletLoss(margin=0.4, metric="euclidean", mining="hard"),
-    losses.InBatchTripletLoss(margin=0.5, mining="semi_hard"),
+    losses.InBatchTripletLoss(margin=0.5, mining="semi_hard", metric="euclidean"),
     losses.InfoNCELoss(temperature=0.2),
     losses.AngularLoss(angle=30.0),
     losses.MultiSimilarityLoss(alpha=1.0, beta=20.0, base=0.4),
@@ -57,7 +57,11 @@ ON_LABELS = [
     losses.NTXentLoss(),
     losses.BatchContrastiveLoss(metric="cosine"),
 ]
-ON_PAIRS = [losses.InBatchTripletLoss(), losses.InfoNCELoss()]
+ON_PAIRS = [
+    losses.InBatchTripletLoss(),
+    losses.InBatchTripletLoss(metric="euclidean"),
+    losses.InfoNCELoss(),
+]
 
 
 def kind_of(loss):
@@ -407,6 +411,7 @@ def test_a_loss_that_compares_no_images_has_nothing_to_count(loss):
             "mining='semihard'.*'semi_hard'",
         ),
         (lambda: losses.InBatchTripletLoss(mining=None), "mining=None.*'all'"),
+        (lambda: losses.InBatchTripletLoss(metric="dot"), "metric='dot'.*'cosine'"),
         (lambda: losses.SupConLoss(temperature=0), "temperature=0"),
         (lambda: losses.NTXentLoss(temperature=-1), "temperature=-1"),
         (lambda: losses.InfoNCELoss(temperature=True), "temperature"),

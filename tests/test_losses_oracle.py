@@ -135,20 +135,39 @@ def test_a_loss_on_cosines_is_that_of_float64(kind, name):
     np.testing.assert_allclose(found, cosine_loss(name, x), rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["InBatchTripletLoss", "InfoNCELoss"])
-def test_a_loss_on_pairs_is_that_of_float64(kind, name):
+def draw_pairs(kind):
+    """Returns left and right embeddings of pairs, and their groups."""
     left = draw(kind)[0]
-    right = np.roll(left, 1, axis=0) + left
-    groups = np.repeat(np.arange(N), 2).reshape(N, 2)
+    return left, np.roll(left, 1, axis=0) + left, np.repeat(np.arange(N), 2).reshape(N, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_softmax_loss_on_pairs_is_that_of_float64(kind):
+    left, right, groups = draw_pairs(kind)
     s = 1 - distances(left[:, None], right[None], "cosine")
-    if name == "InfoNCELoss":
-        expected = (np.log(np.exp(s / 0.1).sum(axis=1)) - s.diagonal() / 0.1).mean()
-    else:
-        gaps = s - s.diagonal()[:, None] + 0.2
-        expected = np.maximum(gaps, 0)[~np.eye(N, dtype=bool)].mean()
-    found = float(getattr(losses, name)()(groups, np.stack([left, right], axis=1)))
+    expected = (np.log(np.exp(s / 0.1).sum(axis=1)) - s.diagonal() / 0.1).mean()
+    found = float(losses.InfoNCELoss()(groups, np.stack([left, right], axis=1)))
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+# Mining by cosine, where rounding may move a triplet over an edge: test_losses.py.
+@pytest.mark.parametrize(
+    ("metric", "mining"),
+    [("cosine", "all"), ("euclidean", "all"), ("euclidean", "semi_hard"), ("euclidean", "hard")],
+)
+def test_the_triplet_loss_on_pairs_is_that_of_float64(kind, metric, mining):
+    left, right, groups = draw_pairs(kind)
+    margin = 0.2 if metric == "cosine" else 0.2 * EMBEDDINGS[kind][1]
+    apart = distances(left[:, None], right[None], metric)
+    gaps = (apart.diagonal()[:, None] - apart)[~np.eye(N, dtype=bool)]
+    kept = {"all": gaps > -np.inf, "semi_hard": (gaps < 0) & (gaps > -margin), "hard": gaps >= 0}
+    expected = (
+        np.mean(np.maximum(gaps + margin, 0), where=kept[mining]) if kept[mining].any() else 0
+    )
+    loss = losses.InBatchTripletLoss(margin, mining, metric)
+    found = float(loss(groups, np.stack([left, right], axis=1)))
+    np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=1e-7 * apart.max())
 
 
 @pytest.mark.parametrize("cosine", [-1, -0.9, 0, 0.5, 1 - 2.0**-10, 1 - 2.0**-23, 1])
