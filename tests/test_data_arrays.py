@@ -1,4 +1,5 @@
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -108,6 +109,43 @@ def test_noise_is_clipped_unless_it_must_not_be():
     clipped, free = data.add_noise(FLOATS, 0.5), data.add_noise(FLOATS, 0.5, clip=False)
     assert free.min() < 0 and free.max() > 1
     np.testing.assert_array_equal(clipped, np.clip(free, 0, 1))
+
+
+def test_poisson_noise_grows_with_brightness():
+    levels = np.array([0.0, 0.25, 1.0], "float32")[:, None, None, None]
+    images = np.broadcast_to(levels, (3, 64, 64, 1))
+    noise = data.add_noise(images, 0.1, clip=False, gain=0.04) - images
+    assert noise.dtype == np.float32
+    np.testing.assert_allclose(noise.mean((1, 2, 3)), 0, atol=0.01)
+    expected = np.sqrt(0.04 * levels[:, 0, 0, 0] + 0.1**2)
+    np.testing.assert_allclose(noise.std((1, 2, 3)), expected, rtol=0.05)
+    photons = data.add_noise(images, 0, clip=False, gain=0.04) / 0.04
+    np.testing.assert_allclose(photons, np.round(photons), atol=1e-4)
+    assert photons[0].max() == 0
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_noise_in_a_file_has_the_levels_of_its_bits(bits):
+    noisy = data.add_noise(FLOATS, 0.5, bits=bits)
+    levels = noisy * (2**bits - 1)
+    np.testing.assert_allclose(levels, np.round(levels), atol=0.01)
+    assert np.abs(noisy - data.add_noise(FLOATS, 0.5)).max() <= 0.5 / (2**bits - 1) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gain": -0.1}, "gain=-0.1.*0 or more"),
+        ({"gain": None}, "gain must be a number.*0 or more"),
+        ({"bits": 0}, "bits=0 is out of range"),
+        ({"bits": 32}, "bits=32 is out of range"),
+        ({"bits": 8, "clip": False}, "bits=8 needs clip=True"),
+    ],
+)
+@pytest.mark.parametrize("door", [partial(data.add_noise, sigma=0.1), data.NoiseBatches])
+def test_noise_that_no_file_has_is_refused(door, settings, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        door(FLOATS, **{"clip": True, **settings})
 
 
 def test_noise_on_bytes_is_that_on_floats():

@@ -78,8 +78,9 @@ def test_settings_differ_with_schedule_steps_and_labels():
     ]
     assert len({repr(variant) for variant in variants}) == len(variants)
     assert settings() == settings()
-    one, other = (data.NoiseBatches(IMAGES, high=high).settings() for high in (0.5, 0.8))
-    assert one != other
+    kinds = ({"high": 0.5}, {}, {"clip": True}, {"clip": True, "bits": 8}, {"gain": 0.1})
+    noises = [repr(data.NoiseBatches(IMAGES, **kind).settings()) for kind in kinds]
+    assert len(set(noises)) == len(noises)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,30 @@ def test_noise_batches_say_how_much_noise_they_added():
     logs = np.log(sigma)
     assert np.log(0.1) <= logs.min() and logs.max() <= np.log(0.4) + 1e-6
     np.testing.assert_allclose(logs.mean(), np.log(0.2), atol=0.05)
+
+
+def test_noise_batches_like_files_are_clipped_and_rounded_and_their_targets_are_not():
+    settings = {"low": 0.3, "high": 0.5, "batch_size": 500, "seed": 3}
+    free, sigma = data.NoiseBatches(IMAGES, **settings)[0]
+    noisy, same = data.NoiseBatches(IMAGES, clip=True, bits=8, **settings)[0]
+    np.testing.assert_array_equal(sigma, same)
+    np.testing.assert_allclose(noisy, np.rint(np.clip(free, 0, 1) * 255) / 255, atol=1e-6)
+    _, clean = data.NoiseBatches(IMAGES, target="images", clip=True, bits=8, **settings)[0]
+    assert np.abs(255 * clean - np.rint(255 * clean)).max() > 0.4
+
+
+def test_noise_batches_with_a_gain_say_the_root_of_the_mean_variance():
+    images = np.linspace(0, 1, 500 * 256, dtype="float32").reshape(500, 16, 16, 1)
+    batches = data.NoiseBatches(images, 0.01, 0.02, batch_size=500, gain=0.1)
+    noisy, sigma = batches[0]
+    _, clean = data.NoiseBatches(images, 0.01, 0.02, "images", 500, gain=0.1)[0]
+    spread = np.sqrt(np.square(noisy - clean).mean((1, 2, 3))) / sigma[:, 0]
+    assert sigma.shape == (500, 1) and sigma.dtype == noisy.dtype == "float32"
+    assert abs(spread.mean() - 1) < 0.02
+    # Without the variance of the Gaussian part, which is between 0.01**2 and 0.02**2.
+    gains = (sigma[:, 0] ** 2 - 0.01**2) / clean.mean((1, 2, 3))
+    bright = gains[clean.mean((1, 2, 3)) > 0.1]
+    assert 0 < bright.min() < 0.01 and 0.09 < bright.max() < 0.1 + 0.003
 
 
 def test_noise_batches_for_a_denoiser_hold_the_clean_images():

@@ -165,7 +165,14 @@ def public(root):
         ),
         "data.add_noise": (
             data.add_noise,
-            {"images": FLOATS, "sigma": 0.1, "seed": 0, "clip": True},
+            {
+                "images": FLOATS,
+                "sigma": 0.1,
+                "seed": 0,
+                "clip": True,
+                "gain": 0.01,
+                "bits": 8,
+            },
         ),
         "duplicates.find_duplicates": (
             duplicates.find_duplicates,
@@ -235,7 +242,15 @@ def public(root):
         ),
         "data.NoiseBatches": (
             data.NoiseBatches,
-            {**batches, "low": 0.1, "high": 0.2, "target": LABELS},
+            {
+                **batches,
+                "low": 0.1,
+                "high": 0.2,
+                "target": LABELS,
+                "gain": 0.01,
+                "clip": True,
+                "bits": 8,
+            },
         ),
         "data.TwoViewBatches": (data.TwoViewBatches, {**batches, "augment": invert}),
         "diffusion.NoiseSchedule": (diffusion.NoiseSchedule, {"steps": 9, "kind": "linear"}),

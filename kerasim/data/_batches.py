@@ -12,7 +12,7 @@ from kerasim._content import content_hash
 from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_images
 from kerasim.data._augmentation import Augment, Augmentation
-from kerasim.data._noise import gaussian_noise
+from kerasim.data._noise import noisy_images
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.images import as_float
 
@@ -142,7 +142,7 @@ class Batches(SeededBatches):
             raise
 
     def _add_noise(self, images, rng):
-        return np.clip(gaussian_noise(images, self.sigma, rng), 0, 1) if self.sigma else images
+        return noisy_images(images, self.sigma, rng, clip=True) if self.sigma else images
 
     def _as_float(self, rows, images=None):
         """Returns the images at `rows` as floats; keeps an error for `translate_errors`."""

@@ -10,7 +10,7 @@ from kerasim._folders import ImageFolder
 from kerasim._image_checks import check_classes
 from kerasim.data._augmentation import Augment
 from kerasim.data._batches import Batches
-from kerasim.data._noise import gaussian_noise
+from kerasim.data._noise import check_noise, noisy_images
 from kerasim.errors import ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
 
@@ -109,13 +109,17 @@ class DiffusionBatches(Batches):
 class NoiseBatches(Batches):
     """Batches of noisy images, for networks that estimate the noise, denoise or classify.
 
-    A batch is `(noisy, sigma)`: images with Gaussian noise, not clipped to [0, 1], and the standard
-    deviation of the noise, float32 `(batch, 1)`, drawn log-uniformly from `low` to `high`. With
-    another `target` it is `(noisy, images)` or `(noisy, targets)`.
+    A batch is `(noisy, sigma)`: images with noise, and its standard deviation, float32
+    `(batch, 1)`. With another `target` it is `(noisy, images)` or `(noisy, targets)`.
+
+    The noise is Gaussian, of a standard deviation that is drawn for each image, log-uniformly from
+    `low` to `high`, and is not clipped to [0, 1]. For the images of files pass `clip=True, bits=8`,
+    for those of cameras a `gain` as well: see `add_noise`. With a gain, `sigma` is the root of
+    the mean variance of the noise in that image, before it is clipped.
 
     Args:
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
-        low: Smallest standard deviation, in units of [0, 1]; above 0.
+        low: Smallest standard deviation of the Gaussian noise, in units of [0, 1]; above 0.
         high: Largest standard deviation; `low` or more.
         target: "sigma", for `models.noise_estimator`; "images", for a denoiser; or an array of one
             target per image, such as labels.
@@ -126,9 +130,13 @@ class NoiseBatches(Batches):
             edge.
         augment: Layer of Keras such as `keras.layers.RandAugment()`, function `augment(images,
             rng)`, or list of these, applied after `flip` and `shift`; see `ImageBatches`.
+        gain: Largest gain of Poisson noise; each image has one drawn uniformly from 0 to it.
+        clip: Clip noisy images to [0, 1], as in a file.
+        bits: Round them to the levels of a file of so many bits, 1 to 16; needs `clip=True`.
 
     Raises:
-        ArgumentError: If `low` is not above 0, or `high` is below it.
+        ArgumentError: If `low` is not above 0, `high` is below it, `gain` is negative, or `bits`
+            is out of range or given without `clip`.
 
     Example:
         >>> images = np.random.default_rng(0).random((40, 16, 16, 1))
@@ -137,7 +145,7 @@ class NoiseBatches(Batches):
         ((8, 16, 16, 1), (8, 1))
     """
 
-    _config_keys = ("low", "high", "target")
+    _config_keys = ("low", "high", "target", "gain", "clip", "bits")
 
     def __init__(
         self,
@@ -151,8 +159,13 @@ class NoiseBatches(Batches):
         flip: bool = False,
         shift: int = 0,
         augment: Augment | None = None,
+        gain: float = 0.0,
+        clip: bool = False,
+        bits: int | None = None,
     ):
         super().__init__(images, batch_size, seed, 0.0, flip, shift, augment)
+        check_noise(gain, clip, bits)
+        self.gain, self.clip, self.bits = gain, clip, bits
         self.low = _checks.number("low", low, 1e-6)
         self.high = _checks.number("high", high, self.low)
         self.target = target
@@ -166,8 +179,13 @@ class NoiseBatches(Batches):
         (rows,), rng = self._batch_indices(index)
         images = self._augmented(rows, rng)
         sigma = np.exp(rng.uniform(np.log(self.low), np.log(self.high), len(images)))
-        sigma = sigma.astype("float32")[:, None]
-        noisy = gaussian_noise(images, sigma[:, :, None, None], rng)
+        sigma = sigma.astype("float32")[:, None, None, None]
+        gain = rng.uniform(0, self.gain, sigma.shape) if self.gain else 0.0
+        noisy = noisy_images(images, sigma, rng, gain, self.clip, self.bits)
         if isinstance(self.target, np.ndarray):
             return noisy, self.target[rows]
-        return noisy, sigma if self.target == "sigma" else images
+        if self.target == "images":
+            return noisy, images
+        if self.gain:
+            sigma = np.sqrt(sigma**2 + gain * images.mean((1, 2, 3), keepdims=True))
+        return noisy, sigma.astype("float32")[:, :, 0, 0]
