@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _BATCH_SIZE = 128  # images per call of a network
+Solver = Literal["ddim", "dpmpp_2m"]
 
 
 def sample(
@@ -39,6 +40,7 @@ def sample(
     labels: ArrayLike | None = None,
     guidance: float = 0.0,
     seed: int = 0,
+    solver: Solver = "ddim",
 ) -> np.ndarray:
     """Generates images from pure noise.
 
@@ -47,20 +49,24 @@ def sample(
         schedule: The schedule that it was trained with.
         shape: `(n, height, width, channels)`.
         steps: Number of calls of the network, from 1 to the number of steps of the schedule. They
-            are spread evenly over the schedule, from the last step at which the image has 4e-5 or
-            more of the variance (in a linear schedule of 1,000 steps: the last one).
+            are spread evenly over the schedule (with "dpmpp_2m" over the logarithm of the noise
+            level), from the last step at which the image has 4e-5 or more of the variance (in a
+            linear schedule of 1,000 steps: the last one).
         eta: Share of the noise that is drawn again at each step, 0 to 1. 0 is DDIM, which draws
             none; 1 is DDPM, if `steps` is the number of steps of the schedule.
         labels: `(n,)` integers, for a class-conditional network; None for no class.
         guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
             `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images.
+        solver: "ddim", or "dpmpp_2m" for DPM-Solver++(2M), which also uses the call before, needs
+            about a third of the steps, and draws no noise: `eta` is 0.
 
     Returns:
         `(n, height, width, channels)` float32 in [0, 1].
 
     Raises:
-        ArgumentError: If the schedule, shape, steps or labels do not fit the network.
+        ArgumentError: If the schedule, shape, steps or labels do not fit the network, or `eta` is
+            not 0 with "dpmpp_2m".
         ArgumentTypeError: If the model does not take images and steps.
 
     Example:
@@ -72,7 +78,8 @@ def sample(
 
     Reference:
         Ho et al., 2020. https://arxiv.org/abs/2006.11239; Song et al., 2021.
-        https://arxiv.org/abs/2010.02502; guidance: Ho & Salimans, 2022.
+        https://arxiv.org/abs/2010.02502; DPM-Solver++(2M): Lu et al., 2022.
+        https://arxiv.org/abs/2211.01095; guidance: Ho & Salimans, 2022.
         https://arxiv.org/abs/2207.12598
     """
     image_shape = _check_model(model, schedule)
@@ -91,7 +98,8 @@ def sample(
     # At the last steps of a cosine schedule the image has so little of the variance that any error
     # of the network would be amplified.
     start = np.full(n, np.flatnonzero(schedule.alphas_cumprod >= 4e-5)[-1])
-    return _reverse(model, schedule, noise, start, steps, eta, labels, guidance, seed)
+    eta = _check_solver(solver, eta)
+    return _reverse(model, schedule, noise, start, steps, eta, labels, guidance, seed, solver)
 
 
 def denoise(
@@ -102,10 +110,11 @@ def denoise(
     estimator: keras.Model | None = None,
     output: Literal["mean", "sample"] = "mean",
     steps: int = 50,
-    eta: float = 1.0,
+    eta: float | None = None,
     labels: ArrayLike | None = None,
     guidance: float = 0.0,
     seed: int = 0,
+    solver: Solver = "ddim",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Denoises images: starts the reverse process at the step with their noise level.
 
@@ -122,11 +131,12 @@ def denoise(
         steps: Number of calls of the network for a sample, spread evenly from the step of the noise
             level down to 0; at most `schedule.steps`. Ignored for a mean.
         eta: How much fresh noise each step draws, 0 to 1: 0 is DDIM, which draws none; 1 is DDPM.
-            Ignored for a mean.
+            None for 1, or 0 with "dpmpp_2m". Ignored for a mean.
         labels: `(n,)` class numbers for a class-conditional network; None to denoise without them.
         guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
             `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images. Ignored for a mean.
+        solver: As in `sample`. Ignored for a mean.
 
     Returns:
         The denoised images, float32 in [0, 1], and the sigma of each, `(n,)` float64.
@@ -149,6 +159,7 @@ def denoise(
         formula and selection bias.
     """
     _checks.one_of("output", output, ("mean", "sample"))
+    eta = _check_solver(solver, eta)
     images = _image_checks.check_shape("images", images, _check_model(model, schedule))
     steps = _checks.integer("steps", steps, 1, schedule.steps)
     images = np.asarray(images[:])
@@ -182,7 +193,20 @@ def denoise(
     left = np.sqrt(schedule.alphas_cumprod[t]).astype("float32")
     x = left[:, None, None, None] * (2 * images - 1)
     steps = 1 if output == "mean" else min(steps, int(t.max(initial=0)) + 1)
-    return _reverse(model, schedule, x, t, steps, eta, labels, guidance, seed), sigma
+    return _reverse(model, schedule, x, t, steps, eta, labels, guidance, seed, solver), sigma
+
+
+def _check_solver(solver, eta) -> float:
+    """Returns eta as a number: by default 1 for "ddim" and 0 for "dpmpp_2m"."""
+    _checks.one_of("solver", solver, ("ddim", "dpmpp_2m"))
+    if eta is None:
+        return 1.0 if solver == "ddim" else 0.0
+    if _checks.number("eta", eta, 0, 1) and solver == "dpmpp_2m":
+        raise ArgumentError(
+            f'eta={eta} is not possible with solver="dpmpp_2m", which draws no noise: pass '
+            'eta=0, or solver="ddim".'
+        )
+    return eta
 
 
 def _check_model(model, schedule) -> tuple[int, int, int]:
@@ -247,24 +271,65 @@ def _coefficients(before, after, eta):
     return np.stack([a, b, np.sqrt(variance)], axis=-1)
 
 
-def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed):
+def _spread(schedule, starts, steps, solver):
+    """Returns the steps of the schedule from each of `starts` down to 0, `(n, steps)` int32.
+
+    DDIM is spread evenly over the steps, DPM-Solver++ over the logarithm of the noise level: over
+    the steps, its last ones would be too long to extrapolate from those before them.
+    """
+    if solver == "ddim":
+        return np.round(np.linspace(starts, 0, steps)).astype("int32").T
+    levels = np.log(schedule.sigmas)
+    wanted = np.linspace(levels[starts], levels[0], steps).T
+    return np.searchsorted((levels[1:] + levels[:-1]) / 2, wanted).astype("int32")
+
+
+def _multistep_coefficients(left):
+    """Returns the coefficients of DPM-Solver++(2M) for each step between these abar.
+
+    With the clean image `y = u x + v eps` of this call of the network and `z` of the call before, a
+    step is `p x + q y + r z`.
+
+    Args:
+        left: `(n, steps + 1)` abar, from the first step to 1, the clean image. An abar may repeat.
+
+    Returns:
+        `(n, steps, 5)`: u, v, p, q, r.
+    """
+    alpha, sigma = np.sqrt(left), np.sqrt(1 - left)
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(alpha) - np.log(sigma)  # infinite for the clean image
+    length = np.diff(log_ratio)
+    before = np.pad(length[:, :-1], ((0, 0), (1, 0)))  # 0 before the first step
+    # The last step, and one after a step of length 0, use the clean image of their own call alone.
+    extrapolates = (before > 0) & np.isfinite(length)
+    share = np.where(extrapolates, length, 0) / np.where(extrapolates, 2 * before, 1)
+    change = -alpha[:, 1:] * np.expm1(-length)
+    u, v = 1 / alpha[:, :-1], -sigma[:, :-1] / alpha[:, :-1]
+    p, q, r = sigma[:, 1:] / sigma[:, :-1], change * (1 + share), -change * share
+    return np.stack([u, v, p, q, r], axis=-1)
+
+
+def _reverse(model, schedule, x, start, steps, eta, labels, guidance, seed, solver):
     """Runs the reverse process from x, at step `start` of each image, and returns images."""
     steps = _checks.integer("steps", steps, 1, schedule.steps)
-    _checks.number("eta", eta, 0, 1)
     seed = _checks.integer("seed", seed, 0, 2**31 - 1)
     labels = _check_labels(model, labels, guidance, len(x))
     if not len(x):
         return x
     # An image that starts at a small step repeats steps: from an abar to itself nothing changes.
     starts, which = np.unique(start, return_inverse=True)
-    t = np.round(np.linspace(starts, 0, steps)).astype("int32").T
+    t = _spread(schedule, starts, steps, solver)
     left = np.pad(schedule.alphas_cumprod[t], ((0, 0), (0, 1)), constant_values=1.0)
-    table = _coefficients(left[:, :-1], left[:, 1:], eta).astype("float32")
-    inputs = {"images": x, "t": t[which], "table": table[which]}
+    if solver == "ddim":
+        table = _coefficients(left[:, :-1], left[:, 1:], eta)
+    else:
+        table = _multistep_coefficients(left)
+    inputs = {"images": x, "t": t[which], "table": table[which].astype("float32")}
     if labels is not None:
         inputs["labels"] = labels.astype("int32")
         inputs["guidance"] = np.full(len(x), guidance, "float32")
-    x = _Sampler.of(model).reverse(inputs, guidance > 0, seed)
+    x = _Sampler.of(model).reverse(inputs, guidance > 0, solver, seed)
     return np.clip((x + 1) / 2, 0, 1)
 
 
@@ -286,7 +351,7 @@ class _Sampler:
 
     def __init__(self, model):
         self._model = model
-        self._processes: dict = {}  # by whether guided
+        self._processes: dict = {}  # by whether guided, and solver
         self._lock = threading.Lock()
 
     def predict(self, inputs) -> np.ndarray:
@@ -294,18 +359,20 @@ class _Sampler:
         with self._lock:
             return _predict(self._model, inputs)
 
-    def reverse(self, inputs, guided: bool, seed: int) -> np.ndarray:
+    def reverse(self, inputs, guided: bool, solver: Solver, seed: int) -> np.ndarray:
         """Returns the images, in model space, at the end of the reverse process.
 
         Args:
             inputs: As `_ReverseProcess` takes them.
             guided: Whether `inputs` hold labels and weights of classifier-free guidance.
+            solver: Solver that the coefficients in `inputs` are of.
             seed: Seed of the noise that is drawn on the way.
         """
+        kind = _ReverseProcess if solver == "ddim" else _MultistepProcess
         with self._lock:
-            if guided not in self._processes:
-                self._processes[guided] = _ReverseProcess(self._model, guided)
-            process = self._processes[guided]
+            if (guided, solver) not in self._processes:
+                self._processes[guided, solver] = kind(self._model, guided)
+            process = self._processes[guided, solver]
             process.seeds.state.assign(_first_state(seed))
             return _predict(process, inputs)
 
@@ -394,3 +461,19 @@ class _ReverseProcess(keras.Model):
             guidance = inputs["guidance"][:, None, None, None]
             noise += guidance * (noise - unconditional)
         return noise
+
+
+class _MultistepProcess(_ReverseProcess):
+    """The reverse process of DPM-Solver++(2M); `table` is `(n, steps, 5)`."""
+
+    def call(self, inputs):
+        t, table = inputs["t"], inputs["table"]
+
+        def step(n, state):
+            x, before = state
+            u, v, p, q, r = (table[:, n, k][:, None, None, None] for k in range(5))
+            clean = u * x + v * self._noise_in(x, t[:, n], inputs)
+            return p * x + q * clean + r * before, clean
+
+        x = inputs["images"]
+        return ops.fori_loop(0, ops.shape(t)[1], step, (x, ops.zeros_like(x)))[0]

@@ -9,6 +9,7 @@ and positive and negative pairs in their hatching.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -727,7 +728,8 @@ def network(model: keras.Model, ax: Axes | None = None) -> Axes:
 
     The height of a bar shows the logarithm of height x width of the feature map, and its width the
     logarithm of the number of channels. A model of `models.siamese` is drawn as two rows, one for
-    each image. Dotted lines connect the layers that share their weights.
+    each image. Dotted lines connect the layers that share their weights. In a U-Net arrows show the
+    connections that skip layers; its other inputs, such as the step, are not drawn.
 
     Args:
         model: A `keras.Model`; models inside it are drawn layer by layer.
@@ -754,12 +756,18 @@ def network(model: keras.Model, ax: Axes | None = None) -> Axes:
             "a model of a builder, or call yours once."
         )
     branch, joint = _branch_and_joint(model)
-    steps, joint_steps = _steps(branch), _steps(joint)
+    steps, skips = _path_with_skips(model)
+    if not skips:
+        steps = _steps(branch)
+    joint_steps = _steps(joint)
     kinds = dict.fromkeys(step.kind for step in steps + joint_steps)
     colors = dict(zip(kinds, itertools.cycle(COLORS), strict=False))
-    size = (max(6, 1.05 * len(steps + joint_steps)), 4.2 if joint else 2.8)
+    size = (max(6, 1.05 * len(steps + joint_steps)), 4.2 if joint or skips else 2.8)
     ax = _axes(ax, size)
-    if joint:
+    if skips:
+        right, top = _draw_skipping(ax, steps, skips, colors)
+        ax.set(xlim=(-0.4, right), ylim=(-3.0, top))
+    elif joint:
         right = _draw_twin(ax, steps, joint_steps, [tensor.name for tensor in model.inputs], colors)
         ax.set(xlim=(-0.9, right), ylim=(-_BRANCH - 2.3, _BRANCH + 2.3))
     else:
@@ -801,6 +809,39 @@ def _branch_and_joint(model):
     return inner[0].layers, model.layers[model.layers.index(inner[0]) + 1 :]
 
 
+def _path_with_skips(model) -> tuple[list[_Step], list[tuple[int, int]]]:
+    """Returns the steps of images through a U-Net, and pairs of steps: those that skips connect.
+
+    There are no skips in other models, nor in one whose layers are models.
+    """
+    from kerasim import _keras_compat  # imports Keras
+
+    image_inputs = [x for x in getattr(model, "inputs", None) or [] if len(x.shape) == 4]
+    if len(image_inputs) != 1 or any(hasattr(layer, "layers") for layer in model.layers):
+        return [], []
+    steps, skips, step_of = [], [], {}
+    for call in _keras_compat.graph_calls(model):
+        sources = [step_of[id(x)] for x in call.inputs if id(x) in step_of]
+        is_image = any(x is image_inputs[0] for x in call.outputs)
+        if not sources and not is_image:
+            continue  # it does not depend on the images
+        shape = call.outputs[0].shape[1:]
+        if None in shape or not shape:
+            return [], []
+        if not steps or _size(shape) != _size(steps[-1].shape):
+            kind = type(call.operation).__name__.replace("Layer", "")
+            steps.append(_Step(kind, shape, bool(getattr(call.operation, "weights", []))))
+        here = len(steps) - 1
+        step_of |= {id(x): here for x in call.outputs}
+        skips += [(source, here) for source in sorted({*sources}) if here - source > 1]
+    return steps, skips
+
+
+def _size(shape) -> tuple[int, int]:
+    """Returns the numbers of positions and of channels of a feature map or of tokens."""
+    return math.prod(shape[:-1]), shape[-1]
+
+
 def _steps(layers) -> list[_Step]:
     """Returns the first of consecutive layers with outputs of the same shape."""
     steps = []
@@ -808,7 +849,7 @@ def _steps(layers) -> list[_Step]:
         if None in shape or not shape:
             raise ArgumentError(
                 "model has a layer whose output has an unknown size or is a scalar: build "
-                "it with a fixed image_shape. A U-Net cannot be drawn as a row of bars."
+                "it with a fixed image_shape, or draw a model inside it."
             )
         same_shape = list(group)
         kind = type(same_shape[0]).__name__.replace("Layer", "")
@@ -844,6 +885,31 @@ def _draw_bars(ax, steps, colors, left=0.0, level=0.0, kinds=True, shapes=True) 
             ax.text(y=level - tall / 2 - 0.08, s=shape, va="top", rotation=-40, **text)
         left += broad + 0.5
     return left
+
+
+def _draw_skipping(ax, steps, skips, colors) -> tuple[float, float]:
+    """Draws a row of bars and an arrow above them for each skip; returns the right end and the top.
+
+    The names of the layers are below the bars, beside the shapes.
+    """
+    right = _draw_bars(ax, steps, colors, kinds=False, shapes=False)
+    widths = [step.width + 0.5 for step in steps]
+    middles = np.cumsum([0.0, *widths[:-1]]) + [step.width / 2 for step in steps]
+    for step, middle in zip(steps, middles, strict=True):
+        shape = " x ".join(map(str, step.shape))
+        text = {"ha": "left", "va": "top", "rotation": -40, "rotation_mode": "anchor"}
+        ax.text(middle, -step.height / 2 - 0.12, f"{step.kind}, {shape}", fontsize=9, **text)
+    tallest = max(step.height for step in steps) / 2
+    # The shortest skip is the lowest one, so that no two of nested ones cross.
+    ordered = sorted(skips, key=lambda skip: skip[1] - skip[0])
+    for n, (start, end) in enumerate(ordered, start=1):
+        level = tallest + 0.28 * n
+        places = [(start, steps[start].height / 2), (start, level), (end, level)]
+        ax.plot(*zip(*((middles[k], y) for k, y in places), strict=True), "-", color="black", lw=1)
+        tip = (middles[end], steps[end].height / 2)
+        arrow = {"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", tip, (middles[end], level), arrowprops=arrow)
+    return right + 1.0, tallest + 0.28 * (len(skips) + 1)
 
 
 def _draw_twin(ax, steps, joint_steps, names, colors) -> float:

@@ -93,6 +93,58 @@ REFERENCE = {
         },
     },
 }
+# From the same version, after each step, of
+#   outputs = numpy.random.default_rng(1).standard_normal((5, 2, 3)):
+#   s = DPMSolverMultistepScheduler(num_train_timesteps=1000, beta_schedule=..., solver_order=2,
+#                                   final_sigmas_type="zero"); s.set_timesteps(timesteps=MULTISTEPS)
+#   x = s.step(output, t, x).prev_sample for each t and output
+MULTISTEPS = [980, 700, 400, 150, 0]
+MULTISTEP_REFERENCE = {
+    "linear": [
+        [
+            [-2.0268369088255405, -9.46779147425749, 3.672906099119471],
+            [13.88820032295312, -14.640351087710243, -0.4694497628727913],
+        ],
+        [
+            [-6.958173076430642, -52.42197631818183, 17.841541580289228],
+            [69.82557752905905, -76.4135342211929, -5.057773520813356],
+        ],
+        [
+            [-12.092976517506298, -104.79494905016418, 37.00481032315652],
+            [138.22295348907693, -153.1999846304615, -9.457314768905084],
+        ],
+        [
+            [-11.705741010616437, -117.02225997116969, 42.02391619084868],
+            [154.03246969576585, -173.08175577977408, -11.602181244094062],
+        ],
+        [
+            [-11.679210495453964, -117.00921272701919, 42.02776328873777],
+            [154.0443862661711, -173.09253813311346, -11.604934295186201],
+        ],
+    ],
+    "cosine": [
+        [
+            [-3.025421564840824, -13.734021796883017, 5.0016824752165014],
+            [20.195505666840734, -21.053854404894423, -0.8848443913769015],
+        ],
+        [
+            [-4.718986557520939, -25.109169149579976, 8.575638336244989],
+            [35.5524504744, -37.53754884842948, -2.1488606452304007],
+        ],
+        [
+            [-5.226212273850618, -30.00235901705329, 10.78783187070387],
+            [42.40423875685802, -45.236516810449, -2.2456349726168847],
+        ],
+        [
+            [-4.976027354596917, -30.48177917999318, 11.287794044125164],
+            [43.829319115502614, -47.39404635709195, -2.752798569360441],
+        ],
+        [
+            [-4.9587050426444454, -30.47026693170496, 11.289150118657963],
+            [43.83293649889845, -47.39639690123149, -2.7542520937202615],
+        ],
+    ],
+}
 X, EPS, NOISE = np.random.default_rng(0).standard_normal((3, 2, 3))
 SHAPE = (8, 8, 1)
 IMAGES = np.random.default_rng(1).random((6, *SHAPE), dtype="float32")
@@ -116,6 +168,30 @@ def test_a_reverse_step_agrees_with_diffusers(kind, step):
     a, b, c = diffusion._coefficients(left[t], left[after], eta)
     expected = REFERENCE[kind]["steps"][step]
     np.testing.assert_allclose(a * X + b * EPS + c * NOISE, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", MULTISTEP_REFERENCE)
+def test_steps_of_dpm_solver_agree_with_diffusers(kind):
+    left = np.append(diffusion.NoiseSchedule(1000, kind).alphas_cumprod[MULTISTEPS], 1.0)
+    outputs = np.random.default_rng(1).standard_normal((5, *X.shape))
+    x, before = X, np.zeros_like(X)
+    table = diffusion._multistep_coefficients(left[None])[0]
+    for (u, v, p, q, r), eps, expected in zip(
+        table, outputs, MULTISTEP_REFERENCE[kind], strict=True
+    ):
+        clean = u * x + v * eps
+        x, before = p * x + q * clean + r * before, clean
+        np.testing.assert_allclose(x, expected, rtol=1e-5)
+
+
+def test_a_step_of_dpm_solver_to_the_same_abar_changes_nothing():
+    left = np.array([[0.5, 0.5, 0.5, 0.9, 0.9, 1.0]])
+    table = diffusion._multistep_coefficients(left)[0]
+    assert np.isfinite(table).all()
+    for n in (0, 1, 3):
+        np.testing.assert_allclose(table[n, 2:], [1, 0, 0])
+    once = diffusion._multistep_coefficients(left[:, [2, 4, 5]])[0]
+    np.testing.assert_allclose(table[[2, 4]], once)
 
 
 def test_more_noise_than_the_schedule_has_is_refused():
@@ -202,9 +278,11 @@ def two():
     return ideal(SCHEDULE, classes=True)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_a_network_that_knows_the_noise_draws_the_one_image_there_is(gray, eta):
-    images = diffusion.sample(gray, SCHEDULE, (3, *SHAPE), 10, eta)
+@pytest.mark.parametrize(
+    ("solver", "eta"), [("ddim", 0.0), ("ddim", 0.5), ("ddim", 1.0), ("dpmpp_2m", 0.0)]
+)
+def test_a_network_that_knows_the_noise_draws_the_one_image_there_is(gray, solver, eta):
+    images = diffusion.sample(gray, SCHEDULE, (3, *SHAPE), 10, eta, solver=solver)
     assert images.shape == (3, *SHAPE) and images.dtype == "float32"
     np.testing.assert_allclose(images, 0.5, atol=1e-4)
 
@@ -267,6 +345,61 @@ def test_the_loop_in_the_graph_equals_a_plain_loop(net):
     drawn = diffusion.sample(net, SCHEDULE, x.shape, 7, labels=labels, guidance=1.5, seed=5)
     assert expected.std() > 0.05 and np.mean((expected > 0) & (expected < 1)) > 0.8
     np.testing.assert_allclose(drawn, expected, atol=1e-3)
+
+
+def test_the_graph_of_dpm_solver_equals_a_plain_loop(net):
+    labels, steps = np.array([0, 1, 2, 1], dtype="int32"), 7
+    x = np.random.default_rng(5).standard_normal((4, *SHAPE), dtype="float32")
+    drawn = diffusion.sample(
+        net, SCHEDULE, x.shape, steps, labels=labels, seed=5, solver="dpmpp_2m"
+    )
+    times = diffusion._spread(SCHEDULE, np.array([98]), steps, "dpmpp_2m")[0]
+    assert times[0] == 98 and times[-1] == 0 and (np.diff(times) < 0).all()
+    left = np.append(SCHEDULE.alphas_cumprod[times], 1.0)
+    before = 0.0
+    for t, (u, v, p, q, r) in zip(
+        times, diffusion._multistep_coefficients(left[None])[0], strict=True
+    ):
+        inputs = {"images": x, "t": np.full(len(x), t), "labels": labels}
+        clean = u * x + v * keras.ops.convert_to_numpy(net(inputs))
+        x, before = (p * x + q * clean + r * before).astype("float32"), clean
+    np.testing.assert_allclose(drawn, np.clip((x + 1) / 2, 0, 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+@pytest.mark.parametrize("variance", [0.004, 0.04, 0.3])
+def test_dpm_solver_is_nearer_to_the_exact_solution_than_ddim(kind, variance):
+    # For images of a Gaussian distribution the exact solution scales the first noise.
+    schedule = diffusion.NoiseSchedule(1000, kind)
+    (start,) = np.flatnonzero(schedule.alphas_cumprod >= 4e-5)[-1:]
+    drawn = {}
+    for solver in ("ddim", "dpmpp_2m"):
+        t = diffusion._spread(schedule, np.array([start]), 15, solver)
+        left = np.append(schedule.alphas_cumprod[t], 1.0)
+        if solver == "ddim":
+            table = diffusion._coefficients(left[:-1], left[1:], 0.0)
+        else:
+            table = diffusion._multistep_coefficients(left[None])[0]
+        x, before = 1.0, 0.0
+        for row, abar in zip(table, left[:-1], strict=True):
+            eps = np.sqrt(1 - abar) * x / (1 - abar + variance * abar)
+            if solver == "ddim":
+                x = row[0] * x + row[1] * eps
+            else:
+                clean = row[0] * x + row[1] * eps
+                x, before = row[2] * x + row[3] * clean + row[4] * before, clean
+        drawn[solver] = x * np.sqrt((left[0] * variance + 1 - left[0]) / variance)
+    assert abs(drawn["dpmpp_2m"] - 1) < 0.03 and abs(drawn["ddim"] - 1) > 0.08
+
+
+def test_dpm_solver_draws_no_noise_on_the_way(gray):
+    settings = {"sigma": 0.3, "output": "sample", "steps": 9, "solver": "dpmpp_2m"}
+    drawn = [diffusion.denoise(gray, SCHEDULE, IMAGES, seed=n, **settings)[0] for n in range(2)]
+    np.testing.assert_array_equal(*drawn)
+    with pytest.raises(ArgumentError, match='eta=1.0 is not possible with solver="dpmpp_2m"'):
+        diffusion.denoise(gray, SCHEDULE, IMAGES, eta=1.0, **settings)
+    with pytest.raises(ArgumentError, match="solver='euler' is not known"):
+        diffusion.sample(gray, SCHEDULE, (1, *SHAPE), solver="euler")
 
 
 def test_a_seed_draws_the_same_images_and_another_seed_others(net):

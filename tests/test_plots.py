@@ -377,6 +377,29 @@ def test_a_model_inside_a_model_is_drawn_layer_by_layer():
     assert kinds == ["Input", "Conv2D", "Flatten", "Dense", "Dense"]
 
 
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_a_u_net_is_drawn_with_the_connections_that_skip_layers(num_classes):
+    ax = plots.network(models.unet((8, 8, 1), (8, 16), num_classes=num_classes))
+    shown = [text.get_text() for text in ax.texts if text.get_text()]
+    assert shown == [
+        *("Input, 8 x 8 x 1", "Conv2D, 8 x 8 x 8", "Conv2D, 4 x 4 x 16"),
+        *("Conv2DTranspose, 8 x 8 x 8", "Concatenate, 8 x 8 x 16"),
+        *("Conv2D, 8 x 8 x 8", "Conv2DTranspose, 8 x 8 x 1"),
+    ]
+    (skip,) = ax.lines  # from the encoder to the concatenation
+    bars = [bar.get_x() + bar.get_width() / 2 for bar in ax.patches[:7]]
+    np.testing.assert_allclose(skip.get_xdata(), [bars[1], bars[1], bars[4]])
+
+
+def test_the_skips_of_a_denoiser_are_drawn_and_the_shortcuts_of_residual_blocks_are_not():
+    ax = plots.network(models.denoising_autoencoder((16, 16, 1), (8, 16, 24)))
+    assert len(ax.lines) == 3  # two stages, and the sum with the noisy image
+    lengths = sorted(np.ptp(line.get_xdata()) for line in ax.lines)
+    levels = [line.get_ydata()[1] for line in ax.lines]
+    assert levels == sorted(levels) and lengths == [np.ptp(x.get_xdata()) for x in ax.lines]
+    assert not plots.network(models.resnet_embedder((16, 16, 1), 4, (8, 16))).lines
+
+
 def test_a_siamese_network_is_drawn_as_two_branches_with_shared_weights():
     ax = plots.network(models.siamese(small_model(), "euclidean"))
     shown = [text.get_text() for text in ax.texts if text.get_text()]
@@ -486,7 +509,9 @@ REFUSED = {
         images(1), FOUND, None, np.zeros((1, 4)), np.zeros(2)
     ),
     "no model": lambda: plots.network(None),
-    "a net that is told a step": lambda: plots.network(models.unet((8, 8, 1), (8, 16))),
+    "a net of two numbers": lambda: plots.network(
+        keras.Model(two := [keras.Input(()), keras.Input(())], keras.layers.Add()(two))
+    ),
     "a model without a size": lambda: plots.network(
         keras.Sequential([keras.Input((None, None, 3)), keras.layers.ReLU()])
     ),
