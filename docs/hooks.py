@@ -181,7 +181,7 @@ def _page_of(path: str) -> str | None:
         return DOCUMENTS[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.startswith("notebooks/"):
+    if path.startswith("notebooks/") and path.endswith((".ipynb", ".md")):
         return re.sub(r"\.ipynb$", ".md", path)
     return None
 

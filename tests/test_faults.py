@@ -301,6 +301,10 @@ def public(root):
         "models.resnet_embedder": (models.resnet_embedder, {**shape, "embedding_dim": 2}),
         "models.siamese": (models.siamese, {"embedder": EMBEDDER, "metric": None}),
         "models.ensemble": (models.ensemble, {"embedders": [EMBEDDER, EMBEDDER]}),
+        "models.whitened_head": (
+            models.whitened_head,
+            {"features": VECTORS, "parts": None, "components": 2, "power": 0.5},
+        ),
         "models.unet": (
             models.unet,
             {
@@ -753,8 +757,8 @@ INTEGERS = set(
     "resamples columns chunk workers gpus shards".split()
 )
 OPEN = {  # where None, or 0, has a meaning
-    None: {"n", "warmup_steps", "steps_per_epoch", "dense_width", "embedding_dim", "num_classes"},
-    0: {"seed", "shift", "warmup_steps", "num_blocks", "num_attention_stages", "bits", "gpus"},
+    None: set("n warmup_steps steps_per_epoch dense_width embedding_dim num_classes bits".split()),
+    0: {"seed", "shift", "warmup_steps", "num_blocks", "num_attention_stages", "gpus"},
 }
 
 

@@ -69,7 +69,7 @@ def whitened_head(
     dim = features.shape[1]
     parts = _check_parts(parts, dim)
     if components is not None:
-        _checks.integer("components", components)
+        components = _checks.integer("components", components)
 
     inputs: Any = blocks.vector_input(dim, "features")  # Keras does not annotate slices of tensors
     embedded = []
