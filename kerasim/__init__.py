@@ -48,6 +48,7 @@ _MODULES = (
     "neighbors",
     "metrics",
     "diffusion",
+    "denoising",
     "models",
     "training",
     "projection",

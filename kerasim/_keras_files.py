@@ -199,8 +199,8 @@ def load_model(path: Path) -> keras.Model:
     return model
 
 
-def save_model(model, path) -> None:
-    """Saves a model at `path` and loads it again, to see that it can be.
+def save_model(model, path, name: str = "embedder") -> None:
+    """Saves a model at `path` and loads it again, to see that it can be; messages name it `name`.
 
     Raises:
         ArgumentError: If it cannot be loaded again. The file is left there.
@@ -210,7 +210,7 @@ def save_model(model, path) -> None:
         load_model(path)
     except Exception as error:  # of many kinds, see `load_model`
         raise ArgumentError(
-            f"embedder cannot be loaded again once it is saved ({describe(error)}). Build it from "
+            f"{name} cannot be loaded again once it is saved ({describe(error)}). Build it from "
             "layers of Keras or kerasim, or from layers that are registered with "
             "keras.saving.register_keras_serializable and can be built from their get_config."
         ) from error

@@ -3,10 +3,11 @@
 `kerasim embed` adds the images of a folder to a gallery, `query` finds similar images in it,
 `calibrate` and `verify` decide whether two images show the same class, `map` writes an HTML page
 and `export` a SavedModel or an ONNX file. `info`, `remove`, `prune` and `relocate` maintain a
-gallery; `fetch` downloads data sets. `kerasim COMMAND --help` describes each command.
+gallery; `denoise` removes noise from an image; `fetch` downloads data sets. `kerasim COMMAND
+--help` describes each command.
 
-Each command is one call of `gallery.Gallery`, `data` or `export`. What can be checked without
-Keras, which takes seconds to import, is checked first. Exit codes: 0 success, 1 verified as
+Each command is one call of `gallery.Gallery`, `data`, `denoising` or `export`. What can be checked
+without Keras, which takes seconds to import, is checked first. Exit codes: 0 success, 1 verified as
 different, 2 an error, 130 interrupted, 141 if the output was closed, as `head` does.
 """
 
@@ -323,6 +324,32 @@ def relocate(
     moved = opened.relocate(old, new)
     opened.save(gallery)
     _say({"relocated": len(moved), "images": len(opened)}, as_json)
+
+
+@app.command()
+def denoise(
+    denoiser: Annotated[Path, typer.Argument(help="Folder that Denoiser.save wrote.")],
+    source: Annotated[Path, typer.Argument(help="A noisy image.")],
+    target: Annotated[
+        Path, typer.Argument(help="Output: a file that ends in .png, .tif, .webp or .jpg.")
+    ],
+    sigma: Annotated[
+        float | None,
+        typer.Option(help="Standard deviation of the noise, white being 1; default: estimated."),
+    ] = None,
+    tile: Annotated[
+        int, typer.Option(min=64, help="Height and width of the tiles of a large image, in pixels.")
+    ] = 1024,
+    as_json: Json = False,
+):
+    """Removes the noise of an image, and prints how much it has. Transparent parts become white."""
+    _check_file(source)
+    if not _is_folder(denoiser):
+        raise ArtifactError(f"There is no denoiser at {denoiser}. Check the path.")
+    _import_keras()
+    loaded = kerasim.denoising.Denoiser.load(denoiser)
+    found = loaded.denoise_file(source, target, sigma, tile)
+    _say({"sigma": found, "written": str(target)}, as_json)
 
 
 @app.command()

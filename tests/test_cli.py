@@ -239,6 +239,27 @@ def test_an_interrupt_keeps_what_was_embedded_and_says_so(place, run, monkeypatc
     assert "0 images were added to gallery. The same command adds the rest." in errors
 
 
+def test_the_noise_of_an_image_is_removed(place, run):
+    network = kerasim.models.denoising_autoencoder((None, None, 3), (4, 8))
+    estimator = kerasim.models.noise_estimator((None, None, 3), (4,))
+    kerasim.denoising.Denoiser(network, estimator).save("denoiser")
+    code, said, _ = run("denoise", "denoiser", "pictures/dark/2.png", "clean.png")
+    assert code == 0 and said["written"] == "clean.png" and 0.05 < said["sigma"] < 0.3
+    # An untrained network returns its input.
+    with Image.open("clean.png") as clean, Image.open("pictures/dark/2.png") as noisy:
+        np.testing.assert_array_equal(clean, noisy)
+    code, said, _ = run("denoise", "denoiser", "pictures/dark/2.png", "c.png", "--sigma", 0.2)
+    assert said["sigma"] == pytest.approx(0.2)
+    for arguments, message in (
+        (("nothing", "pictures/dark/2.png", "c.png"), "There is no denoiser at nothing"),
+        (("denoiser", "no.png", "c.png"), "no.png"),
+        (("denoiser", "pictures/dark/2.png", "c.gif"), "suffix '.gif'"),
+        (("pictures", "pictures/dark/2.png", "c.png"), "pictures"),
+    ):
+        code, _, error = run("denoise", *arguments)
+        assert code == 2 and message in error, error
+
+
 def test_a_data_set_is_fetched(place, run, monkeypatch):
     asked = []
     monkeypatch.setattr(kerasim.data, "fetch", lambda *arguments: asked.append(arguments))

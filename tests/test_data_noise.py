@@ -79,6 +79,7 @@ def test_settings_differ_with_schedule_steps_and_labels():
     assert len({repr(variant) for variant in variants}) == len(variants)
     assert settings() == settings()
     kinds = ({"high": 0.5}, {}, {"clip": True}, {"clip": True, "bits": 8}, {"gain": 0.1})
+    kinds += ({"target": "images"}, {"target": "images", "sigma_input": True})
     noises = [repr(data.NoiseBatches(IMAGES, **kind).settings()) for kind in kinds]
     assert len(set(noises)) == len(noises)
 
@@ -131,6 +132,17 @@ def test_noise_batches_like_files_are_clipped_and_rounded_and_their_targets_are_
     np.testing.assert_allclose(noisy, np.rint(np.clip(free, 0, 1) * 255) / 255, atol=1e-6)
     _, clean = data.NoiseBatches(IMAGES, target="images", clip=True, bits=8, **settings)[0]
     assert np.abs(255 * clean - np.rint(255 * clean)).max() > 0.4
+
+
+def test_noise_batches_may_hold_sigma_beside_the_images():
+    settings = {"batch_size": 500, "seed": 3}
+    noisy, sigma = data.NoiseBatches(IMAGES, **settings)[0]
+    inputs, clean = data.NoiseBatches(IMAGES, target="images", sigma_input=True, **settings)[0]
+    np.testing.assert_array_equal(inputs["images"], noisy)
+    np.testing.assert_array_equal(inputs["sigma"], sigma)
+    assert clean.shape == noisy.shape
+    with pytest.raises(ArgumentError, match='sigma_input=True.*target="images"'):
+        data.NoiseBatches(IMAGES, sigma_input=True)
 
 
 def test_noise_batches_with_a_gain_say_the_root_of_the_mean_variance():

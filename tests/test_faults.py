@@ -18,6 +18,7 @@ import pytest
 import kerasim
 from kerasim import (
     data,
+    denoising,
     diffusion,
     distribute,
     duplicates,
@@ -47,6 +48,9 @@ SAME = np.array([1, 0, 1, 0, 1, 0, 0])
 OPEN_SET = metrics.open_set_identification(VECTORS, LABELS, VECTORS[:4], LABELS[:4])
 SCHEDULE = diffusion.NoiseSchedule(60, "cosine")
 UNET = models.unet((4, 4, 1), (2,), 0, num_groups=1)
+NET = models.denoising_autoencoder((None, None, 1), (2,), 0)
+ESTIMATOR = models.noise_estimator((None, None, 1), (2,), 2)
+DENOISER = denoising.Denoiser(NET, ESTIMATOR)
 COLOR = np.repeat(FLOATS, 3, axis=-1)
 LARGE = RNG.random((3, 17, 17, 1))
 
@@ -91,6 +95,7 @@ def place():
     (ROOT / "candidates.csv").write_text("left,c0\n0,0\n")
     FITTED.save(ROOT / "index")
     GALLERY.save(ROOT / "gallery")
+    DENOISER.save(ROOT / "denoiser")
     yield
     FOLDER.cleanup()
 
@@ -284,6 +289,27 @@ def public(root):
                 "seed": 0,
             },
         ),
+        "denoising.Denoiser": (
+            denoising.Denoiser,
+            {
+                "network": NET,
+                "estimator": ESTIMATOR,
+                "noise": {"low": 0.1, "high": 0.2},
+                "schedule": None,
+            },
+        ),
+        "Denoiser.__call__": (DENOISER, {"images": FLOATS, "sigma": 0.1, "tile": 64}),
+        "Denoiser.denoise_file": (
+            DENOISER.denoise_file,
+            {
+                "source": root / "pairs/left/0.png",
+                "target": root / "clean.png",
+                "sigma": 0.1,
+                "tile": 64,
+            },
+        ),
+        "Denoiser.save": (DENOISER.save, {"path": root / "denoiser", "replace": True}),
+        "Denoiser.load": (denoising.Denoiser.load, {"path": root / "denoiser"}),
         "models.conv_autoencoder": (
             models.conv_autoencoder,
             {**shape, "latent_dim": 2, "dense_widths": (2,)},
@@ -612,7 +638,7 @@ def quiet():
 # Tested elsewhere: classes that functions return, functions of the disk and of the network.
 OTHERWISE = {
     "dtype_policy",
-    *("Candidates", "Dataset", "ImageFolder", "OpenSetIdentification", "PairFolder"),
+    *("Candidates", "Dataset", "Denoised", "ImageFolder", "OpenSetIdentification", "PairFolder"),
     *("SavedModel", "Verification"),
     *("as_float", "data_dir", "embed_folder", "fetch", "load_embedder", "resolve_dataset"),
 }
@@ -644,7 +670,8 @@ SLOW = {  # to call with what is right; 200 cases each for others
 SLOW["models.unet"] = 25
 NAMED_OTHERWISE = {  # arguments that a message need not name
     # An image or item, by its number, or a file.
-    **{"images.read_image": {"source"}, "Gallery.query": {"images"}, "Gallery.remove": {"ids"}},
+    **{"images.read_image": {"source"}, "Denoiser.denoise_file": {"source"}},
+    **{"Gallery.query": {"images"}, "Gallery.remove": {"ids"}},
     # One of several arrays of images.
     **{"plots.denoising": {"clean", "noisy", "denoised"}, "Gallery.verify": {"left", "right"}},
     "Gallery.calibrate": {"left", "right", "same"},
@@ -753,7 +780,7 @@ def test_a_full_disk_is_reported_with_a_kerasim_error_and_nothing_is_left(
 INTEGERS = set(
     "batch_size epochs latent_dim embedding_dim dense_width convs num_blocks patch_size num_groups "
     "num_classes num_attention_stages n k m n_neighbors warmup_steps classes_per_batch "
-    "images_per_class steps_per_epoch seed shift steps bits ef_construction ef_search "
+    "images_per_class steps_per_epoch seed shift steps bits tile ef_construction ef_search "
     "resamples columns chunk workers gpus shards".split()
 )
 OPEN = {  # where None, or 0, has a meaning

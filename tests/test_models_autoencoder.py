@@ -204,7 +204,9 @@ def bad_arguments():
     """Lists (builder, argument, value, kind of error)."""
     for name, settings in SMALL.items():
         for value, kind in BAD_INTEGERS:
-            for place in range(3):
+            # Height and width of a denoiser may be open.
+            is_open = name == "denoising_autoencoder" and value is None
+            for place in [2] if is_open else range(3):
                 shape = [16, 16, 3]
                 shape[place] = value
                 yield name, "image_shape", tuple(shape), kind
@@ -268,3 +270,17 @@ def test_a_fresh_process_loads_every_model_without_code_of_ours_or_lambdas(tmp_p
     assert done.returncode == 0, done.stderr
     for path, output in expected.items():
         np.testing.assert_allclose(np.load(f"{path}.npy"), output, atol=1e-6)
+
+
+def test_a_denoiser_of_open_size_takes_any_multiple_and_keeps_its_weights():
+    fixed = models.denoising_autoencoder((16, 24, 2), (4, 8), sigma_input=True)
+    open_size = models.denoising_autoencoder((None, None, 2), (4, 8), sigma_input=True)
+    rng = np.random.default_rng(0)
+    open_size.set_weights([w + 0.1 * rng.normal(size=w.shape) for w in fixed.get_weights()])
+    fixed.set_weights(open_size.get_weights())
+    inputs = {"images": draw_images((16, 24, 2)), "sigma": np.full((3, 1), 0.2, "float32")}
+    one, other = (np.asarray(keras.ops.convert_to_numpy(net(inputs))) for net in (fixed, open_size))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    louder = {**inputs, "sigma": np.full((3, 1), 0.5, "float32")}
+    assert np.abs(keras.ops.convert_to_numpy(fixed(louder)) - one).max() > 0.001
+    assert open_size({**inputs, "images": draw_images((8, 30, 2))}).shape == (3, 8, 30, 2)

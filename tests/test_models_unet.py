@@ -166,3 +166,23 @@ def test_before_training_the_noise_estimator_tells_the_noise_of_smooth_images(si
 def test_an_image_of_one_row_is_refused_by_the_noise_estimator():
     with pytest.raises(ArgumentError, match=r"each side of image_shape=\(1, 8, 1\)"):
         models.noise_estimator((1, 8, 1))
+
+
+@pytest.mark.parametrize("attention", [0, 1])
+def test_a_u_net_of_open_size_has_the_weights_of_one_of_a_fixed_size(attention):
+    fixed = build((8, 16, 1), num_attention_stages=attention)
+    open_size = build((None, None, 1), num_attention_stages=attention)
+    rng = np.random.default_rng(0)
+    fixed.set_weights([w + 0.1 * rng.normal(size=w.shape) for w in fixed.get_weights()])
+    open_size.set_weights(fixed.get_weights())
+    inputs = {"images": rng.normal(size=(2, 8, 16, 1)).astype("float32"), "t": np.array([3, 900])}
+    one, other = (keras.ops.convert_to_numpy(net(inputs)) for net in (fixed, open_size))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert open_size({**inputs, "images": np.zeros((2, 12, 20, 1))}).shape == (2, 12, 20, 1)
+
+
+def test_a_noise_estimator_of_open_size_takes_images_of_any_size():
+    estimator = models.noise_estimator((None, None, 1))
+    for height, width in ((64, 64), (50, 90)):
+        noise = np.random.default_rng(0).normal(0.5, 0.1, (1, height, width, 1))
+        assert abs(float(estimator(noise)[0, 0]) - 0.1) < 0.01

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from kerasim import export
+from kerasim import export, models
+from kerasim.denoising import Denoiser
 from kerasim.errors import ArgumentTypeError, ArtifactError
 from kerasim.gallery import Gallery
 from kerasim.neighbors import NeighborIndex
@@ -33,7 +34,11 @@ def save_export(path, **replace):
     export.export_saved_model(EMBEDDER, path, **replace)
 
 
-SAVERS = [save_index, save_projection, save_gallery, save_export]
+def save_denoiser(path, **replace):
+    Denoiser(models.denoising_autoencoder((8, 8, 1), (2,), 0)).save(path, **replace)
+
+
+SAVERS = [save_index, save_projection, save_gallery, save_export, save_denoiser]
 
 
 def written(path):

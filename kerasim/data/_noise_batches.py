@@ -1,6 +1,6 @@
 """Batches of noisy images, for networks that predict the noise or its standard deviation."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,7 +11,7 @@ from kerasim._image_checks import check_classes
 from kerasim.data._augmentation import Augment
 from kerasim.data._batches import Batches
 from kerasim.data._noise import check_noise, noisy_images
-from kerasim.errors import ArgumentTypeError
+from kerasim.errors import ArgumentError, ArgumentTypeError
 from kerasim.schedules import NoiseSchedule
 
 
@@ -133,6 +133,12 @@ class NoiseBatches(Batches):
         gain: Largest gain of Poisson noise; each image has one drawn uniformly from 0 to it.
         clip: Clip noisy images to [0, 1], as in a file.
         bits: Round them to the levels of a file of so many bits, 1 to 16; needs `clip=True`.
+        sigma_input: True for a network with an input for sigma, such as
+            `models.denoising_autoencoder(sigma_input=True)`: the first element of a batch is then
+            `{"images": noisy, "sigma": sigma}`. Not with `target="sigma"`.
+
+    Attributes:
+        noise: The settings of the noise, `low`, `high`, `gain`, `clip` and `bits`, as a dict.
 
     Raises:
         ArgumentError: If `low` is not above 0, `high` is below it, `gain` is negative, or `bits`
@@ -145,7 +151,7 @@ class NoiseBatches(Batches):
         ((8, 16, 16, 1), (8, 1))
     """
 
-    _config_keys = ("low", "high", "target", "gain", "clip", "bits")
+    _config_keys = ("low", "high", "target", "gain", "clip", "bits", "sigma_input")
 
     def __init__(
         self,
@@ -162,6 +168,7 @@ class NoiseBatches(Batches):
         gain: float = 0.0,
         clip: bool = False,
         bits: int | None = None,
+        sigma_input: bool = False,
     ):
         super().__init__(images, batch_size, seed, 0.0, flip, shift, augment)
         check_noise(gain, clip, bits)
@@ -174,18 +181,29 @@ class NoiseBatches(Batches):
         else:
             self.target = _checks.same_length("target", target, len(self.images), "images")
             self._refuse_mixing("target belongs to single images")
+        self.sigma_input = _checks.boolean("sigma_input", sigma_input)
+        if sigma_input and isinstance(target, str) and target == "sigma":
+            raise ArgumentError(
+                'sigma_input=True gives the network what target="sigma" asks of it: pass '
+                'target="images".'
+            )
+
+    @property
+    def noise(self) -> dict[str, Any]:
+        """The settings of the noise, for `denoising.Denoiser`."""
+        return {name: getattr(self, name) for name in ("low", "high", "gain", "clip", "bits")}
 
     def __getitem__(self, index: int):
         (rows,), rng = self._batch_indices(index)
         images = self._augmented(rows, rng)
         sigma = np.exp(rng.uniform(np.log(self.low), np.log(self.high), len(images)))
         sigma = sigma.astype("float32")[:, None, None, None]
-        gain = rng.uniform(0, self.gain, sigma.shape) if self.gain else 0.0
+        gain: Any = rng.uniform(0, self.gain, sigma.shape) if self.gain else 0.0
         noisy = noisy_images(images, sigma, rng, gain, self.clip, self.bits)
-        if isinstance(self.target, np.ndarray):
-            return noisy, self.target[rows]
-        if self.target == "images":
-            return noisy, images
         if self.gain:
             sigma = np.sqrt(sigma**2 + gain * images.mean((1, 2, 3), keepdims=True))
-        return noisy, sigma.astype("float32")[:, :, 0, 0]
+        sigma = sigma.astype("float32")[:, :, 0, 0]
+        inputs = {"images": noisy, "sigma": sigma} if self.sigma_input else noisy
+        if isinstance(self.target, np.ndarray):
+            return inputs, self.target[rows]
+        return inputs, sigma if self.target == "sigma" else images

@@ -1,9 +1,10 @@
 """Autoencoders, which reconstruct images from latent vectors, and a denoising autoencoder."""
 
 import math
+from typing import Any
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from kerasim import _checks
 from kerasim.models import _blocks as parts
@@ -159,9 +160,10 @@ def residual_autoencoder(
 
 
 def denoising_autoencoder(
-    image_shape: tuple[int, int, int] = (32, 32, 3),
+    image_shape: tuple[int | None, int | None, int] = (32, 32, 3),
     widths: tuple[int, ...] = (32, 64, 128),
     num_blocks: int = 1,
+    sigma_input: bool = False,
     name: str = "denoising_autoencoder",
 ) -> keras.Model:
     """Builds a network that denoises images, with skip connections at each stage.
@@ -174,15 +176,19 @@ def denoising_autoencoder(
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
-            `2 ** (len(widths) - 1)`.
+            `2 ** (len(widths) - 1)`, or None for any such size.
         widths: Filters of each stage, from the full image inwards; each stage but the first
             halves the image.
         num_blocks: Residual blocks of each stage of the encoder, and of the decoder.
+        sigma_input: Whether the standard deviation of the noise is an input, too. The network gets
+            it as one more channel. One network then serves many noise levels. Train it on
+            `data.NoiseBatches(target="images", sigma_input=True)`.
         name: Name of the model.
 
     Returns:
         Model from noisy images `(batch, *image_shape)`, whose values may lie outside [0, 1], to
-        clean images in [0, 1].
+        clean images in [0, 1]. With `sigma_input`, its input is a dict of "images" and "sigma",
+        `(batch, 1)` in units of [0, 1].
 
     Raises:
         ArgumentError: If the image cannot be halved `len(widths) - 1` times; the message names the
@@ -197,10 +203,12 @@ def denoising_autoencoder(
 
     Reference:
         Ronneberger et al., 2015. https://arxiv.org/abs/1505.04597; prediction of the difference:
-        Zhang et al., 2017. https://arxiv.org/abs/1608.03981; initialization: Zhang et al., 2019.
+        Zhang et al., 2017. https://arxiv.org/abs/1608.03981; noise level as an input: Zhang et al.,
+        2018. https://arxiv.org/abs/1710.04026; initialization: Zhang et al., 2019.
         https://arxiv.org/abs/1901.09321
     """
-    image_shape, widths = parts.check_sizes(image_shape, widths, 1)
+    image_shape, widths = parts.check_sizes(image_shape, widths, 1, open_size=True)
+    _checks.boolean("sigma_input", sigma_input)
     _checks.integer("num_blocks", num_blocks, 0)
 
     def stage(x, filters, name):
@@ -208,8 +216,14 @@ def denoising_autoencoder(
             x = parts.residual_block(x, filters, f"{name}_block{block}")
         return x
 
-    images = parts.image_input(image_shape)
-    x = parts.conv(images, widths[0], "down1", activation=None)
+    images: Any = parts.image_input(image_shape)  # Keras does not annotate slices of tensors
+    inputs: Any = images
+    x = images
+    if sigma_input:
+        inputs = {"images": images, "sigma": parts.vector_input(1, "sigma")}
+        level = ops.ones_like(images[..., :1]) * inputs["sigma"][:, None, None]
+        x = layers.Concatenate(dtype="float32", name="images_and_sigma")([images, level])
+    x = parts.conv(x, widths[0], "down1", activation=None)
     skips = [stage(x, widths[0], "in1")]
     for n, filters in enumerate(widths[1:], start=2):
         x = parts.downsample(skips[-1], filters, f"down{n}")
@@ -222,4 +236,4 @@ def denoising_autoencoder(
     change = parts.zero_conv(x, image_shape[-1], "change", "float32")
     total = layers.Add(dtype="float32", name="sum")([images, change])
     clean = layers.ReLU(max_value=1.0, dtype="float32", name="clean")(total)
-    return keras.Model(images, clean, name=name)
+    return keras.Model(inputs, clean, name=name)

@@ -45,12 +45,13 @@ def check_image_shape(image_shape, factor: int = 1, open_size: bool = False) -> 
         if not (open_size and n is None and name != "channels"):
             _checks.integer(f"{name} of image_shape={shape}", n)
     shape = tuple(n if n is None else int(n) for n in shape)
-    if factor > 1 and any(n % factor for n in shape[:2]):
-        heights, widths = (_nearest_multiples(n, factor) for n in shape[:2])
+    sizes = [n for n in shape[:2] if n is not None]
+    if factor > 1 and any(n % factor for n in sizes):
+        nearest = [n and _nearest_multiples(n, factor) for n in shape[:2]]
         raise ArgumentError(
             f"image_shape={shape} must have a height and a width that are multiples of {factor}. "
-            f"The nearest heights are {heights}, the nearest widths {widths}. Resize the images, "
-            "or pass fewer widths."
+            f"The nearest heights are {nearest[0]}, the nearest widths {nearest[1]}. Resize the "
+            "images, or pass fewer widths."
         )
     return shape
 
@@ -78,16 +79,19 @@ def check_widths(name: str, widths) -> tuple[int, ...]:
     return widths
 
 
-def check_sizes(image_shape, widths, step: int = 0) -> tuple[tuple, tuple[int, ...]]:
+def check_sizes(
+    image_shape, widths, step: int = 0, open_size: bool = False
+) -> tuple[tuple, tuple[int, ...]]:
     """Returns `image_shape` and `widths` as tuples of integers.
 
-    With a `step`, height and width must be multiples of `step * 2 ** (len(widths) - 1)`.
+    With a `step`, height and width must be multiples of `step * 2 ** (len(widths) - 1)`. With
+    `open_size` they may be None.
 
     Raises:
         ArgumentError: If they are not, or a number is not positive.
     """
     widths = check_widths("widths", widths)
-    return check_image_shape(image_shape, step * 2 ** (len(widths) - 1)), widths
+    return check_image_shape(image_shape, step * 2 ** (len(widths) - 1), open_size), widths
 
 
 def float_input(shape: tuple, name: str):

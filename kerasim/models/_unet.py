@@ -14,7 +14,7 @@ from kerasim.schedules import NoiseSchedule
 
 
 def unet(
-    image_shape: tuple[int, int, int] = (32, 32, 1),
+    image_shape: tuple[int | None, int | None, int] = (32, 32, 1),
     widths: tuple[int, ...] = (32, 64, 128),
     num_attention_stages: int = 1,
     num_classes: int | None = None,
@@ -38,7 +38,7 @@ def unet(
 
     Args:
         image_shape: `(height, width, channels)`; height and width are multiples of
-            `patch_size * 2 ** (len(widths) - 1)`.
+            `patch_size * 2 ** (len(widths) - 1)`, or None for any such size.
         widths: Filters of each stage, from the full image inwards; multiples of `num_groups`.
         num_attention_stages: Number of stages, counted from the innermost one, with self-attention
             after each block.
@@ -76,7 +76,7 @@ def unet(
         https://arxiv.org/abs/2202.00512
     """
     patch_size = _checks.integer("patch_size", patch_size)
-    image_shape, widths = parts.check_sizes(image_shape, widths, patch_size)
+    image_shape, widths = parts.check_sizes(image_shape, widths, patch_size, open_size=True)
     _checks.integer("num_attention_stages", num_attention_stages, 0, len(widths))
     _checks.integer("num_blocks", num_blocks)
     _checks.integer("num_groups", num_groups)
@@ -168,6 +168,11 @@ def _attention_block(x, num_groups, name):
     """Self-attention over the positions of a feature map, and a shortcut."""
     height, width, filters = x.shape[1:]
     y = layers.GroupNormalization(num_groups, name=f"{name}_norm")(x)
+    if None in (height, width):  # slower than attention over one axis
+        attention = layers.MultiHeadAttention(
+            num_groups, filters // num_groups, attention_axes=(1, 2), name=name
+        )
+        return layers.Add(name=f"{name}_add")([x, attention(y, y)])
     y = layers.Reshape((height * width, filters), name=f"{name}_flatten")(y)
     attention = layers.MultiHeadAttention(num_groups, filters // num_groups, name=name)
     y = layers.Reshape((height, width, filters), name=f"{name}_map")(attention(y, y))
@@ -184,7 +189,7 @@ def _noise_of_velocity(velocity, images, t, schedule):
 
 
 def noise_estimator(
-    image_shape: tuple[int, int, int] = (32, 32, 1),
+    image_shape: tuple[int | None, int | None, int] = (32, 32, 1),
     widths: tuple[int, ...] = (32, 32, 32),
     dense_width: int = 64,
     name: str = "noise_estimator",
@@ -199,14 +204,16 @@ def noise_estimator(
     "mean_absolute_percentage_error".
 
     Args:
-        image_shape: `(height, width, channels)`; height and width are 2 or more.
+        image_shape: `(height, width, channels)`; height and width are 2 or more, or None for any
+            such size.
         widths: Filters of each convolution.
         dense_width: Units of the dense layer after the convolutions.
         name: Name of the model.
 
     Returns:
-        Model from noisy images `(batch, *image_shape)`, not clipped to [0, 1], to the standard
-        deviation of their noise in units of [0, 1], `(batch, 1)`.
+        Model from noisy images `(batch, *image_shape)` to the standard deviation of their noise in
+        units of [0, 1], `(batch, 1)`. It knows the noise of the batches it was trained on: for the
+        images of files, train it with `clip=True, bits=8`.
 
     Raises:
         ArgumentError: If the image is smaller than 2 x 2, or a width is not positive.
@@ -221,9 +228,10 @@ def noise_estimator(
         The estimate before training, with a smaller mask: Immerkaer, 1996.
         https://doi.org/10.1006/cviu.1996.0060
     """
-    image_shape, widths = parts.check_sizes(image_shape, widths)
+    image_shape, widths = parts.check_sizes(image_shape, widths, open_size=True)
     for side in image_shape[:2]:
-        _checks.integer(f"each side of image_shape={image_shape}", side, 2)
+        if side is not None:
+            _checks.integer(f"each side of image_shape={image_shape}", side, 2)
     images = parts.image_input(image_shape)
     x, energies = images, []
     for n, filters in enumerate(widths, start=1):
