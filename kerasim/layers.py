@@ -177,13 +177,20 @@ class Sampling(_Layer):
     `kl = sum(mean**2 + variance - 1 - log(variance)) / 2`. It computes in float32 under any dtype
     policy.
 
+    A latent dimension of which the decoder makes no use collapses: its mean is 0 and its variance 1
+    for every image, which costs nothing. Both arguments after `seed` counter this.
+
     Args:
         weight: Weight of the divergence in the loss, 0 or more.
         seed: Seed of the samples; None for a random seed.
+        warmup_steps: Training steps in which the weight grows linearly from 0 to `weight`; 0 for
+            none. Evaluation always uses `weight`.
+        free_bits: Divergence of each dimension, averaged over the batch, in nats, that costs
+            nothing: the loss is at least `weight * dim * free_bits`.
         **kwargs: Passed to `keras.layers.Layer`.
 
     Raises:
-        ArgumentError: If `weight` is negative.
+        ArgumentError: If `weight`, `warmup_steps` or `free_bits` is negative.
 
     Example:
         >>> mean, log_variance = np.ones((4, 2)), np.zeros((4, 2))
@@ -194,19 +201,43 @@ class Sampling(_Layer):
         1.0
 
     Reference:
-        Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114
+        Kingma & Welling, 2014. https://arxiv.org/abs/1312.6114; warm-up: Sønderby et al., 2016.
+        https://arxiv.org/abs/1602.02282; free bits: Kingma et al., 2016.
+        https://arxiv.org/abs/1606.04934
     """
 
-    def __init__(self, weight: float = 1.0, seed: int | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        weight: float = 1.0,
+        seed: int | None = None,
+        warmup_steps: int = 0,
+        free_bits: float = 0.0,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.weight, self.seed = _checks.number("weight", weight, 0), seed
+        self.warmup_steps = _checks.integer("warmup_steps", warmup_steps, 0)
+        self.free_bits = _checks.number("free_bits", free_bits, 0)
         self.seeds = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: Any) -> None:
+        if self.warmup_steps:
+            self.steps = self.add_weight(
+                shape=(), initializer="zeros", trainable=False, name="steps"
+            )
 
     def call(self, inputs: Sequence[Tensor], training: bool = False) -> Tensor:
         mean, log_variance = inputs
         log_variance = ops.clip(log_variance, -10.0, 10.0)
         parts = ops.square(mean) + ops.exp(log_variance) - 1 - log_variance
-        self.add_loss(self.weight * ops.mean(ops.sum(parts, axis=-1)) / 2)
+        divergences = ops.mean(parts, axis=0) / 2  # of each dimension
+        if self.free_bits:
+            divergences = ops.maximum(divergences, self.free_bits)
+        weight: Any = self.weight
+        if training and self.warmup_steps:
+            weight = weight * ops.minimum(self.steps / self.warmup_steps, 1.0)
+            self.steps.assign_add(1.0)
+        self.add_loss(weight * ops.sum(divergences))
         if not training:
             return mean
         noise = keras.random.normal(ops.shape(mean), dtype=self.compute_dtype, seed=self.seeds)

@@ -31,6 +31,7 @@ __all__ = [
     "Candidates",
     "OpenSetIdentification",
     "Verification",
+    "active_dimensions",
     "bootstrap_interval",
     "candidate_accuracy",
     "frechet_distance",
@@ -532,6 +533,36 @@ def neighbor_overlap(indices_a: ArrayLike, indices_b: ArrayLike) -> np.ndarray:
         part = slice(start, start + rows)
         overlap[part] = (a[part, :, None] == b[part, None, :]).any(axis=2).mean(axis=1)
     return overlap
+
+
+def active_dimensions(means: ArrayLike, min_variance: float = 0.01) -> np.ndarray:
+    """Finds the latent dimensions that a variational autoencoder uses.
+
+    The mean of a collapsed dimension is the same for every image, so that its variance over images
+    is 0.
+
+    Args:
+        means: `(n, dim)` means of the latent vectors of images, such as `embedding.embed` returns
+            for the encoder of `models.vae`.
+        min_variance: Variance over the images above which a dimension is active; 0 or more.
+
+    Returns:
+        `(dim,)` bool.
+
+    Raises:
+        ArgumentError: If `means` has fewer than two rows, or holds NaN.
+
+    Example:
+        >>> means = np.random.default_rng(0).normal(size=(100, 3)) * [1.0, 0.5, 0.001]
+        >>> active_dimensions(means).tolist()
+        [True, True, False]
+
+    Reference:
+        Burda et al., 2016. https://arxiv.org/abs/1509.00519
+    """
+    means = _checks.vectors("means", means, rows=2)
+    _checks.number("min_variance", min_variance, 0)
+    return means.astype("float64").var(axis=0) > min_variance
 
 
 def bootstrap_interval(

@@ -49,6 +49,7 @@ OPEN_SET = metrics.open_set_identification(VECTORS, LABELS, VECTORS[:4], LABELS[
 SCHEDULE = diffusion.NoiseSchedule(60, "cosine")
 UNET = models.unet((4, 4, 1), (2,), 0, num_groups=1)
 NET = models.denoising_autoencoder((None, None, 1), (2,), 0)
+VAE = models.vae((4, 4, 1), 2, (2,), 2)
 ESTIMATOR = models.noise_estimator((None, None, 1), (2,), 2)
 DENOISER = denoising.Denoiser(NET, ESTIMATOR)
 COLOR = np.repeat(FLOATS, 3, axis=-1)
@@ -319,7 +320,25 @@ def public(root):
             {**shape, "latent_dim": 2, "num_blocks": 1, "dense_width": 2},
         ),
         "models.denoising_autoencoder": (models.denoising_autoencoder, {**shape, "num_blocks": 1}),
-        "models.vae": (models.vae, {**shape, "latent_dim": 2, "dense_width": 2, "beta": 1.0}),
+        "models.vae": (
+            models.vae,
+            {
+                **shape,
+                "latent_dim": 2,
+                "dense_width": 2,
+                "beta": 1.0,
+                "beta_warmup_steps": 2,
+                "free_bits": 0.1,
+            },
+        ),
+        "models.log_likelihood_bound": (
+            models.log_likelihood_bound,
+            {"model": VAE, "images": FLOATS, "samples": 2, "seed": 0},
+        ),
+        "metrics.active_dimensions": (
+            metrics.active_dimensions,
+            {"means": VECTORS, "min_variance": 0.1},
+        ),
         "models.conv_embedder": (
             models.conv_embedder,
             {**shape, "embedding_dim": 2, "convs": 1, "dense_width": 2},

@@ -338,6 +338,14 @@ def test_the_estimated_sigma_is_near_the_true_one(guide):
     assert psnr > 1 + best_non_local_means(names["noisy"], names["clean"], 0.25)
 
 
+def test_files_are_denoised_better_than_by_non_local_means_and_their_noise_is_estimated(guide):
+    result = guide("denoise").names["result"]
+    names = guide("denoise").names
+    assert np.median(result.sigma) == pytest.approx(0.25, rel=0.15)
+    psnr = metrics.psnr(result.images, names["clean"]).mean()
+    assert psnr > 1 + best_non_local_means(names["files"], names["clean"], 0.25)
+
+
 # Serve a model
 
 

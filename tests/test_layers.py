@@ -124,6 +124,43 @@ def test_sampling_adds_the_divergence_summed_over_numbers_and_averaged_over_the_
     np.testing.assert_allclose(layer.losses, [expected], rtol=1e-6)
 
 
+def test_the_weight_of_the_divergence_grows_in_training_alone():
+    layer = Sampling(weight=2.0, warmup_steps=4)
+    mean, log_variance = np.ones((3, 2), "float32"), np.zeros((3, 2), "float32")
+    costs = []
+    for _ in range(6):
+        layer([mean, log_variance], training=True)
+        costs.append(float(layer.losses[0]))
+    np.testing.assert_allclose(costs, [0, 0.5, 1, 1.5, 2, 2])  # the divergence is 1
+    fresh = Sampling(weight=2.0, warmup_steps=4)
+    fresh([mean, log_variance])
+    assert float(fresh.losses[0]) == 2
+    fresh([mean, log_variance], training=True)
+    assert float(fresh.losses[0]) == 0  # evaluation was no training step
+
+
+def test_free_bits_cost_nothing_and_have_no_gradient():
+    layer = Sampling(free_bits=0.5)
+    mean = np.float32([[0.1, 2.0], [-0.1, 2.0]])  # divergences of 0.005 and 2
+    layer([mean, np.zeros((2, 2), "float32")], training=True)
+    np.testing.assert_allclose(layer.losses, [0.5 + 2], rtol=1e-6)
+
+    def cost(mean):
+        layer([mean, ops.zeros_like(mean)])
+        return layer.losses[0]
+
+    _, gradient = gradient_of(cost, mean)
+    np.testing.assert_allclose(gradient, [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"warmup_steps": -1}, {"warmup_steps": 1.5}, {"free_bits": -0.1}, {"weight": -1}]
+)
+def test_sampling_refuses_a_setting_out_of_range(settings):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=next(iter(settings))):
+        Sampling(**settings)
+
+
 @pytest.mark.fault("vae-variance")
 def test_sampling_stays_finite_at_any_variance():
     layer = Sampling()
@@ -540,7 +577,7 @@ def test_whitening_refuses_a_setting_out_of_range(settings):
 LAYERS = [
     Distance("cosine"),
     CosineClassifier(4),
-    Sampling(0.3, 7),
+    Sampling(0.3, 7, 10, 0.1),
     TimeEmbedding(6),
     LogEnergy(),
     AttentionPooling(5),
@@ -563,7 +600,7 @@ def test_every_layer_is_rebuilt_below():
 SETTINGS = {
     "Distance": "metric",
     "CosineClassifier": "num_classes",
-    "Sampling": "weight seed",
+    "Sampling": "weight seed warmup_steps free_bits",
     "TimeEmbedding": "dim",
     "LogEnergy": "",
     "AttentionPooling": "dim",

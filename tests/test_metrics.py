@@ -998,3 +998,13 @@ def test_the_overlap_of_many_neighbors_needs_little_memory():
 def test_neighbors_that_have_no_overlap_are_refused(a, b, message):
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         metrics.neighbor_overlap(a, b)
+
+
+def test_active_dimensions_are_those_whose_means_vary():
+    means = np.random.default_rng(0).normal(size=(500, 4)) * [1, 0.2, 0.05, 0] + [0, 5, 0, 5]
+    assert metrics.active_dimensions(means).tolist() == [True, True, False, False]
+    assert metrics.active_dimensions(means, 0.001).tolist() == [True, True, True, False]
+    with pytest.raises(ArgumentError, match="means"):
+        metrics.active_dimensions(means[:1])
+    with pytest.raises(ArgumentError, match="min_variance=-1"):
+        metrics.active_dimensions(means, -1)

@@ -44,6 +44,96 @@ def test_the_loss_is_cross_entropy_of_the_mean_code_and_divergence_by_the_values
     np.testing.assert_allclose(64 * loss, np.mean(entropy + 0.5 * divergence), rtol=1e-5)
 
 
+def test_the_warm_up_and_the_free_bits_reach_the_loss():
+    model = build(beta_warmup_steps=10, free_bits=3.0)
+    model(IMAGES, training=True)
+    assert float(model.losses[0]) == 0
+    model(IMAGES)
+    # The divergence of three dimensions, below 3 nats each before training, by 64 pixels.
+    np.testing.assert_allclose(model.losses, [3 * 3.0 / 64], rtol=1e-6)
+
+
+def test_a_warm_up_goes_on_where_it_stopped(tmp_path):
+    def fitted(run, *epochs):
+        for stop in epochs:
+            model = build(beta_warmup_steps=12)
+            model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
+            batches = data.ImageBatches(IMAGES, batch_size=4)
+            training.fit(model, batches, stop, tmp_path / run, verbose=0)
+        return model.get_weights()
+
+    for one, other in zip(fitted("whole", 4), fitted("parts", 2, 4), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = build()
+    model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
+    model.fit(np.round(IMAGES), np.round(IMAGES), epochs=30, verbose=0)
+    return model
+
+
+def test_the_bound_of_one_sample_is_the_evidence_lower_bound(trained):
+    binary = np.round(IMAGES)
+    draws = [models.log_likelihood_bound(trained, binary, 1, seed) for seed in range(200)]
+    entropies = []
+    for _ in range(200):
+        decoded = keras.ops.convert_to_numpy(trained(binary, training=True)).astype("float64")
+        entropies.append(-np.log(np.where(binary > 0.5, decoded, 1 - decoded)).sum(axis=(1, 2, 3)))
+    divergence = 64 * float(trained.losses[0])
+    expected = -np.mean(entropies) - divergence
+    assert abs(np.mean(draws) - expected) < 0.01 * abs(expected)
+
+
+def test_more_samples_give_a_higher_bound_up_to_the_likelihood(trained):
+    binary = np.round(IMAGES[:2])
+    one, ten, many = (
+        np.mean([models.log_likelihood_bound(trained, binary, k, seed) for seed in range(30)])
+        for k in (1, 10, 500)
+    )
+    assert one < ten < many < 0
+    # The likelihood itself, by sampling the prior of three dimensions.
+    z = np.random.default_rng(0).standard_normal((200_000, 3)).astype("float32")
+    decoded = trained.get_layer("decoder").predict(z, batch_size=10_000, verbose=0)
+    exact = [
+        np.logaddexp.reduce(np.log(np.where(x > 0.5, decoded, 1 - decoded)).sum((1, 2, 3)))
+        - np.log(len(z))
+        for x in binary
+    ]
+    assert many <= np.mean(exact) + 0.1 and np.mean(exact) - many < 0.3 * (np.mean(exact) - one)
+
+
+def test_the_bound_is_that_of_each_image_alone_and_of_any_dtype(trained):
+    binary = np.round(IMAGES)
+    bound = models.log_likelihood_bound(trained, binary, 50)
+    assert bound.shape == (12,) and bound.dtype == "float64"
+    levels = (255 * binary).astype("uint8")
+    np.testing.assert_allclose(models.log_likelihood_bound(trained, levels, 50), bound, rtol=1e-6)
+    assert models.log_likelihood_bound(trained, binary[:0]).shape == (0,)
+    alone = [models.log_likelihood_bound(trained, binary[n : n + 1], 5000)[0] for n in range(3)]
+    np.testing.assert_allclose(bound[:3], alone, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"model": keras.Sequential([keras.Input((8, 8, 1))])},
+            "model must be one that models.vae",
+        ),
+        ({"model": None}, "model must be one that models.vae.*NoneType"),
+        ({"images": np.zeros((2, 4, 4, 1))}, "images has shape"),
+        ({"images": np.full((2, 8, 8, 1), 2.0)}, "images holds floats outside"),
+        ({"samples": 0}, "samples=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_a_bound_of_what_has_none_is_refused(trained, arguments, message):
+    with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
+        models.log_likelihood_bound(**{"model": trained, "images": IMAGES, **arguments})
+
+
 def test_a_vae_learns(tmp_path):
     model = build()
     model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
@@ -66,6 +156,8 @@ def test_the_exported_encoder_of_a_vae_does_not_sample(tmp_path):
         ({"image_shape": (30, 28, 1)}, "nearest heights are \\[28, 32\\]"),
         ({"latent_dim": 0}, "latent_dim=0"),
         ({"beta": -1}, "beta=-1"),
+        ({"beta_warmup_steps": -1}, "warmup_steps=-1"),
+        ({"free_bits": -1}, "free_bits=-1"),
         ({"widths": ()}, "widths=\\(\\) is empty"),
         ({"dense_width": 2.5}, "dense_width must be an integer"),
     ],

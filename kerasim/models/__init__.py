@@ -18,7 +18,7 @@ from kerasim.models._policy import dtype_policy
 from kerasim.models._pretrained import pretrained_embedder, set_trainable
 from kerasim.models._siamese import ensemble, siamese
 from kerasim.models._unet import noise_estimator, unet
-from kerasim.models._vae import vae
+from kerasim.models._vae import log_likelihood_bound, vae
 
 __all__ = [
     "conv_autoencoder",
@@ -26,6 +26,7 @@ __all__ = [
     "denoising_autoencoder",
     "dtype_policy",
     "ensemble",
+    "log_likelihood_bound",
     "noise_estimator",
     "pretrained_embedder",
     "residual_autoencoder",
