@@ -156,7 +156,7 @@ def test_the_exported_encoder_of_a_vae_does_not_sample(tmp_path):
         ({"image_shape": (30, 28, 1)}, "nearest heights are \\[28, 32\\]"),
         ({"latent_dim": 0}, "latent_dim=0"),
         ({"beta": -1}, "beta=-1"),
-        ({"beta_warmup_steps": -1}, "warmup_steps=-1"),
+        ({"beta_warmup_steps": -1}, "beta_warmup_steps=-1"),
         ({"free_bits": -1}, "free_bits=-1"),
         ({"widths": ()}, "widths=\\(\\) is empty"),
         ({"dense_width": 2.5}, "dense_width must be an integer"),

@@ -83,6 +83,7 @@ def vae(
     latent_dim = _checks.integer("latent_dim", latent_dim)
     dense_width = _checks.integer("dense_width", dense_width)
     weight = _checks.number("beta", beta, 0) / math.prod(image_shape)
+    beta_warmup_steps = _checks.integer("beta_warmup_steps", beta_warmup_steps, 0)
 
     images = parts.image_input(image_shape)
     x, shape = parts.encoded(images, widths, dense_width, activation)
