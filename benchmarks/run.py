@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 SCRIPTS = (
     *("search", "peers", "gallery folder", "gallery exact", "gallery mixture", "gallery normal"),
     *("scale", "imports", "memory", "quality", "pairs", "epochs", "backbones"),
-    *("near_duplicates", "diffusion", "denoising labels"),
+    *("near_duplicates", "diffusion", "denoising labels", "files mnist", "files photos"),
 )
 HEAD = """# Output of `make bench`
 
