@@ -51,6 +51,13 @@ class Denoised(NamedTuple):
         images: float32 in [0, 1], of the shape of the noisy images.
         sigma: `(n,)` float64, the standard deviation of the noise of each image in units of [0, 1]:
             as it was given or estimated, or NaN if it was neither.
+
+    Example:
+        >>> from kerasim import models
+        >>> denoiser = Denoiser(models.denoising_autoencoder((None, None, 1), widths=(8, 16)))
+        >>> images, sigma = denoiser(np.full((2, 10, 12, 1), 0.5))
+        >>> images.shape, sigma.tolist()
+        ((2, 10, 12, 1), [nan, nan])
     """
 
     images: np.ndarray

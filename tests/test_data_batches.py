@@ -544,7 +544,9 @@ NAMED = {
         lambda: data.BalancedBatches(LEVELS[:6], [0, 0, 0, 1, 1, 1], 2, 2)
     ),
     "NoiseBatches(7 images of 4 x 4 x 1 uint8, 1 batches of 128 per epoch, seed=0, low=0.05, "
-    "high=0.8, target='sigma', gain=0.0, clip=False)": lambda: data.NoiseBatches(LEVELS),
+    "high=0.8, target='sigma', gain=0.0, clip=False, sigma_input=False)": lambda: data.NoiseBatches(
+        LEVELS
+    ),
 }
 
 
