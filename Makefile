@@ -28,7 +28,7 @@ PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 # and pages that no backend touches.
 BACKEND_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses losses_oracle layers \
 	models models_autoencoder models_embedder models_pretrained models_siamese models_signals \
-	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise explaining \
+	models_unet models_vae data_arrays data_batches data_candidates data_folders data_noise denoising explaining \
 	data_augmentation data_pairs data_sets efficientnet_lite0 fitting neighbors training resume diffusion plots))
 
 # The part of them that `make test` runs on JAX: each loss, layer and builder, `embed`, `fit`, the

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import bm3d
 import keras
 import numpy as np
 import pandas as pd
@@ -114,6 +113,8 @@ def gray(x):
 
 
 def photos():
+    import bm3d  # its license is non-commercial: `mnist` runs without it
+
     noise = {"low": 0.004, "high": 0.3, "clip": True, "bits": 8}
     for channels, kind in ((3, "color"), (1, "gray")):
         cleaner = denoiser(kind, crops(64, channels), noise, (48, 96, 192), 2, (12, 3), 32, True)

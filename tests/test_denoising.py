@@ -140,7 +140,7 @@ def test_more_noise_than_was_trained_is_warned_of(flat, estimator):
     ):
         denoiser(photos)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         denoiser(noisy((2, 64, 64, 3), 0.4, clip=False))
 
 
@@ -150,7 +150,7 @@ def test_the_file_of_a_network_for_noise_that_is_not_clipped_is_warned_of(flat, 
     with pytest.warns(UserWarning, match="2 of 2 images seem to be clipped.*bits=8"):
         unclipped(clipped)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         Denoiser(flat.network, estimator, FILE_NOISE)(clipped)
         unclipped(noisy((2, 64, 64, 3), 0.05))  # nothing reaches 0 or 1
 

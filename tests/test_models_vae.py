@@ -44,13 +44,18 @@ def test_the_loss_is_cross_entropy_of_the_mean_code_and_divergence_by_the_values
     np.testing.assert_allclose(64 * loss, np.mean(entropy + 0.5 * divergence), rtol=1e-5)
 
 
+def loss_of(model):
+    """Returns the loss that the last call of a model has added."""
+    return float(keras.ops.convert_to_numpy(model.losses[0]))
+
+
 def test_the_warm_up_and_the_free_bits_reach_the_loss():
     model = build(beta_warmup_steps=10, free_bits=3.0)
     model(IMAGES, training=True)
-    assert float(model.losses[0]) == 0
+    assert loss_of(model) == 0
     model(IMAGES)
     # The divergence of three dimensions, below 3 nats each before training, by 64 pixels.
-    np.testing.assert_allclose(model.losses, [3 * 3.0 / 64], rtol=1e-6)
+    np.testing.assert_allclose(loss_of(model), 3 * 3.0 / 64, rtol=1e-6)
 
 
 def test_a_warm_up_goes_on_where_it_stopped(tmp_path):
@@ -68,9 +73,10 @@ def test_a_warm_up_goes_on_where_it_stopped(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained():
-    model = build()
+    # With a low weight, the Gaussians of the images differ much from the prior.
+    model = build(beta=0.3)
     model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
-    model.fit(np.round(IMAGES), np.round(IMAGES), epochs=30, verbose=0)
+    model.fit(np.round(IMAGES), np.round(IMAGES), epochs=60, verbose=0)
     return model
 
 
@@ -81,7 +87,7 @@ def test_the_bound_of_one_sample_is_the_evidence_lower_bound(trained):
     for _ in range(200):
         decoded = keras.ops.convert_to_numpy(trained(binary, training=True)).astype("float64")
         entropies.append(-np.log(np.where(binary > 0.5, decoded, 1 - decoded)).sum(axis=(1, 2, 3)))
-    divergence = 64 * float(trained.losses[0])
+    divergence = 64 * loss_of(trained) / 0.3
     expected = -np.mean(entropies) - divergence
     assert abs(np.mean(draws) - expected) < 0.01 * abs(expected)
 
@@ -89,19 +95,20 @@ def test_the_bound_of_one_sample_is_the_evidence_lower_bound(trained):
 def test_more_samples_give_a_higher_bound_up_to_the_likelihood(trained):
     binary = np.round(IMAGES[:2])
     one, ten, many = (
-        np.mean([models.log_likelihood_bound(trained, binary, k, seed) for seed in range(30)])
-        for k in (1, 10, 500)
+        np.mean([models.log_likelihood_bound(trained, binary, k, seed) for seed in range(draws)])
+        for k, draws in ((1, 200), (10, 50), (10_000, 5))
     )
     assert one < ten < many < 0
     # The likelihood itself, by sampling the prior of three dimensions.
     z = np.random.default_rng(0).standard_normal((200_000, 3)).astype("float32")
     decoded = trained.get_layer("decoder").predict(z, batch_size=10_000, verbose=0)
+    decoded = decoded.clip(1e-7, 1 - 1e-7).astype("float64")
     exact = [
         np.logaddexp.reduce(np.log(np.where(x > 0.5, decoded, 1 - decoded)).sum((1, 2, 3)))
         - np.log(len(z))
         for x in binary
     ]
-    assert many <= np.mean(exact) + 0.1 and np.mean(exact) - many < 0.3 * (np.mean(exact) - one)
+    assert -0.1 < np.mean(exact) - many < (np.mean(exact) - one) / 2
 
 
 def test_the_bound_is_that_of_each_image_alone_and_of_any_dtype(trained):
