@@ -7,13 +7,8 @@ import numpy as np
 # Pixels that two neighboring tiles share. A network sees no further than the edge of its tile, so
 # that its output near that edge is not what it would be in the whole image. Of the shared pixels,
 # those nearest to the edge of a tile get no weight, and those between have weights from 0 to 1.
-OVERLAP = 64
+_OVERLAP = 64  # or a quarter of a tile, if that is less
 _DISCARDED = 0.375  # of the shared pixels, at either end
-
-
-def overlap_of(tile: int) -> int:
-    """Returns the number of pixels that neighboring tiles of this size share."""
-    return min(OVERLAP, tile // 4)
 
 
 def apply(
@@ -88,7 +83,7 @@ class _Axis:
         self.extended = size + -size % grid
         self.tile = tile if multiple is None else min(tile, self.extended)
         self.extended = max(self.extended, self.tile)
-        step = self.tile - overlap_of(self.tile)
+        step = self.tile - min(_OVERLAP, self.tile // 4)
         step = max(step - step % grid, grid)
         last = self.extended - self.tile
         self.starts = [*range(0, last, step), last]

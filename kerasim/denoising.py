@@ -143,8 +143,8 @@ class Denoiser:
                 training.
             sigma: Standard deviation of the noise, in units of [0, 1]: a number, or `(n,)`. None to
                 estimate it. A network without an input for sigma does not use it.
-            tile: Largest height and width of a tile, 64 or more. A network of a fixed size has
-                tiles of that size.
+            tile: Largest height and width of a tile, 64 or more, but at least twice the multiple
+                that the network needs. A network of a fixed size has tiles of that size.
             progress: True shows a progress bar on stderr if the work takes more than two seconds,
                 False none, None only in a terminal.
 
@@ -171,6 +171,8 @@ class Denoiser:
             _checks.bad_rows("sigma", ~(sigma >= 0) | (sigma > 5), "values outside 0 to 5")
         elif self.estimator is not None:
             sigma = self._estimate(noisy)
+            what = "too few pixels for an estimate of the noise (pass sigma),"
+            _checks.bad_rows("images", ~np.isfinite(sigma), what)
         elif self._takes_sigma:
             raise ArgumentError(
                 "sigma is None, but the network needs it and there is no estimator: pass "
@@ -358,7 +360,8 @@ class Denoiser:
         height, width = noisy.shape[1:3]
         size = self._image_shape[:2]
         if None in size:
-            size = (tile - tile % self._multiple,) * 2
+            # Of tiles of a single multiple none would overlap.
+            size = (max(tile // self._multiple, 2) * self._multiple,) * 2
         tiles = _tiling.count((height, width), size, self._multiple)
         hidden = None if progress is None else not progress
         result = np.empty_like(noisy)

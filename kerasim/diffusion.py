@@ -58,8 +58,8 @@ def sample(
         guidance: Weight of classifier-free guidance, 0 or more. The noise is predicted as
             `eps_c + guidance (eps_c - eps_none)`; 0 is conditioning on the label alone.
         seed: The same seed draws the same images.
-        solver: "ddim", or "dpmpp_2m" for DPM-Solver++(2M), which also uses the call before, needs
-            about a third of the steps, and draws no noise: `eta` is 0.
+        solver: "ddim", or "dpmpp_2m" for DPM-Solver++(2M), which also uses the call before. Its
+            error in a few steps is smaller, and it draws no noise: `eta` is 0.
 
     Returns:
         `(n, height, width, channels)` float32 in [0, 1].

@@ -73,6 +73,12 @@ def test_tiles_give_what_the_whole_image_gives(network):
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
 
 
+def test_a_network_of_a_large_multiple_has_tiles_of_two():
+    deep = Denoiser(models.denoising_autoencoder((None, None, 1), (2,) * 8, 0))
+    photo = uniform((1, 300, 520, 1))
+    np.testing.assert_allclose(deep(photo, tile=64).images, photo, atol=1e-6)
+
+
 def test_a_network_of_a_fixed_size_gets_pieces_of_that_size():
     fixed = Denoiser(models.denoising_autoencoder((32, 48, 1), (8, 16)))
     for height, width in ((20, 30), (32, 48), (75, 90)):
@@ -192,6 +198,11 @@ def test_what_cannot_be_denoised_is_refused(network, name):
     settings, message = BAD_CALLS[name]
     with pytest.raises((ArgumentError, ArgumentTypeError), match=message):
         Denoiser(network)(**{"images": np.zeros((1, 8, 8, 3)), "sigma": 0.1, **settings})
+
+
+def test_images_too_small_for_an_estimate_are_refused(flat):
+    with pytest.raises(ArgumentError, match="images holds too few pixels.*pass sigma"):
+        flat(uniform((2, 1, 9, 3)))
 
 
 def test_images_smaller_than_a_fixed_estimator_takes_are_refused(network):
