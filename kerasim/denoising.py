@@ -361,7 +361,8 @@ class Denoiser:
         size = self._image_shape[:2]
         if None in size:
             # Of tiles of a single multiple none would overlap.
-            size = (max(tile // self._multiple, 2) * self._multiple,) * 2
+            side = max(tile // self._multiple, 2) * self._multiple
+            size = (side, side)
         tiles = _tiling.count((height, width), size, self._multiple)
         hidden = None if progress is None else not progress
         result = np.empty_like(noisy)
