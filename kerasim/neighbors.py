@@ -8,24 +8,33 @@ position. A graph finds most of the neighbors; `recall_` says how many.
 
 How an exact answer is proven. The library does not see a vector `v`, but `r(v)`: shifted by a
 center, scaled, cut to a box and rounded to float32. It returns the candidates of a query `q` with
-the distances that it computed; let `p` be the largest of them. A computed distance is wrong by at
-most `e (|r(q)| + |r(v)|)`, where `e` is a small number that follows from the rounding of the
-coordinates to float32 and the arithmetic of the library: float32 in faiss, float64 in scikit-learn
-(`_Flat`; a tiny term for underflow is left out here). So for each vector `v` that was not proposed,
-the true distance `d` (shifted and scaled) is at least
+the distances that it computed; let `p` be the largest of them. For each vector `v` that was not
+proposed, the computed distance is at least `p`, and a bound on its error gives a bound of the true
+distance `d` (shifted and scaled; tiny terms for underflow are left out here).
 
-    d >= p - e (|r(q)| + |r(v)|)
+- Euclidean distances by faiss: a float32 matrix product gives `|r(q)|**2 - 2 r(q) r(v) +
+  |r(v)|**2` with an error of at most `c (|r(q)|**2 + |r(v)|**2)`, and `|r(v)| <= |r(q)| + d'` by
+  the triangle inequality, with `d'` the distance of `r(q)` and `r(v)`. So
 
-and as `|r(v)| <= |r(q)| + d` by the triangle inequality,
+      d' >= sqrt((p**2 - 3 c |r(q)|**2) / (1 + 2 c))
 
-    d >= (p - 2 e |r(q)|) / (1 + e)
+  and rounding the coordinates changed it by at most `e (|r(q)| + |r(v)|)`:
+
+      d >= d' (1 - e) - 2 e |r(q)|
+
+- The others: a computed distance is wrong by at most `e (|r(q)| + |r(v)|)`, where `e` follows from
+  the rounding of the coordinates to float32 and the arithmetic of the library: float32 for
+  Manhattan distances by faiss, float64 for Euclidean ones by scikit-learn. So
+
+      d >= (p - 2 e |r(q)|) / (1 + e)
 
 Shifting does not change distances, and cutting to a box can only make them shorter, so the bound
 holds for the vectors themselves. If the k-th smallest float64 distance of the candidates is less
-than the bound, no other vector can be one of the k nearest, and the answer is proven. Otherwise the
-library is asked for four times as many candidates. Once these would be at least a quarter of all
-distinct vectors, all distances are computed in float64 instead. The bound does not contain the norm
-of `v`, so a single vector far from all others does not weaken it.
+than the bound, no other vector can be one of the k nearest, and the answer is proven. Otherwise
+scikit-learn is asked, which is slower, and whose bound is closer where distances are small beside
+the norms; then for four times as many candidates. Once these would be at least a quarter of all
+distinct vectors, all distances are computed in float64 instead. The bounds do not contain the norm
+of `v`, so a single vector far from all others does not weaken them.
 
 Vectors that are equal in float32 are proposed as one: copies neither fill up the candidates, nor
 cut a graph into parts that cannot be reached from one another.
@@ -33,6 +42,7 @@ cut a graph into parts that cannot be reached from one another.
 
 import copy
 import dataclasses
+import functools
 import math
 import threading
 import types
@@ -59,6 +69,7 @@ _KIND = "neighbor_index"
 _BUDGET = 64 * 2**20  # bytes of working memory in a query, beside the index and the answer
 _EPS = float(np.finfo("float32").eps)
 _MORE = 6  # candidates beyond k: most queries are proven at once
+_TRIAL = 20  # queries of which a proposer must prove half, or it is not asked again
 _MOST_LEVELS = 64  # of a graph; each level has a fraction 1 / m of the nodes of the one below
 _REACH = 2.0**50  # half the width of the box: float32 holds the squares, and the sum of many
 _REFIT = 1000  # rows after which the center and the scale of a graph stay as they are
@@ -68,9 +79,9 @@ _TOO_FAR = "a vector whose neighbors are farther away than 1.8e308, the largest 
 class NeighborIndex:
     """Finds the nearest neighbors of queries in a set of vectors.
 
-    scikit-learn (Euclidean, and cosine on unit vectors) and faiss (Manhattan) propose candidates
-    from vectors rounded to float32. The distances of the candidates are computed in float64. If the
-    candidates of a query are not proven to contain its neighbors, more candidates are requested.
+    faiss proposes candidates from vectors rounded to float32 (under "cosine" from unit vectors).
+    The distances of the candidates are computed in float64. If the candidates of a query are not
+    proven to contain its neighbors, more candidates are requested, of scikit-learn in float64.
     The answer does not depend on the number of queries or threads.
 
     Args:
@@ -268,25 +279,33 @@ class NeighborIndex:
         """Returns distances and indices of the nearest, of candidates that `engine` proposes."""
         distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype="int64")
         waiting, count = np.arange(len(x)), min(len(state.groups), k + _MORE)
+        proposers = engine.proposers
         while len(waiting) and 4 * count < len(state.groups):
             step = max(1, _BUDGET // (count * 8 * 8))
             unproven = []
             for start in range(0, len(waiting), step):
                 rows = waiting[start : start + step]
-                *found, proven = self._search(state, engine, x[rows], k, count)
+                *found, proven = self._search(state, proposers[0], x[rows], k, count)
                 distances[rows[proven]], indices[rows[proven]] = found
                 unproven.append(rows[~proven])
-            waiting, count = np.concatenate(unproven), 4 * count
+            asked, waiting = len(waiting), np.concatenate(unproven)
+            if len(proposers) == 1:
+                count *= 4
+                continue
+            proposers = proposers[1:]
+            if asked >= _TRIAL and 2 * len(waiting) > asked:
+                # Only the time of later queries depends on this, never their answers.
+                engine.proposers = proposers
         step = max(1, _BUDGET // (len(state.embeddings) * 8 * 4))
         for start in range(0, len(waiting), step):
             rows = waiting[start : start + step]
             distances[rows], indices[rows] = self._scan(state, x[rows], k)
         return distances, indices
 
-    def _search(self, state, engine, x, k, count):
+    def _search(self, state, propose, x, k, count):
         """Returns distances and indices of the proven queries, and which of `x` are proven."""
         reduced = state.frame.reduce(_distances.prepare(x, self.metric))
-        proposed, bound = engine.propose(reduced, count)
+        proposed, bound = propose(reduced, count)
         # Another thread may add to a graph: what `state` does not know is left out.
         queries, places = np.nonzero((proposed >= 0) & (proposed < len(state.groups)))
         distances, indices = self._decide(state, x, queries, proposed[queries, places], k)
@@ -654,37 +673,60 @@ class _Groups:
 
 
 class _Flat:
-    """Proposes candidates by the computed distance to every vector, with a bound for all others."""
+    """Proposes candidates by the computed distance to every vector, with a bound for all others.
+
+    Attributes:
+        proposers: Functions from reduced queries and a count to `(n, count)` candidates and a lower
+            bound of the distance to all other vectors, the fastest first.
+    """
 
     def __init__(self, reduced, metric):
-        width = reduced.shape[1]
-        self._order = 1 if metric == "manhattan" else 2
+        self._reduced = reduced
         if metric == "manhattan":
-            flat = faiss.IndexFlat(width, faiss.METRIC_L1)
-            flat.add(reduced)
-            self._find = flat.search
-            # Rounding of the coordinates, and of a float32 sum of `width` terms.
-            self._error = (width + 2) * _EPS
+            self.proposers = (self._by_city_blocks,)
         else:
-            from sklearn.neighbors import NearestNeighbors
+            self.proposers = (self._by_product, self._in_float64)
 
-            self._find = NearestNeighbors(algorithm="brute").fit(reduced).kneighbors
-            # Rounding of the coordinates and the result, and of |x|^2 - 2 xy + |y|^2 in float64.
-            self._error = 2 * _EPS + np.sqrt((width + 4) * 1.2e-16)
-        self._least = width * 2.0**-140  # float32 underflow
+    def _by_city_blocks(self, reduced, count):
+        distances, candidates = faiss.knn(reduced, self._reduced, count, faiss.METRIC_L1)
+        # Rounding of the coordinates, and of a float32 sum.
+        error = (reduced.shape[1] + 2) * _EPS
+        return candidates, self._bound(reduced, distances, 1, error)
 
-    def propose(self, reduced, count):
-        """Returns `(n, count)` candidates, and a lower bound of the distance to all others."""
-        distances, candidates = self._find(reduced, count)
-        sizes = np.linalg.norm(reduced.astype("float64"), self._order, axis=1)
-        bound = distances.max(axis=1) - 2 * self._error * sizes - self._least
-        return candidates, bound / (1 + self._error)
+    def _by_product(self, reduced, count):
+        squares, candidates = faiss.knn(reduced, self._reduced, count, faiss.METRIC_L2)
+        # Rounding of three float32 sums and of their sum.
+        error = (reduced.shape[1] + 8) * _EPS
+        own = np.square(reduced, dtype="float64").sum(axis=1)
+        least = reduced.shape[1] * 2.0**-120  # float32 underflow
+        bound = squares.max(axis=1).astype("float64") - 3 * error * own - least
+        bound = np.sqrt(bound.clip(0) / (1 + 2 * error))
+        return candidates, bound * (1 - _EPS) - 2 * _EPS * np.sqrt(own)
+
+    def _in_float64(self, reduced, count):
+        distances, candidates = self._brute.kneighbors(reduced, count)
+        # Rounding of the coordinates and the result, and of |x|^2 - 2 xy + |y|^2 in float64.
+        error = 2 * _EPS + np.sqrt((reduced.shape[1] + 4) * 1.2e-16)
+        return candidates, self._bound(reduced, distances, 2, error)
+
+    @functools.cached_property
+    def _brute(self):
+        from sklearn.neighbors import NearestNeighbors
+
+        return NearestNeighbors(algorithm="brute").fit(self._reduced)
+
+    @staticmethod
+    def _bound(reduced, distances, order, error):
+        sizes = np.linalg.norm(reduced.astype("float64"), order, axis=1)
+        least = reduced.shape[1] * 2.0**-140  # float32 underflow
+        return (distances.max(axis=1) - 2 * error * sizes - least) / (1 + error)
 
 
 class _Graph:
-    """Proposes the candidates that a graph leads to."""
+    """Proposes the candidates that a graph leads to, by `proposers` as those of `_Flat`."""
 
     def __init__(self, graph, metric, ef_search):
+        self.proposers = (self._by_links,)
         self.graph, self._metric, self._ef_search = graph, metric, ef_search
         self._lock = threading.Lock()  # faiss must not search while it adds
 
@@ -692,7 +734,7 @@ class _Graph:
         with self._lock:
             self.graph.add(reduced)
 
-    def propose(self, reduced, count):
+    def _by_links(self, reduced, count):
         """Returns `(n, count)` candidates, -1 for none; what was not proposed may be nearer."""
         settings = faiss.SearchParametersHNSW(efSearch=max(self._ef_search, count))
         with self._lock:

@@ -744,6 +744,59 @@ def test_many_copies_do_not_turn_search_into_a_scan(metric, monkeypatch):
     assert indices[x[:200].tolist().index(rows[0].tolist())].tolist() == copies[:10].tolist()
 
 
+def in_tight_clusters(rng, n, dim):
+    """Returns vectors whose distances are small beside their norms, but for those of clusters."""
+    centers = 3 * rng.standard_normal((20, dim))
+    return centers[rng.integers(0, 20, n)] + 1e-3 * rng.standard_normal((n, dim))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("queries", [3, 100])  # faiss computes few and many queries differently
+@pytest.mark.parametrize("kind", ["ordinary", "in tight clusters", "of very different norms"])
+def test_no_vector_that_was_not_proposed_is_nearer_than_the_bound(metric, queries, kind):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1500, 48))
+    if kind == "in tight clusters":
+        x = in_tight_clusters(rng, 1500, 48)
+    elif kind == "of very different norms":
+        x *= 10.0 ** rng.uniform(-3, 3, (1500, 1))
+    reduced = x.astype("float32")
+    asked = reduced[:queries] + np.float32(1e-4)
+    # The distances of the vectors before they are rounded are those that count.
+    true = float64_distances(x, asked, "manhattan" if metric == "manhattan" else "euclidean")
+    for propose in neighbors._Flat(reduced, metric).proposers:
+        candidates, bound = propose(asked, 16)
+        others = true.copy()
+        np.put_along_axis(others, candidates, np.inf, axis=1)
+        assert (bound <= others.min(axis=1)).all()
+        if kind == "ordinary":  # and the bound is of use
+            assert (bound > np.sort(true, axis=1)[:, 9]).all()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_where_float32_proves_little_later_queries_do_not_ask_it(metric, monkeypatch):
+    products, by_product = [], neighbors._Flat._by_product
+
+    def counting(self, reduced, count):
+        products.append(len(reduced))
+        return by_product(self, reduced, count)
+
+    monkeypatch.setattr(neighbors._Flat, "_by_product", counting)
+    rng = np.random.default_rng(0)
+    tight = in_tight_clusters(rng, 2000, 32)
+    assert difference_from_oracle(tight, tight[:40], 10, metric) is None
+    products.clear()
+    index = NeighborIndex(metric).fit(tight)
+    first, second = (index.query(tight[:40], 10) for _ in range(2))
+    assert products == [40]
+    assert all(np.array_equal(*found) for found in zip(first, second, strict=True))
+    ordinary = NeighborIndex(metric).fit(rng.standard_normal((2000, 32)))
+    products.clear()
+    for _ in range(2):
+        ordinary.query(tight[:40], 10)
+    assert products == [40, 40]
+
+
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 @pytest.mark.parametrize(
     ("metric", "value"), [("euclidean", 1e200), ("manhattan", 1e300), ("cosine", 1e308)]
