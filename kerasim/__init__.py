@@ -10,8 +10,8 @@ which `training.fit` trains with one of the `losses`. `embedding.embed` computes
 `neighbors` finds the nearest ones, `metrics` evaluates the results, `projection` computes a map,
 `plots` and `explorer` display it, and `export` writes the embedder for a server. `gallery` stores
 all of this in one folder, and `cli` is the command line. `diffusion` generates and denoises images.
-`duplicates` finds images that occur twice. `distribute` is for work that is too large for one
-machine.
+`duplicates` finds images that occur twice, and `curation` outliers, suspect labels and clusters.
+`distribute` is for work that is too large for one machine.
 
 Images are float32 in [0, 1] with channels last. Distances are larger for less similar images.
 Functions that draw random numbers take a seed, and the same seed gives the same result. A saved
@@ -46,6 +46,7 @@ _MODULES = (
     "data",
     "embedding",
     "neighbors",
+    "curation",
     "metrics",
     "diffusion",
     "denoising",

@@ -698,11 +698,7 @@ class Gallery:
         nearest = {}
         zeros = not vectors.any(axis=1).all()  # have no cosine distance
         for metric in METRICS[: -1 if zeros else None]:
-            found = NeighborIndex(metric).fit(vectors).query(vectors, k + 1)[1]
-            # With copies in the gallery, an item may not find itself first, or at all.
-            others = found != np.arange(len(found))[:, None]
-            others &= np.cumsum(others, axis=1) <= k
-            nearest[metric] = found[others].reshape(-1, k)
+            nearest[metric] = NeighborIndex(metric).fit(vectors).query(k=k)[1]
         labels = items.table["label"].to_numpy(str)[kept]
         labels = labels if (labels != "").any() else None
         return write_explorer(path, images, places, labels, nearest, title)

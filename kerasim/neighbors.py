@@ -242,11 +242,12 @@ class NeighborIndex:
             grown._state = dataclasses.replace(self._state, engine=engine)
         return grown.add(embeddings)
 
-    def query(self, x: ArrayLike, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    def query(self, x: ArrayLike | None = None, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds the `k` nearest vectors of each row.
 
         Args:
-            x: `(n, dim)` vectors of the same model; `n` may be 0.
+            x: `(n, dim)` vectors of the same model; `n` may be 0. None for the vectors in the
+                index, none of which is its own neighbor.
             k: Number of neighbors, 1 or more. If the index holds fewer vectors, all of them are
                 returned, with a warning.
 
@@ -255,17 +256,34 @@ class NeighborIndex:
             index. Euclidean distances are not squared.
 
         Raises:
-            ArgumentError: If the index is empty, `k` is out of range, the vectors have another
-                dimension than those in the index, a row holds NaN or infinity or, under "cosine",
-                only zeros, or a distance is above 1.8e308, the largest float64.
+            ArgumentError: If the index is empty, or holds one vector and `x` is None; if `k` is out
+                of range, the vectors have another dimension than those in the index, a row holds
+                NaN or infinity or, under "cosine", only zeros, or a distance is above 1.8e308, the
+                largest float64.
+
+        Example:
+            >>> index = NeighborIndex("euclidean").fit([[0.0], [1.0], [3.0]])
+            >>> index.query([[0.9]], k=2)[1].tolist()
+            [[1, 0]]
+            >>> index.query(k=1)[1].tolist()
+            [[1], [0], [1]]
         """
-        x = self._check_queries(x)
+        others = x is None
+        x = self._check_queries(self.embeddings if others and len(self) else x)
         state = self._state
-        size = len(state.embeddings)
-        k = _checks.clipped(
-            "k", _checks.integer("k", k), size, "vector in the index", "vectors in the index"
-        )
-        distances, indices = self._answer(state, state.engine, x, k)
+        _checks.integer("k", k)
+        names = ("vector in the index", "vectors in the index")
+        if others:
+            names = ("other vector in the index", "other vectors in the index")
+            if len(x) == 1:
+                raise ArgumentError("The index holds one vector, without neighbors: pass x.")
+        k = _checks.clipped("k", k, len(state.embeddings) - others, *names)
+        distances, indices = self._answer(state, state.engine, x, k + others)
+        if others:
+            # With copies in the index, a vector may not find itself first, or at all.
+            kept = indices != np.arange(len(x))[:, None]
+            kept &= np.cumsum(kept, axis=1) <= k
+            distances, indices = (found[kept].reshape(-1, k) for found in (distances, indices))
         _checks.bad_rows("x", np.isinf(distances).any(axis=1), _TOO_FAR)
         return distances, indices
 

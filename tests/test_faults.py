@@ -17,6 +17,7 @@ import pytest
 
 import kerasim
 from kerasim import (
+    curation,
     data,
     denoising,
     diffusion,
@@ -179,6 +180,22 @@ def public(root):
                 "gain": 0.01,
                 "bits": 8,
             },
+        ),
+        "curation.outlier_scores": (
+            curation.outlier_scores,
+            {"embeddings": VECTORS, "k": 2, "metric": "cosine"},
+        ),
+        "curation.suspect_labels": (
+            curation.suspect_labels,
+            {"embeddings": VECTORS, "labels": LABELS, "k": 2, "metric": "cosine"},
+        ),
+        "curation.clusters": (
+            curation.clusters,
+            {"embeddings": VECTORS, "min_size": 2, "metric": "cosine"},
+        ),
+        "curation.duplicate_groups": (
+            curation.duplicate_groups,
+            {"pairs": np.array([[1, 0], [3, 2]]), "n": 7},
         ),
         "duplicates.find_duplicates": (
             duplicates.find_duplicates,
@@ -658,7 +675,7 @@ def quiet():
 OTHERWISE = {
     "dtype_policy",
     *("Candidates", "Dataset", "Denoised", "ImageFolder", "OpenSetIdentification", "PairFolder"),
-    *("SavedModel", "Verification"),
+    *("SavedModel", "SuspectLabels", "Verification"),
     *("as_float", "data_dir", "embed_folder", "fetch", "load_embedder", "resolve_dataset"),
 }
 
@@ -800,7 +817,7 @@ INTEGERS = set(
     "batch_size epochs latent_dim embedding_dim dense_width convs num_blocks patch_size num_groups "
     "num_classes num_attention_stages n k m n_neighbors warmup_steps classes_per_batch "
     "images_per_class steps_per_epoch seed shift steps bits tile ef_construction ef_search "
-    "resamples columns chunk workers gpus shards".split()
+    "resamples columns chunk workers gpus shards min_size".split()
 )
 OPEN = {  # where None, or 0, has a meaning
     None: set("n warmup_steps steps_per_epoch dense_width embedding_dim num_classes bits".split()),
