@@ -663,8 +663,10 @@ def _create_temporary(path: Path, is_folder: bool) -> tuple[Path, int]:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
             descriptor = os.open(temporary, flags, 0o600 if is_private else 0o666)
-        except FileNotFoundError:  # another save has swept it before it could be locked
-            continue
+        except FileNotFoundError:
+            if not is_folder:
+                raise
+            continue  # another save has swept it before it could be locked
         try:
             if _hold(descriptor, temporary):
                 return temporary, descriptor

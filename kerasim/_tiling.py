@@ -16,9 +16,10 @@ def apply(
     image: np.ndarray,
     tile: tuple[int, int],
     multiple: int | None,
+    output: np.ndarray,
     done: Callable[[], object] = lambda: None,
-) -> np.ndarray:
-    """Returns the output of `function` for an image, from overlapping tiles.
+) -> None:
+    """Writes the output of `function` for an image, from overlapping tiles, to `output`.
 
     Args:
         function: From a tile `(1, height, width, channels)` to an array of that shape.
@@ -27,21 +28,19 @@ def apply(
         multiple: Heights and widths that `function` takes are multiples of it, and tiles start at
             multiples. None if it takes tiles of that size only. Images are extended by reflection
             to such a size.
+        output: float32 array of the shape of the image.
         done: Called after each tile.
-
-    Returns:
-        float32 array of the shape of the image.
     """
-    height, width = image.shape[:2]
     axes = _axes(image.shape, tile, multiple)
     image = extend(image[None], tile, multiple)[0]
-    output = np.zeros(image.shape, "float32")
+    output[:] = 0
     for row, row_weights in axes[0]:
         for column, column_weights in axes[1]:
             weights = row_weights[:, None, None] * column_weights[:, None]
-            output[row, column] += weights * function(image[None, row, column])[0]
+            found = weights * function(image[None, row, column])[0]
+            part = output[row, column]  # without what the image was extended by
+            part += found[: part.shape[0], : part.shape[1]]
             done()
-    return output[:height, :width]
 
 
 def count(shape: tuple[int, ...], tile: tuple[int, int], multiple: int | None) -> int:

@@ -1,10 +1,10 @@
 """The command line. Errors are printed on one line.
 
 `kerasim embed` adds the images of a folder to a gallery, `query` finds similar images in it,
-`calibrate` and `verify` decide whether two images show the same class, `map` writes an HTML page
-and `export` a SavedModel or an ONNX file. `info`, `remove`, `prune` and `relocate` maintain a
-gallery; `denoise` removes noise from an image; `fetch` downloads data sets. `kerasim COMMAND
---help` describes each command.
+`calibrate` and `verify` decide whether two images show the same class, `map` and `report` write
+HTML pages and `export` a SavedModel or an ONNX file. `info`, `remove`, `prune` and `relocate`
+maintain a gallery; `denoise` removes noise from an image; `fetch` downloads data sets. `kerasim
+COMMAND --help` describes each command.
 
 Each command is one call of `gallery.Gallery`, `data`, `denoising` or `export`. What can be checked
 without Keras, which takes seconds to import, is checked first. Exit codes: 0 success, 1 verified as
@@ -227,12 +227,24 @@ def write_map(
     as_json: Json = False,
 ):
     """Writes the map of a gallery as one HTML page."""
-    if page.suffix.lower() not in (".html", ".htm"):  # it may be an image, in place of the page
-        raise ArgumentError(f"The page {page} would replace any file. Pass a name ending in .html.")
+    _check_page(page)
     opened = _open(gallery)
     count = _counted(len(opened), "image", "images")
     print(f"Laying out {count}, for half a minute or more ...", file=sys.stderr, flush=True)
     written = opened.write_map(page, title=title, on_error=on_error)
+    _say({"page": str(written)}, as_json)
+
+
+@app.command()
+def report(
+    gallery: GalleryPath,
+    page: Annotated[Path, typer.Argument(help="HTML file to write.")],
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Gallery",
+    as_json: Json = False,
+):
+    """Writes duplicates, outliers, suspect labels and clusters of a gallery as one HTML page."""
+    _check_page(page)
+    written = _open(gallery).write_report(page, title=title)
     _say({"page": str(written)}, as_json)
 
 
@@ -349,7 +361,7 @@ def denoise(
     _import_keras()
     loaded = kerasim.denoising.Denoiser.load(denoiser)
     found = loaded.denoise_file(source, target, sigma, tile)
-    _say({"sigma": found, "written": str(target)}, as_json)
+    _say({"sigma": round(found, 4), "written": str(target)}, as_json)
 
 
 @app.command()
@@ -392,6 +404,12 @@ def _check_file(path) -> None:
     from kerasim import _artifacts
 
     _artifacts.check_file(path)
+
+
+def _check_page(page: Path) -> None:
+    """Refuses the name of what may be an image, in place of a page."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ArgumentError(f"The page {page} would replace any file. Pass a name ending in .html.")
 
 
 def _gallery_exists(path: Path) -> bool:

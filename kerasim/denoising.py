@@ -6,6 +6,7 @@ and the kind of noise that both were trained for. `Denoiser.load(path)(images)` 
 
 import io
 import math
+import os
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -35,12 +36,18 @@ _KIND = "denoiser"
 _BAR_DELAY = 2.0
 # Images in a call of a network have about this many pixels.
 _CALL_PIXELS = 2**20
+# No image has stronger noise than this, in units of [0, 1].
+_MOST_SIGMA = 5.0
 # The noise of a larger image is estimated from parts of this height and width, in a grid.
 _PART, _GRID = 256, 4
 # A network takes heights and widths that are a multiple of one of these numbers.
 _MULTIPLES = tuple(2**n for n in range(9))
 # An image of which more values than this are 0 or 1 seems to be clipped.
 _CLIPPED_SHARE = 0.01
+# The side of the blocks that are examined for noise. Smaller images have no estimate.
+_BLOCK = 8
+# White of 16 bits is 65535. Cameras of 12 bits, and files of 8, go up to this at most.
+_MOST_OF_12_BITS = 4095
 _NOISE_KEYS = ("low", "high", "gain", "clip", "bits")
 
 
@@ -75,13 +82,19 @@ class Denoiser:
         estimator: Model from noisy images to the standard deviation of their noise, such as
             `models.noise_estimator`, with `image_shape=(None, None, channels)` too. None if the
             network has no input for sigma, or if `sigma` is given in each call.
-        noise: The noise that both were trained for: `NoiseBatches(...).noise`. Images with less
-            noise than that are returned as they are; there is a warning for images with more, and
-            for clipped images if the noise was not clipped. None to check nothing.
+        noise: The noise that both were trained for: `NoiseBatches(...).noise`. Images whose
+            estimated noise is less are returned as they are (see `calibrate`); there is a warning
+            for images with more, and for clipped images if the noise was not clipped. None to check
+            nothing.
         schedule: `diffusion.NoiseSchedule` of a network that predicts the noise.
 
+    Attributes:
+        threshold: Images with a sigma below it are returned as they are: `noise["low"]`, or 0
+            without `noise`, until `calibrate` raises it.
+
     Raises:
-        ArgumentError: If a network does not fit the others, or the images it takes.
+        ArgumentError: If a network does not fit the others, or the images it takes, or has weights
+            that are not finite.
         ArgumentTypeError: If a network does not take images.
 
     Example:
@@ -106,6 +119,7 @@ class Denoiser:
     ):
         self.network, self.estimator, self.schedule = network, estimator, schedule
         self.noise = None if noise is None else _check_noise(noise)
+        self.threshold = 0.0 if self.noise is None else self.noise["low"]
         self._takes_sigma = _takes_sigma(network, schedule)
         self._image_shape = _image_shape(network)
         self._multiple = _multiple(network, self._image_shape)
@@ -118,6 +132,10 @@ class Denoiser:
                     f"numbers for an image; expected {self._image_shape[2]} channels, as the "
                     "network takes, and one number: pass models.noise_estimator of that shape."
                 )
+        for name, model in (("network", network), ("estimator", estimator)):
+            weights = [] if model is None else model.get_weights()
+            if not all(np.isfinite(np.asarray(weight)).all() for weight in weights):
+                raise ArgumentError(f"{name} has weights that are NaN or infinite: train it again.")
         self._lock = threading.Lock()
         self._saved = _artifacts.Known()
 
@@ -138,9 +156,9 @@ class Denoiser:
         the images.
 
         Args:
-            images: `(n, height, width, channels)`, uint8, uint16 or float in [0, 1], or an
-                `ImageFolder`. Floats may lie outside [0, 1] if the noise was not clipped in
-                training.
+            images: `(n, height, width, channels)`, uint8 (255 is white), uint16 (65535 is white) or
+                float in [0, 1], or an `ImageFolder`. Floats may lie outside [0, 1] as far as their
+                noise explains it, if the noise was not clipped in training.
             sigma: Standard deviation of the noise, in units of [0, 1]: a number, or `(n,)`. None to
                 estimate it. A network without an input for sigma does not use it.
             tile: Largest height and width of a tile, 64 or more, but at least twice the multiple
@@ -155,24 +173,24 @@ class Denoiser:
             ArgumentError: If images, sigma or tile do not fit, or the noise is not known.
 
         Warns:
-            UserWarning: If the noise is not of the kind that the network was trained for.
+            UserWarning: If the noise is not of the kind that the network was trained for, or uint16
+                images are so dark that they seem to have fewer bits.
         """
         _checks.integer("tile", tile, 64)
         if progress is not None:
             progress = _checks.boolean("progress", progress)
-        images = _image_checks.check_shape("images", images, (None, None, self._image_shape[2]))
-        noisy = _as_float(images)
-        self._check_values(noisy)
+        noisy = self._checked(images)
         if sigma is not None:
             sigma = _checks.as_real_array("sigma", sigma).astype("float64")
-            if sigma.ndim:
+            if not sigma.ndim:
+                _checks.number("sigma", sigma.item(), 0, _MOST_SIGMA)
+            else:
                 _checks.same_length("sigma", sigma, len(noisy), "images", 1)
             sigma = np.broadcast_to(sigma, len(noisy)).copy()
-            _checks.bad_rows("sigma", ~(sigma >= 0) | (sigma > 5), "values outside 0 to 5")
+            outside = ~(sigma >= 0) | (sigma > _MOST_SIGMA)
+            _checks.bad_rows("sigma", outside, f"values outside 0 to {_MOST_SIGMA:g}")
         elif self.estimator is not None:
             sigma = self._estimate(noisy)
-            what = "too few pixels for an estimate of the noise (pass sigma),"
-            _checks.bad_rows("images", ~np.isfinite(sigma), what)
         elif self._takes_sigma:
             raise ArgumentError(
                 "sigma is None, but the network needs it and there is no estimator: pass "
@@ -180,17 +198,60 @@ class Denoiser:
             )
         else:
             sigma = np.full(len(noisy), np.nan)
+        self._check_range(noisy, sigma)
         self._warn_of_noise(noisy, sigma)
-        least = 0.0 if self.noise is None else self.noise["low"]
-        rows = np.flatnonzero(~(sigma < least))  # also where sigma is NaN
+        rows = np.flatnonzero(~(sigma < self.threshold))  # also where sigma is NaN
         result = np.clip(noisy, 0, 1)
-        if len(rows):
-            result[rows] = self._denoise_all(noisy[rows], sigma[rows], tile, progress)
+        if len(rows) == len(noisy) > 0:
+            self._denoise_all(noisy, sigma, tile, progress, result)
+        elif len(rows):
+            some = result[rows]
+            self._denoise_all(noisy[rows], sigma[rows], tile, progress, some)
+            result[rows] = some
         return Denoised(result, sigma)
+
+    def calibrate(self, images: ArrayLike | ImageFolder, share: float = 0.95) -> float:
+        """Raises `threshold` so that most clean images are returned as they are.
+
+        An estimator takes some of the fine details of a clean image for noise. After this call
+        images with an estimated sigma below the largest of clean images are left alone, and noise
+        weaker than that stays.
+
+        Args:
+            images: Images without noise, of the kind that will be denoised, that neither network
+                was trained on; as for a call of the denoiser.
+            share: Share of these images that are to be returned as they are, 0 to 1.
+
+        Returns:
+            The threshold, at least `noise["low"]`. It is saved with the denoiser.
+
+        Raises:
+            ArgumentError: If there is no estimator, there are no images, or they do not fit.
+
+        Example:
+            >>> from kerasim import models
+            >>> network = models.denoising_autoencoder((None, None, 1), widths=(8, 16))
+            >>> denoiser = Denoiser(network, models.noise_estimator((None, None, 1)))
+            >>> clean = np.random.default_rng(0).random((20, 16, 16, 1))
+            >>> threshold = denoiser.calibrate(clean, share=1.0)
+            >>> bool((denoiser(clean).images == clean.astype("float32")).all())
+            True
+        """
+        share = _checks.number("share", share, 0, 1)
+        if self.estimator is None:
+            raise ArgumentError("calibrate needs an estimator: pass one to Denoiser.")
+        estimated = self._estimate(self._checked(images))
+        if not len(estimated):
+            raise ArgumentError("images is empty: pass one clean image or more.")
+        low = 0.0 if self.noise is None else self.noise["low"]
+        # An image at the threshold itself would be denoised.
+        highest = np.nextafter(np.quantile(estimated, share, method="inverted_cdf"), np.inf)
+        self.threshold = max(low, float(highest))
+        return self.threshold
 
     def denoise_file(
         self,
-        source: Path | str,
+        source: Path | str | bytes,
         target: Path | str,
         sigma: float | None = None,
         tile: int = 1024,
@@ -198,22 +259,24 @@ class Denoiser:
         """Denoises an image file.
 
         The file is read as `images.read_image` reads it: upright, on white where it is transparent,
-        8 bits of each channel. A network of one channel denoises each channel of a color image by
-        itself.
+        8 bits of each channel. The color profile and the resolution are kept, other metadata are
+        not. A network of one channel denoises each channel of a color image by itself.
 
         Args:
-            source: File to read.
+            source: File to read, or its bytes.
             target: File to write, completely or not at all: .png, .tif or .webp, which lose
-                nothing, or .jpg. A file that is there is replaced.
-            sigma: As for a call of the denoiser.
+                nothing, or .jpg. A file that is there is replaced, and missing folders are made.
+            sigma: Standard deviation of the noise, in units of [0, 1]; None to estimate it.
             tile: As for a call of the denoiser.
 
         Returns:
-            The sigma of the file, as given or estimated.
+            The sigma of the file, as given or estimated; of channels that are denoised by
+            themselves, the root mean square.
 
         Raises:
             ImageError: If the source cannot be decoded.
-            ArgumentError: If the suffix of the target is none of these.
+            ArgumentError: If the suffix of the target is none of these, or the target is the
+                source, whose noise could not be brought back.
             ArtifactError: If the target cannot be written.
         """
         target = _artifacts.check_path("target", target)
@@ -223,24 +286,31 @@ class Denoiser:
                 f"target={_checks.shown(target)} has the suffix {suffix!r}: pass one of "
                 f"{', '.join(_FORMATS)}."
             )
+        if sigma is not None:
+            _checks.number("sigma", sigma, 0, _MOST_SIGMA)
         noisy = read_image(source, channels=3, dtype="uint8")
+        if not isinstance(source, bytes) and os.path.realpath(source) == os.path.realpath(target):
+            raise ArgumentError(
+                f"target={_checks.shown(target)} is the source, whose noisy pixels would be lost: "
+                "pass another name."
+            )
         is_gray = bool((noisy == noisy[..., :1]).all())
         if self._image_shape[2] == 1:
             planes = noisy[..., :1] if is_gray else noisy
             result = self(planes.transpose(2, 0, 1)[..., None], sigma, tile)
             clean = result.images[..., 0].transpose(1, 2, 0)
         else:
-            if is_gray:
-                _checks.warn(
-                    f"{_checks.shown(source)} is gray, so that the noise is the same in all of its "
-                    "channels, but the network was trained for color: the result is worse than "
-                    "that of a network with image_shape=(None, None, 1)."
-                )
             result = self(noisy[None], sigma, tile)
             clean = result.images[0]
+            if is_gray and not result.sigma[0] < self.threshold:
+                _checks.warn(
+                    "The image is gray, so that the noise is the same in all of its channels, but "
+                    "the network was trained for color: the result is worse than that of a network "
+                    "with image_shape=(None, None, 1)."
+                )
             if is_gray:
                 clean = clean.mean(axis=-1, keepdims=True)
-        _artifacts.write_file(target, _encode(clean, suffix))
+        _artifacts.write_file(target, _encode(clean, suffix, _kept_info(source, clean.shape[-1])))
         return _rms(result.sigma)
 
     def save(self, path: Path | str, replace: bool = False) -> None:
@@ -256,7 +326,8 @@ class Denoiser:
             ArgumentError: If a network could not be loaded again.
         """
         schedule = self.schedule and [self.schedule.steps, self.schedule.kind]
-        info = {"noise": self.noise, "schedule": schedule, "estimates": self.estimator is not None}
+        info = {"noise": self.noise, "schedule": schedule, "threshold": self.threshold}
+        info["estimates"] = self.estimator is not None
 
         def fill(folder):
             _keras_files.save_model(self.network, folder / "network.keras", "network")
@@ -289,12 +360,16 @@ class Denoiser:
             schedule = info["schedule"] and NoiseSchedule(*info["schedule"])
             network = _keras_files.load_model(folder / "network.keras")
             denoiser = cls(network, estimator, info["noise"], schedule)
+            denoiser.threshold = _checks.number("threshold", info["threshold"], 0)
             denoiser._saved.note(path, folder)
             return denoiser
 
         return _artifacts.read(path, _KIND, load)
 
-    def _check_values(self, noisy) -> None:
+    def _checked(self, images) -> np.ndarray:
+        """Returns images as float32, if they fit the network and their values may be right."""
+        images = _image_checks.check_shape("images", images, (None, None, self._image_shape[2]))
+        noisy = _as_float(images)
         _checks.finite("images", noisy)
         if self.noise is not None and self.noise["clip"]:
             outside = (noisy.min((1, 2, 3)) < 0) | (noisy.max((1, 2, 3)) > 1)
@@ -304,19 +379,38 @@ class Denoiser:
                 "values outside [0, 1], which the network was not trained for (divide by 255, or "
                 "pass uint8),",
             )
-        far = np.abs(noisy - 0.5).max((1, 2, 3), initial=0) > 50
-        _checks.bad_rows("images", far, "values far outside [0, 1] (divide by 255, or pass uint8),")
+        return noisy
+
+    @property
+    def _most(self) -> float:
+        """The strongest noise that the network was trained for, in a white image."""
+        if self.noise is None:
+            return _MOST_SIGMA
+        return math.hypot(self.noise["high"], math.sqrt(self.noise["gain"]))
+
+    def _check_range(self, noisy, sigma) -> None:
+        """Refuses images whose values lie further outside [0, 1] than their noise can explain."""
+        outside = np.maximum(-noisy, 0) + np.maximum(noisy - 1, 0)
+        # In a black image, the mean of what noise takes below 0 is sigma / sqrt(2 pi). An estimate
+        # grows with the values of an image, so that the noise of the training is a limit, too.
+        most = 1.5 * np.fmin(sigma, self._most) / math.sqrt(2 * math.pi) + 1e-3
+        _checks.bad_rows(
+            "images",
+            outside.mean((1, 2, 3)) > most,
+            "values further outside [0, 1] than their noise explains (scale to [0, 1], or pass "
+            "uint8),",
+        )
 
     def _warn_of_noise(self, noisy, sigma) -> None:
         if self.noise is None or not len(noisy):
             return
-        most = math.hypot(self.noise["high"], math.sqrt(self.noise["gain"]))
-        high = sigma[sigma > 1.1 * most]
+        high = sigma[sigma > 1.1 * self._most]
         if len(high):
             _checks.warn(
-                f"{len(high)} of {len(noisy)} images have noise up to {high.max():.2g}, more than "
-                f"the {most:.2g} that the network was trained for: the result is worse than it "
-                "could be. Train it on NoiseBatches with a larger `high`."
+                f"{_share_of(len(high), len(noisy), 'has', 'have')} noise of "
+                f"{high.max():.2g} or more, and the network was trained for {self._most:.2g} at "
+                "most: the result is worse than it could be. Train it on NoiseBatches with a "
+                "larger `high`."
             )
         if not self.noise["clip"]:
             at_ends = ((noisy == 0) | (noisy == 1)).mean((1, 2, 3))
@@ -324,13 +418,27 @@ class Denoiser:
             clipped = inside & (at_ends > _CLIPPED_SHARE) & ~(sigma < 0.01)
             if clipped.any():
                 _checks.warn(
-                    f"{clipped.sum()} of {len(noisy)} images seem to be clipped to [0, 1], as in a "
-                    "file, but the network was trained for noise that is not: the noise is "
-                    "underestimated. Train both networks with NoiseBatches(clip=True, bits=8)."
+                    f"{_share_of(clipped.sum(), len(noisy), 'seems', 'seem')} to be clipped to "
+                    "[0, 1], as in a file, but the network was trained for noise that is not: the "
+                    "noise is underestimated. Train both networks with NoiseBatches(clip=True, "
+                    "bits=8)."
                 )
 
     def _estimate(self, noisy) -> np.ndarray:
-        """Returns the standard deviation of the noise of each image, `(n,)` float64."""
+        """Returns the standard deviation of the noise of each image, `(n,)` float64.
+
+        Blocks without any noise, such as a frame or transparent parts, are left out: the mean
+        square of the noise is that of the others.
+        """
+        if min(noisy.shape[1:3]) < _BLOCK:
+            raise ArgumentError(
+                f"images of {noisy.shape[1]} x {noisy.shape[2]} pixels are too small for an "
+                f"estimate of their noise, which needs {_BLOCK} x {_BLOCK}: pass sigma."
+            )
+        blank = np.array([_blank_share(image) for image in noisy])
+        return self._estimate_whole(noisy) / np.sqrt(np.where(blank < 1, 1 - blank, 1))
+
+    def _estimate_whole(self, noisy) -> np.ndarray:
         whole = noisy.shape[1:3]
         size = self._estimated_shape[:2]
         if None in size:
@@ -355,8 +463,8 @@ class Denoiser:
             found.append(_rms(self._call(self.estimator, np.stack(parts))))
         return np.array(found)
 
-    def _denoise_all(self, noisy, sigma, tile, progress) -> np.ndarray:
-        """Returns the denoised images, as the network returns them."""
+    def _denoise_all(self, noisy, sigma, tile, progress, result) -> None:
+        """Writes the denoised images to `result`."""
         height, width = noisy.shape[1:3]
         size = self._image_shape[:2]
         if None in size:
@@ -365,7 +473,6 @@ class Denoiser:
             size = (side, side)
         tiles = _tiling.count((height, width), size, self._multiple)
         hidden = None if progress is None else not progress
-        result = np.empty_like(noisy)
         with tqdm(total=len(noisy) * tiles, unit="tile", disable=hidden, delay=_BAR_DELAY) as bar:
             for part in _chunks(noisy) if tiles == 1 else []:
                 extended = _tiling.extend(noisy[part], size, self._multiple)
@@ -373,8 +480,7 @@ class Denoiser:
                 bar.update(len(result[part]))
             for n in range(len(noisy)) if tiles > 1 else []:
                 denoise = partial(self._denoise, sigma=sigma[n : n + 1])
-                result[n] = _tiling.apply(denoise, noisy[n], size, self._multiple, bar.update)
-        return result
+                _tiling.apply(denoise, noisy[n], size, self._multiple, result[n], bar.update)
 
     def _denoise(self, noisy, sigma) -> np.ndarray:
         """Returns the output of the network for images of a size that it takes."""
@@ -396,13 +502,23 @@ _FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"}
 _FORMATS |= {".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
-def _encode(image, suffix: str) -> bytes:
+def _kept_info(source, channels: int) -> dict[str, Any]:
+    """Returns the color profile, if it fits the channels that are written, and the resolution."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        kept = {key: image.info[key] for key in ("dpi",) if image.info.get(key)}
+        fits = image.mode in (("L", "LA") if channels == 1 else ("RGB", "RGBA", "P"))
+        if fits and image.info.get("icc_profile"):
+            kept["icc_profile"] = image.info["icc_profile"]
+        return kept
+
+
+def _encode(image, suffix: str, info: dict[str, Any]) -> bytes:
     pixels = np.rint(255 * image).astype("uint8")
     file = io.BytesIO()
     lossless = {"lossless": True} if suffix == ".webp" else {}
     quality = {"quality": 95} if _FORMATS[suffix] == "JPEG" else lossless
     squeezed = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    Image.fromarray(squeezed).save(file, _FORMATS[suffix], **quality)
+    Image.fromarray(squeezed).save(file, _FORMATS[suffix], **quality, **info)
     return file.getvalue()
 
 
@@ -412,6 +528,20 @@ def _chunks(noisy) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(noisy), size)]
 
 
+def _blank_share(image) -> float:
+    """Returns the share of blocks in which each channel of an image has one value only."""
+    height, width = (n - n % _BLOCK for n in image.shape[:2])
+    blocks = image[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, -1)
+    return float((blocks == blocks[:, :1, :, :1]).all(axis=(1, 3, 4)).mean())
+
+
+def _share_of(count: int, total: int, one: str, many: str) -> str:
+    """Returns the beginning of a warning about some of the images."""
+    if total == 1:
+        return f"The image {one}"
+    return f"{count} of {total} images {one if count == 1 else many}"
+
+
 def _rms(values) -> float:
     return float(np.sqrt(np.square(np.asarray(values, "float64")).mean()))
 
@@ -419,6 +549,11 @@ def _rms(values) -> float:
 def _as_float(x) -> np.ndarray:
     x = np.asarray(x[:])
     if x.dtype == np.uint16:
+        if 0 < x.max(initial=0) <= _MOST_OF_12_BITS:
+            _checks.warn(
+                f"images are uint16 with values up to {x.max()}, and 65535 is white, so that they "
+                "are nearly black. If white is less, such as 4095 for 12 bits, divide by it."
+            )
         return np.divide(x, np.float32(65535), dtype="float32")
     if x.dtype.kind != "f" and x.dtype != np.uint8:
         raise ArgumentTypeError(f"images must be float, uint8 or uint16, not {x.dtype}.")
@@ -432,19 +567,20 @@ def _check_noise(noise) -> dict[str, Any]:
             f"noise={noise!r} must be a dict with {', '.join(_NOISE_KEYS)}: pass "
             "data.NoiseBatches(...).noise."
         )
-    noise = {"low": 1e-6, "high": 5.0, "gain": 0.0, "clip": False, "bits": None, **noise}
+    noise = {"low": 1e-6, "high": _MOST_SIGMA, "gain": 0.0, "clip": False, "bits": None, **noise}
     low = _checks.number("noise['low']", noise["low"], 0)
-    _checks.number("noise['high']", noise["high"], low)
-    check_noise(noise["gain"], noise["clip"], noise["bits"])
-    return noise
+    high = _checks.number("noise['high']", noise["high"], low)
+    gain, clip, bits = check_noise(noise["gain"], noise["clip"], noise["bits"])
+    return {"low": low, "high": high, "gain": gain, "clip": clip, "bits": bits}
 
 
 def _takes_sigma(network, schedule) -> bool:
     """Returns whether a network needs sigma, if it takes images and fits the schedule."""
     taken = getattr(network, "inputs", None) or []
     names = sorted(x.name for x in taken)
-    if isinstance(network, keras.Model) and names == ["images", "t"]:
+    if isinstance(network, keras.Model) and names in (["images", "t"], ["images", "labels", "t"]):
         _checks.instance("schedule", schedule, NoiseSchedule, "pass a diffusion.NoiseSchedule")
+        diffusion.check_schedule("schedule", network, schedule)
         return True
     if schedule is not None:
         raise ArgumentError(

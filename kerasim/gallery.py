@@ -37,6 +37,8 @@ from kerasim import (
     _items,
     _keras_files,
     _model_identity,
+    _report,
+    curation,
     data,
     duplicates,
     embedding,
@@ -67,6 +69,7 @@ _KIND = "gallery"
 _PAIRS = 200_000  # that fit into a manifest
 _FEW_PAIRS = 10  # a rate that is measured on fewer pairs is unreliable
 _MAP_ITEMS = 5  # the fewest that UMAP can lay out
+_REPORT_ITEMS = 3
 _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
 # What the methods of a gallery take as images.
@@ -649,6 +652,134 @@ class Gallery:
         found = duplicates.find_near_duplicates(self._folder(files), min_correlation)
         names = np.array(files, dtype=object)
         return pd.DataFrame(names[found], columns=["copy", "original"], dtype=object)
+
+    def report(
+        self, k: int = 10, min_correlation: float = 0.975, min_cluster_size: int | None = 10
+    ) -> pd.DataFrame:
+        """Looks for duplicates, outliers, suspect labels and clusters (`curation`).
+
+        Nothing is changed: the table proposes what a person should look at. Duplicates are found by
+        the content of the files; all else by the embeddings, and as well as these represent the
+        images.
+
+        Args:
+            k: Number of neighbors by which outliers and labels are judged, 1 or more.
+            min_correlation: Smallest correlation of the thumbnails of near-duplicates, 0 to 1.
+            min_cluster_size: Least number of images in a cluster, 2 or more. None to look for no
+                clusters, which takes the longest for many images.
+
+        Returns:
+            `items` with more columns: copy_of, the id of the first item whose file has the same
+            content, or -1; duplicate_group, the number of a group of copies and near-duplicates, or
+            -1; outlier_score, the distance to the `k`-th nearest item; label_suspicion, the
+            probability that an image belongs to another class than its label says (NaN without a
+            label), and suggested_label; cluster, from 0 for the largest one, or -1. Items without a
+            file, or whose file is gone, are in no group.
+
+        Raises:
+            ArgumentError: If there are fewer than 3 items, or a number is out of range.
+            ImageError: If a file cannot be decoded.
+
+        Example:
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> gallery = Gallery(embedder, "euclidean")
+            >>> images = np.random.default_rng(0).random((40, 8, 8, 1)) / 10
+            >>> images[:20] += 0.9
+            >>> images[39, :4, :, 0] = 1.0
+            >>> ids = gallery.add(images, labels=["light"] * 20 + ["dark"] * 20)
+            >>> int(gallery.report()["outlier_score"].idxmax())
+            39
+        """
+        _checks.number("min_correlation", min_correlation, 0, 1)
+        if min_cluster_size is not None:
+            _checks.integer("min_cluster_size", min_cluster_size, 2)
+        _checks.integer("k", k)
+        items = self._items.compacted()
+        table, vectors, metric = items.shown(), items.vectors, self.settings["metric"]
+        if len(table) < _REPORT_ITEMS:
+            have = _checks.counted(len(table), "item", "items")
+            raise ArgumentError(
+                f"The gallery has {have}, too few for a report: add {_REPORT_ITEMS} or more."
+            )
+        k = _checks.clipped("k", k, len(table) - 1, "other item", "other items")
+        table = self._with_duplicates(table, items, min_correlation)
+        table["outlier_score"] = curation.outlier_scores(vectors, k, metric)
+        labels = table["label"].to_numpy(str)
+        suspects = curation.SuspectLabels(
+            np.full(len(table), np.nan), np.full(len(table), "", dtype=object)
+        )
+        if (labels != "").sum() > 1:
+            known = min(k, int((labels != "").sum()) - 1)
+            suspects = curation.suspect_labels(vectors, labels, known, metric)
+        table["label_suspicion"] = suspects.suspicion
+        table["suggested_label"] = suspects.suggested.astype(object)
+        table["cluster"] = -1
+        if min_cluster_size is not None and len(table) >= min_cluster_size:
+            table["cluster"] = curation.clusters(vectors, min_cluster_size, metric)
+        return table
+
+    def _with_duplicates(self, table, items: Items, min_correlation) -> pd.DataFrame:
+        """Returns the table with the columns copy_of and duplicate_group."""
+        digests = pd.Series([stamp.sha256 for stamp in items.stamps()])
+        first = digests.groupby(digests).transform(lambda same: same.index[0]).to_numpy()
+        copies = np.flatnonzero((digests != "").to_numpy() & (first != np.arange(len(table))))
+        pairs = np.stack([copies, first[copies]], axis=1)
+        copy_of = np.full(len(table), -1, "int64")
+        copy_of[copies] = table["id"].to_numpy()[first[copies]]
+        files = table["file"].tolist()
+        there = [row for row, file in enumerate(files) if file and not _items.is_gone(file)]
+        if there:
+            folder = self._folder([files[row] for row in there])
+            near = duplicates.find_near_duplicates(folder, min_correlation)
+            pairs = np.concatenate([pairs, np.array(there)[near]])
+        groups = curation.duplicate_groups(pairs, len(table))
+        return table.assign(copy_of=copy_of, duplicate_group=groups)
+
+    def write_report(
+        self,
+        path: Path | str,
+        title: str = "Gallery",
+        k: int = 10,
+        min_correlation: float = 0.975,
+        min_cluster_size: int | None = 10,
+    ) -> Path:
+        """Writes the findings of `report` with their images as one HTML page.
+
+        The page shows up to 30 groups of duplicates, suspect labels beside the nearest images,
+        outliers, and clusters. It contains small copies of the images and no path of the disk, so
+        that it can be passed on. Items without a file are shown without an image.
+
+        Args:
+            path: HTML file to write.
+            title: Title of the page.
+            k: As for `report`.
+            min_correlation: As for `report`.
+            min_cluster_size: As for `report`.
+
+        Returns:
+            The absolute path.
+
+        Raises:
+            ArgumentError: As `report`.
+            ImageError: If a file cannot be decoded.
+            ArtifactError: If the page cannot be written.
+        """
+        items = self._items.compacted()
+        table = self.report(k, min_correlation, min_cluster_size)
+
+        files = table["file"].tolist()
+
+        def read(row):
+            file = files[row]
+            if not file or _items.is_gone(file):
+                return None
+            return decode(file, None, 3)[0]
+
+        page = _report.write_page(
+            table, items.vectors, self.settings["metric"], read, min(k, len(table) - 1), title
+        )
+        # Names of files may hold bytes that are not UTF-8.
+        return _artifacts.write_file(path, page.encode(errors="backslashreplace"))
 
     def write_map(
         self,

@@ -81,7 +81,7 @@ class NeighborIndex:
 
     faiss proposes candidates from vectors rounded to float32 (under "cosine" from unit vectors).
     The distances of the candidates are computed in float64. If the candidates of a query are not
-    proven to contain its neighbors, more candidates are requested, of scikit-learn in float64.
+    proven to contain its neighbors, more are requested, computed by scikit-learn in float64.
     The answer does not depend on the number of queries or threads.
 
     Args:

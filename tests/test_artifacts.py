@@ -1450,3 +1450,17 @@ def test_a_path_that_is_not_a_file_is_named(tmp_path, way):
         path.symlink_to(path)
     with pytest.raises(ArtifactError, match=re.escape(str(path))):
         _artifacts.read_arrays(path)
+
+
+def test_a_file_in_a_folder_that_vanishes_is_an_error(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    real = _artifacts._remove_stale
+
+    def vanishes(path):
+        real(path)
+        folder.rmdir()
+
+    monkeypatch.setattr(_artifacts, "_remove_stale", vanishes)
+    with pytest.raises(ArtifactError, match="folder"):
+        _artifacts.write_file(folder / "page.html", b"x")

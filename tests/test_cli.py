@@ -243,18 +243,20 @@ def test_the_noise_of_an_image_is_removed(place, run):
     network = kerasim.models.denoising_autoencoder((None, None, 3), (4, 8))
     estimator = kerasim.models.noise_estimator((None, None, 3), (4,))
     kerasim.denoising.Denoiser(network, estimator).save("denoiser")
-    code, said, _ = run("denoise", "denoiser", "pictures/dark/2.png", "clean.png")
+    pixels = np.random.default_rng(0).integers(0, 90, (16, 16, 3), "uint8")
+    Image.fromarray(pixels).save("noisy.png")
+    code, said, _ = run("denoise", "denoiser", "noisy.png", "clean.png")
     assert code == 0 and said["written"] == "clean.png" and 0.05 < said["sigma"] < 0.3
     # An untrained network returns its input.
-    with Image.open("clean.png") as clean, Image.open("pictures/dark/2.png") as noisy:
+    with Image.open("clean.png") as clean, Image.open("noisy.png") as noisy:
         np.testing.assert_array_equal(clean, noisy)
-    code, said, _ = run("denoise", "denoiser", "pictures/dark/2.png", "c.png", "--sigma", 0.2)
+    code, said, _ = run("denoise", "denoiser", "noisy.png", "c.png", "--sigma", 0.2)
     assert said["sigma"] == pytest.approx(0.2)
     for arguments, message in (
-        (("nothing", "pictures/dark/2.png", "c.png"), "There is no denoiser at nothing"),
+        (("nothing", "noisy.png", "c.png"), "There is no denoiser at nothing"),
         (("denoiser", "no.png", "c.png"), "no.png"),
-        (("denoiser", "pictures/dark/2.png", "c.gif"), "suffix '.gif'"),
-        (("pictures", "pictures/dark/2.png", "c.png"), "pictures"),
+        (("denoiser", "noisy.png", "c.gif"), "suffix '.gif'"),
+        (("pictures", "noisy.png", "c.png"), "pictures"),
     ):
         code, _, error = run("denoise", *arguments)
         assert code == 2 and message in error, error

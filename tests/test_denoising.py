@@ -3,7 +3,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from kerasim import _tiling, data, denoising, diffusion, images, models
 from kerasim.denoising import Denoiser
@@ -141,10 +141,11 @@ def test_an_image_with_less_noise_than_was_trained_is_returned_as_it_is(network,
 def test_more_noise_than_was_trained_is_warned_of(flat, estimator):
     denoiser = Denoiser(flat.network, estimator, {**FILE_NOISE, "clip": False, "bits": None})
     photos = noisy((2, 64, 64, 3), 0.8, clip=False)
-    with pytest.warns(
-        UserWarning, match=r"2 of 2 images have noise up to 0.\d+, more than the 0.5"
-    ):
+    message = r"2 of 2 images have noise of 0.\d+ or more, and the network was trained for 0.5"
+    with pytest.warns(UserWarning, match=message):
         denoiser(photos)
+    with pytest.warns(UserWarning, match="The image has noise of"):
+        denoiser(photos[:1])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         denoiser(noisy((2, 64, 64, 3), 0.4, clip=False))
@@ -165,8 +166,23 @@ def test_values_outside_of_a_file_are_refused_for_a_network_of_files(network, es
     denoiser = Denoiser(network, estimator, FILE_NOISE)
     with pytest.raises(ArgumentError, match=r"images holds values outside \[0, 1\].*in 1 of 2"):
         denoiser(np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 1.5)]))
-    with pytest.raises(ArgumentError, match="far outside.*divide by 255"):
-        Denoiser(network)(np.full((1, 8, 8, 3), 255.0), 0.1)
+
+
+@pytest.mark.parametrize("change", ["levels", "dark levels", "from -1 to 1"])
+def test_values_that_noise_does_not_explain_are_refused(flat, estimator, change):
+    denoiser = Denoiser(flat.network, estimator, {"low": 0.01, "high": 0.5})
+    smooth = np.broadcast_to(np.linspace(0, 1, 32)[:, None], (2, 32, 32, 3))
+    photos = data.add_noise(smooth, 0.1, clip=False)
+    dark = data.add_noise(np.zeros((2, 32, 32, 3)), 0.3, clip=False)
+    denoiser(np.concatenate([photos, dark, 1 - dark]))  # are taken
+    scaled = {
+        "levels": 255 * photos,
+        "dark levels": np.round(49 * photos),
+        "from -1 to 1": 2 * photos - 1,
+    }
+    for sigma in (None, 0.2):
+        with pytest.raises(ArgumentError, match=r"outside \[0, 1\] than their noise explains"):
+            denoiser(scaled[change], sigma)
 
 
 def test_bytes_and_16_bits_are_those_of_floats(network):
@@ -184,8 +200,9 @@ BAD_CALLS = {
     "one image": ({"images": np.zeros((8, 8, 3))}, r"one image.*images\[None\]"),
     "integers": ({"images": np.zeros((1, 8, 8, 3), int)}, "float, uint8 or uint16, not int64"),
     "NaN": ({"images": np.full((1, 8, 8, 3), np.nan)}, "images holds NaN"),
-    "a negative sigma": ({"sigma": -0.1}, "sigma holds values outside 0 to 5"),
-    "sigma of 255": ({"sigma": 25.0}, "sigma holds values outside 0 to 5"),
+    "a negative sigma": ({"sigma": -0.1}, "sigma=-0.1 is out of range"),
+    "sigma of 255": ({"sigma": 25.0}, "sigma=25.0 is out of range: pass a number from 0 to 5"),
+    "sigmas of 255": ({"sigma": [25.0]}, "sigma holds values outside 0 to 5"),
     "sigma of other images": ({"sigma": [0.1, 0.2]}, "sigma has shape"),
     "no sigma": ({"sigma": None}, "sigma is None.*no estimator"),
     "a small tile": ({"tile": 8}, "tile=8 is out of range"),
@@ -201,8 +218,50 @@ def test_what_cannot_be_denoised_is_refused(network, name):
 
 
 def test_images_too_small_for_an_estimate_are_refused(flat):
-    with pytest.raises(ArgumentError, match="images holds too few pixels.*pass sigma"):
-        flat(uniform((2, 1, 9, 3)))
+    with pytest.raises(ArgumentError, match="images of 3 x 256 pixels are too small.*pass sigma"):
+        flat(uniform((2, 3, 256, 3)))
+    assert flat(uniform((2, 3, 256, 3)), 0.1).images.shape == (2, 3, 256, 3)
+
+
+@pytest.mark.parametrize("size", [64, 700])
+def test_a_frame_without_noise_does_not_lower_the_estimate(flat, size):
+    photos = noisy((2, size, size, 3), 0.2, clip=False)
+    photos[0, : size // 2] = 1.0
+    photos[1, :, : size // 4] = 0.0
+    np.testing.assert_allclose(flat(photos).sigma, [0.2, 0.2], rtol=0.15)
+
+
+def test_an_image_without_noise_has_an_estimate_of_0(flat):
+    assert flat(np.full((1, 20, 20, 3), 0.5)).sigma[0] <= 1e-4
+
+
+def test_dark_16_bit_images_are_warned_of(network):
+    with pytest.warns(UserWarning, match="uint16 with values up to 4095, and 65535 is white"):
+        Denoiser(network)(np.full((1, 8, 8, 3), 4095, "uint16"), 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        Denoiser(network)(np.zeros((1, 8, 8, 3), "uint16"), 0.1)
+
+
+def test_most_clean_images_are_returned_as_they_are_after_a_calibration(
+    network, estimator, tmp_path
+):
+    denoiser = Denoiser(network, estimator, FILE_NOISE)
+    detailed = uniform((20, 16, 16, 3)) * np.linspace(0.1, 0.5, 20)[:, None, None, None]
+    assert denoiser.threshold == 0.02 and not (denoiser(detailed).sigma < 0.02).any()
+    threshold = denoiser.calibrate(detailed, 0.9)
+    left_alone = (denoiser(detailed).images == detailed.astype("float32")).all((1, 2, 3))
+    assert left_alone.sum() == 18 and threshold == denoiser.threshold > 0.02
+    denoiser.save(tmp_path / "denoiser")
+    assert Denoiser.load(tmp_path / "denoiser").threshold == threshold
+    assert denoiser.calibrate(np.full((1, 16, 16, 3), 0.5)) == 0.02  # what was trained
+
+
+def test_a_calibration_without_images_or_estimator_is_refused(network, estimator):
+    with pytest.raises(ArgumentError, match="images is empty"):
+        Denoiser(network, estimator).calibrate(np.zeros((0, 16, 16, 3)))
+    with pytest.raises(ArgumentError, match="calibrate needs an estimator"):
+        Denoiser(network).calibrate(np.zeros((1, 16, 16, 3)))
 
 
 def test_images_smaller_than_a_fixed_estimator_takes_are_refused(network):
@@ -246,7 +305,38 @@ UNFIT = {
         lambda net, _: Denoiser(net, noise={"low": 0.5, "high": 0.1}),
         r"noise\['high'\]=0.1",
     ),
+    "another schedule": (
+        lambda net, _: Denoiser(
+            models.unet((8, 8, 1), (8,), schedule=diffusion.NoiseSchedule(100)),
+            schedule=diffusion.NoiseSchedule(50),
+        ),
+        "is not the one that the network was built with",
+    ),
 }
+
+
+def test_weights_that_are_not_finite_are_refused(network, estimator):
+    broken = keras.models.clone_model(estimator)
+    broken.set_weights([np.full(w.shape, np.nan) for w in estimator.get_weights()])
+    with pytest.raises(ArgumentError, match="estimator has weights that are NaN"):
+        Denoiser(network, broken)
+
+
+def test_a_network_with_classes_denoises_without_them():
+    schedule = diffusion.NoiseSchedule(100)
+    net = models.unet((None, None, 1), (8,), num_classes=3, schedule=schedule)
+    with_random_weights(net)
+    photos = noisy((2, 16, 16, 1), 0.3, clip=False)
+    expected = diffusion.denoise(net, schedule, photos, 0.3)[0]
+    found = Denoiser(net, schedule=schedule)(photos, 0.3).images
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_noise_of_numpy_numbers_is_saved(network, estimator, tmp_path):
+    noise = {"low": np.float32(0.5), "high": np.float64(1), "clip": np.True_, "bits": np.int8(8)}
+    Denoiser(network, estimator, noise).save(tmp_path / "denoiser")
+    found = Denoiser.load(tmp_path / "denoiser").noise
+    assert found == {"low": 0.5, "high": 1.0, "gain": 0.0, "clip": True, "bits": 8}
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -368,3 +458,23 @@ def test_an_unchanged_image_is_unchanged_in_the_file(flat, estimator, photo, tmp
 
 def test_a_denoiser_refers_to_what_it_is(flat):
     assert denoising.__all__ == ["Denoised", "Denoiser"] and "noise=None" in repr(flat)
+
+
+def test_the_source_is_not_replaced(network, photo):
+    before = photo.read_bytes()
+    (photo.parent / "link.png").symlink_to(photo)
+    for target in (photo, photo.parent / "link.png"):
+        with pytest.raises(ArgumentError, match="is the source"):
+            Denoiser(network).denoise_file(photo, target, 0.1)
+    assert photo.read_bytes() == before
+
+
+def test_a_file_keeps_its_color_profile_and_resolution(network, photo, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    with Image.open(photo) as image:
+        image.save(tmp_path / "tagged.png", icc_profile=profile, dpi=(300, 300))
+    for name in ("clean.png", "clean.jpg", "clean.tif"):
+        Denoiser(network).denoise_file(tmp_path / "tagged.png", tmp_path / name, 0.1)
+        with Image.open(tmp_path / name) as written:
+            assert written.info["icc_profile"] == profile
+            assert np.rint(np.array(written.info["dpi"], float)).tolist() == [300, 300]

@@ -181,6 +181,10 @@ def public(root):
                 "bits": 8,
             },
         ),
+        "data.random_patches": (
+            data.random_patches,
+            {"images": [FLOATS[0], LEVELS[0]], "n": 5, "size": 4, "seed": 0},
+        ),
         "curation.outlier_scores": (
             curation.outlier_scores,
             {"embeddings": VECTORS, "k": 2, "metric": "cosine"},
@@ -613,6 +617,20 @@ def public(root):
             {"old_root": root / "pairs", "new_root": root / "pairs"},
         ),
         "Gallery.near_duplicates": (GALLERY.near_duplicates, {"min_correlation": 0.9}),
+        "Gallery.report": (
+            GALLERY.report,
+            {"k": 2, "min_correlation": 0.9, "min_cluster_size": 2},
+        ),
+        "Gallery.write_report": (
+            GALLERY.write_report,
+            {
+                "path": root / "report.html",
+                "title": "Gallery",
+                "k": 2,
+                "min_correlation": 0.9,
+                "min_cluster_size": 2,
+            },
+        ),
         "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
         "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),
         "distribute.strategy": (distribute.strategy, {"devices": None}),
@@ -817,10 +835,13 @@ INTEGERS = set(
     "batch_size epochs latent_dim embedding_dim dense_width convs num_blocks patch_size num_groups "
     "num_classes num_attention_stages n k m n_neighbors warmup_steps classes_per_batch "
     "images_per_class steps_per_epoch seed shift steps bits tile ef_construction ef_search "
-    "resamples columns chunk workers gpus shards min_size".split()
+    "resamples columns chunk workers gpus shards min_size size min_cluster_size".split()
 )
 OPEN = {  # where None, or 0, has a meaning
-    None: set("n warmup_steps steps_per_epoch dense_width embedding_dim num_classes bits".split()),
+    None: set(
+        "n warmup_steps steps_per_epoch dense_width embedding_dim num_classes bits "
+        "min_cluster_size".split()
+    ),
     0: {"seed", "shift", "warmup_steps", "num_blocks", "num_attention_stages", "gpus"},
 }
 

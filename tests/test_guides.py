@@ -13,6 +13,8 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
 
 from kerasim import metrics
 from kerasim.neighbors import NeighborIndex
@@ -338,12 +340,28 @@ def test_the_estimated_sigma_is_near_the_true_one(guide):
     assert psnr > 1 + best_non_local_means(names["noisy"], names["clean"], 0.25)
 
 
-def test_files_are_denoised_better_than_by_non_local_means_and_their_noise_is_estimated(guide):
-    result = guide("denoise").names["result"]
-    names = guide("denoise").names
-    assert np.median(result.sigma) == pytest.approx(0.25, rel=0.15)
-    psnr = metrics.psnr(result.images, names["clean"]).mean()
-    assert psnr > 1 + best_non_local_means(names["files"], names["clean"], 0.25)
+# Denoise image files
+
+
+def my_photos(folder: Path) -> None:
+    """Writes the photographs of a user, of the size of those of a camera phone of old."""
+    for n in range(3):
+        (folder / "my-photos").mkdir(exist_ok=True)
+        Image.fromarray(np.roll(skimage.data.rocket(), 50 * n, axis=1)).save(
+            folder / "my-photos" / f"{n}.jpg"
+        )
+
+
+def test_a_photograph_is_denoised_and_a_clean_one_is_left_alone(guide):
+    found = guide("denoise-files", my_photos)
+    assert found.names["sigma"] == pytest.approx(0.1, rel=0.2)
+    noisy, denoised = (found.figures(name)[0] for name in ("noisy.png", "denoised.png"))
+    assert noisy == pytest.approx(20.7, abs=0.1) and denoised > 26.5
+    assert found.figures("clean photograph")[0] > 45
+
+
+def test_own_photographs_are_cut_into_patches_at_their_full_size(guide):
+    assert guide("denoise-files", my_photos).names["patches"].shape == (20_000, 64, 64, 3)
 
 
 # Serve a model

@@ -23,6 +23,7 @@ from kerasim.data._pairs import (
     draw_pairs,
     draw_triplets,
 )
+from kerasim.data._patches import random_patches
 from kerasim.data._sets import Dataset, data_dir, load_dataset, resolve_dataset
 from kerasim.data._splits import grouped_split
 from kerasim.data._two_views import TwoViewBatches
@@ -52,6 +53,7 @@ __all__ = [
     "image_folder",
     "load_dataset",
     "pair_folder",
+    "random_patches",
     "read_candidates",
     "resolve_dataset",
     "write_scores",

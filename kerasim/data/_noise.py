@@ -9,6 +9,9 @@ from kerasim._image_checks import check_images
 from kerasim.errors import ArgumentError
 from kerasim.images import as_float
 
+_LEAST_GAIN = 1e-12  # below, NumPy cannot draw so many photons
+_MOST_SIGMA = 1e6
+
 
 def add_noise(
     images: ArrayLike | ImageFolder,
@@ -52,24 +55,30 @@ def add_noise(
     Reference:
         Foi et al., 2008. https://doi.org/10.1109/TIP.2008.2001399
     """
-    _checks.number("sigma", sigma, 0)
+    _checks.number("sigma", sigma, 0, _MOST_SIGMA)
     check_noise(gain, clip, bits)
     images = check_images("images", images)
     rng = np.random.default_rng(_checks.integer("seed", seed, 0))
     return noisy_images(as_float(images[:]), sigma, rng, gain, clip, bits)
 
 
-def check_noise(gain, clip, bits) -> None:
-    """Raises unless these settings of noise are in range and `bits` come with `clip`."""
-    _checks.number("gain", gain, 0)
-    _checks.boolean("clip", clip)
+def check_noise(gain, clip, bits) -> tuple[float, bool, int | None]:
+    """Returns these settings of noise, if they are in range and `bits` come with `clip`."""
+    gain = _checks.number("gain", gain, 0)
+    if 0 < gain < _LEAST_GAIN:
+        raise ArgumentError(
+            f"gain={gain:g} is below {_LEAST_GAIN:g}, noise that cannot be seen: pass 0 for no "
+            "Poisson noise, or a larger gain."
+        )
+    clip = _checks.boolean("clip", clip)
     if bits is not None:
-        _checks.integer("bits", bits, 1, 16)
+        bits = _checks.integer("bits", bits, 1, 16)
         if not clip:
             raise ArgumentError(
                 f"bits={bits} needs clip=True: a file of {bits} bits holds no values outside "
                 "[0, 1]. Pass clip=True, or bits=None."
             )
+    return gain, clip, bits
 
 
 def noisy_images(images, sigma, rng, gain=0.0, clip=False, bits=None):

@@ -171,8 +171,7 @@ class NoiseBatches(Batches):
         sigma_input: bool = False,
     ):
         super().__init__(images, batch_size, seed, 0.0, flip, shift, augment)
-        check_noise(gain, clip, bits)
-        self.gain, self.clip, self.bits = gain, clip, bits
+        self.gain, self.clip, self.bits = check_noise(gain, clip, bits)
         self.low = _checks.number("low", low, 1e-6)
         self.high = _checks.number("high", high, self.low)
         self.target = target
