@@ -432,7 +432,7 @@ def test_each_channel_of_a_file_goes_through_a_gray_network(photo, tmp_path):
 
 
 def test_a_gray_file_in_a_network_for_color_is_warned_of(network, photo, tmp_path):
-    with pytest.warns(UserWarning, match="gray.png' is gray"):
+    with pytest.warns(UserWarning, match="The image is gray"):
         Denoiser(network).denoise_file(save_gray(photo), tmp_path / "clean.png", 0.1)
     assert mode_of(tmp_path / "clean.png") == "L"
 
