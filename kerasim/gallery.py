@@ -20,7 +20,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import keras
 import numpy as np
@@ -43,6 +43,7 @@ from kerasim import (
     duplicates,
     embedding,
     metrics,
+    plots,
 )
 from kerasim._adding import PIECE, Files, Given, Taken, columns
 from kerasim._folders import (
@@ -61,6 +62,9 @@ from kerasim.images import decode
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "Gallery",
 ]
@@ -70,6 +74,7 @@ _PAIRS = 200_000  # that fit into a manifest
 _FEW_PAIRS = 10  # a rate that is measured on fewer pairs is unreliable
 _MAP_ITEMS = 5  # the fewest that UMAP can lay out
 _REPORT_ITEMS = 3
+_STRIP = 96  # pixels of the side of an image beside its query
 _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
 # What the methods of a gallery take as images.
@@ -173,6 +178,11 @@ class Gallery:
     def items(self) -> pd.DataFrame:
         """A row for each item: id, file ("" for an image without one) and label ("" for none)."""
         return self._items.shown()
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """The embeddings `(n, dim)` of the items, in the order of `items`; a copy."""
+        return self._items.compacted().vectors.copy()
 
     @property
     def index(self) -> NeighborIndex:
@@ -382,7 +392,16 @@ class Gallery:
             _checks.warn(f"{what} {text[2].format(names=names)}")
 
     def query(
-        self, images: Images | None = None, k: int = 10, ids: ArrayLike | None = None
+        self,
+        images: Images | None = None,
+        k: int = 10,
+        ids: ArrayLike | None = None,
+        *,
+        vectors: ArrayLike | None = None,
+        labels: str | Iterable[str | int] | None = None,
+        query_labels: ArrayLike | None = None,
+        query_groups: ArrayLike | None = None,
+        item_groups: ArrayLike | None = None,
     ) -> pd.DataFrame:
         """Finds the most similar images.
 
@@ -392,14 +411,23 @@ class Gallery:
                 returned, with a warning.
             ids: Instead of images: ids of items, whose stored embeddings are the queries. Each
                 of them finds itself.
+            vectors: Instead of images: their embeddings `(n, dim)`, or those of another tower that
+                embeds into the same space, such as that of a text encoder.
+            labels: Label, or several, to which the search is limited. None for all items.
+            query_labels: `(n,)` labels of the queries; adds the columns query_label and correct.
+            query_groups: `(n,)` integers or strings, such as the session of each query. Items of
+                the group of a query are not found; see `metrics.retrieval`.
+            item_groups: The group of each item, in the order of `items`; None without groups.
 
         Returns:
-            A row for each item found, nearest first: query (position in `images` or `ids`), rank
-            (from 1), id, file, label and distance.
+            A row for each item found, nearest first: query (position in the queries), rank (from
+            1), id, file, label and distance; with `query_labels` also query_label, and correct,
+            whether it is the label of the item.
 
         Raises:
-            ArgumentError: If the gallery is empty, the images do not fit, both or neither of
-                images and ids are given, or an id is not in the gallery.
+            ArgumentError: If the gallery is empty, the queries do not fit, more or fewer than one
+                of images, ids and vectors are given, an id is not in the gallery, or no item has
+                one of the labels.
             ArgumentTypeError: If the type of the images is not supported.
             ImageError: If a file cannot be decoded.
 
@@ -407,41 +435,164 @@ class Gallery:
             >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
             >>> images = np.random.default_rng(0).random((5, 8, 8, 1))
             >>> gallery = Gallery(embedder)
-            >>> ids = gallery.add(images)
+            >>> ids = gallery.add(images, labels=["cat", "dog", "cat", "dog", "owl"])
             >>> gallery.query(images[:2], k=1)["id"].tolist()
             [0, 1]
             >>> gallery.query(ids=[4, 2], k=1)["id"].tolist()
             [4, 2]
+            >>> gallery.query(images[1:2], k=5, labels="cat")["label"].tolist()
+            ['cat', 'cat']
         """
         _checks.integer("k", k)
         if not len(self):
             raise ArgumentError("The gallery is empty: call add(images) before query.")
-        if (images is None) == (ids is None):
-            raise ArgumentError("query takes either images or ids: pass one of them.")
-        known: Any = ids
-        if ids is None and are_integers(images):
-            known = images
-        vectors = None
-        if known is None:
-            vectors = embedding.embed(self.embedder, self._images(images))
+        if sum(given is not None for given in (images, ids, vectors)) != 1:
+            raise ArgumentError("query takes either images, ids or vectors: pass one of them.")
+        known: Any = images if ids is None and are_integers(images) else ids
+        if images is not None and known is None:
+            queries = embedding.embed(self.embedder, self._images(images))
         items, index = self._indexed()
-        if vectors is None:
-            vectors = items.vectors[items.positions(self._known_ids(items, known))]
-        live = items.live
-        most = _checks.clipped(
-            "k", k, int(live.sum()), "item of the gallery", "items of the gallery"
-        )
-        asked = most
-        while True:  # a graph holds removed items, too
-            distances, found = index.query(vectors, asked)
-            if live.all() or asked == len(live) or (live[found].sum(axis=1) >= most).all():
+        if known is not None:
+            queries = items.vectors[items.positions(self._known_ids(items, known))]
+        elif vectors is not None:
+            width, metric = items.vectors.shape[1], self.settings["metric"]
+            queries = _checks.vectors("vectors", vectors, width, 0, metric)
+        allowed = items.live & self._have_label(items, labels)
+        own, others = self._groups(items, len(queries), query_groups, item_groups)
+        # How many items each query can find.
+        in_group = np.bincount(others[allowed], minlength=own.max(initial=0) + 1)
+        there = allowed.sum() - np.where(own >= 0, in_group[own], 0)
+        what = ("item that can be found", "items that can be found")
+        most = _checks.clipped("k", k, int(there.max(initial=0)), *what)
+        asked = max(most, 1)
+        while True:
+            distances, found = index.query(queries, asked)
+            shown = allowed[found] & (others[found] != own[:, None])
+            if asked == len(allowed) or (shown.sum(axis=1) >= np.minimum(most, there)).all():
                 break
-            asked = min(2 * asked, len(live))
-        shown = live[found] & (np.cumsum(live[found], axis=1) <= most)
+            asked = min(2 * asked, len(allowed))
+        shown &= np.cumsum(shown, axis=1) <= most
         table = items.table[["id", "file", "label"]].iloc[found[shown]].reset_index(drop=True)
         table.insert(0, "query", np.nonzero(shown)[0])
         table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
-        return table.assign(distance=distances[shown])
+        table["distance"] = distances[shown]
+        if query_labels is not None:
+            names = np.array(label_texts(query_labels, len(queries)), dtype=object)
+            table["query_label"] = names[table["query"]]
+            table["correct"] = table["query_label"] == table["label"]
+        return table
+
+    def _have_label(self, items: Items, labels) -> np.ndarray:
+        """Returns a mask of the rows whose item has one of the labels."""
+        held = items.table["label"]
+        if labels is None:
+            return np.ones(len(held), bool)
+        if isinstance(labels, (str, int, np.integer)) or not isinstance(labels, Iterable):
+            labels = [labels]
+        named: Any = list(labels)
+        wanted = label_texts(named, len(named))
+        mask = held.isin(wanted).to_numpy()
+        if not (mask & items.live).any():
+            raise ArgumentError(
+                f"labels={_checks.shown_names(wanted)}: no item has such a label. The labels are "
+                f"{_checks.shown_names(sorted(set(held[items.live]) - {''}))}."
+            )
+        return mask
+
+    def _groups(self, items: Items, count: int, query_groups, item_groups):
+        """Returns the group of each query and of each row; without groups -1 and -2."""
+        codes = _checks.group_codes(
+            ("query_groups", "item_groups"), (query_groups, item_groups), (count, len(items))
+        )
+        if codes is None:
+            return np.full(count, -1), np.zeros(len(items.table), "int64")
+        others = np.zeros(len(items.table), "int64")
+        live = np.flatnonzero(items.live)
+        by_id = live[np.argsort(items.table["id"].to_numpy()[live], kind="stable")]
+        others[by_id] = codes[1]
+        return codes[0], others
+
+    def show(
+        self, found: pd.DataFrame, queries: Images, images: ArrayLike | ImageFolder | None = None
+    ) -> "Figure":
+        """Draws each query beside the images that `query` has found, by `plots.neighbors`.
+
+        Args:
+            found: The result of `query`. If it has the columns query_label and correct, frames show
+                whether the labels are the same.
+            queries: What was passed to `query`: images, or ids.
+            images: Images of all items, in the order of `items`; None to read them from the files.
+
+        Returns:
+            The figure.
+
+        Raises:
+            ArgumentError: If `found` holds no rows, images do not fit, or items have no images.
+            ArgumentTypeError: If `found` is not a result of `query`.
+            ImageError: If a file cannot be decoded.
+
+        Example:
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> images = np.random.default_rng(0).random((5, 8, 8, 1))
+            >>> gallery = Gallery(embedder)
+            >>> ids = gallery.add(images)
+            >>> figure = gallery.show(gallery.query(images[:2], k=3), images[:2], images)
+            >>> len(figure.axes)
+            8
+        """
+        needed = {"query", "rank", "id", "file", "label", "distance"}
+        if not isinstance(found, pd.DataFrame) or not needed <= set(found.columns):
+            raise ArgumentTypeError(
+                f"found must be the table that query returns. Received {type(found).__name__}: "
+                "pass gallery.query(images)."
+            )
+        counts = found["query"].value_counts()
+        if not len(counts):
+            raise ArgumentError("found holds no rows: there is nothing to draw.")
+        rows = found.loc[found["rank"] <= counts.min()].sort_values(by=["query", "rank"])
+        asked, place = np.unique(rows["query"].to_numpy(), return_inverse=True)
+        items = self._items.compacted()
+        own = {int(item): row for row, item in enumerate(items.table["id"])}
+
+        def of_items(ids):
+            if images is not None:
+                given = _checks.same_length("images", images, len(items.table), "items")
+                return [self._tile(given[own[item]]) for item in ids]
+            files = [items.table["file"][own[item]] for item in ids]
+            _check_have_files(files)
+            return thread_map(self._tile, files)
+
+        if are_integers(queries):
+            left = of_items(self._known_ids(items, queries)[asked].tolist())
+        else:
+            left = [self._tile(image) for image in self._images(queries)[asked]]
+        shape = (len(asked), int(counts.min()))
+        right = np.stack(of_items(rows["id"].tolist()))
+        labeled = "query_label" in rows
+        return plots.neighbors(
+            np.stack(left),
+            right.reshape(*shape, *right.shape[1:]),
+            rows["distance"].to_numpy().reshape(shape),
+            rows["label"].to_numpy(str).reshape(shape) if labeled else None,
+            rows["query_label"].to_numpy(str).reshape(shape)[:, 0] if labeled else None,
+        )
+
+    def _tile(self, image) -> np.ndarray:
+        """Returns a file or an image as a square thumbnail, padded with white."""
+        if isinstance(image, str):
+            pixels = decode(image, None, 3)[0]
+        else:
+            pixels = np.asarray(image)
+            if pixels.dtype.kind == "f":
+                pixels = np.rint(255 * pixels).astype("uint8")
+            pixels = np.repeat(pixels, 3 // pixels.shape[-1], axis=-1)
+        small = Image.fromarray(pixels)
+        small.thumbnail((_STRIP, _STRIP), reducing_gap=3.0)
+        side = max(small.size)
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+        resized = square.resize((_STRIP, _STRIP), Image.Resampling.NEAREST)
+        return np.asarray(resized)
 
     def calibrate(
         self, left: Images, right: Images, same: ArrayLike, max_far: float = 0.01

@@ -606,6 +606,10 @@ def public(root):
             {"images": FLOATS, "labels": LABELS, "on_error": "raise", "path": None, "chunk": 9},
         ),
         "Gallery.query": (GALLERY.query, {"images": FLOATS, "k": 2}),
+        "Gallery.show": (
+            GALLERY.show,
+            {"found": GALLERY.query(FLOATS[:2], k=2), "queries": FLOATS[:2], "images": FLOATS},
+        ),
         "Gallery.calibrate": (
             held().calibrate,
             {"left": FLOATS, "right": FLOATS[::-1], "same": SAME, "max_far": 0.01},
@@ -725,7 +729,7 @@ SLOW["models.unet"] = 25
 NAMED_OTHERWISE = {  # arguments that a message need not name
     # An image or item, by its number, or a file.
     **{"images.read_image": {"source"}, "Denoiser.denoise_file": {"source"}},
-    **{"Gallery.query": {"images"}, "Gallery.remove": {"ids"}},
+    **{"Gallery.query": {"images"}, "Gallery.remove": {"ids"}, "Gallery.show": {"queries"}},
     # One of several arrays of images.
     **{"plots.denoising": {"clean", "noisy", "denoised"}, "Gallery.verify": {"left", "right"}},
     "Gallery.calibrate": {"left", "right", "same"},

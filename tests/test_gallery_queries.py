@@ -1,0 +1,160 @@
+import keras
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from kerasim.errors import ArgumentError, ArgumentTypeError
+from kerasim.gallery import Gallery
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    yield
+    plt.close("all")
+
+
+def flat_embedder(shape=(4, 4, 1)):
+    return keras.Sequential([keras.Input(shape), keras.layers.Flatten()])
+
+
+LABELS = ["cat", "dog", "owl", ""] * 5
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).random((20, 4, 4, 1), dtype="float32")
+
+
+@pytest.fixture(params=["exact", "hnsw"])
+def gallery(request, images):
+    made = Gallery(flat_embedder(), "euclidean", request.param)
+    made.add(images, labels=LABELS)
+    return made
+
+
+def test_vectors_find_what_their_images_find(gallery, images):
+    expected = gallery.query(images[:3], k=5)
+    found = gallery.query(vectors=images[:3].reshape(3, 16), k=5)
+    pd.testing.assert_frame_equal(found, expected)
+    np.testing.assert_array_equal(gallery.vectors, images.reshape(20, 16))
+    gallery.remove([0, 7])
+    np.testing.assert_array_equal(
+        gallery.vectors, np.delete(images, [0, 7], axis=0).reshape(18, 16)
+    )
+    gallery.vectors[:] = 0  # a copy
+    assert gallery.vectors.any()
+
+
+@pytest.mark.parametrize("labels", ["cat", ["cat"], ("cat", "owl"), {"owl": 1}], ids=str)
+def test_a_search_may_be_limited_to_labels(gallery, images, labels):
+    wanted = {labels} if isinstance(labels, str) else set(labels)
+    found = gallery.query(images[:4], k=3, labels=labels)
+    assert set(found["label"]) <= wanted and found["rank"].tolist() == [1, 2, 3] * 4
+    everything = gallery.query(images[:4], k=20)
+    for query in range(4):
+        rows = everything[(everything["query"] == query) & everything["label"].isin(wanted)]
+        assert rows["id"].tolist()[:3] == found[found["query"] == query]["id"].tolist()
+
+
+def test_labels_may_be_numbers(images):
+    gallery = Gallery(flat_embedder())
+    gallery.add(images, labels=[1, 2] * 10)
+    assert set(gallery.query(images[:1], k=9, labels=2)["label"]) == {"2"}
+    assert set(gallery.query(images[:1], k=9, labels=np.array([1]))["label"]) == {"1"}
+
+
+def test_fewer_items_of_a_label_than_asked_for_are_all_found_with_a_warning(gallery, images):
+    with pytest.warns(UserWarning, match="k=7 is more than the 5 items that can be found"):
+        assert gallery.query(images[:1], k=7, labels="owl")["rank"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_label_that_no_item_has_is_refused_with_those_there_are(gallery, images):
+    with pytest.raises(ArgumentError, match="labels='fox': no item.*'cat', 'dog', 'owl'"):
+        gallery.query(images, labels="fox")
+    gallery.remove(gallery.items.query("label == 'owl'")["id"])
+    with pytest.raises(ArgumentError, match="no item has such a label"):
+        gallery.query(images, labels="owl")
+
+
+def test_items_of_the_group_of_a_query_are_not_found(gallery, images):
+    days = np.repeat(["mon", "tue", "wed", "thu"], 5)
+    found = gallery.query(images, k=4, query_groups=days, item_groups=days)
+    assert (days[found["id"]] != days[found["query"]]).all() and len(found) == 80
+    everything = gallery.query(images, k=20)
+    for query in (0, 13):
+        rows = everything[everything["query"] == query]
+        expected = rows["id"][(days[rows["id"]] != days[query])][:4].tolist()
+        assert found["id"][found["query"] == query].tolist() == expected
+    gallery.remove([2])
+    kept = np.delete(days, 2)
+    found = gallery.query(ids=[0], k=4, query_groups=["mon"], item_groups=kept)
+    assert not set(found["id"]) & {0, 1, 2, 3, 4}
+
+
+def test_a_query_whose_group_holds_all_but_a_few_items_finds_those(gallery, images):
+    groups = ["a"] * 18 + ["b"] * 2
+    found = gallery.query(
+        images[:2], k=5, query_groups=["a", "b"], item_groups=groups, labels=["owl", "cat"]
+    )
+    by_query = found.groupby("query")["id"].agg(list)
+    assert by_query[0] == [18] and len(by_query[1]) == 5
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"query_groups": ["a"]}, "query_groups is given without item_groups"),
+        ({"item_groups": ["a"] * 20}, "item_groups is given without query_groups"),
+        ({"query_groups": ["a"], "item_groups": ["a"] * 3}, "item_groups"),
+        ({"query_groups": ["a", "b"], "item_groups": ["a"] * 20}, "query_groups"),
+        ({"query_labels": ["a", "b"]}, "labels"),
+        ({"ids": [0]}, "either images, ids or vectors"),
+        ({"vectors": np.zeros((1, 16))}, "either images, ids or vectors"),
+        ({"images": None}, "either images, ids or vectors"),
+        ({"images": None, "vectors": np.zeros((1, 5))}, r"vectors must be an array \(n, 16\)"),
+        ({"images": None, "vectors": np.full((1, 16), np.nan)}, "vectors"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(gallery, images, settings, said):
+    with pytest.raises(ArgumentError, match=said):
+        gallery.query(**{"images": images[:1], **settings})
+
+
+def test_labels_of_the_queries_say_what_is_correct(gallery, images):
+    found = gallery.query(images[:2], k=2, query_labels=["cat", "owl"])
+    assert found["query_label"].tolist() == ["cat", "cat", "owl", "owl"]
+    assert found["correct"].tolist() == (found["label"] == found["query_label"]).tolist()
+
+
+def test_found_images_are_drawn_beside_their_queries(gallery, images):
+    found = gallery.query(images[:3], k=4, query_labels=LABELS[:3])
+    figure = gallery.show(found, images[:3], images)
+    assert len(figure.axes) == 15 and figure.axes[0].get_title() == "query"
+    assert figure.axes[1].get_title() == "0"
+    by_id = gallery.show(gallery.query(ids=[5, 6], k=2), [5, 6], images)
+    assert len(by_id.axes) == 6
+
+
+def test_files_are_drawn_with_their_aspect_ratio(tmp_path):
+    for n in range(3):
+        Image.new("RGB", (80, 40), (200, 60 * n, 0)).save(tmp_path / f"{n}.png")
+    gallery = Gallery(flat_embedder((4, 4, 3)))
+    gallery.add(tmp_path)
+    figure = gallery.show(gallery.query(ids=[0], k=2), [0])
+    drawn = np.asarray(figure.axes[1].images[0].get_array())
+    assert (drawn[:20] == 1).all() and (drawn[48] != 1).any()
+
+
+def test_what_cannot_be_drawn_is_refused(gallery, images):
+    found = gallery.query(images[:1], k=2)
+    with pytest.raises(ArgumentTypeError, match="found must be the table that query returns"):
+        gallery.show(found["id"], images[:1])
+    with pytest.raises(ArgumentError, match="added as arrays, without a file: pass images="):
+        gallery.show(found, images[:1])
+    with pytest.raises(ArgumentError, match="images"):
+        gallery.show(found, images[:1], images[:5])
+    with pytest.raises(ArgumentError, match="found holds no rows"):
+        gallery.show(found[:0], images[:1], images)
