@@ -463,8 +463,8 @@ class Gallery:
         in_group = np.bincount(others[allowed], minlength=own.max(initial=0) + 1)
         there = allowed.sum() - np.where(own >= 0, in_group[own], 0)
         what = ("item that can be found", "items that can be found")
-        most = _checks.clipped("k", k, int(there.max(initial=0)), *what)
-        asked = max(most, 1)
+        most = k if not len(queries) else _checks.clipped("k", k, int(there.max()), *what)
+        asked = min(max(most, 1), len(allowed))
         while True:
             distances, found = index.query(queries, asked)
             shown = allowed[found] & (others[found] != own[:, None])
@@ -556,16 +556,20 @@ class Gallery:
 
         def of_items(ids):
             if images is not None:
-                given = _checks.same_length("images", images, len(items.table), "items")
-                return [self._tile(given[own[item]]) for item in ids]
+                all_images = _checks.same_length("images", images, len(items.table), "items")
+                return [self._tile(all_images[own[item]]) for item in ids]
             files = [items.table["file"][own[item]] for item in ids]
             _check_have_files(files)
             return thread_map(self._tile, files)
 
-        if are_integers(queries):
-            left = of_items(self._known_ids(items, queries)[asked].tolist())
-        else:
-            left = [self._tile(image) for image in self._images(queries)[asked]]
+        known = are_integers(queries)
+        given = self._known_ids(items, queries) if known else self._images(queries)
+        if len(given) <= asked.max():
+            raise ArgumentError(
+                f"queries has {len(given)} rows, but found is of {asked.max() + 1} or more: pass "
+                "what was passed to query."
+            )
+        left = of_items(given[asked].tolist()) if known else list(map(self._tile, given[asked]))
         shape = (len(asked), int(counts.min()))
         right = np.stack(of_items(rows["id"].tolist()))
         labeled = "query_label" in rows

@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_used_is_named_by_its_position(gallery):
 
 @pytest.mark.parametrize("given", [{}, {"images": FLOATS, "ids": [1]}])
 def test_a_query_takes_images_or_ids(given, gallery):
-    with pytest.raises(ArgumentError, match="either images or ids"):
+    with pytest.raises(ArgumentError, match="either images, ids or vectors"):
         gallery.query(**given)
 
 
