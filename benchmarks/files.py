@@ -95,17 +95,12 @@ def mnist():
 
 def crops(side, channels):
     """Returns parts of the images of Totally-Looks-Like, uint8 of `side` x `side` pixels."""
-    rng = np.random.default_rng(SEED)
     pairs = data.pair_folder(data.data_dir() / "tll")
-    parts = []
-    for images in (pairs.left, pairs.right):
-        for n in range(len(images)):
-            image = np.rint(255 * images[n : n + 1][0]).astype("uint8")
-            for _ in range(6):
-                row, column = (rng.integers(0, size - side + 1) for size in image.shape[:2])
-                parts.append(image[row : row + side, column : column + side])
-    parts = np.stack(parts)
-    return parts if channels == 3 else gray(parts)
+    parts = [
+        data.random_patches(images, 6 * len(images), side, SEED)
+        for images in (pairs.left, pairs.right)
+    ]
+    return np.concatenate(parts) if channels == 3 else gray(np.concatenate(parts))
 
 
 def gray(x):

@@ -16,7 +16,7 @@ from kerasim import data, embedding, metrics, models, neighbors, training
 
 RUNS = Path("runs/notebooks/cifar10")
 SIGMA, SEED, BM3D_IMAGES = 0.1, 0, 200
-STRENGTH = 0.5  # of non-local means: notebook 04 chose it on training images
+STRENGTH = 0.5  # of non-local means: notebook 04 chose it on validation images
 
 
 def interval(values):
@@ -24,9 +24,9 @@ def interval(values):
     return f"{np.mean(values):.5f} ({low:.5f} to {high:.5f})"
 
 
-def trained(model, *runs):
-    """Gives `model` the weights of the last of its runs, and says what all of them took."""
-    history = pd.concat([training.load_weights(model, RUNS / run) for run in runs])
+def trained(model, run):
+    """Gives `model` the weights of its run, and says what that took."""
+    history = training.load_weights(model, RUNS / run)
     return model, f"{len(history)} epochs, {history['seconds'].sum() / 60:.0f} minutes"
 
 
@@ -61,7 +61,7 @@ def main():
     print(pd.DataFrame(rows, columns=columns).set_index("10 dimensions").to_string(), "\n")
 
     noisy = data.add_noise(images.x_test, SIGMA, seed=SEED + 1)
-    cleaner, note = trained(models.denoising_autoencoder(num_blocks=2), "cleaner", "cleaner-again")
+    cleaner, note = trained(models.denoising_autoencoder(num_blocks=2), "denoising/denoiser")
     once = cleaner.predict(noisy, verbose=0)
     cleaned = (once + cleaner.predict(noisy[:, :, ::-1], verbose=0)[:, :, ::-1]) / 2
     rows = [
