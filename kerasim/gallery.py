@@ -440,7 +440,7 @@ class Gallery:
             [0, 1]
             >>> gallery.query(ids=[4, 2], k=1)["id"].tolist()
             [4, 2]
-            >>> gallery.query(images[1:2], k=5, labels="cat")["label"].tolist()
+            >>> gallery.query(images[1:2], k=2, labels="cat")["label"].tolist()
             ['cat', 'cat']
         """
         _checks.integer("k", k)

@@ -6,6 +6,7 @@ import inspect
 import io
 
 import keras
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -37,6 +38,7 @@ def test_an_example_gives_what_it_shows(name, tmp_path, monkeypatch):
     test = doctest.DocTestParser().get_doctest(docstring, given, name, None, 0)
     report = io.StringIO()
     result = doctest.DocTestRunner(verbose=False).run(test, out=report.write)
+    plt.close("all")
     if result.attempted == 0:
         pytest.skip("needs a network or a cluster")
     assert not result.failed, report.getvalue()
