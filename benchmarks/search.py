@@ -1,9 +1,9 @@
 """Exact search among 60,000 vectors, k = 10, two threads: kerasim beside faiss flat.
 
 Medians of five alternating runs. Each run searches with 1,000 queries at once, then with 50 queries
-one at a time. faiss answers in float32; kerasim's answers are proven in float64. In the data sets
-"tight clusters" and "far from the origin", float32 cannot order many neighbors; in "one far vector"
-and "ten copies of each" it can.
+one at a time. faiss answers in float32; kerasim's answers are proven in float64. Beside ordinary
+data there are some on which a bound from float32 products is hard to get: clusters a thousandth of
+their distance wide, data far from the origin, one vector far from all others, and many copies.
 """
 
 import os
