@@ -71,7 +71,9 @@ class _Tiles:
     def __call__(self, row: int, note: str = "") -> dict[str, str]:
         name = self._names[row] or f"id {self._ids[row]}"
         alt = f"{self._labels[row]} {name}".strip()
-        image = self._known.setdefault(row, _encoded(self._read(row)))
+        if row not in self._known:
+            self._known[row] = _encoded(self._read(row))
+        image = self._known[row]
         return {"image": image, "alt": alt, "label": self._labels[row], "name": name, "note": note}
 
 

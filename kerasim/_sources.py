@@ -71,10 +71,10 @@ def are_integers(images) -> bool:
     return isinstance(dtype, np.dtype) and dtype.kind in "iu" and getattr(images, "ndim", 2) <= 1
 
 
-def label_texts(labels, count: int) -> list[str]:
+def label_texts(labels, count: int, name: str = "labels") -> list[str]:
     """Returns labels as strings, "" for a missing one; 1.0 is "1", if all floats are whole."""
     plain = np.ma.getdata(labels) if isinstance(labels, np.ma.MaskedArray) else labels
-    values = _checks.same_length("labels", plain, count, "images", 1)
+    values = _checks.same_length(name, plain, count, "images", 1)
     absent = _checks.missing(labels)
     present = values[~absent].tolist()
     whole = all(isinstance(value, float) and value.is_integer() for value in present)

@@ -122,35 +122,48 @@ def suspect_labels(
     classes, own = np.unique(labels[known], return_inverse=True)
     k = _checks.clipped("k", k, len(known) - 1, "other labeled image", "other labeled images")
     index = NeighborIndex(metric).fit(x[known])
-    shares = np.empty((len(x), len(classes)))
-    shares[known] = _votes(*index.query(k=min(k + 1, len(known) - 1)), k, own, len(classes))
-    if absent.any():
-        asked = index.query(x[absent], min(k + 1, len(known)))
-        shares[absent] = _votes(*asked, k, own, len(classes))
-    is_own = np.zeros(shares.shape, bool)
-    is_own[known, own] = True
-    # The many classes without a vote are one point, of as much weight as they are.
-    counted = (shares > 0) | is_own
-    counted[absent] = False
-    weights = np.ones(counted.sum() + 1)
-    weights[-1] = len(known) * len(classes) - counted.sum()
+    found = index.query(k=min(k + 1, len(known) - 1))
+    shares = _votes(*found, k, own, len(classes))
+    of_own = np.asarray(shares[np.arange(len(known)), own]).ravel()
+    # The many classes without a vote are two points, of as much weight as they are.
+    unvoted = int((of_own == 0).sum())
+    others = len(known) * len(classes) - shares.nnz - unvoted
+    is_own = shares.indices == np.repeat(own, np.diff(shares.indptr))
     curve = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
-    curve.fit(np.append(shares[counted], 0.0), np.append(is_own[counted], 0.0), weights)
+    curve.fit(
+        np.append(shares.data, [0.0, 0.0]),
+        np.append(is_own, [1.0, 0.0]),
+        np.append(np.ones(shares.nnz), [unvoted, others]),
+    )
     suspicion = np.full(len(x), np.nan)
     # Even a label with all votes is as often another one as labels are wrong.
-    suspicion[known] = 1.0 - curve.predict(shares[known, own]) / curve.predict([1.0])
-    return SuspectLabels(suspicion, classes[shares.argmax(axis=1)])
+    suspicion[known] = 1.0 - curve.predict(of_own) / curve.predict([1.0])
+    suggested = np.empty(len(x), classes.dtype)
+    suggested[known] = classes[_most_voted(shares)]
+    if absent.any():
+        found = index.query(x[absent], min(k + 1, len(known)))
+        suggested[absent] = classes[_most_voted(_votes(*found, k, own, len(classes)))]
+    return SuspectLabels(suspicion, suggested)
 
 
-def _votes(distances, indices, k, classes, count) -> np.ndarray:
-    """Returns the share of each class in the votes of `k` neighbors, `(n, count)`."""
+def _votes(distances, indices, k, classes, count):
+    """Returns the share of each class in the votes of `k` neighbors, sparse `(n, count)`."""
+    from scipy.sparse import coo_matrix
+
     # The distance at which a weight is 0 is that of the next neighbor, if there is one.
     ends = distances[:, -1:] if distances.shape[1] > k else 1.01 * distances[:, -1:]
     weights = 1.0 - distances[:, :k] / np.where(ends > 0, ends, 1.0)
     weights[~weights.any(axis=1)] = 1.0  # all are equally far
-    shares = np.zeros((len(distances), count))
-    np.add.at(shares, (np.arange(len(distances))[:, None], classes[indices[:, :k]]), weights)
-    return shares / weights.sum(axis=1, keepdims=True)
+    weights /= weights.sum(axis=1, keepdims=True)
+    rows = np.repeat(np.arange(len(distances)), weights.shape[1])
+    places = rows, classes[indices[:, :k]].ravel()
+    shares = coo_matrix((weights.ravel(), places), (len(distances), count)).tocsr()
+    shares.eliminate_zeros()
+    return shares
+
+
+def _most_voted(shares) -> np.ndarray:
+    return np.asarray(shares.argmax(axis=1)).ravel()
 
 
 def clusters(embeddings: ArrayLike, min_size: int = 10, metric: Metric = "cosine") -> np.ndarray:

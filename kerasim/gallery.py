@@ -421,8 +421,8 @@ class Gallery:
 
         Returns:
             A row for each item found, nearest first: query (position in the queries), rank (from
-            1), id, file, label and distance; with `query_labels` also query_label, and correct,
-            whether it is the label of the item.
+            1), id, file, label and distance; with `query_labels` also query_label, and correct:
+            whether it is the label of the item, missing (`pandas.NA`) if either label is.
 
         Raises:
             ArgumentError: If the gallery is empty, the queries do not fit, more or fewer than one
@@ -477,9 +477,11 @@ class Gallery:
         table.insert(1, "rank", np.cumsum(shown, axis=1)[shown])
         table["distance"] = distances[shown]
         if query_labels is not None:
-            names = np.array(label_texts(query_labels, len(queries)), dtype=object)
-            table["query_label"] = names[table["query"]]
-            table["correct"] = table["query_label"] == table["label"]
+            names = label_texts(query_labels, len(queries), "query_labels")
+            table["query_label"] = np.array(names, dtype=object)[table["query"]]
+            correct = (table["query_label"] == table["label"]).astype("boolean")
+            missing = (table["query_label"] == "") | (table["label"] == "")
+            table["correct"] = correct.mask(missing)
         return table
 
     def _have_label(self, items: Items, labels) -> np.ndarray:
@@ -500,7 +502,7 @@ class Gallery:
         return mask
 
     def _groups(self, items: Items, count: int, query_groups, item_groups):
-        """Returns the group of each query and of each row; without groups -1 and -2."""
+        """Returns the group of each query, -1 if no item is of it, and that of each row."""
         codes = _checks.group_codes(
             ("query_groups", "item_groups"), (query_groups, item_groups), (count, len(items))
         )
@@ -550,7 +552,7 @@ class Gallery:
         if not len(counts):
             raise ArgumentError("found holds no rows: there is nothing to draw.")
         rows = found.loc[found["rank"] <= counts.min()].sort_values(by=["query", "rank"])
-        asked, place = np.unique(rows["query"].to_numpy(), return_inverse=True)
+        asked = np.unique(rows["query"].to_numpy())
         items = self._items.compacted()
         own = {int(item): row for row, item in enumerate(items.table["id"])}
 
@@ -845,11 +847,14 @@ class Gallery:
             >>> int(gallery.report()["outlier_score"].idxmax())
             39
         """
+        return self._report(self._items.compacted(), k, min_correlation, min_cluster_size)
+
+    def _report(self, items: Items, k, min_correlation, min_cluster_size) -> pd.DataFrame:
+        """Returns the report of items without gaps."""
         _checks.number("min_correlation", min_correlation, 0, 1)
         if min_cluster_size is not None:
             _checks.integer("min_cluster_size", min_cluster_size, 2)
         _checks.integer("k", k)
-        items = self._items.compacted()
         table, vectors, metric = items.shown(), items.vectors, self.settings["metric"]
         if len(table) < _REPORT_ITEMS:
             have = _checks.counted(len(table), "item", "items")
@@ -920,7 +925,8 @@ class Gallery:
             ArtifactError: If the page cannot be written.
         """
         items = self._items.compacted()
-        table = self.report(k, min_correlation, min_cluster_size)
+        # Of the same items as the vectors, whatever other threads add meanwhile.
+        table = self._report(items, k, min_correlation, min_cluster_size)
 
         files = table["file"].tolist()
 

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -167,3 +169,16 @@ def test_no_pairs_are_no_groups():
 def test_pairs_of_other_numbers_are_refused(pairs, said):
     with pytest.raises(ArgumentError, match=said):
         duplicate_groups(pairs, 5)
+
+
+def test_many_classes_need_no_table_of_all_of_them():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(5_000), 2)
+    x = rng.standard_normal((5_000, 8)).repeat(2, axis=0) + 1e-3 * rng.standard_normal((10_000, 8))
+    labels[7] = 4_000
+    tracemalloc.start()
+    found = suspect_labels(x, labels, 1, "euclidean")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # a table of 10,000 x 5,000 has 400 MB
+    assert found.suggested[7] == 3 and found.suspicion[7] > 0.5

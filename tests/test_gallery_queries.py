@@ -109,7 +109,7 @@ def test_a_query_whose_group_holds_all_but_a_few_items_finds_those(gallery, imag
         ({"item_groups": ["a"] * 20}, "item_groups is given without query_groups"),
         ({"query_groups": ["a"], "item_groups": ["a"] * 3}, "item_groups"),
         ({"query_groups": ["a", "b"], "item_groups": ["a"] * 20}, "query_groups"),
-        ({"query_labels": ["a", "b"]}, "labels"),
+        ({"query_labels": ["a", "b"]}, "query_labels"),
         ({"ids": [0]}, "either images, ids or vectors"),
         ({"vectors": np.zeros((1, 16))}, "either images, ids or vectors"),
         ({"images": None}, "either images, ids or vectors"),
@@ -124,9 +124,12 @@ def test_what_does_not_fit_is_refused(gallery, images, settings, said):
 
 
 def test_labels_of_the_queries_say_what_is_correct(gallery, images):
-    found = gallery.query(images[:2], k=2, query_labels=["cat", "owl"])
-    assert found["query_label"].tolist() == ["cat", "cat", "owl", "owl"]
-    assert found["correct"].tolist() == (found["label"] == found["query_label"]).tolist()
+    found = gallery.query(images[[0, 1, 3]], k=1, query_labels=["cat", "owl", ""])
+    assert found["query_label"].tolist() == ["cat", "owl", ""]
+    assert found["label"].tolist() == ["cat", "dog", ""]
+    assert found["correct"].tolist() == [True, False, pd.NA]
+    others = gallery.query(images[3:4], k=1, query_labels=["cat"])
+    assert others["correct"].isna().tolist() == [True]  # the item has no label
 
 
 def test_found_images_are_drawn_beside_their_queries(gallery, images):

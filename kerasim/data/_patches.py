@@ -70,7 +70,8 @@ def random_patches(
                 "leave it out, or pass a smaller size."
             )
         starts = (places[position] * (room + 1)).astype(int)
-        return [image[r : r + size, c : c + size] for r, c in starts]
+        # Views would keep every photograph in memory.
+        return [image[r : r + size, c : c + size].copy() for r, c in starts]
 
     found = [patch for some in thread_map(patches, range(len(rows))) for patch in some]
     channels = sorted({patch.shape[2] for patch in found})
