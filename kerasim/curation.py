@@ -5,7 +5,7 @@ embedder places near each other are taken for similar. They propose what a perso
 and change nothing.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +14,8 @@ from kerasim import _checks, _distances
 from kerasim._distances import METRICS, Metric
 from kerasim.errors import ArgumentError
 from kerasim.neighbors import NeighborIndex
+
+Kind: TypeAlias = Literal["exact", "hnsw"]
 
 __all__ = [
     "SuspectLabels",
@@ -42,7 +44,9 @@ class SuspectLabels(NamedTuple):
     suggested: np.ndarray
 
 
-def outlier_scores(embeddings: ArrayLike, k: int = 10, metric: Metric = "cosine") -> np.ndarray:
+def outlier_scores(
+    embeddings: ArrayLike, k: int = 10, metric: Metric = "cosine", kind: Kind = "exact"
+) -> np.ndarray:
     """Returns the distance of each vector to its `k`-th nearest other one, large for outliers.
 
     A group of fewer than `k` + 1 similar images, such as copies of one image that belongs to no
@@ -52,6 +56,8 @@ def outlier_scores(embeddings: ArrayLike, k: int = 10, metric: Metric = "cosine"
         embeddings: `(n, dim)`, n of 2 or more.
         k: Rank of the neighbor, 1 or more; with fewer other vectors the last one, with a warning.
         metric: "cosine", "euclidean" or "manhattan".
+        kind: "exact", or "hnsw" for a graph, which is faster for many vectors and misses a few
+            neighbors (see `NeighborIndex`).
 
     Returns:
         `(n,)` float64 distances.
@@ -70,11 +76,15 @@ def outlier_scores(embeddings: ArrayLike, k: int = 10, metric: Metric = "cosine"
     x = _checks.vectors("embeddings", embeddings, None, 2, metric)
     _checks.integer("k", k)
     k = _checks.clipped("k", k, len(x) - 1, "other vector", "other vectors")
-    return NeighborIndex(metric).fit(x).query(k=k)[0][:, -1]
+    return NeighborIndex(metric, kind).fit(x).query(k=k)[0][:, -1]
 
 
 def suspect_labels(
-    embeddings: ArrayLike, labels: ArrayLike, k: int = 20, metric: Metric = "cosine"
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    k: int = 20,
+    metric: Metric = "cosine",
+    kind: Kind = "exact",
 ) -> SuspectLabels:
     """Finds labels that the nearest neighbors of their images contradict.
 
@@ -88,6 +98,8 @@ def suspect_labels(
         labels: `(n,)` integers or strings; None, NaN, `pandas.NA` or "" for no label.
         k: Number of neighbors, 1 or more.
         metric: "cosine", "euclidean" or "manhattan".
+        kind: "exact", or "hnsw" for a graph, which is faster for many vectors and misses a few
+            neighbors (see `NeighborIndex`).
 
     Returns:
         `SuspectLabels`. Show a person the images of the highest `suspicion` first.
@@ -121,7 +133,7 @@ def suspect_labels(
         raise ArgumentError(f"{have} given: pass at least two labels that are not missing.")
     classes, own = np.unique(labels[known], return_inverse=True)
     k = _checks.clipped("k", k, len(known) - 1, "other labeled image", "other labeled images")
-    index = NeighborIndex(metric).fit(x[known])
+    index = NeighborIndex(metric, kind).fit(x[known])
     found = index.query(k=min(k + 1, len(known) - 1))
     shares = _votes(*found, k, own, len(classes))
     of_own = np.asarray(shares[np.arange(len(known)), own]).ravel()

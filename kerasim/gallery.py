@@ -855,7 +855,8 @@ class Gallery:
         if min_cluster_size is not None:
             _checks.integer("min_cluster_size", min_cluster_size, 2)
         _checks.integer("k", k)
-        table, vectors, metric = items.shown(), items.vectors, self.settings["metric"]
+        table, vectors = items.shown(), items.vectors
+        metric, kind = self.settings["metric"], self.settings["kind"]
         if len(table) < _REPORT_ITEMS:
             have = _checks.counted(len(table), "item", "items")
             raise ArgumentError(
@@ -863,14 +864,14 @@ class Gallery:
             )
         k = _checks.clipped("k", k, len(table) - 1, "other item", "other items")
         table = self._with_duplicates(table, items, min_correlation)
-        table["outlier_score"] = curation.outlier_scores(vectors, k, metric)
+        table["outlier_score"] = curation.outlier_scores(vectors, k, metric, kind)
         labels = table["label"].to_numpy(str)
         suspects = curation.SuspectLabels(
             np.full(len(table), np.nan), np.full(len(table), "", dtype=object)
         )
         if (labels != "").sum() > 1:
             known = min(k, int((labels != "").sum()) - 1)
-            suspects = curation.suspect_labels(vectors, labels, known, metric)
+            suspects = curation.suspect_labels(vectors, labels, known, metric, kind)
         table["label_suspicion"] = suspects.suspicion
         table["suggested_label"] = suspects.suggested.astype(object)
         table["cluster"] = -1

@@ -182,3 +182,11 @@ def test_many_classes_need_no_table_of_all_of_them():
     tracemalloc.stop()
     assert peak < 100e6  # a table of 10,000 x 5,000 has 400 MB
     assert found.suggested[7] == 3 and found.suspicion[7] > 0.5
+
+
+def test_a_graph_judges_as_exact_search_does(digits):
+    x, y = digits
+    exact, graph = (outlier_scores(x, 5, "euclidean", kind) for kind in ("exact", "hnsw"))
+    assert np.isclose(exact, graph).mean() > 0.99
+    found = [suspect_labels(x, y, 10, "euclidean", kind) for kind in ("exact", "hnsw")]
+    assert (found[0].suggested == found[1].suggested).mean() > 0.99

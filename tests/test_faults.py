@@ -187,11 +187,17 @@ def public(root):
         ),
         "curation.outlier_scores": (
             curation.outlier_scores,
-            {"embeddings": VECTORS, "k": 2, "metric": "cosine"},
+            {"embeddings": VECTORS, "k": 2, "metric": "cosine", "kind": "exact"},
         ),
         "curation.suspect_labels": (
             curation.suspect_labels,
-            {"embeddings": VECTORS, "labels": LABELS, "k": 2, "metric": "cosine"},
+            {
+                "embeddings": VECTORS,
+                "labels": LABELS,
+                "k": 2,
+                "metric": "cosine",
+                "kind": "exact",
+            },
         ),
         "curation.clusters": (
             curation.clusters,
