@@ -12,7 +12,18 @@ from numpy.typing import ArrayLike
 
 from kerasim import _artifacts, _checks
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
-from kerasim.images import FORMATS, SUFFIXES, as_float, check_channels, check_size, decode
+from kerasim.images import (
+    FORMATS,
+    NO_HEIC,
+    SUFFIXES,
+    as_float,
+    check_channels,
+    check_size,
+    decode,
+    is_avif,
+    is_heic,
+    reads_heic,
+)
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -312,23 +323,22 @@ def why_no_image(file: Path) -> str:
         if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for a writer
             return "not a regular file"
         with open(file, "rb") as opened:
-            start = opened.read(32)
+            start = opened.read(64)
     except OSError as error:
         return f"cannot be opened: {error.strerror}"
     if format_of(start) == "TIFF" and suffix in _RAW_SUFFIXES:
         return "a raw file of a camera: convert it to JPEG, PNG or TIFF"
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
-        return "a HEIF or AVIF image, which is not supported: convert it to JPEG or PNG"
+    if is_heic(start):
+        return "" if reads_heic() else NO_HEIC
     return "" if format_of(start) else f"not an image in one of {', '.join(FORMATS)}"
 
 
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis"}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BMP_HEADER_SIZES = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
 def format_of(start: bytes) -> str:
-    """Returns which of `images.FORMATS` a file is by its first 32 bytes; "" if it is none."""
+    """Returns which of `images.FORMATS` a file is by its first 64 bytes; "" if it is none."""
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -339,6 +349,8 @@ def format_of(start: bytes) -> str:
         return "TIFF"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "WEBP"
+    if is_avif(start):
+        return "AVIF"
     # Two letters may begin a text as well: look at the size of the header that follows, too.
     if start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"

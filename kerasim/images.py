@@ -7,10 +7,12 @@ search and the command line all use this decoder, so an image always has the sam
 """
 
 import contextlib
+import functools
 import io
 import os
 import struct
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +27,12 @@ __all__ = [
 ]
 
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
+NO_HEIC = "a HEIC image: install pillow-heif (the extra kerasim[heic]), or convert it to JPEG"
+_START = 64  # bytes of a file that tell its format
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 MAX_PIXELS = 64_000_000
 # Decoders keep some bytes for each row, however short it is.
 MAX_SIDE = 1_000_000
@@ -55,7 +61,8 @@ def read_image(
     The EXIF orientation is applied and transparent parts become white. Samples of 12 or 16 bits
     are reduced to their upper 8 bits. If the file declares that 0 is white, the image is inverted.
     CMYK and palette images are converted to RGB. Color profiles are ignored. The first frame of an
-    animation is returned, with a warning.
+    animation is returned, with a warning. HEIC, the format of many phones, is read if pillow-heif
+    is installed (`pip install "kerasim[heic]"`).
 
     Samples whose white level the file does not define are refused: signed or 32-bit integers, and
     floats outside [0, 1].
@@ -71,9 +78,10 @@ def read_image(
         Array `(height, width, channels)`.
 
     Raises:
-        ImageError: If the file is missing, is damaged, is not JPEG, PNG, BMP, GIF, TIFF or WebP,
-            has more than 64 million pixels or 1 million rows or columns, or has samples without a
-            defined white level. The message names the file.
+        ImageError: If the file is missing, is damaged, is not JPEG, PNG, BMP, GIF, TIFF, WebP or
+            AVIF, nor HEIC with pillow-heif installed, has more than 64 million pixels or 1 million
+            rows or columns, or has samples without a defined white level. The message names the
+            file.
         ArgumentError: If `image_size`, `channels` or `dtype` is invalid.
         ArgumentTypeError: If `source` is neither a path nor bytes.
 
@@ -114,7 +122,8 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     try:
         if file is source:
             _checks.regular_file(source, ImageError)
-        with _checks.no_warnings("PIL."), Image.open(file, formats=FORMATS) as image:
+        formats = _formats_for(source, name)
+        with _checks.no_warnings("PIL."), Image.open(file, formats=formats) as image:
             _check_extent(image, name)
             large = image.width * image.height > _LARGE_PIXELS
             with _large_images if large else contextlib.nullcontext():
@@ -131,6 +140,35 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
             f"Cannot decode {name} ({reason}): expected a complete image in one of "
             f"{', '.join(FORMATS)}. Replace or remove it."
         ) from error
+
+
+def is_avif(start: bytes) -> bool:
+    """Returns whether a file is an AVIF image by its first 64 bytes."""
+    return bool(_brands(start) & _AVIF_BRANDS)
+
+
+def is_heic(start: bytes) -> bool:
+    """Returns whether a file is a HEIC image by its first 64 bytes."""
+    return bool(_brands(start) & _HEIC_BRANDS) and not is_avif(start)
+
+
+def _brands(start: bytes) -> set[bytes]:
+    """Returns the brands that a HEIF file, such as AVIF and HEIC, says to be compatible with."""
+    if start[4:8] != b"ftyp":
+        return set()
+    length = min(int.from_bytes(start[:4], "big"), len(start))
+    return {start[8:12], *(start[n : n + 4] for n in range(16, length, 4))}
+
+
+@functools.cache
+def reads_heic() -> bool:
+    """Returns whether pillow-heif is installed, and registers it as a decoder of Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
@@ -170,6 +208,20 @@ def check_size(image_size) -> tuple[int, int] | None:
 
 def _name(source) -> str:
     return "the encoded image" if isinstance(source, bytes) else _checks.shown(source)
+
+
+def _formats_for(source, name: str) -> Sequence[str]:
+    """Returns the formats that `source` may have, by Pillow's names."""
+    if isinstance(source, bytes):
+        start = source[:_START]
+    else:
+        with open(source, "rb") as file:
+            start = file.read(_START)
+    if not is_heic(start):
+        return FORMATS
+    if not reads_heic():
+        raise ImageError(f"{name} is {NO_HEIC}.")
+    return ["HEIF"]
 
 
 def _check_extent(image, name: str) -> None:
@@ -223,7 +275,8 @@ def _orientation(image):
     if image.format == "TIFF":
         return image.tag_v2.get(ExifTags.Base.Orientation, 0)
     with contextlib.suppress(struct.error):  # damaged EXIF says nothing about the pixels
-        return _exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+        exif = image.info.get("exif") or b""  # pillow-heif has None for none
+        return _exif_orientation(exif.removeprefix(b"Exif\0\0"))
     return 0
 
 

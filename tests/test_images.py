@@ -17,7 +17,15 @@ from kerasim.images import FORMATS, read_image
 from tests.helpers.file_access import unprivileged
 from tests.helpers.image_files import COLORS, RAMP, TRANSPOSED, chunk, encode, png, reference_images
 
-SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
+SAVED = {
+    "PNG": {},
+    "BMP": {},
+    "GIF": {},
+    "TIFF": {},
+    "JPEG": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
 
 
 @pytest.mark.fault("pixel-formats")
