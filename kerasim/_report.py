@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from kerasim import _checks
+from kerasim import _checks, _items
 from kerasim.neighbors import NeighborIndex
 
 _CASES = 30  # groups, outliers, suspect labels or clusters that are shown
 _TILES = 8  # images of a group or cluster that are shown
 _BESIDE = 5  # neighbors beside a suspect label
-_SIDE = 256  # pixels of the longer side of a thumbnail, twice its size on the page
+SIDE = 256  # pixels of the longer side of a thumbnail, twice its size on the page
 
 
 def write_page(
@@ -62,8 +62,7 @@ class _Tiles:
     def __init__(self, table, read):
         self._labels, self._ids = table["label"].tolist(), table["id"].tolist()
         files = table["file"].tolist()
-        named = [file for file in files if file]
-        root = os.path.commonpath([os.path.dirname(file) for file in named]) if named else ""
+        root = _items.common_folder(files)
         # The page may be passed on: it does not tell where on the disk the images are.
         self._names = [os.path.relpath(file, root) if file else "" for file in files]
         self._read, self._known = read, {}
@@ -82,7 +81,7 @@ def _encoded(pixels: np.ndarray | None) -> str:
     if pixels is None:
         return ""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    image.thumbnail((_SIDE, _SIDE), reducing_gap=3.0)
+    image.thumbnail((SIDE, SIDE), reducing_gap=3.0)
     file = io.BytesIO()
     image.save(file, "WEBP", quality=75)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

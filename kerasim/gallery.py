@@ -38,6 +38,7 @@ from kerasim import (
     _keras_files,
     _model_identity,
     _report,
+    _thumbnails,
     curation,
     data,
     duplicates,
@@ -74,6 +75,7 @@ _PAIRS = 200_000  # that fit into a manifest
 _FEW_PAIRS = 10  # a rate that is measured on fewer pairs is unreliable
 _MAP_ITEMS = 5  # the fewest that UMAP can lay out
 _REPORT_ITEMS = 3
+_THUMBNAIL_LIMIT = 1024
 _STRIP = 96  # pixels of the side of an image beside its query
 _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
@@ -98,11 +100,15 @@ class Gallery:
             recall.
         ef_construction: Size of the candidate list while the graph is built, 1 or more.
         ef_search: Size of the candidate list in a query, 1 or more.
+        thumbnail_size: Longer side in pixels, 1 to 1024, of the small copy of each image that the
+            gallery keeps, to show it where the file is not at hand; beyond 10,000 items 64 at most,
+            beyond 100,000 32. None keeps no copies. Images that a cluster embeds have none.
 
     Attributes:
         embedder: The embedder; its weights must not change after the first `add`.
         image_shape: `(height, width, channels)` of the images that it takes.
         settings: `metric`, `kind`, `m`, `ef_construction` and `ef_search`, by name.
+        thumbnail_size: As passed.
         skipped: `(file, reason)` of each file that the last `add` left out.
         changed: Files that the last `add` embedded again, because their content had changed.
         moved: `(old, new)` names of the files that the last `add` found in another place.
@@ -131,7 +137,11 @@ class Gallery:
         m: int = 32,
         ef_construction: int = 200,
         ef_search: int = 64,
+        thumbnail_size: int | None = _thumbnails.LARGEST,
     ):
+        if thumbnail_size is not None:
+            _checks.integer("thumbnail_size", thumbnail_size, 1, _THUMBNAIL_LIMIT)
+        self.thumbnail_size = thumbnail_size
         self.image_shape, dim = _image_checks.check_embedder("embedder", embedder)
         if None in self.image_shape:
             raise ArgumentError(
@@ -183,6 +193,12 @@ class Gallery:
     def vectors(self) -> np.ndarray:
         """The embeddings `(n, dim)` of the items, in the order of `items`; a copy."""
         return self._items.compacted().vectors.copy()
+
+    @property
+    def root(self) -> Path | None:
+        """The folder that holds the files of all items; None if no item has a file."""
+        root = _items.common_folder(self._items.table["file"].tolist())
+        return Path(root) if root else None
 
     @property
     def index(self) -> NeighborIndex:
@@ -316,7 +332,9 @@ class Gallery:
             comparison = self._files.compare(given, self._items)
             self._assign(comparison.items)
             metric, rows = self.settings["metric"], comparison.rows
-            taken = Taken(self.embedder, metric, given, comparison, on_error, embed)
+            taken = Taken(
+                self.embedder, metric, given, comparison, on_error, embed, self.thumbnail_size
+            )
             saved = self._items.table
             bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= PIECE)
             try:
@@ -523,7 +541,8 @@ class Gallery:
             found: The result of `query`. If it has the columns query_label and correct, frames show
                 whether the labels are the same.
             queries: What was passed to `query`: images, or ids.
-            images: Images of all items, in the order of `items`; None to read them from the files.
+            images: Images of all items, in the order of `items`. None to show the thumbnails that
+                the gallery keeps, or the files of items that have none.
 
         Returns:
             The figure.
@@ -560,9 +579,12 @@ class Gallery:
             if images is not None:
                 all_images = _checks.same_length("images", images, len(items.table), "items")
                 return [self._tile(all_images[own[item]]) for item in ids]
-            files = [items.table["file"][own[item]] for item in ids]
-            _check_have_files(files)
-            return thread_map(self._tile, files)
+            some = items.table.iloc[[own[item] for item in ids]]
+            shown = [
+                kept or file for kept, file in zip(some["thumbnail"], some["file"], strict=True)
+            ]
+            _check_have_files(shown)
+            return thread_map(self._tile, shown)
 
         known = are_integers(queries)
         given = self._known_ids(items, queries) if known else self._images(queries)
@@ -585,8 +607,8 @@ class Gallery:
 
     def _tile(self, image) -> np.ndarray:
         """Returns a file or an image as a square thumbnail, padded with white."""
-        if isinstance(image, str):
-            pixels = decode(image, None, 3)[0]
+        if isinstance(image, (str, bytes)):
+            pixels = decode(image, None, 3, thumbnail_side=2 * _STRIP)[0]
         else:
             pixels = np.asarray(image)
             if pixels.dtype.kind == "f":
@@ -908,7 +930,8 @@ class Gallery:
 
         The page shows up to 30 groups of duplicates, suspect labels beside the nearest images,
         outliers, and clusters. It contains small copies of the images and no path of the disk, so
-        that it can be passed on. Items without a file are shown without an image.
+        that it can be passed on. Items whose file is not there are shown by the thumbnail that the
+        gallery keeps, or without an image.
 
         Args:
             path: HTML file to write.
@@ -931,11 +954,13 @@ class Gallery:
 
         files = table["file"].tolist()
 
+        kept = items.table["thumbnail"].tolist()
+
         def read(row):
             file = files[row]
             if not file or _items.is_gone(file):
-                return None
-            return decode(file, None, 3)[0]
+                return decode(kept[row])[0] if kept[row] else None
+            return decode(file, None, 3, thumbnail_side=2 * _report.SIDE)[0]
 
         page = _report.write_page(
             table, items.vectors, self.settings["metric"], read, min(k, len(table) - 1), title
@@ -1051,11 +1076,13 @@ class Gallery:
         token = secrets.token_hex(16)
         info = {
             "settings": self.settings,
+            "thumbnail_size": self.thumbnail_size,
             "index": None if index is None else index._metadata(),
             "next": items.next_id,
             "threshold": None if calibration is None else calibration.threshold,
             "pairs": None if calibration is None else calibration.pairs(),
             "token": token,
+            "saved_at": str(path),
             "trusted_before": self._files.trusted_before,
         }
 
@@ -1074,18 +1101,31 @@ class Gallery:
         self._saved.note(path)
 
     @classmethod
-    def load(cls, path: Path | str, embedder: keras.Model | None = None) -> "Gallery":
+    def load(
+        cls,
+        path: Path | str,
+        embedder: keras.Model | None = None,
+        root: Path | str | None = None,
+    ) -> "Gallery":
         """Reads a gallery that `save` wrote.
 
         Args:
             path: The folder.
             embedder: The embedder that the gallery was made with; None to read it from the folder.
+            root: The folder that holds the image files now, if it is not where it was when the
+                gallery was saved (`root`). None: if that folder is gone, and there is one in the
+                same place relative to `path`, it is taken, so that a folder that holds images and
+                gallery can be moved or copied to another computer. Files count as the same if they
+                have the same size; the next `add` compares their content. A warning says how many
+                items are left with their old names.
 
         Returns:
             The gallery, as it was saved.
 
         Raises:
-            ArtifactError: If the folder is missing or damaged, or made with another embedder.
+            ArtifactError: If the folder is missing or damaged, or made with another embedder, or
+                `root` is not a folder.
+            ArgumentError: If `root` is given, and no item has a file.
 
         Example:
             >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
@@ -1099,7 +1139,8 @@ class Gallery:
         def load(folder, manifest):
             info = manifest.info
             model = embedder or embedding.load_embedder(folder / "embedder.keras")
-            gallery = cls(model, **info["settings"])
+            size = info.get("thumbnail_size", _thumbnails.LARGEST)
+            gallery = cls(model, **info["settings"], thumbnail_size=size)
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
                 index = NeighborIndex._from_files(folder, info["index"], manifest)
@@ -1115,10 +1156,45 @@ class Gallery:
             gallery._embedder_loads = True
             gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
             gallery._saved.note(path, folder)
-            return gallery
+            saved_at = info.get("saved_at")
+            if not isinstance(saved_at, (str, type(None))):
+                raise ValueError(f"saved_at={saved_at!r} is not a path")
+            return gallery, saved_at
 
         expected = None if embedder is None else _model_identity.fingerprint(embedder)
-        return _artifacts.read(path, _KIND, load, expected)
+        gallery, saved_at = _artifacts.read(path, _KIND, load, expected)
+        gallery._find_root(_artifacts.resolve(path), saved_at, root)
+        return gallery
+
+    def _find_root(self, path: Path, saved_at: str | None, root: Path | str | None) -> None:
+        """Renames the files of a gallery that was loaded from `path`, if their folder has moved.
+
+        Args:
+            path: Where the gallery is now.
+            saved_at: Where it was when it was saved, if known.
+            root: The folder of the files, or None to look for it.
+        """
+        old = self.root
+        if root is not None:
+            new = _artifacts.check_path("root", root)
+            if not os.path.isdir(new):
+                raise ArtifactError(f"root {_checks.shown(new)} is not a folder: pass a folder.")
+            if old is None:
+                raise ArgumentError("No item of the gallery has a file: leave out root.")
+        else:
+            if old is None or saved_at is None or os.path.isdir(old):
+                return
+            new = Path(os.path.normpath(path / os.path.relpath(old, saved_at)))
+            if not os.path.isdir(new):
+                return
+        items, left = _items.rebased(self._items, old, new)
+        self._assign(items)
+        if left:
+            count = _checks.counted(len(left), "item keeps its", "items keep their")
+            _checks.warn(
+                f"{count} old file name, since there is no file of the same size below "
+                f"{_checks.shown(new)}: {_checks.shown_names(left)}."
+            )
 
     def _indexed(self) -> tuple[Items, NeighborIndex]:
         """Returns the items, and an index of exactly their vectors.

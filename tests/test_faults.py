@@ -605,7 +605,13 @@ def public(root):
         ),
         "Gallery": (
             gallery.Gallery,
-            {"embedder": EMBEDDER, "metric": "cosine", "kind": "exact", "m": 4},
+            {
+                "embedder": EMBEDDER,
+                "metric": "cosine",
+                "kind": "exact",
+                "m": 4,
+                "thumbnail_size": 8,
+            },
         ),
         "Gallery.add": (
             held().add,
@@ -642,7 +648,10 @@ def public(root):
             },
         ),
         "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
-        "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),
+        "Gallery.load": (
+            gallery.Gallery.load,
+            {"path": root / "gallery", "embedder": EMBEDDER, "root": None},
+        ),
         "distribute.strategy": (distribute.strategy, {"devices": None}),
         "distribute.embed_folder": (
             distribute.embed_folder,
