@@ -16,8 +16,10 @@ from kerasim.images import (
     FORMATS,
     NO_HEIC,
     SUFFIXES,
+    Resize,
     as_float,
     check_channels,
+    check_resize,
     check_size,
     decode,
     is_avif,
@@ -44,6 +46,7 @@ class ImageFolder:
         class_names: A name for each label.
         skipped: `(path, reason)` of each file that is not a usable image.
         shape: `(n, height, width, channels)`.
+        resize: As passed to `image_folder`.
 
     Example:
         >>> import os
@@ -66,9 +69,11 @@ class ImageFolder:
         skipped: list[tuple[Path, str]],
         size: Sequence[int],
         channels: int,
+        resize: Resize = "squash",
     ):
         self.files, self.labels, self.class_names = files, labels, class_names
         self.skipped, self.shape = skipped, (len(files), *size, channels)
+        self.resize: Resize = resize
 
     def __len__(self) -> int:
         return len(self.files)
@@ -95,7 +100,7 @@ class ImageFolder:
         _, *size, channels = self.shape
 
         def pixels(row):
-            return decode(self.files[row], size, channels)[0]
+            return decode(self.files[row], size, channels, resize=self.resize)[0]
 
         if isinstance(rows, (int, np.integer)):
             return as_float(pixels(rows))
@@ -134,7 +139,9 @@ class ImageFolder:
         positions = np.arange(len(self))[index]
         files = [self.files[position] for position in positions]
         labels = None if self.labels is None else self.labels[positions]
-        return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
+        return ImageFolder(
+            files, labels, self.class_names, [], self.shape[1:3], self.shape[3], self.resize
+        )
 
 
 def image_folder(
@@ -144,6 +151,7 @@ def image_folder(
     on_error: Literal["raise", "skip"] = "raise",
     check: bool = True,
     labels: Literal["folders"] | None = "folders",
+    resize: Resize = "squash",
 ) -> ImageFolder:
     """Lists the images of a folder, or of its subfolders, one for each class.
 
@@ -164,6 +172,8 @@ def image_folder(
         labels: "folders": the subfolder of `path` in which an image lies is its class. Images that
             lie beside the subfolders have no class: they are left out with a warning, or refused
             if they are the larger part. None: every image is taken, without labels.
+        resize: How images of another aspect ratio get to `image_size`: "squash" stretches them,
+            "crop" cuts the longer sides off their center, "pad" adds black borders.
 
     Returns:
         `ImageFolder`. Index it with a position, a slice or an array of positions to decode
@@ -191,6 +201,7 @@ def image_folder(
     if labels is not None:
         _checks.one_of("labels", labels, ("folders",))
     depth, size = check_channels(channels), check_size(image_size)
+    check_resize(resize)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root, files, skipped = find_images(path)
@@ -209,7 +220,7 @@ def image_folder(
     _warn([file for file, _ in skipped], f"file {where} is left out", f"files {where} are left out")
     classes = [class_of(file, root) for file in files]
     if labels is None or not any(classes):
-        return ImageFolder(files, None, [], skipped, size, depth)
+        return ImageFolder(files, None, [], skipped, size, depth, resize)
     stray = [file for file, name in zip(files, classes, strict=True) if not name]
     _check_stray(stray, len(files), root)
     skipped += [(file, "it lies beside the class folders and has no class") for file in stray]
@@ -218,7 +229,7 @@ def image_folder(
     class_names = sorted(set(names), key=os.fsencode)
     position = {name: label for label, name in enumerate(class_names)}
     numbers = np.array([position[name] for name in names], dtype="int64")
-    return ImageFolder(files, numbers, class_names, skipped, size, depth)
+    return ImageFolder(files, numbers, class_names, skipped, size, depth, resize)
 
 
 def class_of(file: Path, root: Path) -> str:

@@ -99,6 +99,13 @@ def embed(
             help="Index of a new gallery; default: exact. Use hnsw for a million images or more."
         ),
     ] = None,
+    resize: Annotated[
+        Literal["squash", "crop", "pad"] | None,
+        typer.Option(
+            help="How images of another aspect ratio get to the size of the embedder, for a new "
+            "gallery; default: squash. Use what the embedder was trained with."
+        ),
+    ] = None,
     on_error: OnError = "raise",
     as_json: Json = False,
 ):
@@ -118,8 +125,11 @@ def embed(
         opened = kerasim.gallery.Gallery.load(gallery, model)
         _check_setting("metric", metric, opened, gallery)
         _check_setting("kind", kind, opened, gallery)
+        _check_setting("resize", resize, opened, gallery)
     else:
-        opened = kerasim.gallery.Gallery(model, metric or "cosine", kind or "exact")
+        opened = kerasim.gallery.Gallery(
+            model, metric or "cosine", kind or "exact", resize=resize or "squash"
+        )
     before = len(opened)
     try:
         added = opened.add(folder, on_error=on_error, path=gallery)
@@ -182,7 +192,11 @@ def calibrate(
     _check_folder(folder)
     opened = _open(gallery)
     images = kerasim.data.image_folder(
-        folder, opened.image_shape[:2], opened.image_shape[2], on_error=on_error
+        folder,
+        opened.image_shape[:2],
+        opened.image_shape[2],
+        on_error=on_error,
+        resize=opened.resize,
     )
     if images.labels is None:
         raise ArgumentError(
@@ -270,8 +284,10 @@ def export(
             f"--format {target} does not fit the path {path}. The path of an ONNX file ends in "
             ".onnx, the folder of a SavedModel does not."
         )
+    resize = "squash"
     if _is_folder(model):
-        embedder = _open(model).embedder
+        opened = _open(model)
+        embedder, resize = opened.embedder, opened.resize
     else:
         _check_file(model)
         _import_keras()
@@ -279,7 +295,7 @@ def export(
     if named_onnx:
         kerasim.export.export_onnx(embedder, path, replace)
     else:
-        kerasim.export.export_saved_model(embedder, path, replace)
+        kerasim.export.export_saved_model(embedder, path, replace, resize)
     _say({"written": str(path)}, as_json)
 
 
@@ -438,10 +454,11 @@ def _open(path: Path):
 
 
 def _check_setting(name: str, value, gallery, path: Path) -> None:
-    if value not in (None, gallery.settings[name]):
+    held = {**gallery.settings, "resize": gallery.resize}[name]
+    if value not in (None, held):
         raise ArgumentError(
-            f"--{name} {value} differs from that of the gallery {path}, which is "
-            f"{gallery.settings[name]}. Leave it out, or pass the path of a new gallery."
+            f"--{name} {value} differs from that of the gallery {path}, which is {held}. Leave it "
+            "out, or pass the path of a new gallery."
         )
 
 

@@ -59,7 +59,7 @@ from kerasim._items import Items
 from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
-from kerasim.images import decode
+from kerasim.images import Resize, check_resize, decode
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
@@ -103,12 +103,15 @@ class Gallery:
         thumbnail_size: Longer side in pixels, 1 to 1024, of the small copy of each image that the
             gallery keeps, to show it where the file is not at hand; beyond 10,000 items 64 at most,
             beyond 100,000 32. None keeps no copies. Images that a cluster embeds have none.
+        resize: How files of another aspect ratio get to the size of the embedder, in `add` and in
+            queries: "squash" stretches them, "crop" cuts the longer sides off their center, "pad"
+            adds black borders. Choose what the embedder was trained with.
 
     Attributes:
         embedder: The embedder; its weights must not change after the first `add`.
         image_shape: `(height, width, channels)` of the images that it takes.
         settings: `metric`, `kind`, `m`, `ef_construction` and `ef_search`, by name.
-        thumbnail_size: As passed.
+        thumbnail_size, resize: As passed.
         skipped: `(file, reason)` of each file that the last `add` left out.
         changed: Files that the last `add` embedded again, because their content had changed.
         moved: `(old, new)` names of the files that the last `add` found in another place.
@@ -138,7 +141,10 @@ class Gallery:
         ef_construction: int = 200,
         ef_search: int = 64,
         thumbnail_size: int | None = _thumbnails.LARGEST,
+        resize: Resize = "squash",
     ):
+        check_resize(resize)
+        self.resize: Resize = resize
         if thumbnail_size is not None:
             _checks.integer("thumbnail_size", thumbnail_size, 1, _THUMBNAIL_LIMIT)
         self.thumbnail_size = thumbnail_size
@@ -245,8 +251,8 @@ class Gallery:
             A dict: "items", the number of items; "labels", the number of items of each label,
             largest first; the numbers of items "without_label", "without_file", "gone" (the file is
             missing) and "changed" (the file holds another image than the one embedded); "metric",
-            "kind", "embedder", "image_shape", "embedding_dim", "fingerprint"; "threshold" and
-            "calibration".
+            "kind", "resize", "embedder", "image_shape", "embedding_dim", "fingerprint";
+            "threshold" and "calibration".
         """
         items = self._items
         labels = collections.Counter(items.table["label"][items.live])
@@ -261,6 +267,7 @@ class Gallery:
             "changed": states["changed"],
             "metric": self.settings["metric"],
             "kind": self.settings["kind"],
+            "resize": self.resize,
             "embedder": self.embedder.name,
             "image_shape": list(self.image_shape),
             "embedding_dim": items.vectors.shape[1],
@@ -1077,6 +1084,7 @@ class Gallery:
         info = {
             "settings": self.settings,
             "thumbnail_size": self.thumbnail_size,
+            "resize": self.resize,
             "index": None if index is None else index._metadata(),
             "next": items.next_id,
             "threshold": None if calibration is None else calibration.threshold,
@@ -1140,7 +1148,8 @@ class Gallery:
             info = manifest.info
             model = embedder or embedding.load_embedder(folder / "embedder.keras")
             size = info.get("thumbnail_size", _thumbnails.LARGEST)
-            gallery = cls(model, **info["settings"], thumbnail_size=size)
+            resize = info.get("resize", "squash")
+            gallery = cls(model, **info["settings"], thumbnail_size=size, resize=resize)
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
                 index = NeighborIndex._from_files(folder, info["index"], manifest)
@@ -1276,7 +1285,7 @@ class Gallery:
         """Returns files as images of the size of the embedder, not yet decoded."""
         height, width, channels = self.image_shape
         paths = [Path(file) for file in files]
-        return data.ImageFolder(paths, None, [], [], (height, width), channels)
+        return data.ImageFolder(paths, None, [], [], (height, width), channels, self.resize)
 
     def _images(self, images):
         """Returns the images passed to a method as an `ImageFolder`, not decoded, or an array."""
@@ -1288,6 +1297,11 @@ class Gallery:
             images = list(images)
         given = sources(images)
         if given is None:
+            if isinstance(images, data.ImageFolder) and images.resize != self.resize:
+                raise ArgumentError(
+                    f"images is a folder with resize={images.resize!r}, but the gallery has "
+                    f"resize={self.resize!r}: pass one of them to both."
+                )
             return _image_checks.check_shape("images", images, self.image_shape)
         if all(isinstance(source, (str, os.PathLike)) for source in given):
             return self._folder([_artifacts.check_file(source) for source in given])
@@ -1297,7 +1311,7 @@ class Gallery:
             source = given[position]
             try:
                 content = encoded(source) if isinstance(source, Image.Image) else source
-                return decode(content, (height, width), channels)[0]
+                return decode(content, (height, width), channels, resize=self.resize)[0]
             except ImageError as error:
                 raise ImageError(f"Image {position} cannot be used: {error}") from error
 

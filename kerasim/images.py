@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -24,6 +24,8 @@ from kerasim.errors import ArgumentError, ImageError
 __all__ = [
     "read_image",
 ]
+
+Resize: TypeAlias = Literal["squash", "crop", "pad"]
 
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
@@ -54,6 +56,7 @@ def read_image(
     image_size: int | tuple[int, int] | None = None,
     channels: Literal[1, 3] = 3,
     dtype: Literal["float32", "uint8"] = "float32",
+    resize: Resize = "squash",
 ) -> np.ndarray:
     """Decodes one image.
 
@@ -72,6 +75,8 @@ def read_image(
             bilinear interpolation. None keeps the size of the file.
         channels: 3 for RGB, 1 for gray.
         dtype: "float32" in [0, 1] or "uint8" in 0..255.
+        resize: How an image of another aspect ratio gets to `image_size`: "squash" stretches it,
+            "crop" cuts the longer sides off its center, "pad" adds black borders.
 
     Returns:
         Array `(height, width, channels)`.
@@ -81,7 +86,7 @@ def read_image(
             AVIF, nor HEIC with pillow-heif installed, has more than 64 million pixels or 1 million
             rows or columns, or has samples without a defined white level. The message names the
             file.
-        ArgumentError: If `image_size`, `channels` or `dtype` is invalid.
+        ArgumentError: If `image_size`, `channels`, `dtype` or `resize` is invalid.
         ArgumentTypeError: If `source` is neither a path nor bytes.
 
     Example:
@@ -94,14 +99,21 @@ def read_image(
         [1.0, 0.0, 0.0]
     """
     _checks.one_of("dtype", dtype, ("float32", "uint8"))
-    pixels, animated = decode(source, check_size(image_size), check_channels(channels))
+    check_resize(resize)
+    pixels, animated = decode(
+        source, check_size(image_size), check_channels(channels), resize=resize
+    )
     if animated:
         _checks.warn(f"{_name(source)} has several frames: the first is used.")
     return pixels if dtype == "uint8" else as_float(pixels)
 
 
 def decode(
-    source, size=None, channels: int = 3, thumbnail_side: int | None = None
+    source,
+    size=None,
+    channels: int = 3,
+    thumbnail_side: int | None = None,
+    resize: Resize = "squash",
 ) -> tuple[np.ndarray, bool]:
     """Decodes one image as `read_image` does, and says whether there are more frames.
 
@@ -111,6 +123,7 @@ def decode(
         channels: 3 for RGB, 1 for gray.
         thumbnail_side: Both sides may be returned this small, in pixels. A JPEG file is then
             decoded at a half, a quarter or an eighth of its size, which takes less time.
+        resize: As for `read_image`.
 
     Returns:
         `(pixels, animated)`: uint8 `(height, width, channels)`, and whether the file has several
@@ -133,7 +146,7 @@ def decode(
             large = image.width * image.height > _LARGE_PIXELS
             with _large_images if large else contextlib.nullcontext():
                 animated = getattr(image, "is_animated", False)
-                return _decode(image, name, size, channels), animated
+                return _decode(image, name, size, channels, resize), animated
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
@@ -195,6 +208,11 @@ def check_channels(channels) -> int:
     return int(channels)
 
 
+def check_resize(resize) -> None:
+    """Raises an `ArgumentError` unless `resize` is a known way to resize."""
+    _checks.one_of("resize", resize, get_args(Resize))
+
+
 def check_size(image_size) -> tuple[int, int] | None:
     """Returns `image_size`, or None, as `(height, width)`, else raises an `ArgumentError`."""
     if image_size is None:
@@ -249,7 +267,7 @@ def _check_extent(image, name: str) -> None:
             )
 
 
-def _decode(image, name: str, size, channels: int) -> np.ndarray:
+def _decode(image, name: str, size, channels: int, resize: Resize) -> np.ndarray:
     key = _transparency_key(image, name)  # while the raw mode of the file is known
     inverted = _check_samples(image, name)
     has_transparency = "transparency" in image.info
@@ -270,9 +288,42 @@ def _decode(image, name: str, size, channels: int) -> np.ndarray:
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:  # convert would copy an image that has the mode
         image = image.convert(mode)
-    if size is not None and size != (image.height, image.width):
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    if size is not None and tuple(size) != (image.height, image.width):
+        image = _resized(image, size[0], size[1], resize)
     return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _resized(image, height: int, width: int, resize: Resize):
+    inner_height, inner_width = height, width
+    if resize == "crop":
+        cut_height, cut_width = fitting(height, width, image.height, image.width)
+        left, top = (image.width - cut_width) // 2, (image.height - cut_height) // 2
+        image = image.crop((left, top, left + cut_width, top + cut_height))
+    elif resize == "pad":
+        inner_height, inner_width = fitting(image.height, image.width, height, width)
+    image = image.resize((inner_width, inner_height), Image.Resampling.BILINEAR)
+    if image.size == (width, height):
+        return image
+    padded = Image.new(image.mode, (width, height))
+    padded.paste(image, ((width - inner_width) // 2, (height - inner_height) // 2))
+    return padded
+
+
+def fitting(height, width, most_height, most_width):
+    """Returns the largest size within `most_height` and `most_width` of a given aspect ratio.
+
+    Args:
+        height, width: A size of this aspect ratio.
+        most_height, most_width: Largest size.
+
+    Returns:
+        `(height, width)`, whole numbers of 1 or more.
+    """
+    if width * most_height > height * most_width:
+        rounded = (2 * most_width * height + width) // (2 * width)
+        return max(1, min(rounded, most_height)), most_width
+    rounded = (2 * most_height * width + height) // (2 * height)
+    return most_height, max(1, min(rounded, most_width))
 
 
 def _orientation(image):

@@ -703,12 +703,28 @@ def test_a_model_that_is_random_at_inference_is_refused(tmp_path):
         export.export_saved_model(model_of(Noisy()), tmp_path / "it")
 
 
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(40, 23), (23, 40), (3, 500), (32, 32), (5, 5)])
+def test_served_files_are_resized_as_read_image_resizes_them(resize, size, tmp_path_factory):
+    model = keras.Sequential([keras.Input((12, 9, 3)), keras.layers.Flatten()])
+    path = tmp_path_factory.getbasetemp() / f"served-{resize}"
+    if not path.exists():
+        export.export_saved_model(model, path, resize=resize)
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (*np.maximum(np.array(size) // 4, 1), 3), dtype="uint8")
+    smooth = Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC)
+    content = encode(smooth)
+    expected = read_image(content, (12, 9), resize=resize).reshape(1, -1)
+    served = export.load_saved_model(path).serve_bytes([content])
+    np.testing.assert_allclose(served, expected, atol=0.012)
+
+
 def test_an_endpoint_of_bytes_that_decodes_otherwise_is_refused(tmp_path, monkeypatch):
-    def make_decoder(tf, height, width, channels):
+    def make_decoder(tf, *settings):
         def decode(encoded):
             return tf.image.flip_left_right(real(encoded))
 
-        real = make(tf, height, width, channels)
+        real = make(tf, *settings)
         return decode
 
     make = export.make_decoder

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kerasim import _thumbnails
+from kerasim import _thumbnails, data, embedding
 from kerasim.errors import ArgumentError, ArtifactError
 from kerasim.gallery import Gallery
-from kerasim.images import decode
+from kerasim.images import decode, read_image
 
 
 def small_embedder():
@@ -158,3 +158,38 @@ def test_a_root_that_cannot_be_is_refused(moved, tmp_path):
     with pytest.raises(ArgumentError, match="No item of the gallery has a file"):
         Gallery.load(tmp_path / "arrays", root=tmp_path)
     assert len(Gallery.load(tmp_path / "arrays")) == 2
+
+
+def test_a_gallery_resizes_files_as_it_is_told_and_remembers_it(tmp_path):
+    write_photos(tmp_path / "photos", 3)
+    shape = (8, 8, 3)
+    gallery = Gallery(small_embedder(), resize="crop")
+    gallery.add(tmp_path / "photos")
+    gallery.save(tmp_path / "gallery")
+    loaded = Gallery.load(tmp_path / "gallery")
+    assert loaded.resize == "crop" == loaded.info()["resize"]
+    files = loaded.items["file"].tolist()
+    cropped = [read_image(file, shape[:2], resize="crop").ravel() for file in files]
+    np.testing.assert_allclose(loaded.vectors, cropped, atol=1e-6)
+    for query in (files, [Image.open(file) for file in files]):
+        found = loaded.query(query, k=1)
+        assert found["id"].tolist() == loaded.items["id"].tolist()
+        assert found["distance"].max() < 1e-5
+    with pytest.raises(ArgumentError, match="a folder with resize='squash', but the gallery has"):
+        loaded.add(data.image_folder(tmp_path / "photos", shape[:2]))
+    assert loaded.add(data.image_folder(tmp_path / "photos", shape[:2], resize="crop")).size == 0
+
+
+def test_a_cached_embedding_is_that_of_the_way_to_resize(tmp_path):
+    write_photos(tmp_path / "photos", 3)
+    found = {
+        resize: embedding.embed(
+            small_embedder(),
+            data.image_folder(tmp_path / "photos", (8, 8), resize=resize),
+            cache=tmp_path / "cache",
+        )
+        for resize in ("squash", "crop", "pad")
+    }
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert not np.allclose(found["squash"], found["crop"])
+    assert not np.allclose(found["squash"], found["pad"])

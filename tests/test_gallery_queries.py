@@ -155,8 +155,10 @@ def test_what_cannot_be_drawn_is_refused(gallery, images):
     found = gallery.query(images[:1], k=2)
     with pytest.raises(ArgumentTypeError, match="found must be the table that query returns"):
         gallery.show(found["id"], images[:1])
+    without = Gallery(gallery.embedder, thumbnail_size=None)
+    without.add(images)
     with pytest.raises(ArgumentError, match="added as arrays, without a file: pass images="):
-        gallery.show(found, images[:1])
+        without.show(found, images[:1])
     with pytest.raises(ArgumentError, match="images"):
         gallery.show(found, images[:1], images[:5])
     with pytest.raises(ArgumentError, match="found holds no rows"):
