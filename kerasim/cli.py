@@ -254,11 +254,20 @@ def report(
     gallery: GalleryPath,
     page: Annotated[Path, typer.Argument(help="HTML file to write.")],
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Gallery",
+    k: Annotated[
+        int, typer.Option("-k", min=1, help="Number of nearest images by which others are judged.")
+    ] = 10,
+    min_correlation: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest correlation of near-duplicates.")
+    ] = 0.975,
+    min_cluster_size: Annotated[
+        int, typer.Option(min=0, help="Least number of images in a cluster; 0 to find none.")
+    ] = 10,
     as_json: Json = False,
 ):
     """Writes duplicates, outliers, suspect labels and clusters of a gallery as one HTML page."""
     _check_page(page)
-    written = _open(gallery).write_report(page, title=title)
+    written = _open(gallery).write_report(page, title, k, min_correlation, min_cluster_size or None)
     _say({"page": str(written)}, as_json)
 
 

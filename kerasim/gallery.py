@@ -14,6 +14,7 @@ leaves the old state or the new one.
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -59,7 +60,7 @@ from kerasim._items import Items
 from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
-from kerasim.images import Resize, check_resize, decode
+from kerasim.images import Resize, check_channels, check_resize, decode
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
@@ -503,7 +504,8 @@ class Gallery:
         table["distance"] = distances[shown]
         if query_labels is not None:
             names = label_texts(query_labels, len(queries), "query_labels")
-            table["query_label"] = np.array(names, dtype=object)[table["query"]]
+            asked = np.array(names, dtype=object)[table["query"]]
+            table["query_label"] = pd.Series(asked.tolist(), dtype=object)
             correct = (table["query_label"] == table["label"]).astype("boolean")
             missing = (table["query_label"] == "") | (table["label"] == "")
             table["correct"] = correct.mask(missing)
@@ -514,9 +516,11 @@ class Gallery:
         held = items.table["label"]
         if labels is None:
             return np.ones(len(held), bool)
-        if isinstance(labels, (str, int, np.integer)) or not isinstance(labels, Iterable):
+        if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
             labels = [labels]
-        named: Any = list(labels)
+        named: Any = np.ravel(labels) if isinstance(labels, np.ndarray) else list(labels)
+        if not len(named):
+            raise ArgumentError("labels is empty: pass one or more labels, or None for all items.")
         wanted = label_texts(named, len(named))
         mask = held.isin(wanted).to_numpy()
         if not (mask & items.live).any():
@@ -547,7 +551,8 @@ class Gallery:
         Args:
             found: The result of `query`. If it has the columns query_label and correct, frames show
                 whether the labels are the same.
-            queries: What was passed to `query`: images, or ids.
+            queries: What was passed to `query`: images, or ids. After a query by vectors, the
+                images to draw for them.
             images: Images of all items, in the order of `items`. None to show the thumbnails that
                 the gallery keeps, or the files of items that have none.
 
@@ -577,14 +582,18 @@ class Gallery:
         counts = found["query"].value_counts()
         if not len(counts):
             raise ArgumentError("found holds no rows: there is nothing to draw.")
-        rows = found.loc[found["rank"] <= counts.min()].sort_values(by=["query", "rank"])
+        rows = found.sort_values(by=["query", "rank"])
+        rows = rows[rows.groupby("query").cumcount() < counts.min()]  # after any filter
         asked = np.unique(rows["query"].to_numpy())
         items = self._items.compacted()
         own = {int(item): row for row, item in enumerate(items.table["id"])}
+        self._known_ids(items, rows["id"])
 
         def of_items(ids):
             if images is not None:
-                all_images = _checks.same_length("images", images, len(items.table), "items")
+                all_images = _image_checks.check_images("images", images)
+                _checks.same_length("images", range(len(all_images)), len(items.table), "items")
+                check_channels(all_images.shape[-1])
                 return [self._tile(all_images[own[item]]) for item in ids]
             some = items.table.iloc[[own[item] for item in ids]]
             shown = [
@@ -845,8 +854,8 @@ class Gallery:
         """Looks for duplicates, outliers, suspect labels and clusters (`curation`).
 
         Nothing is changed: the table proposes what a person should look at. Duplicates are found by
-        the content of the files; all else by the embeddings, and as well as these represent the
-        images.
+        the content of the files. All else is found by the embeddings, and is only as good as they
+        are.
 
         Args:
             k: Number of neighbors by which outliers and labels are judged, 1 or more.
@@ -857,14 +866,14 @@ class Gallery:
         Returns:
             `items` with more columns: copy_of, the id of the first item whose file has the same
             content, or -1; duplicate_group, the number of a group of copies and near-duplicates, or
-            -1; outlier_score, the distance to the `k`-th nearest item; label_suspicion, the
-            probability that an image belongs to another class than its label says (NaN without a
-            label), and suggested_label; cluster, from 0 for the largest one, or -1. Items without a
-            file, or whose file is gone, are in no group.
+            -1; outlier_score, the distance to the `k`-th nearest item; label_suspicion, how far the
+            nearest items contradict the label (`curation.suspect_labels`; NaN without a label), and
+            suggested_label, which most of them have; cluster, from 0 for the largest one, or -1.
+            Items without a file, or whose file is gone or damaged, are in no group; a warning names
+            damaged files, and files that have changed since they were added.
 
         Raises:
             ArgumentError: If there are fewer than 3 items, or a number is out of range.
-            ImageError: If a file cannot be decoded.
 
         Example:
             >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
@@ -902,7 +911,8 @@ class Gallery:
             known = min(k, int((labels != "").sum()) - 1)
             suspects = curation.suspect_labels(vectors, labels, known, metric, kind)
         table["label_suspicion"] = suspects.suspicion
-        table["suggested_label"] = suspects.suggested.astype(object)
+        # As objects: strings of pyarrow cannot hold labels that are not UTF-8.
+        table["suggested_label"] = pd.Series(suspects.suggested.tolist(), dtype=object)
         table["cluster"] = -1
         if min_cluster_size is not None and len(table) >= min_cluster_size:
             table["cluster"] = curation.clusters(vectors, min_cluster_size, metric)
@@ -910,20 +920,46 @@ class Gallery:
 
     def _with_duplicates(self, table, items: Items, min_correlation) -> pd.DataFrame:
         """Returns the table with the columns copy_of and duplicate_group."""
-        digests = pd.Series([stamp.sha256 for stamp in items.stamps()])
-        first = digests.groupby(digests).transform(lambda same: same.index[0]).to_numpy()
-        copies = np.flatnonzero((digests != "").to_numpy() & (first != np.arange(len(table))))
-        pairs = np.stack([copies, first[copies]], axis=1)
+        rows = np.flatnonzero(table["file"].to_numpy() != "")
+        files, stamps = table["file"].tolist(), items.stamps()
+        states = self._files.states([(files[row], stamps[row]) for row in rows])
+        found = dict(zip(rows.tolist(), states, strict=True))
+        changed = [files[row] for row, (state, _) in found.items() if state == "changed"]
+        self._warn_once("changed", changed, _CHANGED)
+        # Files are compared as they are now.
+        now = {row: stamp.sha256 for row, (state, stamp) in found.items() if state in _THERE}
+        first = {digest: row for row, digest in reversed(now.items())}
+        pairs = [(row, first[digest]) for row, digest in now.items() if first[digest] != row]
         copy_of = np.full(len(table), -1, "int64")
-        copy_of[copies] = table["id"].to_numpy()[first[copies]]
-        files = table["file"].tolist()
-        there = [row for row, file in enumerate(files) if file and not _items.is_gone(file)]
-        if there:
-            folder = self._folder([files[row] for row in there])
-            near = duplicates.find_near_duplicates(folder, min_correlation)
-            pairs = np.concatenate([pairs, np.array(there)[near]])
-        groups = curation.duplicate_groups(pairs, len(table))
+        for row, original in pairs:
+            copy_of[row] = table["id"][original]
+        there = np.array(list(now), "int64")
+        usable, near = self._usable_near_duplicates([files[row] for row in there], min_correlation)
+        near = there[usable][near]
+        all_pairs = np.concatenate([np.array(pairs, "int64").reshape(-1, 2), near])
+        groups = curation.duplicate_groups(all_pairs, len(table))
         return table.assign(copy_of=copy_of, duplicate_group=groups)
+
+    def _usable_near_duplicates(self, files, min_correlation) -> tuple[np.ndarray, np.ndarray]:
+        """Finds near-duplicates among those files that can be decoded; warns of the others.
+
+        Returns:
+            `(usable, pairs)`: positions of the files that can be decoded, and pairs of positions
+            among those.
+        """
+        none, usable = np.empty((0, 2), "int64"), np.arange(len(files))
+        if not files:
+            return usable, none
+        try:
+            return usable, duplicates.find_near_duplicates(self._folder(files), min_correlation)
+        except ImageError:
+            usable = np.flatnonzero(~np.array(thread_map(_is_damaged, files)))
+        left_out = sorted(set(range(len(files))) - set(usable.tolist()))
+        self._warn_once("damaged", [files[n] for n in left_out], _NOT_COMPARED)
+        if not len(usable):
+            return usable, none
+        folder = self._folder([files[n] for n in usable])
+        return usable, duplicates.find_near_duplicates(folder, min_correlation)
 
     def write_report(
         self,
@@ -941,7 +977,7 @@ class Gallery:
         gallery keeps, or without an image.
 
         Args:
-            path: HTML file to write.
+            path: HTML file to write; its name ends in .html or .htm.
             title: Title of the page.
             k: As for `report`.
             min_correlation: As for `report`.
@@ -951,26 +987,31 @@ class Gallery:
             The absolute path.
 
         Raises:
-            ArgumentError: As `report`.
-            ImageError: If a file cannot be decoded.
+            ArgumentError: As `report`, or if `path` does not end in .html.
             ArtifactError: If the page cannot be written.
         """
         items = self._items.compacted()
+        path = _artifacts.check_page(path)
         # Of the same items as the vectors, whatever other threads add meanwhile.
         table = self._report(items, k, min_correlation, min_cluster_size)
 
-        files = table["file"].tolist()
-
-        kept = items.table["thumbnail"].tolist()
+        files, kept = table["file"].tolist(), items.table["thumbnail"].tolist()
 
         def read(row):
             file = files[row]
-            if not file or _items.is_gone(file):
-                return decode(kept[row])[0] if kept[row] else None
-            return decode(file, None, 3, thumbnail_side=2 * _report.SIDE)[0]
+            with contextlib.suppress(ImageError):
+                if file and not _items.is_gone(file):
+                    return decode(file, None, 3, thumbnail_side=2 * _report.SIDE)[0]
+            return decode(kept[row])[0] if kept[row] else None
 
         page = _report.write_page(
-            table, items.vectors, self.settings["metric"], read, min(k, len(table) - 1), title
+            table,
+            items.vectors,
+            self.settings["metric"],
+            read,
+            min(k, len(table) - 1),
+            title,
+            min_cluster_size is not None,
         )
         # Names of files may hold bytes that are not UTF-8.
         return _artifacts.write_file(path, page.encode(errors="backslashreplace"))
@@ -1345,6 +1386,12 @@ _NOT_ON_MAP = (
     "items are",
     "not on the map, because the file is missing or cannot be decoded: {names}.",
 )
+_NOT_COMPARED = (
+    "file is",
+    "files are",
+    "not compared with the others, because they cannot be decoded: {names}.",
+)
+_THERE = ("same", "changed")  # states of files
 _CHANGED = ("file has", "files have", "changed since the last add: {names}. Add them again.")
 
 
@@ -1475,6 +1522,14 @@ def _not_below(root: str, files) -> str:
     if not named:
         return f"{what}: all items were added as arrays, without a file."
     return f"{what}: pass {_checks.shown(os.path.commonpath(named))} or a folder below it."
+
+
+def _is_damaged(file) -> bool:
+    try:
+        decode(file)
+        return False
+    except ImageError:
+        return True
 
 
 def _check_have_files(files) -> None:
