@@ -666,6 +666,21 @@ def test_a_grid_and_whitening_give_in_an_onnx_file_what_they_give_in_the_model(t
     np.testing.assert_allclose(found, model.predict_on_batch(images), atol=1e-5)
 
 
+def test_a_grid_and_resizing_give_in_litert_what_they_give_in_the_model(tmp_path):
+    """LiteRT cannot run an `einsum` of TensorFlow for a batch of any size."""
+    runtime = pytest.importorskip(
+        "ai_edge_litert.interpreter", reason="ai-edge-litert is not installed"
+    )
+    images = keras.Input((8, 8, 3), name="images")
+    pooled = layers.GridPooling((3, 2))(layers.AntialiasedResizing(5, 7)(images))
+    model = keras.Model(images, pooled)
+    model.export(str(tmp_path / "model.tflite"), format="litert", verbose=False)
+    run = runtime.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    for count in (1, 3):
+        x = np.random.default_rng(0).random((count, 8, 8, 3), dtype="float32")
+        np.testing.assert_allclose(run(images=x)["output_0"], model.predict_on_batch(x), atol=1e-6)
+
+
 class Eager(keras.layers.Layer):
     """Multiplies by another number in a graph than outside of one."""
 
