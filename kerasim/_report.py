@@ -108,8 +108,8 @@ def _duplicates(table, tiles) -> dict[str, Any]:
     if count:
         are = "group" if count == 1 else "groups"
         text = (
-            f"{count} {are} of images that are equal, or nearly: re-encoded, resized, brighter or "
-            f"noisier. {_of_all(_CASES, count)}"
+            f"{count} {are} of images that are equal, or nearly: re-encoded, resized, cropped, "
+            f"brighter or noisier. {_of_all(_CASES, count)}"
         )
     cases = []
     for group in range(min(count, _CASES)):

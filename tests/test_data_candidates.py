@@ -121,12 +121,29 @@ def noisy(image, sigma):
     return shifted_levels(image + rng.normal(0, sigma, image.shape), 1, 0)
 
 
+def cropped(image, left, top, right, bottom):
+    """Returns the image without these shares of its sides, at its old size."""
+    picture = Image.fromarray(image.squeeze())
+    width, height = picture.size
+    box = (left * width, top * height, (1 - right) * width, (1 - bottom) * height)
+    return np.asarray(picture.resize(picture.size, Image.Resampling.BILINEAR, box)).reshape(
+        image.shape
+    )
+
+
+def halved(image):
+    picture = Image.fromarray(image.squeeze())
+    small = picture.resize([n // 2 for n in picture.size], Image.Resampling.BILINEAR)
+    return np.asarray(small.resize(picture.size, Image.Resampling.BILINEAR)).reshape(image.shape)
+
+
 CHANGES = {
     "noise of 3 levels": lambda image: noisy(image, 3),
     "noise of 10 levels": lambda image: noisy(image, 10),
     "JPEG of quality 50": lambda image: jpeg(image, 50),
     "brighter": lambda image: shifted_levels(image, 1, 20),
     "less contrast": lambda image: shifted_levels(image, 0.6, 30),
+    "half the size": halved,
 }
 
 
@@ -159,6 +176,32 @@ def test_changed_images_are_near_duplicates(change, unrelated):
     both = np.concatenate([images, np.stack([change(image) for image in images])])
     found = {tuple(pair) for pair in duplicates.find_near_duplicates(both).tolist()}
     assert np.mean([(60 + n, n) in found for n in range(60)]) >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("cuts", "least"), [((0.02,) * 4, 0.95), ((0.05,) * 4, 0.8), ((0.08, 0, 0, 0.08), 0.2)], ids=str
+)
+def test_crops_are_near_duplicates(cuts, least, unrelated):
+    images = unrelated[:60]
+    both = np.concatenate([images, np.stack([cropped(image, *cuts) for image in images])])
+    found = {tuple(pair) for pair in duplicates.find_near_duplicates(both).tolist()}
+    assert np.mean([(60 + n, n) in found for n in range(60)]) >= least
+
+
+def test_many_copies_of_one_image_are_near_duplicates_of_each_other():
+    """They are no measure of how similar unrelated images are."""
+    others = np.stack([np.asarray(scene(n)) for n in range(1, 40)])
+    copies = np.stack([noisy(np.asarray(scene(0)), sigma) for sigma in np.linspace(0, 6, 30)])
+    found = duplicates.find_near_duplicates(np.concatenate([copies, others]))
+    assert len(found) == 30 * 29 / 2 and found.max() < 30
+
+
+def test_a_crop_of_another_color_is_no_near_duplicate():
+    image = np.asarray(scene(3))
+    crop = cropped(image, 0.05, 0.05, 0.05, 0.05)
+    assert duplicates.find_near_duplicates(np.stack([image, crop])).tolist() == [[1, 0]]
+    painted = crop[..., [2, 0, 1]]
+    assert duplicates.find_near_duplicates(np.stack([image, painted])).shape == (0, 2)
 
 
 def test_uniform_images_are_near_duplicates_if_their_levels_are_close():
