@@ -7,7 +7,8 @@ const at = (id) => document.getElementById(id);
 const touch = matchMedia("(any-pointer: coarse)").matches;
 
 function unpack([type, text]) {
-  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const decoded = atob(text), bytes = new Uint8Array(decoded.length);
+  for (let n = 0; n < bytes.length; n++) bytes[n] = decoded.charCodeAt(n);
   return new { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array }[type](bytes.buffer);
 }
 
@@ -32,6 +33,7 @@ const label = (n) => (labels ? labels.names[labels.classes[n]] : "");
 const file = (n) => (data.files ? data.files[n] : "");
 const named = (n) => label(n) || file(n).split("/").pop() || `image ${n}`;
 const described = (n) => [label(n), file(n) || `image ${n}`].filter(Boolean).join(", ");
+const details = (n) => [file(n) || `image ${n}`].filter((text) => text !== named(n)).map((text) => make("div", text));
 const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count === 1 ? "" : "s"}`;
 const isShown = (n) => !state.shown.size || state.shown.has(colorings[state.coloring].classes[n]);
 
@@ -200,7 +202,7 @@ function showSelected() {
   enlarge.title = "Enlarge";
   enlarge.append(tile(n, 96));
   enlarge.addEventListener("click", () => showLarge(n));
-  about.append(make("strong", named(n)), make("span", file(n) || `image ${n}`));
+  about.append(make("strong", named(n)), ...details(n));
   for (const one of colorings.slice(labels ? 1 : 0)) about.append(make("div", `${one.name}: ${one.names[one.classes[n]]}`));
   about.append(steps);
   at("chosen").replaceChildren(enlarge, about);
@@ -255,7 +257,7 @@ function showLarge(n) {
   const side = Math.min(0.7 * innerHeight, 0.86 * innerWidth, 640), close = make("button", "Close");
   const canvas = tile(n, side), about = make("div"), address = link(n);
   close.addEventListener("click", () => at("large").close());
-  about.append(make("strong", named(n)), make("p", file(n) || `image ${n}`));
+  about.append(make("strong", named(n)), ...details(n));
   if (address) {
     const anchor = make("a", "Open the file"), image = new Image();
     anchor.href = address;
@@ -289,7 +291,7 @@ function search() {
     state.hits = [];
     for (let n = 0; n < data.count; n++) {
       const text = `${labels ? labelTexts[labels.classes[n]] : ""}\n${fileTexts ? fileTexts[n] : ""}`;
-      if (words.every((word) => text.includes(word))) state.hits.push(n);
+      if (isShown(n) && words.every((word) => text.includes(word))) state.hits.push(n);
     }
     const heading = `${state.hits.length.toLocaleString("en")} found`;
     at("found").querySelector("h2").textContent = heading;
@@ -330,6 +332,7 @@ function showCount() {
   at("count").textContent = shown < data.count ? `${shown.toLocaleString("en")} of ${all} shown` : all;
   at("all").hidden = !state.shown.size;
   drawPoints();
+  if (state.hits) search();
 }
 
 function showAll() {
@@ -428,7 +431,7 @@ function imagesIn(frame) {
     if (seen.length >= most) return [];
     seen.push([n, x, y]);
   }
-  const side = Math.min(96, Math.max(24, 0.5 * Math.sqrt((frame.wide * frame.high) / seen.length)));
+  const side = Math.min(72, Math.max(24, 0.5 * Math.sqrt((frame.wide * frame.high) / seen.length)));
   const boxes = [], first = seen.findIndex(([n]) => n === state.selected);
   if (first > 0) seen.unshift(...seen.splice(first, 1));
   for (const [n, x, y] of seen) {
@@ -551,7 +554,7 @@ function hover(event) {
   if (card.hidden) return;
   if (card.dataset.n !== `${n}`) {
     card.dataset.n = n;
-    card.replaceChildren(tile(n, 128), make("div", label(n)), make("div", file(n) || `image ${n}`));
+    card.replaceChildren(tile(n, 128), make("div", named(n)), ...details(n));
   }
   const { offsetWidth: wide, offsetHeight: high } = card;
   card.style.left = `${Math.max(0, event.clientX + 18 + wide > innerWidth ? event.clientX - 18 - wide : event.clientX + 18)}px`;
@@ -582,7 +585,7 @@ function fromHash() {
 // Takes the elements that bokeh makes out of the order of focus: the map itself has it.
 function unfocus(root) {
   for (const element of root.querySelectorAll("*")) {
-    if (element.hasAttribute("tabindex")) element.tabIndex = -1;
+    element.removeAttribute("tabindex");
     if (element.shadowRoot) unfocus(element.shadowRoot);
   }
 }

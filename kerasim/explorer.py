@@ -42,7 +42,7 @@ _RAMP = "#0077BB #009988 #808000 #C06000 #CC3311".split()
 _NAMES = "circle square triangle diamond inverted_triangle plus hex star square_pin".split()
 _MARKERS = dict(zip(_NAMES, "●■▲◆▼✚⬢★✦", strict=True))
 _LARGEST = 1e38  # browsers draw in float32
-_SHEET = 2048  # pixels of the longer side of a sheet; browsers decode each one as a whole
+_SHEET = 512  # pixels of the longer side of a sheet; browsers decode each one as a whole
 # Number of images up to which thumbnails have this many pixels, and the quality of WebP. A page of
 # 60,000 images stays below 30 MB.
 _THUMBNAILS = ((2_000, 128, 80), (10_000, 64, 80), (np.inf, 32, 50))
@@ -350,10 +350,11 @@ def _sheets(images) -> tuple[list[str], dict[str, Any]]:
         small.thumbnail((side, side), reducing_gap=3.0)
         return small
 
+    in_order = thread_map if isinstance(images, ImageFolder) else map
     for start in range(0, len(images), columns**2):
         rows = range(start, min(start + columns**2, len(images)))
         sheet = Image.new("RGB", (columns * side, -(-len(rows) // columns) * side), "#808080")
-        for n, small in enumerate(thread_map(thumbnail, rows)):
+        for n, small in enumerate(in_order(thumbnail, rows)):
             sheet.paste(small, (n % columns * side, n // columns * side))
             sizes.append(small.size)
         encoded = io.BytesIO()
