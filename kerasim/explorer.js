@@ -170,8 +170,7 @@ function step(by) {
 // Selects an image, and moves the map if the image is outside it.
 function reveal(n) {
   choose(n);
-  const { x, y, wide, high } = screen(n);
-  if (x < 0 || y < 0 || x > wide || y > high) {
+  if (!isInView(n)) {
     const [across, up] = [plot.x_range, plot.y_range].map((range) => (range.end - range.start) / 2);
     look(source.data.x[n], source.data.y[n], across, up);
   }
@@ -382,9 +381,9 @@ function place(frame, n) {
   return [frame.left + (x[n] - frame.x0) * frame.across, frame.top + (y[n] - frame.y0) * frame.down];
 }
 
-function screen(n) {
-  const frame = transform(), [x, y] = place(frame, n);
-  return { x, y, wide: frame.wide, high: frame.high };
+function isInView(n) {
+  const { x_range: { start, end }, y_range: { start: bottom, end: top } } = plot, { x, y } = source.data;
+  return x[n] >= start && x[n] <= end && y[n] >= bottom && y[n] <= top;
 }
 
 // Returns the image at a position of the map: one that is drawn there, or the nearest point.
@@ -512,7 +511,7 @@ function move(event) {
   if (key === "0") return fit(), true;
   if (key === "n" || key === "N") return step(1), true;
   if (key === "p" || key === "P") return step(-1), true;
-  const { left, top, wide, high } = view.frame.bbox;
+  const { left, top, width: wide, height: high } = view.frame.bbox;
   if (key === "Enter") {
     const n = under(left + wide / 2, top + high / 2, Infinity);
     if (n !== null) choose(n);
@@ -523,7 +522,9 @@ function move(event) {
   if (event.shiftKey && !out) return toward(right, -up), true;
   const grow = out < 0 ? 0.6 : out > 0 ? 1 / 0.6 : 1;
   const across = (x.end - x.start) / 2, along = (y.end - y.start) / 2;
-  look((x.start + x.end) / 2 + 0.3 * right * across, (y.start + y.end) / 2 + 0.3 * up * along, across * grow, along * grow);
+  let middle = [(x.start + x.end) / 2, (y.start + y.end) / 2];
+  if (out && state.selected !== null && isInView(state.selected)) middle = [source.data.x[state.selected], source.data.y[state.selected]];
+  look(middle[0] + 0.3 * right * across, middle[1] + 0.3 * up * along, across * grow, along * grow);
   return true;
 }
 

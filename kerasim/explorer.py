@@ -233,9 +233,13 @@ def _plot(coordinates):
     from bokeh.models import ColumnDataSource, Range1d, WheelZoomTool
     from bokeh.plotting import figure
 
-    ranges = {"x_range": Range1d(0, 1), "y_range": Range1d(0, 1)}
     plot = figure(
-        name="map", sizing_mode="stretch_both", tools="pan", toolbar_location=None, **ranges
+        name="map",
+        sizing_mode="stretch_both",
+        tools="pan",
+        toolbar_location=None,
+        x_range=Range1d(0, 1),
+        y_range=Range1d(0, 1),
     )
     plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     plot.min_border = 0
