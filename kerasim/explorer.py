@@ -238,8 +238,8 @@ def _plot(coordinates):
         sizing_mode="stretch_both",
         tools="pan",
         toolbar_location=None,
-        x_range=Range1d(0, 1),
-        y_range=Range1d(0, 1),
+        x_range=Range1d(start=0, end=1),
+        y_range=Range1d(start=0, end=1),
     )
     plot.outline_line_color = plot.background_fill_color = plot.border_fill_color = None
     plot.min_border = 0

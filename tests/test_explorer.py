@@ -184,7 +184,7 @@ def test_thumbnails_of_files_keep_their_aspect_ratio(folder, tmp_path):
     known, (sheet,) = held(explorer.write_explorer(tmp_path / "a.html", folder, np.eye(3, 2)))
     sizes = unpacked(known["sizes"]).reshape(-1, 2)
     assert known["side"] == 128 and sizes.tolist() == [[128, 43], [50, 100], [8, 8]]
-    for n, (width, height) in enumerate(sizes):
+    for n, (width, height) in enumerate(sizes.tolist()):
         left = n * known["side"]
         part = sheet[:height, left : left + width].astype(int)
         assert np.abs(part - [80 * n, 20, 200]).mean() < 6
