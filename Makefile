@@ -155,13 +155,13 @@ $(TORCH_VENV)/.ok: requirements.lock pyproject.toml
 # installed with --no-deps, so that keras-hub does not bring tensorflow-text and a second TensorFlow.
 lock:
 	compile="uv pip compile -q --universal --python-version 3.11 --no-annotate --no-header"; \
-	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra hub --extra jax - > $$pins && \
+	pins=$$(mktemp) && echo "tensorflow-cpu==2.21.0" | $$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra hub --extra heic --extra jax - > $$pins && \
 	sed -i.all '/^tensorflow/d' $$pins && \
 	{ echo "# Full pins for make and CI, Python 3.11 and up, without the backend, which the"; \
 	echo "# Makefile adds. keras-hub comes without tensorflow-text, see docs/backends.md. Made by"; \
 	echo "# make lock."; \
 	echo "keras-hub==0.32.0"; \
-	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra hub --extra jax -c $$pins; } > requirements.lock
+	$$compile pyproject.toml --extra dev --extra docs --extra onnx --extra ray --extra hub --extra heic --extra jax -c $$pins; } > requirements.lock
 
 clean:
 	rm -rf $(VENV) $(TORCH_VENV) runs site .coverage*

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasim import _checks, _folders, _items, data, embedding
+from kerasim import _checks, _folders, _items, _thumbnails, data, embedding
 from kerasim._folders import thread_map
 from kerasim._items import Items, Stamp
 from kerasim.errors import ArgumentError, ImageError
@@ -136,9 +136,17 @@ class Taken:
     """
 
     def __init__(
-        self, embedder, metric: str, given: Given, comparison: Comparison, on_error, embed
+        self,
+        embedder,
+        metric: str,
+        given: Given,
+        comparison: Comparison,
+        on_error,
+        embed,
+        thumbnail_size: int | None,
     ):
         self.embedder, self.metric, self.given = embedder, metric, given
+        self._thumbnail_size = thumbnail_size
         self.replaced, self.on_error, self.embed = comparison.replaced, on_error, embed
         self._items = comparison.items
         self.bad: list[tuple[str, str]] = []
@@ -152,7 +160,7 @@ class Taken:
 
     def start_over(self) -> None:
         """Clears the images that are now part of the items."""
-        self._embedded: list[tuple[int, str, str, Stamp, np.ndarray]] = []
+        self._embedded: list[tuple[int, str, str, Stamp, np.ndarray, bytes]] = []
         self._renamed: dict[int, tuple[str, str, Stamp]] = {}
         self._lost: list[int] = []
 
@@ -171,8 +179,8 @@ class Taken:
         files, labels, stamps = columns(self._renamed.values(), 3)
         items = items.changed(list(self._renamed), file=files, label=labels, stamps=stamps)
         items = items.without(self._lost)
-        ids, files, labels, stamps, vectors = columns(self._embedded, 5)
-        return items.with_more(ids, files, labels, stamps, vectors)
+        ids, files, labels, stamps, vectors, thumbnails = columns(self._embedded, 6)
+        return items.with_more(ids, files, labels, stamps, vectors, thumbnails)
 
     def take(self, piece, chunk) -> None:
         """Embeds the images at the positions `piece`, or raises one error for all of `chunk`."""
@@ -185,7 +193,11 @@ class Taken:
             bad += self._undecodable([n for n in chunk if n > piece[-1]])
             _folders.check_usable(bad, len(chunk), self.on_error)
         good = [n for n in rest if n not in reasons]
-        rows = [(self._id(n), files[n], self._label(n), stamps[n], vectors[n]) for n in good]
+        thumbnails = self._thumbnails(good)
+        rows = [
+            (self._id(n), files[n], self._label(n), stamps[n], vectors[n], thumbnail)
+            for n, thumbnail in zip(good, thumbnails, strict=True)
+        ]
         self._lost += [self.replaced[n] for n in rest if n in reasons and n in self.replaced]
         self._embedded += rows  # in one step, so that an interrupt cannot leave a part of it
         self.bad += bad
@@ -245,6 +257,23 @@ class Taken:
             if reason:
                 reasons[n] = reason
         return dict(zip(rows, vectors, strict=True))
+
+    def _thumbnails(self, rows) -> list[bytes]:
+        """Returns a thumbnail of each image, or empty ones if the gallery keeps none."""
+        side = _thumbnails.side_for(len(self._items) + len(self.ids), self._thumbnail_size)
+        # What a cluster embeds is not decoded again by this process.
+        if not side or self.embed is not embedding.embed_folder:
+            return [b""] * len(rows)
+
+        def of(n):
+            if not self.given.files[n]:
+                return _thumbnails.of_pixels(self.given.images[n], side)
+            try:
+                return _thumbnails.of_file(self.given.files[n], side)
+            except ImageError:  # it was removed just now
+                return b""
+
+        return thread_map(of, rows)
 
     def _undecodable(self, rows) -> list[tuple[str, str]]:
         """Returns `(file, reason)` of the files that cannot be decoded."""

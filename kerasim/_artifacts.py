@@ -592,6 +592,19 @@ def _damaged_array(path: Path, error: Exception, key: str | None = None) -> Arti
     )
 
 
+def check_page(path) -> Path:
+    """Returns the absolute path of an HTML page to write, which may replace another one.
+
+    Raises:
+        ArgumentError: As `check_path`, or if the name does not end in .html or .htm, so that it
+            could be the name of an image or another file of the user.
+    """
+    page = check_path("path", path)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ArgumentError(f"path={str(path)!r} is not the name of a page: end it in .html.")
+    return page
+
+
 def resolve(path) -> Path:
     """Returns where `path` is written: absolute, and for a link the place that it points to.
 

@@ -70,8 +70,7 @@ def clipped(name: str, value: int, most: int, one: str, many: str) -> int:
         one, many: The counted thing in singular and plural, such as "item of the map".
     """
     if value > most:
-        held, returned = counted(most, one, many), counted(most, "is", "are")
-        warn(f"{name}={value} is more than the {held}: {returned} returned.")
+        warn(f"{name}={value} is more than the {counted(most, one, many)}: {most} is used.")
     return min(value, most)
 
 
@@ -571,10 +570,10 @@ def vectors(name: str, x, width: int | None = None, rows: int = 0, metric="") ->
     x = as_float64_or_narrower(name, as_real_array(name, x))
     # guard: width
     if x.ndim != 2 or x.shape[1] == 0 or width not in (None, x.shape[1]) or len(x) < rows:
+        least = f" of {counted(rows, 'row', 'rows')} or more" if rows else ""
         raise ArgumentError(
-            f"{name} must be an array (n, {width or 'dim'}) of {rows} rows or more. "
-            f"Received shape {x.shape}: pass one row per image, embedded by the same "
-            "model."
+            f"{name} must be an array (n, {width or 'dim'}){least}. Received shape {x.shape}: pass "
+            "one row per image, embedded by the same model."
         )
     finite(name, x)
     # guard: zero-vectors

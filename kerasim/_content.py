@@ -14,7 +14,8 @@ def content_hash(images) -> str:
     """Returns a digest of an array, or of a folder of images, as hexadecimal digits.
 
     Of an array it covers shape, data type and every value, and the mask of a masked one. Of a
-    folder it covers the shape and type of the decoded images, and path and content of each file:
+    folder it covers the shape and type of the decoded images, how they are resized, and path and
+    content of each file:
     time stamps may stay as they are when a file is replaced.
 
     Args:
@@ -27,6 +28,8 @@ def content_hash(images) -> str:
         images = _checks.array("images", images)
     digest = hashlib.sha256(repr((images.shape, str(images.dtype))).encode())
     if isinstance(images, ImageFolder):
+        if images.resize != "squash":  # of which older digests are
+            digest.update(images.resize.encode())
         contents = thread_map(_content, images.files)
         for file, content in zip(images.files, contents, strict=True):
             digest.update(repr((os.fsencode(file), content)).encode())

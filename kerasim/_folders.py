@@ -12,7 +12,20 @@ from numpy.typing import ArrayLike
 
 from kerasim import _artifacts, _checks
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
-from kerasim.images import FORMATS, SUFFIXES, as_float, check_channels, check_size, decode
+from kerasim.images import (
+    FORMATS,
+    NO_HEIC,
+    SUFFIXES,
+    Resize,
+    as_float,
+    check_channels,
+    check_resize,
+    check_size,
+    decode,
+    is_avif,
+    is_heic,
+    reads_heic,
+)
 
 _JUNK = {"thumbs.db", "desktop.ini", "__macosx"}
 
@@ -33,6 +46,7 @@ class ImageFolder:
         class_names: A name for each label.
         skipped: `(path, reason)` of each file that is not a usable image.
         shape: `(n, height, width, channels)`.
+        resize: As passed to `image_folder`.
 
     Example:
         >>> import os
@@ -55,9 +69,11 @@ class ImageFolder:
         skipped: list[tuple[Path, str]],
         size: Sequence[int],
         channels: int,
+        resize: Resize = "squash",
     ):
         self.files, self.labels, self.class_names = files, labels, class_names
         self.skipped, self.shape = skipped, (len(files), *size, channels)
+        self.resize: Resize = resize
 
     def __len__(self) -> int:
         return len(self.files)
@@ -84,7 +100,7 @@ class ImageFolder:
         _, *size, channels = self.shape
 
         def pixels(row):
-            return decode(self.files[row], size, channels)[0]
+            return decode(self.files[row], size, channels, resize=self.resize)[0]
 
         if isinstance(rows, (int, np.integer)):
             return as_float(pixels(rows))
@@ -123,7 +139,9 @@ class ImageFolder:
         positions = np.arange(len(self))[index]
         files = [self.files[position] for position in positions]
         labels = None if self.labels is None else self.labels[positions]
-        return ImageFolder(files, labels, self.class_names, [], self.shape[1:3], self.shape[3])
+        return ImageFolder(
+            files, labels, self.class_names, [], self.shape[1:3], self.shape[3], self.resize
+        )
 
 
 def image_folder(
@@ -133,6 +151,7 @@ def image_folder(
     on_error: Literal["raise", "skip"] = "raise",
     check: bool = True,
     labels: Literal["folders"] | None = "folders",
+    resize: Resize = "squash",
 ) -> ImageFolder:
     """Lists the images of a folder, or of its subfolders, one for each class.
 
@@ -153,6 +172,8 @@ def image_folder(
         labels: "folders": the subfolder of `path` in which an image lies is its class. Images that
             lie beside the subfolders have no class: they are left out with a warning, or refused
             if they are the larger part. None: every image is taken, without labels.
+        resize: How images of another aspect ratio get to `image_size`: "squash" stretches them,
+            "crop" cuts the longer sides off their center, "pad" adds black borders.
 
     Returns:
         `ImageFolder`. Index it with a position, a slice or an array of positions to decode
@@ -180,6 +201,7 @@ def image_folder(
     if labels is not None:
         _checks.one_of("labels", labels, ("folders",))
     depth, size = check_channels(channels), check_size(image_size)
+    check_resize(resize)
     if size is None:
         raise ArgumentError("image_size=None: pass (height, width), one size for all images.")
     root, files, skipped = find_images(path)
@@ -198,7 +220,7 @@ def image_folder(
     _warn([file for file, _ in skipped], f"file {where} is left out", f"files {where} are left out")
     classes = [class_of(file, root) for file in files]
     if labels is None or not any(classes):
-        return ImageFolder(files, None, [], skipped, size, depth)
+        return ImageFolder(files, None, [], skipped, size, depth, resize)
     stray = [file for file, name in zip(files, classes, strict=True) if not name]
     _check_stray(stray, len(files), root)
     skipped += [(file, "it lies beside the class folders and has no class") for file in stray]
@@ -207,7 +229,7 @@ def image_folder(
     class_names = sorted(set(names), key=os.fsencode)
     position = {name: label for label, name in enumerate(class_names)}
     numbers = np.array([position[name] for name in names], dtype="int64")
-    return ImageFolder(files, numbers, class_names, skipped, size, depth)
+    return ImageFolder(files, numbers, class_names, skipped, size, depth, resize)
 
 
 def class_of(file: Path, root: Path) -> str:
@@ -312,23 +334,22 @@ def why_no_image(file: Path) -> str:
         if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for a writer
             return "not a regular file"
         with open(file, "rb") as opened:
-            start = opened.read(32)
+            start = opened.read(64)
     except OSError as error:
         return f"cannot be opened: {error.strerror}"
     if format_of(start) == "TIFF" and suffix in _RAW_SUFFIXES:
         return "a raw file of a camera: convert it to JPEG, PNG or TIFF"
-    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS:
-        return "a HEIF or AVIF image, which is not supported: convert it to JPEG or PNG"
+    if is_heic(start):
+        return "" if reads_heic() else NO_HEIC
     return "" if format_of(start) else f"not an image in one of {', '.join(FORMATS)}"
 
 
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis"}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BMP_HEADER_SIZES = {12, 16, 40, 52, 56, 64, 108, 124}
 
 
 def format_of(start: bytes) -> str:
-    """Returns which of `images.FORMATS` a file is by its first 32 bytes; "" if it is none."""
+    """Returns which of `images.FORMATS` a file is by its first 64 bytes; "" if it is none."""
     if start.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -339,6 +360,8 @@ def format_of(start: bytes) -> str:
         return "TIFF"
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "WEBP"
+    if is_avif(start):
+        return "AVIF"
     # Two letters may begin a text as well: look at the size of the header that follows, too.
     if start.startswith(b"BM") and int.from_bytes(start[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"

@@ -1,4 +1,4 @@
-"""The items of a gallery: id, file, label and stamp of each image.
+"""The items of a gallery: id, file, label, stamp and thumbnail of each image.
 
 An `Items` is immutable: each method returns a new one. A gallery replaces it in one assignment, so
 that an interrupt, or a query of another thread, finds either the old one or the new one.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kerasim import _checks
+from kerasim import _checks, _thumbnails
 from kerasim.errors import ImageError
 
 # Objects, because the strings of pandas on pyarrow cannot hold names that are not UTF-8.
@@ -28,10 +28,13 @@ COLUMNS = {
     "modified": "int64",
     "changed": "int64",
     "sha256": object,
+    "thumbnail": object,
 }
+# The thumbnails are written by `_thumbnails`.
+_WRITTEN = [name for name in COLUMNS if name != "thumbnail"]
 FILE = "items.json"
 _ENCODING: Any = {"encoding": "utf-8", "errors": "surrogatepass"}  # names may be of any bytes
-_REMOVED = {"id": -1, "file": "", "label": "", "sha256": ""}
+_REMOVED = {"id": -1, "file": "", "label": "", "sha256": "", "thumbnail": b""}
 
 # The time stamps of file systems have a resolution of up to two seconds. A file that was written
 # more recently may be written again without a new time stamp.
@@ -155,7 +158,7 @@ class Items:
 
     @classmethod
     def empty(cls, dim: int) -> "Items":
-        return cls(_table([], [], [], []), np.empty((0, dim), "float32"))
+        return cls(_table([], [], [], [], []), np.empty((0, dim), "float32"))
 
     def check(self) -> None:
         """Raises a `ValueError` if the ids cannot be those of a gallery."""
@@ -192,13 +195,14 @@ class Items:
         columns = (self.table[name].tolist() for name in ("size", "modified", "changed", "sha256"))
         return [Stamp(*values) for values in zip(*columns, strict=True)]
 
-    def with_more(self, ids, files, labels, stamps, vectors) -> "Items":
+    def with_more(self, ids, files, labels, stamps, vectors, thumbnails) -> "Items":
         """Appends items. An id that is given again replaces the item that has it."""
         ids = np.asarray(ids, "int64")
         if not len(ids):
             return self
         kept = self.without(ids)
-        table = pd.concat([kept.table, _table(ids, files, labels, stamps)], ignore_index=True)
+        more = _table(ids, files, labels, stamps, thumbnails)
+        table = pd.concat([kept.table, more], ignore_index=True)
         vectors = np.concatenate([kept.vectors, vectors])
         next_id = max(self.next_id, int(ids.max()) + 1)
         return dataclasses.replace(kept, table=table, vectors=vectors, next_id=next_id)
@@ -237,10 +241,39 @@ class Items:
         return dataclasses.replace(self, table=table, vectors=vectors, version=self.version + 1)
 
     def write(self, folder: Path) -> None:
-        """Writes the table as JSON. In CSV, a spreadsheet would execute names such as "=A1"."""
-        columns = {name: self.table[name].tolist() for name in COLUMNS}
+        """Writes the table as JSON, and the thumbnails.
+
+        In CSV, a spreadsheet would execute names such as "=A1".
+        """
+        columns = {name: self.table[name].tolist() for name in _WRITTEN}
         with open(folder / FILE, "w", **_ENCODING) as file:
             json.dump(columns, file, ensure_ascii=False)
+        _thumbnails.write(self.table["thumbnail"].tolist(), folder)
+
+
+def common_folder(files) -> str:
+    """Returns the folder that holds all `files`, of which some may be ""; "" if all are."""
+    folders = {os.path.dirname(file) for file in files if file}
+    return os.path.commonpath(folders) if folders else ""
+
+
+def rebased(items: Items, old, new) -> tuple[Items, list[str]]:
+    """Renames the files below the folder `old` that are below the folder `new` now.
+
+    Returns:
+        `(items, left)`: `left` are the files without one of the same size below `new`.
+    """
+    table = items.table
+    renamed, left = {}, []
+    for number, file, size in zip(table["id"], table["file"], table["size"], strict=True):
+        if number < 0 or not file:
+            continue
+        target = os.path.join(new, os.path.relpath(file, old))
+        if size >= 0 and os.path.isfile(target) and os.path.getsize(target) == size:
+            renamed[number] = target
+        else:
+            left.append(file)
+    return items.changed(list(renamed), file=list(renamed.values())), left
 
 
 def read_table(folder: Path) -> pd.DataFrame:
@@ -253,12 +286,13 @@ def read_table(folder: Path) -> pd.DataFrame:
         return _read_csv(folder / "items.csv")
     with open(folder / FILE, **_ENCODING) as file:
         columns = json.load(file)
-    if not isinstance(columns, dict) or list(columns) != list(COLUMNS):
+    if not isinstance(columns, dict) or list(columns) != _WRITTEN:
         raise ValueError(f"{FILE} has the columns {list(columns)}")
     for name, values in columns.items():
         kind = str if COLUMNS[name] is object else int
         if not isinstance(values, list) or any(type(value) is not kind for value in values):
             raise ValueError(f"{FILE} has a column {name} that is not a list of {kind.__name__}")
+    columns["thumbnail"] = _thumbnails.read(folder, len(columns["id"]))
     return pd.DataFrame(columns, dtype=object).astype(COLUMNS)
 
 
@@ -273,11 +307,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if list(table) != list(kinds):
         raise ValueError(f"items.csv has the columns {list(table)}")
     unknown = [Stamp()] * len(table)
-    return _table(table["id"], table["file"], table["label"], unknown)
+    none = [b""] * len(table)
+    return _table(table["id"], table["file"], table["label"], unknown, none)
 
 
-def _table(ids, files, labels, stamps) -> pd.DataFrame:
+def _table(ids, files, labels, stamps, thumbnails) -> pd.DataFrame:
     columns = {"id": list(ids), "file": list(files), "label": list(labels)}
     for name in ("size", "modified", "changed", "sha256"):
         columns[name] = [getattr(stamp, name) for stamp in stamps]
+    columns["thumbnail"] = list(thumbnails)
     return pd.DataFrame(columns, dtype=object).astype(COLUMNS)

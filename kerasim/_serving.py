@@ -7,6 +7,8 @@ or partial frames. The orientation is applied here. The other files are refused,
 embeddings would be silently wrong.
 """
 
+from kerasim.images import Resize
+
 _JPEG_MARKER = 0xFF
 _JPEG_EXIF, _JPEG_SCAN, _JPEG_END = 0xE1, 0xDA, 0xD9
 _EXIF_ORIENTATION, _EXIF_SHORT = 0x0112, 3
@@ -14,13 +16,14 @@ _PNG_SIGNATURE = b"\x89PNG"
 _PNG_RGB, _PNG_GRAY_ALPHA, _PNG_RGBA = 2, 4, 6
 
 
-def make_decoder(tf, height: int, width: int, channels: int):
+def make_decoder(tf, height: int, width: int, channels: int, resize: Resize):
     """Returns a function for a graph, from one encoded file to one image.
 
     Args:
         tf: The module `tensorflow`, which only `export` and `distribute` import.
         height, width: Size to which images are resized.
         channels: 3 for RGB, 1 for gray.
+        resize: As for `images.read_image`.
 
     Returns:
         Function from a scalar string tensor, a JPEG, PNG, BMP or GIF file, to a float32 tensor
@@ -63,9 +66,33 @@ def make_decoder(tf, height: int, width: int, channels: int):
             weighted = tf.reduce_sum(tf.cast(pixels, tf.int32) * (19595, 38470, 7471), -1, True)
             pixels = tf.bitwise.right_shift(weighted + 32768, 16)
         image = tf.cast(pixels, tf.float32) / 255
-        return tf.image.resize(image, (height, width), antialias=True)
+        size = tf.shape(image)[:2]
+        inner = (height, width)
+        if resize == "crop":
+            cut = _fitting(tf, inner, size)
+            top, left = tf.unstack((size - cut) // 2)
+            image = tf.image.crop_to_bounding_box(image, top, left, *tf.unstack(cut))
+        elif resize == "pad":
+            inner = _fitting(tf, size, (height, width))
+        image = tf.image.resize(image, inner, antialias=True)
+        if resize == "pad":
+            top, left = tf.unstack(((height, width) - inner) // 2)
+            image = tf.image.pad_to_bounding_box(image, top, left, height, width)
+        return tf.ensure_shape(image, (height, width, channels))
 
     return tf.autograph.experimental.do_not_convert(decode)  # it has no Python control flow
+
+
+def _fitting(tf, size, most):
+    """Returns `images.fitting` of two sizes `(height, width)`."""
+    (height, width), (most_height, most_width) = (
+        tf.unstack(tf.cast(pair, tf.int64)) for pair in (size, most)
+    )
+    is_wide = width * most_height > height * most_width
+    by_width = tf.clip_by_value((2 * most_width * height + width) // (2 * width), 1, most_height)
+    by_height = tf.clip_by_value((2 * most_height * width + height) // (2 * height), 1, most_width)
+    fitted = tf.where(is_wide, (by_width, most_width), (most_height, by_height))
+    return tf.cast(fitted, tf.int32)
 
 
 def _bytes(tf, encoded, position, length: int):

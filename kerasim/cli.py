@@ -99,6 +99,13 @@ def embed(
             help="Index of a new gallery; default: exact. Use hnsw for a million images or more."
         ),
     ] = None,
+    resize: Annotated[
+        Literal["squash", "crop", "pad"] | None,
+        typer.Option(
+            help="How images of another aspect ratio get to the size of the embedder, for a new "
+            "gallery; default: squash. Use what the embedder was trained with."
+        ),
+    ] = None,
     on_error: OnError = "raise",
     as_json: Json = False,
 ):
@@ -118,8 +125,11 @@ def embed(
         opened = kerasim.gallery.Gallery.load(gallery, model)
         _check_setting("metric", metric, opened, gallery)
         _check_setting("kind", kind, opened, gallery)
+        _check_setting("resize", resize, opened, gallery)
     else:
-        opened = kerasim.gallery.Gallery(model, metric or "cosine", kind or "exact")
+        opened = kerasim.gallery.Gallery(
+            model, metric or "cosine", kind or "exact", resize=resize or "squash"
+        )
     before = len(opened)
     try:
         added = opened.add(folder, on_error=on_error, path=gallery)
@@ -182,7 +192,11 @@ def calibrate(
     _check_folder(folder)
     opened = _open(gallery)
     images = kerasim.data.image_folder(
-        folder, opened.image_shape[:2], opened.image_shape[2], on_error=on_error
+        folder,
+        opened.image_shape[:2],
+        opened.image_shape[2],
+        on_error=on_error,
+        resize=opened.resize,
     )
     if images.labels is None:
         raise ArgumentError(
@@ -240,11 +254,20 @@ def report(
     gallery: GalleryPath,
     page: Annotated[Path, typer.Argument(help="HTML file to write.")],
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Gallery",
+    k: Annotated[
+        int, typer.Option("-k", min=1, help="Number of nearest images by which others are judged.")
+    ] = 10,
+    min_correlation: Annotated[
+        float, typer.Option(min=0, max=1, help="Smallest correlation of near-duplicates.")
+    ] = 0.975,
+    min_cluster_size: Annotated[
+        int, typer.Option(min=0, help="Least number of images in a cluster; 0 to find none.")
+    ] = 10,
     as_json: Json = False,
 ):
     """Writes duplicates, outliers, suspect labels and clusters of a gallery as one HTML page."""
     _check_page(page)
-    written = _open(gallery).write_report(page, title=title)
+    written = _open(gallery).write_report(page, title, k, min_correlation, min_cluster_size or None)
     _say({"page": str(written)}, as_json)
 
 
@@ -270,8 +293,10 @@ def export(
             f"--format {target} does not fit the path {path}. The path of an ONNX file ends in "
             ".onnx, the folder of a SavedModel does not."
         )
+    resize = "squash"
     if _is_folder(model):
-        embedder = _open(model).embedder
+        opened = _open(model)
+        embedder, resize = opened.embedder, opened.resize
     else:
         _check_file(model)
         _import_keras()
@@ -279,7 +304,7 @@ def export(
     if named_onnx:
         kerasim.export.export_onnx(embedder, path, replace)
     else:
-        kerasim.export.export_saved_model(embedder, path, replace)
+        kerasim.export.export_saved_model(embedder, path, replace, resize)
     _say({"written": str(path)}, as_json)
 
 
@@ -438,10 +463,11 @@ def _open(path: Path):
 
 
 def _check_setting(name: str, value, gallery, path: Path) -> None:
-    if value not in (None, gallery.settings[name]):
+    held = {**gallery.settings, "resize": gallery.resize}[name]
+    if value not in (None, held):
         raise ArgumentError(
-            f"--{name} {value} differs from that of the gallery {path}, which is "
-            f"{gallery.settings[name]}. Leave it out, or pass the path of a new gallery."
+            f"--{name} {value} differs from that of the gallery {path}, which is {held}. Leave it "
+            "out, or pass the path of a new gallery."
         )
 
 

@@ -30,9 +30,10 @@ class SuspectLabels(NamedTuple):
     """How far labels are contradicted by the neighbors of their images.
 
     Attributes:
-        suspicion: `(n,)` float64 in [0, 1], the probability that the image belongs to another class
-            than its label says, estimated from its neighbors alone; NaN for an image without label.
-        suggested: `(n,)`, the most probable label of each image, of the type of `labels`.
+        suspicion: `(n,)` float64 in [0, 1]: 0 if all neighbors have the label of the image, up to 1
+            if labels with so few neighbors are never right; NaN for an image without a label.
+        suggested: `(n,)`, the label that most neighbors of each image have, of the type of
+            `labels`; it may be the label of the image.
 
     Example:
         >>> found = SuspectLabels(np.array([0.02, 0.97]), np.array(["cat", "dog"]))
@@ -49,8 +50,8 @@ def outlier_scores(
 ) -> np.ndarray:
     """Returns the distance of each vector to its `k`-th nearest other one, large for outliers.
 
-    A group of fewer than `k` + 1 similar images, such as copies of one image that belongs to no
-    other, counts as outliers, too.
+    A group of `k` or fewer similar images is far from the `k`-th neighbor of each, so that all of
+    them have large values.
 
     Args:
         embeddings: `(n, dim)`, n of 2 or more.
@@ -89,13 +90,19 @@ def suspect_labels(
     """Finds labels that the nearest neighbors of their images contradict.
 
     The `k` nearest other vectors that have a label vote for theirs, with a weight that falls from 1
-    at distance 0 to 0 at the distance of the next one. Shares of the votes are then calibrated: an
-    isotonic regression over all images tells how often a label with this share of the votes is the
-    label of the image, relative to a label with all votes.
+    at distance 0 to 0 at the distance of neighbor `k` + 1. An isotonic regression over all images
+    and classes then estimates p(share), how often the class that has a share of the votes is the
+    label of the image. The suspicion is 1 - p(share of the own label) / p(1).
+
+    The suspicion ranks the labels. It is not the probability that a label is wrong: what
+    contradicts the neighbors can be a wrong label or an image that its embedding places among other
+    classes. If the embeddings separate the classes well, nearly all high values are wrong labels;
+    if they do not, most are right ones. Embeddings that were trained on the same labels fit the
+    wrong ones, too.
 
     Args:
         embeddings: `(n, dim)`, n of 3 or more, at least two of them with a label.
-        labels: `(n,)` integers or strings; None, NaN, `pandas.NA` or "" for no label.
+        labels: `(n,)` integers, booleans or strings; None, NaN, `pandas.NA` or "" for no label.
         k: Number of neighbors, 1 or more.
         metric: "cosine", "euclidean" or "manhattan".
         kind: "exact", or "hnsw" for a graph, which is faster for many vectors and misses a few
@@ -181,7 +188,9 @@ def _most_voted(shares) -> np.ndarray:
 def clusters(embeddings: ArrayLike, min_size: int = 10, metric: Metric = "cosine") -> np.ndarray:
     """Groups vectors into clusters of any number and density, by HDBSCAN of scikit-learn.
 
-    Time grows with the square of the number of vectors if they have many dimensions.
+    Vectors that form a single dense group are in no cluster, since a cluster is what is denser than
+    its surroundings. Time grows with the square of the number of vectors if they have many
+    dimensions.
 
     Args:
         embeddings: `(n, dim)`.

@@ -272,11 +272,11 @@ def embed_folder(
     """
     shape, dim = check_embedder("embedder", embedder)
     height, width, channels = check_shape("images", images, shape).shape[1:]
-    size = {"image_size": (height, width), "channels": channels}
+    settings = {"image_size": (height, width), "channels": channels, "resize": images.resize}
 
     def decode(file):
         try:
-            return read_image(file, **size, dtype="uint8")
+            return read_image(file, **settings, dtype="uint8")
         except ImageError as error:
             return str(error)
 

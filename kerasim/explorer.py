@@ -331,10 +331,11 @@ def _files(path, files, count: int) -> dict[str, Any]:
     return {"files": names, "folder": folder if linked else None}
 
 
-def _reader(images) -> Callable[[int], np.ndarray]:
-    """Returns a function that decodes an image as uint8; one of a file has the file's size."""
+def _reader(images, side: int) -> Callable[[int], np.ndarray]:
+    """Returns a function that decodes an image as uint8, one of a file with its aspect ratio."""
     if isinstance(images, ImageFolder):
-        return lambda row: decode(images.files[row], None, images.shape[3])[0]
+        channels = images.shape[3]
+        return lambda row: decode(images.files[row], None, channels, thumbnail_side=2 * side)[0]
     return lambda row: np.rint(255 * as_float(images[row])).astype("uint8")
 
 
@@ -346,7 +347,7 @@ def _sheets(images) -> tuple[list[str], dict[str, Any]]:
     _, most, quality = next(each for each in _THUMBNAILS if len(images) <= each[0])
     side = most if isinstance(images, ImageFolder) else min(most, max(images.shape[1:3]))
     columns = max(1, _SHEET // side)
-    read, sheets, sizes = _reader(images), [], []
+    read, sheets, sizes = _reader(images, side), [], []
 
     def thumbnail(row):
         pixels = read(row)

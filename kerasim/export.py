@@ -35,7 +35,7 @@ from kerasim.errors import (
     ImageError,
     KerasimError,
 )
-from kerasim.images import as_float
+from kerasim.images import Resize, as_float, check_resize
 
 __all__ = [
     "SavedModel",
@@ -52,7 +52,9 @@ _TOLERANCE = 5e-4
 _HALF_TOLERANCE = 3e-2
 
 
-def export_saved_model(model: keras.Model, path: Path | str, replace: bool = False) -> None:
+def export_saved_model(
+    model: keras.Model, path: Path | str, replace: bool = False, resize: Resize = "squash"
+) -> None:
     """Writes a model as a SavedModel with two endpoints, both for any batch size.
 
     "serving_default" takes `images`, float32 `(batch, height, width, channels)` in [0, 1];
@@ -69,6 +71,8 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
             `autoencoder.get_layer("encoder")`.
         path: Folder to write.
         replace: True to overwrite an earlier export there.
+        resize: How "serve_bytes" resizes images of another aspect ratio: "squash" stretches them,
+            "crop" cuts the longer sides off their center, "pad" adds black borders.
 
     Raises:
         DependencyError: If TensorFlow is not installed, or Keras runs on another backend.
@@ -88,6 +92,7 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
         >>> np.allclose(exported(images), embedder.predict(images, verbose=0), atol=1e-5)
         True
     """
+    check_resize(resize)
     shape = _check_model(model)
     tf = _tensorflow()
     place = _artifacts.resolve(path)
@@ -99,7 +104,7 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
         try:
             # TensorFlow would name the temporary folder in its log.
             with _refusing("SavedModel"), _log_level(tf.get_logger(), "WARNING"):
-                _archive(tf, model, shape).write_out(str(folder), verbose=False)
+                _archive(tf, model, shape, resize).write_out(str(folder), verbose=False)
         except tf.errors.OpError as error:  # pragma: no cover - a full disk: make torture
             said = error.message.partition(" [Op:")[0].rpartition("; ")[2]
             raise OSError(f"TensorFlow says {said!r}") from error
@@ -116,9 +121,10 @@ def export_saved_model(model: keras.Model, path: Path | str, replace: bool = Fal
     _artifacts.write(path, _KIND, fill, info, _model_identity.fingerprint(model))
 
 
-def _archive(tf, model, shape):
+def _archive(tf, model, shape, resize: Resize):
     """Returns a `keras.export.ExportArchive` of a model with both endpoints."""
-    decode = make_decoder(tf, *shape)
+    height, width, channels = shape
+    decode = make_decoder(tf, height, width, channels, resize)
 
     def serve(images):
         return model(images, training=False)

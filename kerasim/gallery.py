@@ -14,6 +14,7 @@ leaves the old state or the new one.
 """
 
 import collections
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -38,6 +39,7 @@ from kerasim import (
     _keras_files,
     _model_identity,
     _report,
+    _thumbnails,
     curation,
     data,
     duplicates,
@@ -58,7 +60,7 @@ from kerasim._items import Items
 from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
-from kerasim.images import decode
+from kerasim.images import Resize, check_channels, check_resize, decode
 from kerasim.neighbors import METRICS, NeighborIndex
 from kerasim.projection import Projection
 
@@ -76,6 +78,7 @@ _MAP_ITEMS = 5  # the fewest that UMAP can lay out
 _CLUSTER = 10  # the fewest images of a cluster on the map
 _MAP_CLUSTERED = 5_000  # items up to which the map looks for clusters, in some seconds
 _REPORT_ITEMS = 3
+_THUMBNAIL_LIMIT = 1024
 _STRIP = 96  # pixels of the side of an image beside its query
 _THUMBNAIL = 64  # pixels of the longer side of an image on a page
 
@@ -100,11 +103,18 @@ class Gallery:
             recall.
         ef_construction: Size of the candidate list while the graph is built, 1 or more.
         ef_search: Size of the candidate list in a query, 1 or more.
+        thumbnail_size: Longer side in pixels, 1 to 1024, of the small copy of each image that the
+            gallery keeps, to show it where the file is not at hand; beyond 10,000 items 64 at most,
+            beyond 100,000 32. None keeps no copies. Images that a cluster embeds have none.
+        resize: How files of another aspect ratio get to the size of the embedder, in `add` and in
+            queries: "squash" stretches them, "crop" cuts the longer sides off their center, "pad"
+            adds black borders. Choose what the embedder was trained with.
 
     Attributes:
         embedder: The embedder; its weights must not change after the first `add`.
         image_shape: `(height, width, channels)` of the images that it takes.
         settings: `metric`, `kind`, `m`, `ef_construction` and `ef_search`, by name.
+        thumbnail_size, resize: As passed.
         skipped: `(file, reason)` of each file that the last `add` left out.
         changed: Files that the last `add` embedded again, because their content had changed.
         moved: `(old, new)` names of the files that the last `add` found in another place.
@@ -133,7 +143,14 @@ class Gallery:
         m: int = 32,
         ef_construction: int = 200,
         ef_search: int = 64,
+        thumbnail_size: int | None = _thumbnails.LARGEST,
+        resize: Resize = "squash",
     ):
+        check_resize(resize)
+        self.resize: Resize = resize
+        if thumbnail_size is not None:
+            _checks.integer("thumbnail_size", thumbnail_size, 1, _THUMBNAIL_LIMIT)
+        self.thumbnail_size = thumbnail_size
         self.image_shape, dim = _image_checks.check_embedder("embedder", embedder)
         if None in self.image_shape:
             raise ArgumentError(
@@ -187,6 +204,12 @@ class Gallery:
         return self._items.compacted().vectors.copy()
 
     @property
+    def root(self) -> Path | None:
+        """The folder that holds the files of all items; None if no item has a file."""
+        root = _items.common_folder(self._items.table["file"].tolist())
+        return Path(root) if root else None
+
+    @property
     def index(self) -> NeighborIndex:
         """The index of all vectors, up to date; `index.recall_` is the recall of a graph.
 
@@ -231,8 +254,8 @@ class Gallery:
             A dict: "items", the number of items; "labels", the number of items of each label,
             largest first; the numbers of items "without_label", "without_file", "gone" (the file is
             missing) and "changed" (the file holds another image than the one embedded); "metric",
-            "kind", "embedder", "image_shape", "embedding_dim", "fingerprint"; "threshold" and
-            "calibration".
+            "kind", "resize", "embedder", "image_shape", "embedding_dim", "fingerprint";
+            "threshold" and "calibration".
         """
         items = self._items
         labels = collections.Counter(items.table["label"][items.live])
@@ -247,6 +270,7 @@ class Gallery:
             "changed": states["changed"],
             "metric": self.settings["metric"],
             "kind": self.settings["kind"],
+            "resize": self.resize,
             "embedder": self.embedder.name,
             "image_shape": list(self.image_shape),
             "embedding_dim": items.vectors.shape[1],
@@ -318,7 +342,9 @@ class Gallery:
             comparison = self._files.compare(given, self._items)
             self._assign(comparison.items)
             metric, rows = self.settings["metric"], comparison.rows
-            taken = Taken(self.embedder, metric, given, comparison, on_error, embed)
+            taken = Taken(
+                self.embedder, metric, given, comparison, on_error, embed, self.thumbnail_size
+            )
             saved = self._items.table
             bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= PIECE)
             try:
@@ -480,7 +506,8 @@ class Gallery:
         table["distance"] = distances[shown]
         if query_labels is not None:
             names = label_texts(query_labels, len(queries), "query_labels")
-            table["query_label"] = np.array(names, dtype=object)[table["query"]]
+            asked = np.array(names, dtype=object)[table["query"]]
+            table["query_label"] = pd.Series(asked.tolist(), dtype=object)
             correct = (table["query_label"] == table["label"]).astype("boolean")
             missing = (table["query_label"] == "") | (table["label"] == "")
             table["correct"] = correct.mask(missing)
@@ -491,9 +518,11 @@ class Gallery:
         held = items.table["label"]
         if labels is None:
             return np.ones(len(held), bool)
-        if isinstance(labels, (str, int, np.integer)) or not isinstance(labels, Iterable):
+        if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
             labels = [labels]
-        named: Any = list(labels)
+        named: Any = np.ravel(labels) if isinstance(labels, np.ndarray) else list(labels)
+        if not len(named):
+            raise ArgumentError("labels is empty: pass one or more labels, or None for all items.")
         wanted = label_texts(named, len(named))
         mask = held.isin(wanted).to_numpy()
         if not (mask & items.live).any():
@@ -524,8 +553,10 @@ class Gallery:
         Args:
             found: The result of `query`. If it has the columns query_label and correct, frames show
                 whether the labels are the same.
-            queries: What was passed to `query`: images, or ids.
-            images: Images of all items, in the order of `items`; None to read them from the files.
+            queries: What was passed to `query`: images, or ids. After a query by vectors, the
+                images to draw for them.
+            images: Images of all items, in the order of `items`. None to show the thumbnails that
+                the gallery keeps, or the files of items that have none.
 
         Returns:
             The figure.
@@ -553,18 +584,25 @@ class Gallery:
         counts = found["query"].value_counts()
         if not len(counts):
             raise ArgumentError("found holds no rows: there is nothing to draw.")
-        rows = found.loc[found["rank"] <= counts.min()].sort_values(by=["query", "rank"])
+        rows = found.sort_values(by=["query", "rank"])
+        rows = rows[rows.groupby("query").cumcount() < counts.min()]  # after any filter
         asked = np.unique(rows["query"].to_numpy())
         items = self._items.compacted()
         own = {int(item): row for row, item in enumerate(items.table["id"])}
+        self._known_ids(items, rows["id"])
 
         def of_items(ids):
             if images is not None:
-                all_images = _checks.same_length("images", images, len(items.table), "items")
+                all_images = _image_checks.check_images("images", images)
+                _checks.same_length("images", range(len(all_images)), len(items.table), "items")
+                check_channels(all_images.shape[-1])
                 return [self._tile(all_images[own[item]]) for item in ids]
-            files = [items.table["file"][own[item]] for item in ids]
-            _check_have_files(files)
-            return thread_map(self._tile, files)
+            some = items.table.iloc[[own[item] for item in ids]]
+            shown = [
+                kept or file for kept, file in zip(some["thumbnail"], some["file"], strict=True)
+            ]
+            _check_have_files(shown)
+            return thread_map(self._tile, shown)
 
         known = are_integers(queries)
         given = self._known_ids(items, queries) if known else self._images(queries)
@@ -587,8 +625,8 @@ class Gallery:
 
     def _tile(self, image) -> np.ndarray:
         """Returns a file or an image as a square thumbnail, padded with white."""
-        if isinstance(image, str):
-            pixels = decode(image, None, 3)[0]
+        if isinstance(image, (str, bytes)):
+            pixels = decode(image, None, 3, thumbnail_side=2 * _STRIP)[0]
         else:
             pixels = np.asarray(image)
             if pixels.dtype.kind == "f":
@@ -818,8 +856,8 @@ class Gallery:
         """Looks for duplicates, outliers, suspect labels and clusters (`curation`).
 
         Nothing is changed: the table proposes what a person should look at. Duplicates are found by
-        the content of the files; all else by the embeddings, and as well as these represent the
-        images.
+        the content of the files. All else is found by the embeddings, and is only as good as they
+        are.
 
         Args:
             k: Number of neighbors by which outliers and labels are judged, 1 or more.
@@ -830,14 +868,14 @@ class Gallery:
         Returns:
             `items` with more columns: copy_of, the id of the first item whose file has the same
             content, or -1; duplicate_group, the number of a group of copies and near-duplicates, or
-            -1; outlier_score, the distance to the `k`-th nearest item; label_suspicion, the
-            probability that an image belongs to another class than its label says (NaN without a
-            label), and suggested_label; cluster, from 0 for the largest one, or -1. Items without a
-            file, or whose file is gone, are in no group.
+            -1; outlier_score, the distance to the `k`-th nearest item; label_suspicion, how far the
+            nearest items contradict the label (`curation.suspect_labels`; NaN without a label), and
+            suggested_label, which most of them have; cluster, from 0 for the largest one, or -1.
+            Items without a file, or whose file is gone or damaged, are in no group; a warning names
+            damaged files, and files that have changed since they were added.
 
         Raises:
             ArgumentError: If there are fewer than 3 items, or a number is out of range.
-            ImageError: If a file cannot be decoded.
 
         Example:
             >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
@@ -875,7 +913,8 @@ class Gallery:
             known = min(k, int((labels != "").sum()) - 1)
             suspects = curation.suspect_labels(vectors, labels, known, metric, kind)
         table["label_suspicion"] = suspects.suspicion
-        table["suggested_label"] = suspects.suggested.astype(object)
+        # As objects: strings of pyarrow cannot hold labels that are not UTF-8.
+        table["suggested_label"] = pd.Series(suspects.suggested.tolist(), dtype=object)
         table["cluster"] = -1
         if min_cluster_size is not None and len(table) >= min_cluster_size:
             table["cluster"] = curation.clusters(vectors, min_cluster_size, metric)
@@ -883,20 +922,46 @@ class Gallery:
 
     def _with_duplicates(self, table, items: Items, min_correlation) -> pd.DataFrame:
         """Returns the table with the columns copy_of and duplicate_group."""
-        digests = pd.Series([stamp.sha256 for stamp in items.stamps()])
-        first = digests.groupby(digests).transform(lambda same: same.index[0]).to_numpy()
-        copies = np.flatnonzero((digests != "").to_numpy() & (first != np.arange(len(table))))
-        pairs = np.stack([copies, first[copies]], axis=1)
+        rows = np.flatnonzero(table["file"].to_numpy() != "")
+        files, stamps = table["file"].tolist(), items.stamps()
+        states = self._files.states([(files[row], stamps[row]) for row in rows])
+        found = dict(zip(rows.tolist(), states, strict=True))
+        changed = [files[row] for row, (state, _) in found.items() if state == "changed"]
+        self._warn_once("changed", changed, _CHANGED)
+        # Files are compared as they are now.
+        now = {row: stamp.sha256 for row, (state, stamp) in found.items() if state in _THERE}
+        first = {digest: row for row, digest in reversed(now.items())}
+        pairs = [(row, first[digest]) for row, digest in now.items() if first[digest] != row]
         copy_of = np.full(len(table), -1, "int64")
-        copy_of[copies] = table["id"].to_numpy()[first[copies]]
-        files = table["file"].tolist()
-        there = [row for row, file in enumerate(files) if file and not _items.is_gone(file)]
-        if there:
-            folder = self._folder([files[row] for row in there])
-            near = duplicates.find_near_duplicates(folder, min_correlation)
-            pairs = np.concatenate([pairs, np.array(there)[near]])
-        groups = curation.duplicate_groups(pairs, len(table))
+        for row, original in pairs:
+            copy_of[row] = table["id"][original]
+        there = np.array(list(now), "int64")
+        usable, near = self._usable_near_duplicates([files[row] for row in there], min_correlation)
+        near = there[usable][near]
+        all_pairs = np.concatenate([np.array(pairs, "int64").reshape(-1, 2), near])
+        groups = curation.duplicate_groups(all_pairs, len(table))
         return table.assign(copy_of=copy_of, duplicate_group=groups)
+
+    def _usable_near_duplicates(self, files, min_correlation) -> tuple[np.ndarray, np.ndarray]:
+        """Finds near-duplicates among those files that can be decoded; warns of the others.
+
+        Returns:
+            `(usable, pairs)`: positions of the files that can be decoded, and pairs of positions
+            among those.
+        """
+        none, usable = np.empty((0, 2), "int64"), np.arange(len(files))
+        if not files:
+            return usable, none
+        try:
+            return usable, duplicates.find_near_duplicates(self._folder(files), min_correlation)
+        except ImageError:
+            usable = np.flatnonzero(~np.array(thread_map(_is_damaged, files)))
+        left_out = sorted(set(range(len(files))) - set(usable.tolist()))
+        self._warn_once("damaged", [files[n] for n in left_out], _NOT_COMPARED)
+        if not len(usable):
+            return usable, none
+        folder = self._folder([files[n] for n in usable])
+        return usable, duplicates.find_near_duplicates(folder, min_correlation)
 
     def write_report(
         self,
@@ -910,10 +975,11 @@ class Gallery:
 
         The page shows up to 30 groups of duplicates, suspect labels beside the nearest images,
         outliers, and clusters. It contains small copies of the images and no path of the disk, so
-        that it can be passed on. Items without a file are shown without an image.
+        that it can be passed on. Items whose file is not there are shown by the thumbnail that the
+        gallery keeps, or without an image.
 
         Args:
-            path: HTML file to write.
+            path: HTML file to write; its name ends in .html or .htm.
             title: Title of the page.
             k: As for `report`.
             min_correlation: As for `report`.
@@ -923,24 +989,31 @@ class Gallery:
             The absolute path.
 
         Raises:
-            ArgumentError: As `report`.
-            ImageError: If a file cannot be decoded.
+            ArgumentError: As `report`, or if `path` does not end in .html.
             ArtifactError: If the page cannot be written.
         """
         items = self._items.compacted()
+        path = _artifacts.check_page(path)
         # Of the same items as the vectors, whatever other threads add meanwhile.
         table = self._report(items, k, min_correlation, min_cluster_size)
 
-        files = table["file"].tolist()
+        files, kept = table["file"].tolist(), items.table["thumbnail"].tolist()
 
         def read(row):
             file = files[row]
-            if not file or _items.is_gone(file):
-                return None
-            return decode(file, None, 3)[0]
+            with contextlib.suppress(ImageError):
+                if file and not _items.is_gone(file):
+                    return decode(file, None, 3, thumbnail_side=2 * _report.SIDE)[0]
+            return decode(kept[row])[0] if kept[row] else None
 
         page = _report.write_page(
-            table, items.vectors, self.settings["metric"], read, min(k, len(table) - 1), title
+            table,
+            items.vectors,
+            self.settings["metric"],
+            read,
+            min(k, len(table) - 1),
+            title,
+            min_cluster_size is not None,
         )
         # Names of files may hold bytes that are not UTF-8.
         return _artifacts.write_file(path, page.encode(errors="backslashreplace"))
@@ -1077,11 +1150,14 @@ class Gallery:
         token = secrets.token_hex(16)
         info = {
             "settings": self.settings,
+            "thumbnail_size": self.thumbnail_size,
+            "resize": self.resize,
             "index": None if index is None else index._metadata(),
             "next": items.next_id,
             "threshold": None if calibration is None else calibration.threshold,
             "pairs": None if calibration is None else calibration.pairs(),
             "token": token,
+            "saved_at": str(path),
             "trusted_before": self._files.trusted_before,
         }
 
@@ -1100,18 +1176,31 @@ class Gallery:
         self._saved.note(path)
 
     @classmethod
-    def load(cls, path: Path | str, embedder: keras.Model | None = None) -> "Gallery":
+    def load(
+        cls,
+        path: Path | str,
+        embedder: keras.Model | None = None,
+        root: Path | str | None = None,
+    ) -> "Gallery":
         """Reads a gallery that `save` wrote.
 
         Args:
             path: The folder.
             embedder: The embedder that the gallery was made with; None to read it from the folder.
+            root: The folder that holds the image files now, if it is not where it was when the
+                gallery was saved (`root`). None: if that folder is gone, and there is one in the
+                same place relative to `path`, it is taken, so that a folder that holds images and
+                gallery can be moved or copied to another computer. Files count as the same if they
+                have the same size; the next `add` compares their content. A warning says how many
+                items are left with their old names.
 
         Returns:
             The gallery, as it was saved.
 
         Raises:
-            ArtifactError: If the folder is missing or damaged, or made with another embedder.
+            ArtifactError: If the folder is missing or damaged, or made with another embedder, or
+                `root` is not a folder.
+            ArgumentError: If `root` is given, and no item has a file.
 
         Example:
             >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
@@ -1125,7 +1214,9 @@ class Gallery:
         def load(folder, manifest):
             info = manifest.info
             model = embedder or embedding.load_embedder(folder / "embedder.keras")
-            gallery = cls(model, **info["settings"])
+            size = info.get("thumbnail_size", _thumbnails.LARGEST)
+            resize = info.get("resize", "squash")
+            gallery = cls(model, **info["settings"], thumbnail_size=size, resize=resize)
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
                 index = NeighborIndex._from_files(folder, info["index"], manifest)
@@ -1141,10 +1232,45 @@ class Gallery:
             gallery._embedder_loads = True
             gallery._files.trusted_before = info.get("trusted_before", _items.written_at(folder))
             gallery._saved.note(path, folder)
-            return gallery
+            saved_at = info.get("saved_at")
+            if not isinstance(saved_at, (str, type(None))):
+                raise ValueError(f"saved_at={saved_at!r} is not a path")
+            return gallery, saved_at
 
         expected = None if embedder is None else _model_identity.fingerprint(embedder)
-        return _artifacts.read(path, _KIND, load, expected)
+        gallery, saved_at = _artifacts.read(path, _KIND, load, expected)
+        gallery._find_root(_artifacts.resolve(path), saved_at, root)
+        return gallery
+
+    def _find_root(self, path: Path, saved_at: str | None, root: Path | str | None) -> None:
+        """Renames the files of a gallery that was loaded from `path`, if their folder has moved.
+
+        Args:
+            path: Where the gallery is now.
+            saved_at: Where it was when it was saved, if known.
+            root: The folder of the files, or None to look for it.
+        """
+        old = self.root
+        if root is not None:
+            new = _artifacts.check_path("root", root)
+            if not os.path.isdir(new):
+                raise ArtifactError(f"root {_checks.shown(new)} is not a folder: pass a folder.")
+            if old is None:
+                raise ArgumentError("No item of the gallery has a file: leave out root.")
+        else:
+            if old is None or saved_at is None or os.path.isdir(old):
+                return
+            new = Path(os.path.normpath(path / os.path.relpath(old, saved_at)))
+            if not os.path.isdir(new):
+                return
+        items, left = _items.rebased(self._items, old, new)
+        self._assign(items)
+        if left:
+            count = _checks.counted(len(left), "item keeps its", "items keep their")
+            _checks.warn(
+                f"{count} old file name, since there is no file of the same size below "
+                f"{_checks.shown(new)}: {_checks.shown_names(left)}."
+            )
 
     def _indexed(self) -> tuple[Items, NeighborIndex]:
         """Returns the items, and an index of exactly their vectors.
@@ -1226,7 +1352,7 @@ class Gallery:
         """Returns files as images of the size of the embedder, not yet decoded."""
         height, width, channels = self.image_shape
         paths = [Path(file) for file in files]
-        return data.ImageFolder(paths, None, [], [], (height, width), channels)
+        return data.ImageFolder(paths, None, [], [], (height, width), channels, self.resize)
 
     def _images(self, images):
         """Returns the images passed to a method as an `ImageFolder`, not decoded, or an array."""
@@ -1238,6 +1364,11 @@ class Gallery:
             images = list(images)
         given = sources(images)
         if given is None:
+            if isinstance(images, data.ImageFolder) and images.resize != self.resize:
+                raise ArgumentError(
+                    f"images is a folder with resize={images.resize!r}, but the gallery has "
+                    f"resize={self.resize!r}: pass one of them to both."
+                )
             return _image_checks.check_shape("images", images, self.image_shape)
         if all(isinstance(source, (str, os.PathLike)) for source in given):
             return self._folder([_artifacts.check_file(source) for source in given])
@@ -1247,7 +1378,7 @@ class Gallery:
             source = given[position]
             try:
                 content = encoded(source) if isinstance(source, Image.Image) else source
-                return decode(content, (height, width), channels)[0]
+                return decode(content, (height, width), channels, resize=self.resize)[0]
             except ImageError as error:
                 raise ImageError(f"Image {position} cannot be used: {error}") from error
 
@@ -1281,6 +1412,12 @@ _NOT_ON_MAP = (
     "items are",
     "not on the map, because the file is missing or cannot be decoded: {names}.",
 )
+_NOT_COMPARED = (
+    "file is",
+    "files are",
+    "not compared with the others, because they cannot be decoded: {names}.",
+)
+_THERE = ("same", "changed")  # states of files
 _CHANGED = ("file has", "files have", "changed since the last add: {names}. Add them again.")
 
 
@@ -1444,6 +1581,14 @@ def _not_below(root: str, files) -> str:
     if not named:
         return f"{what}: all items were added as arrays, without a file."
     return f"{what}: pass {_checks.shown(os.path.commonpath(named))} or a folder below it."
+
+
+def _is_damaged(file) -> bool:
+    try:
+        decode(file)
+        return False
+    except ImageError:
+        return True
 
 
 def _check_have_files(files) -> None:

@@ -7,12 +7,13 @@ search and the command line all use this decoder, so an image always has the sam
 """
 
 import contextlib
+import functools
 import io
 import os
 import struct
 import threading
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -24,9 +25,15 @@ __all__ = [
     "read_image",
 ]
 
+Resize: TypeAlias = Literal["squash", "crop", "pad"]
+
 # Formats by Pillow's name; nothing else is opened, whatever a file calls itself.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
+NO_HEIC = "a HEIC image: install pillow-heif, or convert it to JPEG"
+_START = 64  # bytes of a file that tell its format
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 MAX_PIXELS = 64_000_000
 # Decoders keep some bytes for each row, however short it is.
 MAX_SIDE = 1_000_000
@@ -49,13 +56,15 @@ def read_image(
     image_size: int | tuple[int, int] | None = None,
     channels: Literal[1, 3] = 3,
     dtype: Literal["float32", "uint8"] = "float32",
+    resize: Resize = "squash",
 ) -> np.ndarray:
     """Decodes one image.
 
     The EXIF orientation is applied and transparent parts become white. Samples of 12 or 16 bits
     are reduced to their upper 8 bits. If the file declares that 0 is white, the image is inverted.
     CMYK and palette images are converted to RGB. Color profiles are ignored. The first frame of an
-    animation is returned, with a warning.
+    animation is returned, with a warning. HEIC, the format of many phones, is read if pillow-heif
+    is installed.
 
     Samples whose white level the file does not define are refused: signed or 32-bit integers, and
     floats outside [0, 1].
@@ -66,15 +75,18 @@ def read_image(
             bilinear interpolation. None keeps the size of the file.
         channels: 3 for RGB, 1 for gray.
         dtype: "float32" in [0, 1] or "uint8" in 0..255.
+        resize: How an image of another aspect ratio gets to `image_size`: "squash" stretches it,
+            "crop" cuts the longer sides off its center, "pad" adds black borders.
 
     Returns:
         Array `(height, width, channels)`.
 
     Raises:
-        ImageError: If the file is missing, is damaged, is not JPEG, PNG, BMP, GIF, TIFF or WebP,
-            has more than 64 million pixels or 1 million rows or columns, or has samples without a
-            defined white level. The message names the file.
-        ArgumentError: If `image_size`, `channels` or `dtype` is invalid.
+        ImageError: If the file is missing, is damaged, is not JPEG, PNG, BMP, GIF, TIFF, WebP or
+            AVIF, nor HEIC with pillow-heif installed, has more than 64 million pixels or 1 million
+            rows or columns, or has samples without a defined white level. The message names the
+            file.
+        ArgumentError: If `image_size`, `channels`, `dtype` or `resize` is invalid.
         ArgumentTypeError: If `source` is neither a path nor bytes.
 
     Example:
@@ -87,19 +99,31 @@ def read_image(
         [1.0, 0.0, 0.0]
     """
     _checks.one_of("dtype", dtype, ("float32", "uint8"))
-    pixels, animated = decode(source, check_size(image_size), check_channels(channels))
+    check_resize(resize)
+    pixels, animated = decode(
+        source, check_size(image_size), check_channels(channels), resize=resize
+    )
     if animated:
         _checks.warn(f"{_name(source)} has several frames: the first is used.")
     return pixels if dtype == "uint8" else as_float(pixels)
 
 
-def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
+def decode(
+    source,
+    size=None,
+    channels: int = 3,
+    thumbnail_side: int | None = None,
+    resize: Resize = "squash",
+) -> tuple[np.ndarray, bool]:
     """Decodes one image as `read_image` does, and says whether there are more frames.
 
     Args:
         source: Path of a file, or its bytes.
         size: `(height, width)`, or None to keep it.
         channels: 3 for RGB, 1 for gray.
+        thumbnail_side: Both sides may be returned this small, in pixels. A JPEG file is then
+            decoded at a half, a quarter or an eighth of its size, which takes less time.
+        resize: As for `read_image`.
 
     Returns:
         `(pixels, animated)`: uint8 `(height, width, channels)`, and whether the file has several
@@ -114,12 +138,15 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
     try:
         if file is source:
             _checks.regular_file(source, ImageError)
-        with _checks.no_warnings("PIL."), Image.open(file, formats=FORMATS) as image:
+        formats = _formats_for(source, name)
+        with _checks.no_warnings("PIL."), Image.open(file, formats=formats) as image:
             _check_extent(image, name)
+            if thumbnail_side is not None:
+                image.draft(None, (thumbnail_side, thumbnail_side))
             large = image.width * image.height > _LARGE_PIXELS
             with _large_images if large else contextlib.nullcontext():
                 animated = getattr(image, "is_animated", False)
-                return _decode(image, name, size, channels), animated
+                return _decode(image, name, size, channels, resize), animated
     except ImageError:
         raise
     except Exception as error:  # Pillow's plugins raise a dozen kinds on damaged files
@@ -131,6 +158,35 @@ def decode(source, size=None, channels: int = 3) -> tuple[np.ndarray, bool]:
             f"Cannot decode {name} ({reason}): expected a complete image in one of "
             f"{', '.join(FORMATS)}. Replace or remove it."
         ) from error
+
+
+def is_avif(start: bytes) -> bool:
+    """Returns whether a file is an AVIF image by its first 64 bytes."""
+    return bool(_brands(start) & _AVIF_BRANDS)
+
+
+def is_heic(start: bytes) -> bool:
+    """Returns whether a file is a HEIC image by its first 64 bytes."""
+    return bool(_brands(start) & _HEIC_BRANDS) and not is_avif(start)
+
+
+def _brands(start: bytes) -> set[bytes]:
+    """Returns the brands that a HEIF file, such as AVIF and HEIC, says to be compatible with."""
+    if start[4:8] != b"ftyp":
+        return set()
+    length = min(int.from_bytes(start[:4], "big"), len(start))
+    return {start[8:12], *(start[n : n + 4] for n in range(16, length, 4))}
+
+
+@functools.cache
+def reads_heic() -> bool:
+    """Returns whether pillow-heif is installed, and registers it as a decoder of Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def as_float(images: np.ndarray) -> np.ndarray:
@@ -150,6 +206,11 @@ def check_channels(channels) -> int:
     if _checks.integer("channels", channels) not in (1, 3):
         raise ArgumentError(f"channels={channels!r} is not known: pass 3 for RGB or 1 for gray.")
     return int(channels)
+
+
+def check_resize(resize) -> None:
+    """Raises an `ArgumentError` unless `resize` is a known way to resize."""
+    _checks.one_of("resize", resize, get_args(Resize))
 
 
 def check_size(image_size) -> tuple[int, int] | None:
@@ -172,6 +233,20 @@ def _name(source) -> str:
     return "the encoded image" if isinstance(source, bytes) else _checks.shown(source)
 
 
+def _formats_for(source, name: str) -> tuple[str, ...]:
+    """Returns the formats that `source` may have, by Pillow's names."""
+    if isinstance(source, bytes):
+        start = source[:_START]
+    else:
+        with open(source, "rb") as file:
+            start = file.read(_START)
+    if not is_heic(start):
+        return FORMATS
+    if not reads_heic():
+        raise ImageError(f"{name} is {NO_HEIC}.")
+    return ("HEIF",)
+
+
 def _check_extent(image, name: str) -> None:
     """Refuses an image that takes much memory, by what its header says."""
     size = f"{image.width} x {image.height} pixels"
@@ -192,7 +267,7 @@ def _check_extent(image, name: str) -> None:
             )
 
 
-def _decode(image, name: str, size, channels: int) -> np.ndarray:
+def _decode(image, name: str, size, channels: int, resize: Resize) -> np.ndarray:
     key = _transparency_key(image, name)  # while the raw mode of the file is known
     inverted = _check_samples(image, name)
     has_transparency = "transparency" in image.info
@@ -213,9 +288,42 @@ def _decode(image, name: str, size, channels: int) -> np.ndarray:
     mode = "RGB" if channels == 3 else "L"
     if image.mode != mode:  # convert would copy an image that has the mode
         image = image.convert(mode)
-    if size is not None and size != (image.height, image.width):
-        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    if size is not None and tuple(size) != (image.height, image.width):
+        image = _resized(image, size[0], size[1], resize)
     return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _resized(image, height: int, width: int, resize: Resize):
+    inner_height, inner_width = height, width
+    if resize == "crop":
+        cut_height, cut_width = fitting(height, width, image.height, image.width)
+        left, top = (image.width - cut_width) // 2, (image.height - cut_height) // 2
+        image = image.crop((left, top, left + cut_width, top + cut_height))
+    elif resize == "pad":
+        inner_height, inner_width = fitting(image.height, image.width, height, width)
+    image = image.resize((inner_width, inner_height), Image.Resampling.BILINEAR)
+    if image.size == (width, height):
+        return image
+    padded = Image.new(image.mode, (width, height))
+    padded.paste(image, ((width - inner_width) // 2, (height - inner_height) // 2))
+    return padded
+
+
+def fitting(height, width, most_height, most_width):
+    """Returns the largest size within `most_height` and `most_width` of a given aspect ratio.
+
+    Args:
+        height, width: A size of this aspect ratio.
+        most_height, most_width: Largest size.
+
+    Returns:
+        `(height, width)`, whole numbers of 1 or more.
+    """
+    if width * most_height > height * most_width:
+        rounded = (2 * most_width * height + width) // (2 * width)
+        return max(1, min(rounded, most_height)), most_width
+    rounded = (2 * most_height * width + height) // (2 * height)
+    return most_height, max(1, min(rounded, most_width))
 
 
 def _orientation(image):
@@ -223,7 +331,8 @@ def _orientation(image):
     if image.format == "TIFF":
         return image.tag_v2.get(ExifTags.Base.Orientation, 0)
     with contextlib.suppress(struct.error):  # damaged EXIF says nothing about the pixels
-        return _exif_orientation(image.info.get("exif", b"").removeprefix(b"Exif\0\0"))
+        exif = image.info.get("exif") or b""  # pillow-heif has None for none
+        return _exif_orientation(exif.removeprefix(b"Exif\0\0"))
     return 0
 
 

@@ -399,6 +399,23 @@ class GeMPooling(_Layer):
         return ops.power(ops.mean(powers, axis=(1, 2)), 1 / self.exponent)
 
 
+def _weighted_sums(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Returns `rows @ x @ columns.T` for each channel `x` of each feature map.
+
+    These are matrix products instead of `einsum`, which TensorFlow's converter turns into an
+    operation that LiteRT cannot run for a batch of any size.
+
+    Args:
+        maps: `(batch, height, width, channels)`, of the data type of the weights, because PyTorch
+            does not convert integers.
+        rows: `(new height, height)`.
+        columns: `(new width, width)`.
+    """
+    x = ops.transpose(maps, (0, 3, 1, 2))
+    x = ops.matmul(rows, ops.matmul(x, ops.transpose(columns)))
+    return ops.transpose(x, (0, 2, 3, 1))
+
+
 @keras.saving.register_keras_serializable("kerasim")
 class GridPooling(_Layer):
     """The mean of each channel over each cell of a grid, concatenated row by row.
@@ -443,10 +460,8 @@ class GridPooling(_Layer):
     def call(self, inputs: Tensor) -> Tensor:
         height, width = ops.shape(inputs)[1:3]
         rows, columns = self.grid
-        # (batch, rows, width, channels), then (batch, rows, columns, channels).
-        x = ops.cast(inputs, self.compute_dtype)  # PyTorch does not convert integers
-        x = ops.einsum("ih,bhwc->biwc", self._cell_weights(height, rows), x)
-        x = ops.einsum("jw,biwc->bijc", self._cell_weights(width, columns), x)
+        weights = self._cell_weights(height, rows), self._cell_weights(width, columns)
+        x = _weighted_sums(ops.cast(inputs, self.compute_dtype), *weights)
         return ops.reshape(x, (-1, rows * columns * inputs.shape[-1]))
 
     def _cell_weights(self, size: Tensor, count: int) -> Tensor:
@@ -828,8 +843,7 @@ class AntialiasedResizing(_Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         rows, columns = (ops.cast(x, self.compute_dtype) for x in (self._rows, self._columns))
-        x = ops.cast(inputs, self.compute_dtype)  # PyTorch does not convert integers
-        return ops.einsum("jw,biwc->bijc", columns, ops.einsum("ih,bhwc->biwc", rows, x))
+        return _weighted_sums(ops.cast(inputs, self.compute_dtype), rows, columns)
 
 
 def _resizing_weights(size: Any, target: int) -> np.ndarray:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from kerasim import data
+from kerasim import _folders, data, images
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from tests.helpers.file_access import no_hang, unprivileged
 from tests.helpers.image_files import write_animation, write_image
@@ -167,8 +168,6 @@ def test_a_file_is_an_image_by_its_content_whatever_its_suffix(kind, name, tmp_p
         ("BMW.txt", b"BMW, Audi, Volkswagen and others", "not an image"),
         ("empty", b"", "not an image"),
         ("riff.avi", b"RIFF\0\0\0\0AVI LIST", "not an image"),
-        ("IMG_1.heic", b"\0\0\0\x18ftypheic\0\0\0\0", "HEIF or AVIF .* convert it to JPEG"),
-        ("IMG_2", b"\0\0\0\x1cftypavif\0\0\0\0", "HEIF or AVIF .* convert it to JPEG"),
         ("DSC.NEF", b"MM\0*\0\0\0\x08" + bytes(24), "a raw file of a camera"),
     ],
 )
@@ -179,6 +178,33 @@ def test_a_file_that_is_not_an_image_is_listed_with_the_reason(name, content, re
         found = data.image_folder(tmp_path, 4)
     assert [file.name for file in found.files] == ["x.png"]
     assert re.search(reason, found.skipped[0][1])
+
+
+@pytest.mark.fault("stray-files")
+def test_a_photo_of_a_phone_is_read_with_pillow_heif_and_else_listed_with_advice(
+    tmp_path, monkeypatch
+):
+    write_image(tmp_path / "x.png")
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn, which the format applies itself
+    photo = Image.new("RGB", (40, 20), "red")
+    photo.save(tmp_path / "IMG_1.HEIC", "HEIF", exif=exif.tobytes())
+    photo.save(tmp_path / "IMG_2.heic", "HEIF")
+    red = np.broadcast_to([1.0, 0.0, 0.0], (2, 8, 4, 3))
+    np.testing.assert_allclose(data.image_folder(tmp_path, (8, 4))[:2], red, atol=0.02)
+    assert images.read_image(tmp_path / "IMG_1.HEIC").shape == (40, 20, 3)
+    assert images.read_image(tmp_path / "IMG_2.heic").shape == (20, 40, 3)
+    monkeypatch.setattr(images, "reads_heic", lambda: False)
+    monkeypatch.setattr(_folders, "reads_heic", lambda: False)
+    advice = "a HEIC image: install pillow-heif, or convert it to JPEG"
+    with pytest.warns(UserWarning, match="2 files in .* left out: 'IMG_1.HEIC', 'IMG_2.heic'"):
+        found = data.image_folder(tmp_path, 4)
+    assert [file.name for file in found.files] == ["x.png"]
+    assert re.search(advice, found.skipped[0][1])
+    with pytest.raises(ImageError, match=f"IMG_1.HEIC.* is {advice}"):
+        images.read_image(tmp_path / "IMG_1.HEIC")
 
 
 def test_a_pipe_without_suffix_is_listed_and_not_waited_for(tmp_path):

@@ -666,6 +666,21 @@ def test_a_grid_and_whitening_give_in_an_onnx_file_what_they_give_in_the_model(t
     np.testing.assert_allclose(found, model.predict_on_batch(images), atol=1e-5)
 
 
+def test_a_grid_and_resizing_give_in_litert_what_they_give_in_the_model(tmp_path):
+    """LiteRT cannot run an `einsum` of TensorFlow for a batch of any size."""
+    runtime = pytest.importorskip(
+        "ai_edge_litert.interpreter", reason="ai-edge-litert is not installed"
+    )
+    images = keras.Input((8, 8, 3), name="images")
+    pooled = layers.GridPooling((3, 2))(layers.AntialiasedResizing(5, 7)(images))
+    model = keras.Model(images, pooled)
+    model.export(str(tmp_path / "model.tflite"), format="litert", verbose=False)
+    run = runtime.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner()
+    for count in (1, 3):
+        x = np.random.default_rng(0).random((count, 8, 8, 3), dtype="float32")
+        np.testing.assert_allclose(run(images=x)["output_0"], model.predict_on_batch(x), atol=1e-6)
+
+
 class Eager(keras.layers.Layer):
     """Multiplies by another number in a graph than outside of one."""
 
@@ -703,12 +718,28 @@ def test_a_model_that_is_random_at_inference_is_refused(tmp_path):
         export.export_saved_model(model_of(Noisy()), tmp_path / "it")
 
 
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize("size", [(40, 23), (23, 40), (3, 500), (32, 32), (5, 5)])
+def test_served_files_are_resized_as_read_image_resizes_them(resize, size, tmp_path_factory):
+    model = keras.Sequential([keras.Input((12, 9, 3)), keras.layers.Flatten()])
+    path = tmp_path_factory.getbasetemp() / f"served-{resize}"
+    if not path.exists():
+        export.export_saved_model(model, path, resize=resize)
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (*np.maximum(np.array(size) // 4, 1), 3), dtype="uint8")
+    smooth = Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC)
+    content = encode(smooth)
+    expected = read_image(content, (12, 9), resize=resize).reshape(1, -1)
+    served = export.load_saved_model(path).serve_bytes([content])
+    np.testing.assert_allclose(served, expected, atol=0.012)
+
+
 def test_an_endpoint_of_bytes_that_decodes_otherwise_is_refused(tmp_path, monkeypatch):
-    def make_decoder(tf, height, width, channels):
+    def make_decoder(tf, *settings):
         def decode(encoded):
             return tf.image.flip_left_right(real(encoded))
 
-        real = make(tf, height, width, channels)
+        real = make(tf, *settings)
         return decode
 
     make = export.make_decoder

@@ -123,7 +123,13 @@ def public(root):
     return {
         "images.read_image": (
             images.read_image,
-            {"source": root / "pairs/left/0.png", "image_size": 4, "channels": 3, "dtype": "uint8"},
+            {
+                "source": root / "pairs/left/0.png",
+                "image_size": 4,
+                "channels": 3,
+                "dtype": "uint8",
+                "resize": "crop",
+            },
         ),
         "data.load_dataset": (
             data.load_dataset,
@@ -131,7 +137,13 @@ def public(root):
         ),
         "data.image_folder": (
             data.image_folder,
-            {"path": root / "pairs", "image_size": 4, "channels": 3, "on_error": "raise"},
+            {
+                "path": root / "pairs",
+                "image_size": 4,
+                "channels": 3,
+                "on_error": "raise",
+                "resize": "pad",
+            },
         ),
         "data.pair_folder": (data.pair_folder, {"path": root / "pairs", "image_size": 20}),
         "embedding.embed": (
@@ -597,7 +609,7 @@ def public(root):
         ),
         "export.export_saved_model": (
             export.export_saved_model,
-            {"model": EMBEDDER, "path": root / "exported", "replace": True},
+            {"model": EMBEDDER, "path": root / "exported", "replace": True, "resize": "pad"},
         ),
         "export.export_onnx": (
             export.export_onnx,
@@ -609,7 +621,14 @@ def public(root):
         ),
         "Gallery": (
             gallery.Gallery,
-            {"embedder": EMBEDDER, "metric": "cosine", "kind": "exact", "m": 4},
+            {
+                "embedder": EMBEDDER,
+                "metric": "cosine",
+                "kind": "exact",
+                "m": 4,
+                "thumbnail_size": 8,
+                "resize": "crop",
+            },
         ),
         "Gallery.add": (
             held().add,
@@ -646,7 +665,10 @@ def public(root):
             },
         ),
         "Gallery.save": (GALLERY.save, {"path": root / "gallery", "replace": True}),
-        "Gallery.load": (gallery.Gallery.load, {"path": root / "gallery", "embedder": EMBEDDER}),
+        "Gallery.load": (
+            gallery.Gallery.load,
+            {"path": root / "gallery", "embedder": EMBEDDER, "root": None},
+        ),
         "distribute.strategy": (distribute.strategy, {"devices": None}),
         "distribute.embed_folder": (
             distribute.embed_folder,

@@ -156,7 +156,8 @@ def test_a_gallery_opens_in_a_fresh_process(folder, tmp_path):
     gallery.add(folder)
     gallery.save(tmp_path / "gallery")
     assert {p.name for p in (tmp_path / "gallery").iterdir()} == {
-        *("kerasim.json", "embedder.keras", "embeddings.npy", "items.json")
+        *("kerasim.json", "embedder.keras", "embeddings.npy", "items.json"),
+        *("thumbnails.npy", "thumbnails.bin"),
     }
     code = (
         "import sys; from kerasim.gallery import Gallery; "

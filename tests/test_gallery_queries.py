@@ -155,9 +155,51 @@ def test_what_cannot_be_drawn_is_refused(gallery, images):
     found = gallery.query(images[:1], k=2)
     with pytest.raises(ArgumentTypeError, match="found must be the table that query returns"):
         gallery.show(found["id"], images[:1])
+    without = Gallery(gallery.embedder, thumbnail_size=None)
+    without.add(images)
     with pytest.raises(ArgumentError, match="added as arrays, without a file: pass images="):
-        gallery.show(found, images[:1])
+        without.show(found, images[:1])
     with pytest.raises(ArgumentError, match="images"):
         gallery.show(found, images[:1], images[:5])
     with pytest.raises(ArgumentError, match="found holds no rows"):
         gallery.show(found[:0], images[:1], images)
+
+
+def test_a_filtered_table_can_be_drawn(gallery, images):
+    found = gallery.query(images[:3], k=4)
+    others = found[found["rank"] > 1]
+    assert len(gallery.show(others, images[:3], images).axes) == 3 * (1 + 3)
+    near = found[(found["query"] != 1) | (found["rank"] < 3)]
+    assert len(gallery.show(near, images[:3], images).axes) == 3 * (1 + 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda images: images[..., 0], "images has shape"),
+        (lambda images: 255 * images, r"images\[.*outside \[0, 1\]|floats outside"),
+        (lambda images: np.where(images > 0.5, np.nan, images), "NaN"),
+        (lambda images: np.repeat(images, 4, axis=-1), "channels=4"),
+    ],
+    ids=["no channels", "0 to 255", "nan", "four channels"],
+)
+def test_images_that_cannot_be_drawn_are_refused(gallery, images, change, said):
+    found = gallery.query(images[:1], k=2)
+    with pytest.raises(ArgumentError, match=said):
+        gallery.show(found, images[:1], change(images))
+
+
+def test_an_item_that_was_removed_since_is_named(gallery, images):
+    found = gallery.query(images[:1], k=2)
+    gallery.remove(found["id"])
+    with pytest.raises(ArgumentError, match="are not in the gallery"):
+        gallery.show(found, images[:1])
+
+
+def test_labels_are_one_or_several_and_not_none(gallery, images):
+    label = gallery.items["label"][0]
+    for labels in (label, [label], np.array(label), np.array([label]), label.encode()):
+        found = gallery.query(images[:1], k=2, labels=labels)
+        assert set(found["label"]) == {label}
+    with pytest.raises(ArgumentError, match="labels is empty"):
+        gallery.query(images[:1], labels=[])

@@ -21,8 +21,8 @@ ORDER = """
     errors _quiet _checks _distances _artifacts images _folders _keras_compat _devices _tensors
     layers losses _keras_files _grids _cutting _model_identity _image_checks _content duplicates
     schedules data embedding neighbors curation metrics diffusion _tiling denoising models _fitting
-    _resume training projection plots explorer _serving export distribute _sources _items _adding
-    _report gallery cli __main__
+    _resume training projection plots explorer _serving export distribute _sources
+    _thumbnails _items _adding _report gallery cli __main__
 """.split()
 
 # Within a folder likewise; the families of models know their shared blocks alone.

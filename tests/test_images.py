@@ -17,7 +17,15 @@ from kerasim.images import FORMATS, read_image
 from tests.helpers.file_access import unprivileged
 from tests.helpers.image_files import COLORS, RAMP, TRANSPOSED, chunk, encode, png, reference_images
 
-SAVED = {"PNG": {}, "BMP": {}, "GIF": {}, "TIFF": {}, "JPEG": {}, "WEBP": {"lossless": True}}
+SAVED = {
+    "PNG": {},
+    "BMP": {},
+    "GIF": {},
+    "TIFF": {},
+    "JPEG": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
 
 
 @pytest.mark.fault("pixel-formats")
@@ -300,6 +308,48 @@ def test_the_limit_is_on_pixels_and_the_message_gives_it(monkeypatch):
     assert read_image(encode(Image.new("L", (3, 4)))).shape == (4, 3, 3)
     with pytest.raises(ImageError, match="13 x 1 pixels, more than 12"):
         read_image(encode(Image.new("L", (13, 1))))
+
+
+def striped():
+    """Returns an image 10 high and 30 wide: red, green and blue thirds."""
+    image = Image.new("RGB", (30, 10), "red")
+    image.paste("lime", (10, 0, 20, 10))
+    image.paste("blue", (20, 0, 30, 10))
+    return image
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_an_image_of_another_aspect_ratio_is_squashed_cropped_or_padded(turned):
+    image = striped().transpose(Image.Transpose.TRANSPOSE) if turned else striped()
+    found = {
+        way: read_image(encode(image), (6, 6), dtype="uint8", resize=way)
+        for way in ("squash", "crop", "pad")
+    }
+    if turned:
+        found = {way: pixels.transpose(1, 0, 2) for way, pixels in found.items()}
+    np.testing.assert_array_equal(found["crop"], np.broadcast_to([0, 255, 0], (6, 6, 3)))
+    assert found["squash"][:, 0, 0].min() > 200 and found["squash"][:, 5, 2].min() > 200
+    assert not found["pad"][[0, 1, 4, 5]].any() and found["pad"][2:4].any(axis=-1).all()
+    assert found["pad"][2, 0, 0] > 200 and found["pad"][3, 5, 2] > 200
+    np.testing.assert_array_equal(
+        read_image(encode(image), (6, 6), dtype="uint8"),
+        (found["squash"].transpose(1, 0, 2) if turned else found["squash"]),
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("target", [(4, 4), (5, 3), (1, 9)])
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_every_way_to_resize_gives_the_size_that_was_asked_for(size, target, resize):
+    image = Image.new("RGB", size[::-1], "white")
+    pixels = read_image(encode(image), target, dtype="uint8", resize=resize)
+    assert pixels.shape == (*target, 3) and pixels.max() == 255
+    assert resize == "pad" or pixels.min() == 255
+
+
+def test_an_unknown_way_to_resize_is_refused():
+    with pytest.raises(ArgumentError, match="resize='stretch'"):
+        read_image(encode(striped()), 6, resize="stretch")
 
 
 @pytest.mark.fault("unreadable-images")

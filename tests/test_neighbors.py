@@ -229,7 +229,7 @@ def test_an_index_that_was_not_fitted_is_empty(vectors, tmp_path):
 
 
 def test_no_vectors_are_refused():
-    with pytest.raises(ArgumentError, match=r"1 rows or more. Received shape \(0, 4\)"):
+    with pytest.raises(ArgumentError, match=r"1 row or more. Received shape \(0, 4\)"):
         NeighborIndex("euclidean").fit(np.empty((0, 4)))
 
 
