@@ -46,6 +46,7 @@ _SHEET = 512  # pixels of the longer side of a sheet; browsers decode each one a
 # Number of images up to which thumbnails have this many pixels, and the quality of WebP. A page of
 # 60,000 images stays below 30 MB.
 _THUMBNAILS = ((2_000, 128, 80), (10_000, 64, 80), (np.inf, 32, 50))
+_BLOCK = 16  # pixels of the side of a block of WebP, in which colors are averaged
 _LARGEST_CODE = 2**16 - 1
 
 
@@ -353,18 +354,26 @@ def _sheets(images) -> tuple[list[str], dict[str, Any]]:
         pixels = read(row)
         small = Image.fromarray(np.repeat(pixels, 3 // pixels.shape[-1], axis=-1))
         small.thumbnail((side, side), reducing_gap=3.0)
-        return small
+        return small.size, _padded(small, side)
 
     in_order = thread_map if isinstance(images, ImageFolder) else map
     for start in range(0, len(images), columns**2):
         rows = range(start, min(start + columns**2, len(images)))
         sheet = Image.new("RGB", (columns * side, -(-len(rows) // columns) * side), "#808080")
-        for n, small in enumerate(in_order(thumbnail, rows)):
+        for n, (size, small) in enumerate(in_order(thumbnail, rows)):
             sheet.paste(small, (n % columns * side, n // columns * side))
-            sizes.append(small.size)
+            sizes.append(size)
         encoded = io.BytesIO()
         sheet.save(encoded, "WEBP", quality=quality)
         sheets.append(f"data:image/webp;base64,{base64.b64encode(encoded.getvalue()).decode()}")
     if len(set(sizes)) == 1:
         sizes = sizes[:1]
     return sheets, {"side": side, "columns": columns, "sizes": _packed(np.ravel(sizes))}
+
+
+def _padded(image, side: int):
+    """Repeats the last column and row up to a whole block, so that no background shows in it."""
+    right, below = (min(side, -(-length // _BLOCK) * _BLOCK) - length for length in image.size)
+    if not (right or below):
+        return image
+    return Image.fromarray(np.pad(np.asarray(image), ((0, below), (0, right), (0, 0)), "edge"))
