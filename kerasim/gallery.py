@@ -19,7 +19,7 @@ import dataclasses
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -75,6 +75,8 @@ _KIND = "gallery"
 _PAIRS = 200_000  # that fit into a manifest
 _FEW_PAIRS = 10  # a rate that is measured on fewer pairs is unreliable
 _MAP_ITEMS = 5  # the fewest that UMAP can lay out
+_CLUSTER = 10  # the fewest images of a cluster on the map
+_MAP_CLUSTERED = 5_000  # items up to which the map looks for clusters, in some seconds
 _REPORT_ITEMS = 3
 _THUMBNAIL_LIMIT = 1024
 _STRIP = 96  # pixels of the side of an image beside its query
@@ -1024,8 +1026,12 @@ class Gallery:
         k: int = 10,
         seed: int = 0,
         on_error: Literal["raise", "skip"] = "skip",
+        groups: Mapping[str, ArrayLike | Sequence[Any]] | None = None,
     ) -> Path:
         """Writes a map of the gallery as an HTML page (`Projection`, `explorer.write_explorer`).
+
+        The points can be colored by label, by how unusual an image is and, up to 5,000 images, by
+        cluster (`curation`). Fewer than 5 images are laid out by principal components.
 
         Args:
             path: HTML file to write.
@@ -1036,14 +1042,25 @@ class Gallery:
             seed: The same seed draws the same map.
             on_error: What to do with items whose file is gone or cannot be decoded: "skip" them,
                 with a warning, or "raise" an error.
+            groups: Dict from a name to a value for each item, in the order of `items`, by which the
+                points can be colored, too.
 
         Returns:
             The absolute path.
 
         Raises:
-            ArgumentError: If there are fewer than 5 items to show, or items have no images.
+            ArgumentError: If there is no item to show, items have no images, or `groups` do not fit
+                the items.
             ImageError: If `on_error="raise"` and a file is gone or cannot be decoded.
             ArtifactError: If the page cannot be written.
+
+        Example:
+            >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
+            >>> gallery = Gallery(embedder, "euclidean")
+            >>> images = np.random.default_rng(0).random((4, 8, 8, 1))
+            >>> ids = gallery.add(images)
+            >>> gallery.write_map("map.html", images, k=3, groups={"camera": [1, 1, 2, 2]}).name
+            'map.html'
         """
         _checks.integer("k", k)
         _checks.one_of("on_error", on_error, ("raise", "skip"))
@@ -1051,23 +1068,32 @@ class Gallery:
         kept = np.arange(len(items.table))
         if images is None:
             images, kept = self._thumbnails(items, on_error)
-        if len(kept) < _MAP_ITEMS:
-            raise ArgumentError(
-                f"The map has {_checks.counted(len(kept), 'image', 'images')} to show, but "
-                f"needs {_MAP_ITEMS} or more: add more images."
-            )
+        if not len(kept):
+            raise ArgumentError("The map has no image to show: add images.")
         vectors = items.vectors[kept]
-        k = _checks.clipped(
-            "k", k, len(vectors) - 1, "other item of the map", "other items of the map"
-        )
-        places = Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
-        nearest = {}
+        if len(kept) > 1:
+            k = _checks.clipped(
+                "k", k, len(kept) - 1, "other item of the map", "other items of the map"
+            )
+        places = _map_places(vectors, k, seed)
+        distances, nearest = {}, {}
+        metric = self.settings["metric"]
         zeros = not vectors.any(axis=1).all()  # have no cosine distance
-        for metric in METRICS[: -1 if zeros else None]:
-            nearest[metric] = NeighborIndex(metric).fit(vectors).query(k=k)[1]
+        for each in METRICS[: -1 if zeros else None]:
+            if len(kept) > 1:
+                distances[each], nearest[each] = NeighborIndex(each).fit(vectors).query(k=k)
         labels = items.table["label"].to_numpy(str)[kept]
-        labels = labels if (labels != "").any() else None
-        return write_explorer(path, images, places, labels, nearest, title)
+        return write_explorer(
+            path,
+            images,
+            places,
+            labels if (labels != "").any() else None,
+            nearest,
+            title,
+            metric=metric if metric in nearest else None,
+            distances=distances,
+            groups=_map_groups(groups, items, kept, distances.get(metric), metric),
+        )
 
     def _thumbnails(self, items: Items, on_error: str):
         """Returns small images of the items' files, and which items they belong to."""
@@ -1468,6 +1494,39 @@ class _Thumbnails(data.ImageFolder):
 
     def __getitem__(self, rows) -> np.ndarray:
         return data.as_float(self._images[rows])
+
+
+def _map_places(vectors, k: int, seed: int) -> np.ndarray:
+    """Returns the coordinates of a map: of few vectors their first two principal components."""
+    if len(vectors) >= _MAP_ITEMS:
+        return Projection(min(15, max(2, k)), seed=seed).fit_transform(vectors)
+    scaled = vectors / (np.abs(vectors).max() or 1.0)
+    left, sizes, _ = np.linalg.svd(scaled - scaled.mean(axis=0), full_matrices=False)
+    places = np.zeros((len(vectors), 2))
+    places[:, : len(sizes)] = (left * sizes)[:, :2]
+    return places
+
+
+def _map_groups(groups, items: Items, kept, distances, metric) -> dict[str, Any]:
+    """Returns what the points of a map can be colored by, besides labels, for the items `kept`."""
+    _checks.has_attribute("groups", {} if groups is None else groups, "items", "a dict of names")
+    found = {}
+    for name, values in (groups or {}).items():
+        given = np.array(values, dtype=object)  # keeps None among numbers
+        found[name] = _checks.same_length(
+            f"groups[{name!r}]", given, len(items.table), "items", rank=1
+        )[kept].tolist()
+    if distances is not None and len(kept) >= _MAP_ITEMS:
+        scores = distances[:, -1]  # as `curation.outlier_scores`
+        steps = [(scores > np.quantile(scores, share)).astype(int) for share in (0.95, 0.99)]
+        names = np.array(
+            ["the other images", "5 % farthest from others", "1 % farthest from others"]
+        )
+        found.setdefault("outlier", names[sum(steps)])
+    if 2 * _CLUSTER <= len(kept) <= _MAP_CLUSTERED and distances is not None:
+        numbers = curation.clusters(items.vectors[kept], _CLUSTER, metric)
+        found.setdefault("cluster", [None if n < 0 else int(n) for n in numbers])
+    return found
 
 
 def _wilson(count: int, total: int) -> tuple[float, float]:

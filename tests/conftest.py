@@ -43,6 +43,7 @@ SLOW = (
     "test_docs",
     "test_wheel",
     "test_explorer",
+    "test_explorer_page",
     "test_keras_files",
     "test_data_folders",
     "test_models_autoencoder",

@@ -1,172 +1,19 @@
+"""What the explorer page holds; tests/test_explorer_page.py tries it in a browser."""
+
 import base64
 import gzip
 import html.parser
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kerasim import data, explorer
-from kerasim.errors import ArgumentError, ArtifactError
-
-# Images of one color each, so that a screenshot tells which one it is.
-LEVELS = np.linspace(0, 1, 30)
-IMAGES = np.stack([np.full((10, 6, 3), [n, 1 - n, 0.5]) for n in LEVELS]).astype("float32")
-PLACES = np.stack([np.arange(30) % 6, np.arange(30) // 6], axis=1).astype("float64")
-NEIGHBORS = {
-    "euclidean": (np.arange(30)[:, None] + [1, 2, 3]) % 30,
-    "manhattan": (np.arange(30)[:, None] + [7, 5]) % 30,
-    "cosine": (np.arange(30)[:, None] + [11, 13, 17, 19]) % 30,
-}
-HOSTILE = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>"
-LABELS = np.array(["plain", HOSTILE, "__proto__"])[np.arange(30) % 3]
-PLACE_OF = """n => {
-    const found = Bokeh.documents[0], plot = found.get_model_by_name("map");
-    const data = found.get_model_by_name("points").data_source.data;
-    const view = Bokeh.index.find_one_by_id(plot.id), box = view.el.getBoundingClientRect();
-    return [
-        box.left + view.frame.x_scale.compute(data.x[n]),
-        box.top + view.frame.y_scale.compute(data.y[n]),
-    ];
-}"""
-RANGE = """() => {
-    const x = Bokeh.documents[0].get_model_by_name("map").x_range;
-    return [x.start, x.end];
-}"""
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    flags = "--no-sandbox --disable-gpu --disable-quic --disable-background-networking"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags.split())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("explorer") / "map.html"
-    return explorer.write_explorer(path, IMAGES, PLACES, LABELS, NEIGHBORS, title=HOSTILE)
-
-
-@pytest.fixture(params=[(1280, 800, "light"), (1280, 800, "dark"), (390, 844, "light")], ids=str)
-def page(request, chromium, file):
-    width, height, scheme = request.param
-    context = chromium.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, offline=True
-    )
-    page = context.new_page()
-    said, asked = [], []
-    page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(file.as_uri())
-    page.wait_for_selector("body[data-ready]")
-    yield page
-    assert asked == [file.as_uri()] and said == []
-    assert page.evaluate("window.hacked") is None
-    context.close()
-
-
-def color(page, selector):
-    """Returns the color in the middle of an element."""
-    image = Image.open(io.BytesIO(page.locator(selector).first.screenshot())).convert("RGB")
-    return np.array(image.getpixel((image.width // 2, image.height // 2))) / 255
-
-
-@pytest.mark.fault("html-in-names")
-def test_a_point_under_the_mouse_shows_its_image_and_label(page):
-    page.mouse.move(*page.evaluate(PLACE_OF, 13))
-    page.wait_for_selector("#card:visible")
-    assert LABELS[13] in page.inner_text("#card")
-    np.testing.assert_allclose(color(page, "#card .tile"), IMAGES[13, 0, 0], atol=0.03)
-
-
-@pytest.mark.fault("html-in-names")
-def test_a_click_shows_the_nearest_by_each_metric_in_order(page):
-    page.mouse.click(*page.evaluate(PLACE_OF, 8))
-    page.wait_for_selector("#neighbors section")
-    np.testing.assert_allclose(color(page, "#chosen .tile"), IMAGES[8, 0, 0], atol=0.03)
-    for metric, rows in NEIGHBORS.items():
-        buttons = page.locator(f"section[data-metric={metric}] button")
-        shown = buttons.evaluate_all("all => all.map(one => Number(one.dataset.n))")
-        assert shown == rows[8].tolist()
-    page.locator("section[data-metric=cosine] button").nth(1).click()
-    assert page.inner_text("#chosen").splitlines()[0] == LABELS[21]
-    np.testing.assert_allclose(color(page, "#chosen .tile"), IMAGES[21, 0, 0], atol=0.03)
-
-
-def test_the_keyboard_alone_searches_chooses_moves_and_zooms(page):
-    page.focus("#search")
-    page.keyboard.type("PLAIN")
-    assert page.inner_text("#found h2") == "10 found"
-    page.keyboard.press("Tab")
-    for _ in range(20):  # past the map and its buttons, which come first
-        if page.evaluate("document.activeElement.closest('#found') !== null"):
-            break
-        page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    assert "number 0" in page.inner_text("#chosen")
-    page.focus("#map")
-    start, end = page.evaluate(RANGE)
-    page.keyboard.press("ArrowRight")
-    assert page.evaluate(RANGE)[0] > start
-    page.keyboard.press("0")
-    assert page.evaluate(RANGE) == pytest.approx([start, end])
-    page.keyboard.press("+")
-    left, right = page.evaluate(RANGE)
-    assert start < left < right < end
-    page.fill("#search", "proto")
-    page.locator("#found button").nth(1).click()
-    assert page.evaluate(RANGE) == [left, right]
-
-
-def test_nothing_lies_beside_the_screen_and_the_map_is_in_it(page):
-    wide, inner = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert wide <= inner
-    box = page.locator("#map").bounding_box()
-    assert box["width"] > 300 and box["height"] > 250
-
-
-def test_each_kind_of_point_is_drawn_in_its_color(chromium, tmp_path):
-    kinds = np.arange(30)
-    file = explorer.write_explorer(tmp_path / "map.html", IMAGES, PLACES, kinds)
-    page = chromium.new_page()
-    page.goto(file.as_uri())
-    page.wait_for_selector("body[data-ready]")
-    drawn = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    for n in kinds:
-        code = explorer.COLORS[n % len(explorer.COLORS)]
-        expected = [int(code[k : k + 2], 16) for k in (1, 3, 5)]
-        x, y = map(round, page.evaluate(PLACE_OF, int(n)))
-        np.testing.assert_allclose(drawn.getpixel((x, y)), expected, atol=40, err_msg=str(n))
-    page.close()
-
-
-def test_a_folder_is_searched_by_file_name(chromium, tmp_path):
-    for n in range(3):
-        Image.fromarray(np.full((6, 9, 3), 80 * n, "uint8")).save(tmp_path / f"photo-{n}.png")
-    folder = data.image_folder(tmp_path, (6, 9))
-    file = explorer.write_explorer(tmp_path / "map.html", folder, np.eye(3)[:, :2])
-    page = chromium.new_page()
-    page.goto(file.as_uri())
-    page.wait_for_selector("body[data-ready]")
-    page.fill("#search", "photo-2")
-    assert page.inner_text("#found h2") == "1 found"
-    page.locator("#found button").click()
-    assert "photo-2.png" in page.inner_text("#chosen")
-    np.testing.assert_allclose(color(page, "#chosen .tile"), 160 / 255, atol=0.03)
-    page.close()
+from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
+from tests.helpers.explorer_page import DISTANCES, HOSTILE, IMAGES, LABELS, NEIGHBORS, PLACES
 
 
 def luminance(code):
@@ -178,7 +25,7 @@ def luminance(code):
 
 @pytest.mark.parametrize("code", explorer.COLORS)
 def test_a_color_is_seen_on_white_and_on_dark(code):
-    page = (explorer.resources.files("kerasim") / "explorer.html").read_text("utf-8")
+    page = (explorer.resources.files("kerasim") / "explorer.css").read_text("utf-8")
     for back in ("#ffffff", "#17191c"):
         assert f"--back: {back}" in page
         low, high = sorted([luminance(code), luminance(back)])
@@ -202,6 +49,24 @@ def test_a_color_is_seen_on_white_and_on_dark(code):
             "a position outside 0 to 29|expected integers",
         ),
         ({"images": IMAGES[..., :2]}, "channels=2 is not known"),
+        ({"metric": "l2"}, "metric='l2' is not known"),
+        ({"metric": "cosine"}, r"metric='cosine' is none of the metrics of neighbors, \[\]: pass"),
+        ({"distances": DISTANCES}, r"distances\['euclidean'\] is given without neighbors"),
+        (
+            {"neighbors": NEIGHBORS, "distances": {"cosine": DISTANCES["euclidean"]}},
+            r"distances\['cosine'\] has shape .30, 3., expected .30, 4.",
+        ),
+        (
+            {"neighbors": NEIGHBORS, "distances": {"cosine": -DISTANCES["cosine"]}},
+            r"distances\['cosine'\] holds negative distances in 30 of 30 rows",
+        ),
+        (
+            {"neighbors": NEIGHBORS, "distances": {"cosine": DISTANCES["cosine"] * np.nan}},
+            r"distances\['cosine'\] holds NaN or infinity",
+        ),
+        ({"groups": {"cluster": [1, 2]}}, r"groups\['cluster'\] has shape .2,., expected .30,."),
+        ({"groups": {"score": [0.5, 2]}}, r"groups\['score'\] has shape .2,., expected .30,."),
+        ({"files": ["a.png"]}, "files has shape .1,., expected .30,."),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(change, message, tmp_path):
@@ -209,6 +74,147 @@ def test_what_does_not_fit_is_refused_and_nothing_written(change, message, tmp_p
     with pytest.raises(ArgumentError, match=message):
         explorer.write_explorer(tmp_path / "map.html", **given)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": LABELS}, "groups must be a dict of names"),
+        ({"groups": {3: LABELS}}, "name of groups is 3, of type int: pass a name"),
+        ({"groups": {"a": [object()] * 30}}, r"groups\['a'\] must be integers or strings"),
+        ({"distances": 3}, "distances must be a dict of metrics"),
+        ({"files": 3}, "files must be a list or tuple"),
+        ({"files": [3] * 30}, "files is 3, of type int: pass paths or names"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_by_name(change, message, tmp_path):
+    given = {"images": IMAGES, "coordinates": PLACES, **change}
+    with pytest.raises(ArgumentTypeError, match=message):
+        explorer.write_explorer(tmp_path / "map.html", **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+# What the page holds
+
+
+def held(path):
+    """Returns the data of a page, and its sheets as arrays."""
+    text = path.read_text("utf-8")
+    known = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    sheets = re.findall(r'class="sheet">data:image/webp;base64,(.*?)</script>', text, re.S)
+    images = [Image.open(io.BytesIO(base64.b64decode(sheet))) for sheet in sheets]
+    return known, [np.asarray(image.convert("RGB")) for image in images]
+
+
+def unpacked(packed):
+    kind, text = packed
+    return np.frombuffer(base64.b64decode(text), f"<{kind}")
+
+
+def test_labels_are_held_in_natural_order_with_the_one_that_is_missing_last(tmp_path):
+    labels = ["10", "1", "img 2b", None, "2", "img 10", "IMG 1", "02", "9" * 5000, "1"]
+    path = explorer.write_explorer(tmp_path / "map.html", IMAGES[:10], PLACES[:10], labels)
+    (coloring,) = held(path)[0]["colorings"]
+    names = coloring["names"]
+    assert names[:3] == ["1", "02", "2"] and names[-1] == "no label" and coloring["missing"] == 8
+    assert names[3:-1] == ["10", "9" * 5000, "IMG 1", "img 2b", "img 10"]
+    assert [names[n] for n in unpacked(coloring["classes"])] == [
+        "no label" if label is None else label for label in labels
+    ]
+
+
+def test_a_label_named_no_label_is_none_that_is_missing(tmp_path):
+    labels = ["a", "no label"] * 15
+    path = explorer.write_explorer(tmp_path / "map.html", IMAGES, PLACES, labels)
+    assert held(path)[0]["colorings"][0]["missing"] == -1
+
+
+def test_groups_of_floats_are_divided_into_ranges_of_about_as_many_images(tmp_path):
+    scores = np.linspace(0, 1, 30) ** 2
+    scores[7] = np.nan
+    path = explorer.write_explorer(
+        tmp_path / "map.html", IMAGES, PLACES, groups={"score": scores, "whole": scores * 0 + 2.0}
+    )
+    score, whole = held(path)[0]["colorings"]
+    assert np.bincount(unpacked(score["classes"])).tolist() == [6, 6, 5, 6, 6, 1]
+    assert score["names"][-1] == "no score" and score["names"][0].startswith("0 to ")
+    assert whole["names"] == ["2", "no whole"]
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-5, 1, 1e200])
+def test_distances_are_held_to_three_digits(scale, tmp_path):
+    distances = {metric: rows * scale for metric, rows in DISTANCES.items()}
+    path = explorer.write_explorer(
+        tmp_path / "map.html", IMAGES, PLACES, None, NEIGHBORS, metric="cosine", distances=distances
+    )
+    known = held(path)[0]
+    assert [each["metric"] for each in known["nearest"]] == ["cosine", "euclidean", "manhattan"]
+    for each in known["nearest"]:
+        coded = each["distances"]
+        codes = unpacked(coded["codes"]).astype(float)
+        values = np.where(codes == 0, 0, np.exp(coded["low"] + (codes - 1) * coded["step"]))
+        np.testing.assert_allclose(values, distances[each["metric"]].ravel(), rtol=2e-4)
+        np.testing.assert_array_equal(unpacked(each["rows"]), NEIGHBORS[each["metric"]].ravel())
+
+
+def test_equal_distances_and_those_of_no_neighbors_are_held(tmp_path):
+    for k in (0, 2):
+        rows, zeros = np.zeros((30, k), int), np.zeros((30, k))
+        path = explorer.write_explorer(
+            tmp_path / "map.html",
+            IMAGES,
+            PLACES,
+            None,
+            {"cosine": rows},
+            distances={"cosine": zeros},
+        )
+        assert unpacked(held(path)[0]["nearest"][0]["distances"]["codes"]).tolist() == [0] * 30 * k
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n, (kind, size) in enumerate([("cat", (300, 100)), ("dog", (50, 100)), ("dog", (8, 8))]):
+        file = tmp_path / "secret name" / "photos" / kind / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (80 * n, 20, 200)).save(file)
+    return data.image_folder(tmp_path / "secret name" / "photos", (6, 6))
+
+
+def test_thumbnails_of_files_keep_their_aspect_ratio(folder, tmp_path):
+    known, (sheet,) = held(explorer.write_explorer(tmp_path / "a.html", folder, np.eye(3, 2)))
+    sizes = unpacked(known["sizes"]).reshape(-1, 2)
+    assert known["side"] == 128 and sizes.tolist() == [[128, 43], [50, 100], [8, 8]]
+    for n, (width, height) in enumerate(sizes.tolist()):
+        left = n * known["side"]
+        part = sheet[:height, left : left + width].astype(int)
+        assert np.abs(part - [80 * n, 20, 200]).mean() < 6
+
+
+def test_the_page_holds_no_path_of_the_disk(folder, tmp_path):
+    page = explorer.write_explorer(tmp_path / "other" / "a.html", folder, np.eye(3, 2))
+    known = held(page)[0]
+    assert known["files"] == ["cat/0.png", "dog/1.png", "dog/2.png"] and known["folder"] is None
+    text = page.read_text("utf-8")
+    assert "secret name" not in text and str(tmp_path) not in text
+
+
+def test_files_below_the_folder_of_the_page_are_linked(folder, tmp_path):
+    page = explorer.write_explorer(tmp_path / "secret name" / "a.html", folder, np.eye(3, 2))
+    assert held(page)[0]["folder"] == "photos"
+
+
+def test_names_of_files_can_be_given_for_arrays(tmp_path):
+    files = [tmp_path / "a" / "1.png", "", str(tmp_path / "b.png")]
+    page = explorer.write_explorer(tmp_path / "a.html", IMAGES[:3], PLACES[:3], files=files)
+    known = held(page)[0]
+    assert known["files"] == ["a/1.png", "", "b.png"] and known["folder"] is None
+
+
+def test_a_file_that_is_gone_is_named(folder, tmp_path):
+    folder.files[1].unlink()
+    with pytest.raises(ImageError, match="1.png"):
+        explorer.write_explorer(tmp_path / "a.html", folder, np.eye(3, 2))
+    assert not (tmp_path / "a.html").exists()
 
 
 def places_in(page):
@@ -298,8 +304,8 @@ def test_hostile_names_of_classes_and_files_make_no_elements_and_the_page_has_it
         for (_, given), text in zip(hostile.found, hostile.texts, strict=True)
         if given.get("id") == "data"
     )
-    assert known["files"] == [str(file) for file in folder.files]
-    assert set(known["names"]) == {kind.name, HOSTILE}
+    assert known["files"] == [str(file.relative_to(kind)) for file in folder.files]
+    assert set(known["colorings"][0]["names"]) == {kind.name, HOSTILE}
     policy = next(given for _, given in hostile.found if "http-equiv" in given)
     assert policy["http-equiv"] == "Content-Security-Policy"
     assert policy["content"].startswith("default-src 'none'")

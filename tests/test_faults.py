@@ -601,6 +601,10 @@ def public(root):
                 "labels": LABELS,
                 "neighbors": {"cosine": np.zeros((7, 2), int)},
                 "title": "a",
+                "metric": "cosine",
+                "distances": {"cosine": np.ones((7, 2))},
+                "groups": {"cluster": LABELS},
+                "files": [f"{n}.png" for n in range(7)],
             },
         ),
         "export.export_saved_model": (

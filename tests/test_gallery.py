@@ -245,7 +245,7 @@ def test_the_map_shows_the_nearest_of_each_item_by_each_metric(tmp_path, monkeyp
     gallery.remove([4])
     images = np.delete(np.concatenate([IMAGES, IMAGES[:2]]), 4, axis=0)
     gallery.write_map(tmp_path / "map.html", images, k=3)
-    path, shown, places, labels, nearest, _ = given["all"]
+    _, shown, places, labels, nearest, _ = given["all"]
     assert shown is images and places.shape == (31, 2) and labels[-1] == "1"
     vectors = embedding.embed(EMBEDDER, images).astype("float64")
     for metric, rows in nearest.items():

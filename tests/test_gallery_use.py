@@ -14,6 +14,7 @@ from kerasim import data
 from kerasim._sources import label_texts
 from kerasim.errors import ArgumentError, ArgumentTypeError, ImageError
 from kerasim.gallery import Gallery
+from kerasim.neighbors import NeighborIndex
 from tests.helpers.small_embedder import EMBEDDER
 
 FLOATS = np.random.default_rng(0).random((40, 4, 4, 1), dtype="float32")
@@ -279,8 +280,8 @@ def mapped(tmp_path, monkeypatch):
     """A gallery of eight files, and what it hands to `write_explorer`."""
     given = {}
 
-    def write(path, images, places, labels, nearest, title):
-        given.update(images=images, places=places, labels=labels, nearest=nearest)
+    def write(path, images, places, labels, nearest, title, **more):
+        given.update(images=images, places=places, labels=labels, nearest=nearest, **more)
 
     class Projection:  # UMAP takes seconds
         def __init__(self, n_neighbors, seed):
@@ -319,15 +320,43 @@ def test_a_map_leaves_out_files_that_are_gone_or_cannot_be_decoded(mapped):
         gallery.write_map("map.html", k=5, on_error="raise")
 
 
-def test_a_map_of_fewer_than_five_images_is_refused_with_their_number(mapped):
-    gallery, _ = mapped
-    gallery.remove([0, 1, 2])
-    gallery.write_map("map.html", k=4)
-    gallery.remove([3])
-    with pytest.raises(ArgumentError, match="has 4 images to show, but needs 5 or more"):
-        gallery.write_map("map.html")
-    with pytest.raises(ArgumentError, match="has 0 images to show, but needs 5 or more"):
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_map_of_fewer_than_five_images_is_written(count, mapped, tmp_path, monkeypatch):
+    gallery, given = mapped
+    gallery.remove(list(range(count, 8)))
+    gallery.write_map("map.html", k=max(1, count - 1))
+    assert given["places"].shape == (count, 2) and len(np.unique(given["places"], axis=0)) == count
+    assert all(rows.shape == (count, count - 1) for rows in given["nearest"].values())
+    assert given["groups"] == {}
+    monkeypatch.undo()
+    page = gallery.write_map(tmp_path / "map.html", k=max(1, count - 1))
+    assert page.stat().st_size > 10_000
+
+
+def test_a_map_of_no_image_is_refused():
+    with pytest.raises(ArgumentError, match="The map has no image to show: add images"):
         Gallery(EMBEDDER).write_map("map.html")
+
+
+def test_a_map_has_the_metric_of_the_gallery_with_distances_and_groups_of_its_items(mapped):
+    gallery, given = mapped
+    Path(gallery.items["file"][2]).unlink()
+    with pytest.warns(UserWarning, match="1 item is not on the map"):
+        gallery.write_map("map.html", k=5, groups={"camera": ["a", None, "c", *"defgh"]})
+    assert given["metric"] == "euclidean"
+    for metric, rows in given["nearest"].items():
+        found = NeighborIndex(metric).fit(np.delete(gallery.vectors, 2, axis=0)).query(k=5)
+        np.testing.assert_array_equal(given["distances"][metric], found[0])
+        np.testing.assert_array_equal(rows, found[1])
+    assert given["groups"]["camera"] == ["a", None, *"defgh"]
+    farthest = given["distances"]["euclidean"][:, -1].argmax()
+    assert given["groups"]["outlier"][farthest] == "1 % farthest from others"
+
+
+def test_groups_of_a_map_that_do_not_fit_the_items_are_refused(mapped):
+    gallery, _ = mapped
+    with pytest.raises(ArgumentError, match=r"groups\['camera'\] has shape .2,., expected .8,."):
+        gallery.write_map("map.html", k=5, groups={"camera": [1, 2]})
 
 
 def test_a_map_shows_as_many_neighbors_as_there_are_with_a_warning(mapped):

@@ -131,8 +131,8 @@ def test_a_map_without_any_label_can_be_drawn():
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_page_shows_images_without_a_label_as_such(case):
-    names, classes = explorer._classes(CASES[case], 6)
-    assert names[-1] == "no label" and len(names) == 4
+    names, classes, missing = explorer._classes(CASES[case], 6)
+    assert names[-1] == "no label" and len(names) == 4 and missing
     assert classes.tolist() == [0, 0, 3, 1, 2, 2]
 
 

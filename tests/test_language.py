@@ -151,7 +151,8 @@ def test_the_prose_uses_the_terms_of_the_glossary():
 
 
 def test_the_comments_of_other_files_use_the_terms_of_the_glossary():
-    names = ["Makefile", "pyproject.toml", "mkdocs.yml", "CITATION.cff", "kerasim/explorer.html"]
+    names = ["Makefile", "pyproject.toml", "mkdocs.yml", "CITATION.cff"]
+    names += [f"kerasim/explorer.{suffix}" for suffix in ("html", "css", "js")]
     hits = [
         f"{name}:{hit}" for name in names for hit in found([(1, (ROOT / name).read_text("utf-8"))])
     ]

@@ -75,7 +75,8 @@ def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel):
         if "__pycache__" not in path.parts
     }
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"kerasim/py.typed", "kerasim/explorer.html"} <= expected
+    page = {f"kerasim/explorer.{suffix}" for suffix in ("html", "css", "js")}
+    assert {"kerasim/py.typed", *page} <= expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
