@@ -175,7 +175,7 @@ def _small_copies(images) -> np.ndarray:
         for channel in range(channels):
             plane = Image.fromarray((scale * image[..., channel]).astype("float32"))
             small = plane.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
-            copies[row, ..., channel] = np.rint(small).clip(0, 255)
+            copies[row, ..., channel] = np.rint(np.asarray(small)).clip(0, 255)
     return copies
 
 

@@ -324,11 +324,13 @@ def _files(path, files, count: int) -> dict[str, Any]:
         _checks.instance("files", file, (str, os.PathLike), "pass paths or names")
     paths = [os.path.abspath(os.fsdecode(file)) if os.fsdecode(file) else "" for file in files]
     named = [file for file in paths if file]
-    root = os.path.commonpath([os.path.dirname(file) for file in named]) if named else "/"
+    if not named:
+        return {"files": None, "folder": None}
+    root = os.path.commonpath([os.path.dirname(file) for file in named])
     names = [os.path.relpath(file, root) if file else "" for file in paths]
     beside = os.path.realpath(os.path.dirname(_artifacts.resolve(path)))
     folder = os.path.relpath(os.path.realpath(root), beside)
-    linked = bool(named) and os.path.isfile(named[0]) and folder.split(os.sep)[0] != os.pardir
+    linked = os.path.isfile(named[0]) and folder.split(os.sep)[0] != os.pardir
     return {"files": names, "folder": folder if linked else None}
 
 
@@ -336,7 +338,8 @@ def _reader(images, side: int) -> Callable[[int], np.ndarray]:
     """Returns a function that decodes an image as uint8, one of a file with its aspect ratio."""
     if isinstance(images, ImageFolder):
         channels = images.shape[3]
-        return lambda row: decode(images.files[row], None, channels, thumbnail_side=2 * side)[0]
+        sources = getattr(images, "sources", images.files)  # those of a gallery are thumbnails
+        return lambda row: decode(sources[row], None, channels, thumbnail_side=2 * side)[0]
     return lambda row: np.rint(255 * as_float(images[row])).astype("uint8")
 
 

@@ -1035,13 +1035,14 @@ class Gallery:
 
         Args:
             path: HTML file to write.
-            images: Images of all items, in the order of `items`; None to read them from the files.
+            images: Images of all items, in the order of `items`. None to show the thumbnails that
+                the gallery keeps, or the files of items that have none.
             title: Title above the map.
             k: Number of nearest images shown for each image, by each of the three metrics, 1 or
                 more. If there are fewer, all are shown, with a warning.
             seed: The same seed draws the same map.
-            on_error: What to do with items whose file is gone or cannot be decoded: "skip" them,
-                with a warning, or "raise" an error.
+            on_error: What to do with items that have no thumbnail, and whose file is gone or cannot
+                be decoded: "skip" them, with a warning, or "raise" an error.
             groups: Dict from a name to a value for each item, in the order of `items`, by which the
                 points can be colored, too.
 
@@ -1083,6 +1084,7 @@ class Gallery:
             if len(kept) > 1:
                 distances[each], nearest[each] = NeighborIndex(each).fit(vectors).query(k=k)
         labels = items.table["label"].to_numpy(str)[kept]
+        files = items.table["file"].to_numpy()[kept].tolist()
         return write_explorer(
             path,
             images,
@@ -1093,32 +1095,36 @@ class Gallery:
             metric=metric if metric in nearest else None,
             distances=distances,
             groups=_map_groups(groups, items, kept, distances.get(metric), metric),
+            files=files,
         )
 
     def _thumbnails(self, items: Items, on_error: str):
-        """Returns small images of the items' files, and which items they belong to."""
-        files = items.table["file"].tolist()
-        _check_have_files(files)
-        height, width, channels = self.image_shape
+        """Returns small images of the items, and which items they belong to.
 
-        def thumbnail(file):
+        They are the thumbnails that the gallery keeps, or made of the files of items without one.
+        """
+        files, kept = items.table["file"].tolist(), items.table["thumbnail"].tolist()
+        sources = [kept[row] or files[row] for row in range(len(files))]
+        _check_have_files(sources)
+
+        def why_not(source):
+            if isinstance(source, bytes):
+                return ""
             try:
-                pixels = decode(file, (height, width), channels)[0]
+                decode(source, None, 3, thumbnail_side=_THUMBNAIL)
+                return ""
             except ImageError as error:
                 return str(error)
-            image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
-            image.thumbnail((_THUMBNAIL, _THUMBNAIL), reducing_gap=None)
-            return np.asarray(image).reshape(image.height, image.width, channels)
 
-        found = list(zip(files, thread_map(thumbnail, files), strict=True))
-        bad = [(file, image) for file, image in found if isinstance(image, str)]
+        reasons = thread_map(why_not, sources)
+        bad = [(file, reason) for file, reason in zip(files, reasons, strict=True) if reason]
         _folders.check_usable(bad, len(files), on_error)
         self._warn_once("map", [file for file, _ in bad], _NOT_ON_MAP)
         states = zip(files, self._file_states(items), strict=True)
         changed = [file for file, state in states if state == "changed"]
         self._warn_once("changed", changed, _CHANGED)
-        kept = [n for n, (_, image) in enumerate(found) if not isinstance(image, str)]
-        return _Thumbnails([found[n] for n in kept]), np.array(kept, "int64")
+        rows = [row for row, reason in enumerate(reasons) if not reason]
+        return _Thumbnails([sources[row] for row in rows]), np.array(rows, "int64")
 
     def save(self, path: Path | str, replace: bool = False) -> None:
         """Writes the gallery to a folder, completely or not at all.
@@ -1484,16 +1490,15 @@ class _Calibration:
 
 
 class _Thumbnails(data.ImageFolder):
-    """An image folder whose images are thumbnails in memory."""
+    """Images that are shown by their thumbnails.
 
-    def __init__(self, found):
-        files, images = columns(found, 2)
-        self._images = np.stack(images) if images else np.empty((0, 1, 1, 3), "uint8")
-        _, height, width, channels = self._images.shape
-        super().__init__([Path(file) for file in files], None, [], [], (height, width), channels)
+    Attributes:
+        sources: The encoded thumbnail of each image, or its file.
+    """
 
-    def __getitem__(self, rows) -> np.ndarray:
-        return data.as_float(self._images[rows])
+    def __init__(self, sources: list):
+        self.sources = sources
+        super().__init__([Path()] * len(sources), None, [], [], (1, 1), 3)
 
 
 def _map_places(vectors, k: int, seed: int) -> np.ndarray:
