@@ -75,7 +75,7 @@ def write_explorer(
     aspect ratio. If the files are in the folder of the page or below, the page has links to them.
 
     Args:
-        path: The HTML file to write.
+        path: The HTML file to write; its name ends in .html or .htm.
         images: `(n, height, width, channels)`, float in [0, 1] or uint8, or an `ImageFolder`.
         coordinates: `(n, 2)` coordinates on the map, such as those of `Projection`, up to 1e38. The
             page stores them relative to their median, in float64.
@@ -99,7 +99,8 @@ def write_explorer(
         The absolute path of the file.
 
     Raises:
-        ArgumentError: If the shapes or lengths of the arguments do not match.
+        ArgumentError: If the shapes or lengths of the arguments do not match, or `path` does not
+            end in .html.
         ImageError: If a file of an `ImageFolder` cannot be decoded.
         ArtifactError: If the file cannot be written.
 
@@ -119,6 +120,7 @@ def write_explorer(
         >>> path.name, path.stat().st_size > 0
         ('map.html', True)
     """
+    path = _artifacts.check_page(path)
     coordinates = _checks.vectors("coordinates", coordinates, 2, rows=1).astype("float64")
     too_far = np.abs(coordinates).max(axis=1) > _LARGEST
     _checks.bad_rows("coordinates", too_far, f"numbers above {_LARGEST:g}, too large to draw,")
