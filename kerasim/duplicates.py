@@ -211,7 +211,7 @@ def _cell_means(before: float, after: float) -> np.ndarray:
 
 def _thumbnails(gray, rows, columns) -> np.ndarray:
     """Returns thumbnails `(n, 256)` of gray copies."""
-    return (rows.T @ gray @ columns).reshape(len(gray), -1)
+    return (rows.T @ gray @ columns).reshape(len(gray), _THUMBNAIL**2)
 
 
 def _patterns(thumbnails) -> np.ndarray:
