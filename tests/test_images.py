@@ -581,14 +581,14 @@ def test_threads_that_decode_leave_the_warning_filters_as_they_were(monkeypatch)
     content = encode(Image.new("L", (4, 4)))
     decode = images._decode
 
-    def in_turns(image, name, size, channels):
+    def in_turns(image, name, size, channels, resize):
         if size == (1, 1):  # enters first, leaves first
             first_in.set()
             second_in.wait(10)
         else:
             second_in.set()
             first.join(10)
-        return decode(image, name, size, channels)
+        return decode(image, name, size, channels, resize)
 
     monkeypatch.setattr(images, "_decode", in_turns)
     before = list(warnings.filters)
