@@ -308,7 +308,7 @@ def test_a_graph_with_many_removed_still_finds_as_many_as_asked_for():
     gallery.remove(np.arange(0, 26))
     found = gallery.query(IMAGES[:5], k=3)
     assert found["id"].min() == 26 and found["query"].tolist() == np.repeat(range(5), 3).tolist()
-    with pytest.warns(UserWarning, match="k=99 is more than the 4 items that can be found: 4 is used"):
+    with pytest.warns(UserWarning, match="k=99 is more than the 4 items that .*: 4 is used"):
         assert gallery.query(IMAGES[:1], k=99)["rank"].tolist() == [1, 2, 3, 4]
 
 
