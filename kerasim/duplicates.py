@@ -243,7 +243,7 @@ def _cropped(gray, patterns, uniform, min_correlation):
 
     Returns:
         `(pairs, correlations, views)`: for each pair the view of either image, a position in
-        `_views()`, at which their correlation is the largest.
+        `_views(_CUTS)`, at which their correlation is the largest.
     """
     import faiss
 
