@@ -17,7 +17,7 @@ import keras
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from kerasim import _artifacts, _checks, _image_checks, _keras_files, _tiling, diffusion
 from kerasim._folders import ImageFolder

@@ -287,6 +287,7 @@ class Gallery:
         path: Path | str | None = None,
         chunk: int = 1024,
         embed: Callable[..., tuple[np.ndarray, list[str]]] = embedding.embed_folder,
+        progress: bool = True,
     ) -> np.ndarray:
         """Embeds images and adds them.
 
@@ -322,6 +323,7 @@ class Gallery:
             embed: Function that embeds files, such as `distribute.embed_folder`, which uses a
                 cluster. Its workers are started for each chunk, so pass a `chunk` of tens of
                 thousands.
+            progress: Whether to show a progress bar on stderr, for more than 32 images.
 
         Returns:
             `(n,)` int64: ids of the items that were added or embedded again.
@@ -330,10 +332,12 @@ class Gallery:
             ImageError: If `on_error="raise"` and there are such files. Images before them have
                 been added.
             ArgumentError: If images or labels do not fit, or the embedder has changed.
+            ArgumentTypeError: If `progress` is not a bool.
             ArtifactError: If `path` cannot be written, or holds what another process saved.
         """
         _checks.integer("chunk", chunk)
         _checks.one_of("on_error", on_error, ("raise", "skip"))
+        hidden = not _checks.boolean("progress", progress)
         with self._changing:
             self._check_embedder()
             if path is not None:
@@ -346,7 +350,7 @@ class Gallery:
                 self.embedder, metric, given, comparison, on_error, embed, self.thumbnail_size
             )
             saved = self._items.table
-            bar = tqdm(total=len(rows), unit="image", disable=len(rows) <= PIECE)
+            bar = tqdm(total=len(rows), unit="image", disable=hidden or len(rows) <= PIECE)
             try:
                 for start in range(0, len(rows), chunk):
                     for piece in taken.pieces(rows[start : start + chunk]):

@@ -22,11 +22,13 @@ def test_each_error_is_a_kerasim_error_and_one_of_python(kind, builtin):
     assert issubclass(kind, errors.KerasimError) and issubclass(kind, builtin)
 
 
-# Raised and caught within one module; and errors that Python expects of a hook.
+# Raised and caught within one module, or by the reader of a file, for the module that reads it; and
+# errors that Python expects of a hook.
 INSIDE = {
     *(("_artifacts", "OSError"), ("_artifacts", "ValueError")),
     *(("export", "OSError"), ("gallery", "ValueError"), ("_items", "ValueError")),
     *(("training", "ValueError"), ("_resume", "CannotSaveError")),
+    ("_thumbnails", "ValueError"),
 }
 PYTHON = {
     *(("", "AttributeError"), ("", "ModuleNotFoundError")),

@@ -45,6 +45,15 @@ def folder(tmp_path):
     return tmp_path / "pictures"
 
 
+def test_add_shows_a_progress_bar_unless_told_otherwise(capfd):
+    many = np.concatenate([IMAGES, 1 - IMAGES])
+    Gallery(EMBEDDER).add(many)
+    assert "60/60" in capfd.readouterr().err
+    Gallery(EMBEDDER).add(many, progress=False)
+    Gallery(EMBEDDER).add(IMAGES)  # too few
+    assert "image/s" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["exact", "hnsw"])
 def test_a_query_finds_what_an_index_of_the_embeddings_finds(kind):
     gallery = Gallery(EMBEDDER, kind=kind)
