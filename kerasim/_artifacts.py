@@ -348,14 +348,15 @@ def read_arrays(path, keys=None) -> dict[str, np.ndarray]:
         raise _damaged_array(path, error, key) from error
 
 
-def read_array(path) -> np.ndarray:
+def read_array(path, mapped: bool = False) -> np.ndarray:
     """Reads the array of an `.npy` file, without pickle.
 
     Args:
         path: The file.
+        mapped: Whether the values stay on the disk until they are used.
 
     Returns:
-        The array.
+        The array; a read-only `np.memmap` if `mapped`.
 
     Raises:
         ArtifactError: If the file is missing or damaged, holds objects, or claims more or less
@@ -366,7 +367,9 @@ def read_array(path) -> np.ndarray:
         with open(path, "rb") as file:
             _check_array_header(file, path.stat().st_size)
             file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
+            if not mapped:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # NumPy raises errors of many kinds
         raise _damaged_array(path, error) from error
 

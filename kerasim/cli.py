@@ -94,9 +94,10 @@ def embed(
         typer.Option(help="Metric of a new gallery; default: cosine."),
     ] = None,
     kind: Annotated[
-        Literal["exact", "hnsw"] | None,
+        Literal["exact", "hnsw", "hnsw_sq8", "binary"] | None,
         typer.Option(
-            help="Index of a new gallery; default: exact. Use hnsw for a million images or more."
+            help="Index of a new gallery; default: exact. Use hnsw for a million images or more, "
+            "hnsw_sq8 or binary if the memory does not suffice."
         ),
     ] = None,
     resize: Annotated[

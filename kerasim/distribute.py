@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike
 from kerasim import _checks, _image_checks, _keras_files, data, embedding
 from kerasim._folders import ImageFolder
 from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
-from kerasim.neighbors import NeighborIndex
+from kerasim.neighbors import Kind, NeighborIndex
 
 __all__ = [
     "ShardedIndex",
@@ -269,15 +269,15 @@ class _Worker:
 class ShardedIndex:
     """A `neighbors.NeighborIndex` in shards, each held by one process of a Ray cluster.
 
-    With kind="exact" distances and indices are those of a single index; with "hnsw" each shard has
-    a graph of its own. A process that dies is restarted with its shard, up to three times; a query
-    waits for it. Vectors can be neither added nor saved: keep the array, and call `fit` again. The
-    cluster is the one that `ray.init` connected this process to, else the one at `RAY_ADDRESS`,
-    else a new one on this machine. The shards live as long as this object.
+    With kind="exact" distances and indices are those of a single index; with another kind each
+    shard has a graph, or codes, of its own. A process that dies is restarted with its shard, up to
+    three times; a query waits for it. Vectors can be neither added nor saved: keep the array, and
+    call `fit` again. The cluster is the one that `ray.init` connected this process to, else the one
+    at `RAY_ADDRESS`, else a new one on this machine. The shards live as long as this object.
 
     Args:
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
-        kind: "exact", or "hnsw" for an approximate search in a graph.
+        kind: "exact", or as for `neighbors.NeighborIndex`.
         shards: Number of processes, each with its part of the vectors. Ray gives one thread to
             each, so use as many as there are cores.
         m: Links of each vector in the graph, 2 or more. More links need more memory and increase
@@ -302,7 +302,7 @@ class ShardedIndex:
     def __init__(
         self,
         metric: Literal["euclidean", "manhattan", "cosine"] = "cosine",
-        kind: Literal["exact", "hnsw"] = "exact",
+        kind: Kind = "exact",
         shards: int = 2,
         *,
         m: int = 32,

@@ -61,7 +61,7 @@ from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
 from kerasim.images import Resize, check_channels, check_resize, decode
-from kerasim.neighbors import METRICS, NeighborIndex
+from kerasim.neighbors import METRICS, Kind, NeighborIndex
 from kerasim.projection import Projection
 
 if TYPE_CHECKING:
@@ -98,11 +98,13 @@ class Gallery:
     Args:
         embedder: `keras.Model` from images of one size to vectors.
         metric: "cosine", "euclidean" or "manhattan".
-        kind: "exact", or "hnsw" for an approximate search in a graph (`neighbors.NeighborIndex`).
+        kind: "exact"; "hnsw" for an approximate search in a graph, "hnsw_sq8" for one that needs
+            less memory, "binary" for the least memory (see `neighbors.NeighborIndex`).
         m: Links of each vector in the graph, 2 or more. More links need more memory and increase
             recall.
         ef_construction: Size of the candidate list while the graph is built, 1 or more.
-        ef_search: Size of the candidate list in a query, 1 or more.
+        ef_search: Size of the candidate list in a query, 1 or more. With "binary", four times as
+            many candidates are compared exactly.
         thumbnail_size: Longer side in pixels, 1 to 1024, of the small copy of each image that the
             gallery keeps, to show it where the file is not at hand; beyond 10,000 items 64 at most,
             beyond 100,000 32. None keeps no copies. Images that a cluster embeds have none.
@@ -138,7 +140,7 @@ class Gallery:
         self,
         embedder: keras.Model,
         metric: Literal["cosine", "euclidean", "manhattan"] = "cosine",
-        kind: Literal["exact", "hnsw"] = "exact",
+        kind: Kind = "exact",
         *,
         m: int = 32,
         ef_construction: int = 200,
@@ -707,7 +709,7 @@ class Gallery:
         return table.assign(score=calibration.verification().score(distances))
 
     def remove(self, ids: ArrayLike | Path | Iterable[Path | str]) -> np.ndarray:
-        """Removes items. With "hnsw" their vectors stay in the graph, unused, until `compact`.
+        """Removes items. Unless `kind` is "exact", their vectors stay, unused, until `compact`.
 
         Args:
             ids: Some of `items["id"]`, or names of files, such as `items["file"]`; one or several.
@@ -1191,6 +1193,7 @@ class Gallery:
         path: Path | str,
         embedder: keras.Model | None = None,
         root: Path | str | None = None,
+        mmap_mode: Literal["r"] | None = None,
     ) -> "Gallery":
         """Reads a gallery that `save` wrote.
 
@@ -1203,6 +1206,8 @@ class Gallery:
                 gallery can be moved or copied to another computer. Files count as the same if they
                 have the same size; the next `add` compares their content. A warning says how many
                 items are left with their old names.
+            mmap_mode: "r" leaves the vectors on the disk, which must be a local one, until images
+                are added or removed; see `NeighborIndex.load`. None reads them into memory.
 
         Returns:
             The gallery, as it was saved.
@@ -1210,7 +1215,7 @@ class Gallery:
         Raises:
             ArtifactError: If the folder is missing or damaged, or made with another embedder, or
                 `root` is not a folder.
-            ArgumentError: If `root` is given, and no item has a file.
+            ArgumentError: If `root` is given, and no item has a file, or `mmap_mode` is not known.
 
         Example:
             >>> embedder = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()])
@@ -1221,6 +1226,9 @@ class Gallery:
             3
         """
 
+        if mmap_mode is not None:
+            _checks.one_of("mmap_mode", mmap_mode, ("r",))
+
         def load(folder, manifest):
             info = manifest.info
             model = embedder or embedding.load_embedder(folder / "embedder.keras")
@@ -1229,7 +1237,8 @@ class Gallery:
             gallery = cls(model, **info["settings"], thumbnail_size=size, resize=resize)
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
-                index = NeighborIndex._from_files(folder, info["index"], manifest)
+                mapped = mmap_mode == "r"
+                index = NeighborIndex._from_files(folder, info["index"], manifest, mapped)
                 gallery._built, vectors = (0, index), index.embeddings
             if vectors.shape[1] != gallery._items.vectors.shape[1]:
                 raise ValueError(f"vectors of {vectors.shape[1]} numbers, not of the embedder")

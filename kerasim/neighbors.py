@@ -4,7 +4,7 @@ Search libraries are fast because they compute in float32. The order of two vect
 together, far from the origin, can then be wrong, and it may depend on how many queries are passed
 at once. So the libraries only propose candidates, a few more than were asked for. The distances of
 the candidates are computed in float64 (`kerasim._distances`), and equal distances are ordered by
-position. A graph finds most of the neighbors; `recall_` says how many.
+position. A graph, and codes of 1 or 8 bits, find most of the neighbors; `recall_` says how many.
 
 How an exact answer is proven. The library does not see a vector `v`, but `r(v)`: shifted by a
 center, scaled, cut to a box and rounded to float32. It returns the candidates of a query `q` with
@@ -46,9 +46,10 @@ import functools
 import math
 import threading
 import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import faiss
 import numpy as np
@@ -65,6 +66,8 @@ __all__ = [
     "NeighborIndex",
 ]
 
+Kind: TypeAlias = Literal["exact", "hnsw", "hnsw_sq8", "binary"]
+KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 _KIND = "neighbor_index"
 _BUDGET = 64 * 2**20  # bytes of working memory in a query, beside the index and the answer
 _EPS = float(np.finfo("float32").eps)
@@ -72,7 +75,11 @@ _MORE = 6  # candidates beyond k: most queries are proven at once
 _TRIAL = 20  # queries of which a proposer must prove half, or it is not asked again
 _MOST_LEVELS = 64  # of a graph; each level has a fraction 1 / m of the nodes of the one below
 _REACH = 2.0**50  # half the width of the box: float32 holds the squares, and the sum of many
-_REFIT = 1000  # rows after which the center and the scale of a graph stay as they are
+_REFIT = 1000  # rows after which center, scale and codes of an approximate index stay as they are
+_TRAINED_ON = 20_000  # vectors by which the levels of 8 bits, and of binary codes, are chosen
+_OUTSIDE = 0.001  # share of the values of a coordinate below, and above, the levels of 8 bits
+_BITS = 4  # of a binary code, for each number of a vector
+_DECIDED = 4  # how many times as many candidates binary codes need as a graph
 _TOO_FAR = "a vector whose neighbors are farther away than 1.8e308, the largest float64,"
 
 
@@ -86,21 +93,28 @@ class NeighborIndex:
 
     Args:
         metric: "euclidean", "manhattan" or "cosine" (1 - cosine similarity).
-        kind: "exact", or "hnsw" for a graph (Malkov & Yashunin, 2020.
+        kind: "exact"; "hnsw" for a graph (Malkov & Yashunin, 2020.
             https://arxiv.org/abs/1603.09320), which finds most of the nearest vectors in a small
-            fraction of the time. The distances that it returns are exact, too.
+            fraction of the time; "hnsw_sq8" for a graph whose vectors have 8 bits for each number
+            instead of 32; or "binary" for codes of 4 bits for each number, which are compared with
+            all codes and need the least memory. The distances that they return are exact, too.
+            "hnsw_sq8" and "binary" are for "euclidean" and "cosine".
         m: Links of each vector in the graph, 2 or more. More links need more memory and increase
             recall.
         ef_construction: Size of the candidate list while the graph is built, 1 or more.
-        ef_search: Size of the candidate list in a query, 1 or more.
+        ef_search: Size of the candidate list in a query, 1 or more. With "binary", four times as
+            many candidates are compared exactly.
 
     Attributes:
-        recall_: Recall at 10 of a graph. It is measured whenever the graph is built or extended,
-            with at most 1,000 of its own vectors as queries, drawn with seed 0 (equal vectors are
-            counted once). 1.0 for an exact index. Each of these vectors finds itself, so queries
-            that are not in the graph have a lower recall: for a million vectors without structure
-            (iid normal, 64 dimensions, ef_search=512) 0.905, where `recall_` is 0.940.
+        recall_: Recall at 10 of a graph or of binary codes. It is measured whenever the index is
+            built or extended, with at most 1,000 of its own vectors as queries, drawn with seed 0
+            (equal vectors are counted once). 1.0 for an exact index. Each of these vectors finds
+            itself, so queries that are not in the index have a lower recall: for a million vectors
+            without structure (iid normal, 64 dimensions, "hnsw", ef_search=512) 0.905, where
+            `recall_` is 0.940.
         embeddings: `(n, dim)`, the vectors in the index.
+        nbytes: Bytes of the vectors, of what is searched instead of them, and of links. Vectors
+            that stay on the disk (see `load`) are not counted.
         fingerprint: Fingerprint of the embedder with which the index was saved, or None.
 
     Raises:
@@ -116,13 +130,18 @@ class NeighborIndex:
     def __init__(
         self,
         metric: Metric = "cosine",
-        kind: Literal["exact", "hnsw"] = "exact",
+        kind: Kind = "exact",
         m: int = 32,
         ef_construction: int = 200,
         ef_search: int = 64,
     ):
         _checks.one_of("metric", metric, METRICS)
-        _checks.one_of("kind", kind, ("exact", "hnsw"))
+        _checks.one_of("kind", kind, KINDS)
+        if metric == "manhattan" and kind in ("hnsw_sq8", "binary"):
+            raise ArgumentError(
+                f"kind={kind!r} does not search by Manhattan distance: pass kind='exact' or "
+                "kind='hnsw', or another metric."
+            )
         self.metric, self.kind = metric, kind
         self.m = _checks.integer("m", m, 2)
         self.ef_construction = _checks.integer("ef_construction", ef_construction)
@@ -135,7 +154,7 @@ class NeighborIndex:
         if len(self):
             held = f"{len(self)} vectors of {self.embeddings.shape[1]} numbers"
         settings = f"metric={self.metric!r}, kind={self.kind!r}"
-        if self.kind == "hnsw" and len(self):
+        if self.kind != "exact" and len(self):
             held += f", recall_={self.recall_:.3f}"
         return f"<NeighborIndex {settings}: {held}>"
 
@@ -155,8 +174,8 @@ class NeighborIndex:
         """
         return self._fit(_checks.vectors("embeddings", embeddings, None, 1, self.metric).copy())
 
-    def _fit(self, embeddings, links=None, first=None, representatives=None):
-        """Builds the index of checked vectors, or rebuilds a graph whose links were saved."""
+    def _fit(self, embeddings, links=None, first=None, representatives=None, recall=None):
+        """Builds the index of checked vectors, or what was saved of it again."""
         first = first or len(embeddings)
         frame = _Frame(embeddings[:first], self.metric)
         reduced = _reduced(embeddings, frame, self.metric)
@@ -167,11 +186,17 @@ class NeighborIndex:
         if self.kind == "exact":
             engine = _Flat(distinct, self.metric)
         else:
-            graph = self._build(distinct) if links is None else self._rebuild(distinct, links)
-            engine = _Graph(graph, self.metric, self.ef_search)
+            index = self._trained(_distances.spread(reduced[:first], _TRAINED_ON))
+            if links is None:
+                index.add(distinct)
+            else:
+                _add_links(index, distinct, links, self.m)
+            engine = _Approximate(index, self.kind, self.ef_search)
         state = _State(embeddings, first, frame, groups, engine)
-        known = self.kind == "exact" or links is not None
-        recall = 1.0 if known else self._recall(state)
+        if self.kind == "exact":
+            recall = 1.0
+        elif recall is None:
+            recall = self._recall(state, distinct)
         self._state, self.recall_, self.fingerprint = state, recall, None
         return self
 
@@ -181,8 +206,16 @@ class NeighborIndex:
             raise AttributeError("The index is empty: call fit(embeddings) first.")
         return self._state.embeddings
 
+    @property
+    def nbytes(self) -> int:
+        if not len(self):
+            return 0
+        vectors = self.embeddings
+        kept = 0 if isinstance(vectors, np.memmap) else vectors.nbytes
+        return kept + self._state.engine.nbytes
+
     def add(self, embeddings: ArrayLike) -> "NeighborIndex":
-        """Adds vectors to the index. An exact index is fitted again, a graph is extended.
+        """Adds vectors to the index. An exact index is fitted again, the others are extended.
 
         Args:
             embeddings: `(n, dim)`, of any real dtype; `n` may be 0 unless the index is empty.
@@ -209,9 +242,9 @@ class NeighborIndex:
         return self
 
     def _append(self, embeddings):
-        """Adds those rows to the graph that are not in it yet."""
+        """Adds those rows to the index of faiss that are not in it yet."""
         state = self._state
-        if state.engine.graph.ntotal != len(state.groups):  # an add was interrupted
+        if len(state.engine) != len(state.groups):  # an add was interrupted
             return self._fit(embeddings)
         known = state.groups.representatives
         reduced = _reduced(embeddings, state.frame, self.metric)
@@ -222,7 +255,8 @@ class NeighborIndex:
         groups = _Groups(representatives, embeddings, self.metric)
         state.engine.add(reduced[groups.first[groups.first >= len(known)]])
         self._state = dataclasses.replace(state, embeddings=embeddings, groups=groups)
-        self.recall_ = self._recall(self._state)
+        distinct = reduced if groups.trivial else reduced[groups.first]
+        self.recall_ = self._recall(self._state, distinct)
         return self
 
     def _grown(self, embeddings: ArrayLike) -> "NeighborIndex":
@@ -236,10 +270,8 @@ class NeighborIndex:
                 another dimension than those in the index.
         """
         grown = copy.copy(self)
-        if self.kind == "hnsw":
-            graph = faiss.clone_index(self._state.engine.graph)
-            engine = _Graph(graph, self.metric, self.ef_search)
-            grown._state = dataclasses.replace(self._state, engine=engine)
+        if self.kind != "exact":
+            grown._state = dataclasses.replace(self._state, engine=self._state.engine.clone())
         return grown.add(embeddings)
 
     def query(self, x: ArrayLike | None = None, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -296,7 +328,7 @@ class NeighborIndex:
     def _answer(self, state, engine, x, k):
         """Returns distances and indices of the nearest, of candidates that `engine` proposes."""
         distances, indices = np.empty((len(x), k)), np.empty((len(x), k), dtype="int64")
-        waiting, count = np.arange(len(x)), min(len(state.groups), k + _MORE)
+        waiting, count = np.arange(len(x)), min(len(state.groups), engine.count(k))
         proposers = engine.proposers
         while len(waiting) and 4 * count < len(state.groups):
             step = max(1, _BUDGET // (count * 8 * 8))
@@ -488,37 +520,53 @@ class NeighborIndex:
     def _metadata(self) -> dict[str, Any]:
         """Returns what `save` stores in the manifest, besides the files of `_write_files`."""
         info = {"settings": self.get_params(), "recall": self.recall_, "first": self._state.first}
-        if self.kind == "hnsw":
-            info["entry_point"] = int(self._state.engine.graph.hnsw.entry_point)
+        if self._is_graph:
+            info["entry_point"] = int(self._state.engine.index.hnsw.entry_point)
         return info
+
+    @property
+    def _is_graph(self) -> bool:
+        return self.kind.startswith("hnsw")
 
     def _write_files(self, folder: Path) -> None:
         """Writes the files of the index into `folder`, an empty one, for `_artifacts.write`."""
         _write_array(folder / "embeddings.npy", self.embeddings)
-        if self.kind == "hnsw":
+        if self._is_graph:
             _write_array(folder / "groups.npy", self._state.groups.representatives)
-            links = self._state.engine.graph.hnsw
+            links = self._state.engine.index.hnsw
             _write_array(folder / "levels.npy", faiss.vector_to_array(links.levels))
             _write_array(folder / "links.npy", faiss.vector_to_array(links.neighbors))
 
     @classmethod
-    def load(cls, path: Path | str, embedder: "keras.Model | None" = None) -> "NeighborIndex":
+    def load(
+        cls,
+        path: Path | str,
+        embedder: "keras.Model | None" = None,
+        mmap_mode: Literal["r"] | None = None,
+    ) -> "NeighborIndex":
         """Reads an index that `save` wrote.
 
         Args:
             path: Folder.
             embedder: If given, the model that will embed the queries.
+            mmap_mode: "r" leaves the vectors on the disk, as `numpy.load` does, and reads those of
+                the candidates of a query only. With kind="hnsw_sq8" or "binary" the memory is then
+                that of the links and codes (`nbytes`). The folder must stay on a local disk while
+                the index is used. None reads everything into memory.
 
         Returns:
             The index, which returns the same answers as before.
 
         Raises:
+            ArgumentError: If `mmap_mode` is something else.
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
         """
+        if mmap_mode is not None:
+            _checks.one_of("mmap_mode", mmap_mode, ("r",))
         expected = None if embedder is None else _model_identity.fingerprint(embedder)
 
         def load(folder, manifest):
-            index = cls._from_files(folder, manifest.info, manifest)
+            index = cls._from_files(folder, manifest.info, manifest, mmap_mode == "r")
             index._saved.note(path, folder)
             return index
 
@@ -526,7 +574,7 @@ class NeighborIndex:
 
     @classmethod
     def _from_files(
-        cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest
+        cls, folder: Path, info: dict[str, Any], manifest: _artifacts.Manifest, mapped: bool = False
     ) -> "NeighborIndex":
         """Creates an index from the files of `_write_files`, which `_artifacts.read` has checked.
 
@@ -534,20 +582,21 @@ class NeighborIndex:
             folder: Folder of the files.
             info: The result of `_metadata` when the files were written.
             manifest: `_artifacts.Manifest` of the folder.
+            mapped: Whether the vectors stay on the disk.
 
         Raises:
             ArgumentError: If the vectors are not finite.
         """
         index = cls(**info["settings"])
-        vectors = _artifacts.read_array(folder / "embeddings.npy")
+        vectors = _artifacts.read_array(folder / "embeddings.npy", mapped)
         _checks.vectors("embeddings", vectors, None, 1, index.metric)
         _checks.integer("first", info["first"], 1, len(vectors))
         links = representatives = None
-        if index.kind == "hnsw" and not (folder / "levels.npy").exists():
+        if index._is_graph and not (folder / "levels.npy").exists():
             index._fit(vectors)  # saved by the first version, whose faiss file is not trusted
             index.fingerprint = manifest.fingerprint
             return index
-        if index.kind == "hnsw":
+        if index._is_graph:
             links = _Links(
                 _artifacts.read_array(folder / "levels.npy"),
                 _artifacts.read_array(folder / "links.npy"),
@@ -557,44 +606,43 @@ class NeighborIndex:
             _check_groups(representatives, len(vectors), len(links.levels))
             # guard: graph-links
             _check_links(links, index.m)
-        index._fit(vectors, links, info["first"], representatives)
-        index.recall_, index.fingerprint = info["recall"], manifest.fingerprint
+        index._fit(vectors, links, info["first"], representatives, info["recall"])
+        index.fingerprint = manifest.fingerprint
         return index
 
     def __len__(self) -> int:
         return len(self._state.embeddings) if hasattr(self, "_state") else 0
 
-    def _build(self, reduced):
-        graph = self._empty_graph(reduced.shape[1])
-        graph.add(reduced)
-        return graph
+    def _trained(self, sample):
+        """Returns an index of faiss that is ready for vectors such as those of `sample`."""
+        width = sample.shape[1]
+        index: Any
+        if self.kind == "binary":
+            index = faiss.IndexLSH(width, _BITS * width, True, True)
+        elif self.kind == "hnsw_sq8":
+            # An int in Python, which the type stubs take for a ScalarQuantizer.
+            bits: Any = faiss.ScalarQuantizer.QT_8bit
+            index = faiss.IndexHNSWSQ(width, bits, self.m)
+            levels = faiss.downcast_index(index.storage).sq
+            levels.rangestat = faiss.ScalarQuantizer.RS_quantiles
+            # Of few vectors, a single one far away must be outside as well.
+            levels.rangestat_arg = min(0.1, max(_OUTSIDE, 2 / len(sample)))
+        else:
+            by = faiss.METRIC_L1 if self.metric == "manhattan" else faiss.METRIC_L2
+            index = faiss.IndexHNSWFlat(width, self.m, by)
+        if self._is_graph:
+            index.hnsw.efConstruction = self.ef_construction
+        index.train(sample)
+        return index
 
-    def _rebuild(self, reduced, links):
-        """Returns the graph of vectors whose links are known."""
-        graph = self._empty_graph(reduced.shape[1])
-        ends = np.cumsum(_link_counts(links.levels, self.m), dtype="uint64")
-        faiss.copy_array_to_vector(links.levels, graph.hnsw.levels)
-        faiss.copy_array_to_vector(links.neighbors, graph.hnsw.neighbors)
-        faiss.copy_array_to_vector(np.append(np.uint64(0), ends), graph.hnsw.offsets)
-        graph.hnsw.entry_point = links.entry_point
-        graph.hnsw.max_level = int(links.levels.max()) - 1
-        graph.storage.add(reduced)
-        graph.ntotal = len(reduced)
-        return graph
-
-    def _empty_graph(self, width):
-        kind = faiss.METRIC_L1 if self.metric == "manhattan" else faiss.METRIC_L2
-        graph = faiss.IndexHNSWFlat(width, self.m, kind)
-        graph.hnsw.efConstruction = self.ef_construction
-        return graph
-
-    def _recall(self, state):
+    def _recall(self, state, reduced):
+        """Returns the recall at 10 of what was fitted, of which `reduced` are distinct vectors."""
         distinct = state.groups.first
         rows = np.random.default_rng(0).permutation(len(distinct))[:1000]
         x = state.embeddings[distinct[rows]]
         k = min(10, len(state.embeddings))
         found = self._answer(state, state.engine, x, k)[0]
-        exact = self._answer(state, state.engine.flat(), x, k)[0]
+        exact = self._answer(state, _Flat(reduced, self.metric), x, k)[0]
         return float((found <= exact[:, -1:]).mean())  # by distance: of equal ones any will do
 
 
@@ -606,7 +654,7 @@ class _State:
     first: int  # the number of rows, from the first on, that fixed the frame
     frame: "_Frame"
     groups: "_Groups"
-    engine: Any  # _Flat or _Graph
+    engine: Any  # _Flat or _Approximate
 
 
 class _Frame:
@@ -705,6 +753,14 @@ class _Flat:
         else:
             self.proposers = (self._by_product, self._in_float64)
 
+    @property
+    def nbytes(self) -> int:
+        return self._reduced.nbytes
+
+    def count(self, k: int) -> int:
+        """Returns how many candidates `k` neighbors need, most of the time."""
+        return k + _MORE
+
     def _by_city_blocks(self, reduced, count):
         distances, candidates = faiss.knn(reduced, self._reduced, count, faiss.METRIC_L1)
         # Rounding of the coordinates, and of a float32 sum.
@@ -740,31 +796,63 @@ class _Flat:
         return (distances.max(axis=1) - 2 * error * sizes - least) / (1 + error)
 
 
-class _Graph:
-    """Proposes the candidates that a graph leads to, by `proposers` as those of `_Flat`."""
+class _Approximate:
+    """Proposes the candidates that an index of faiss finds, by `proposers` as those of `_Flat`.
 
-    def __init__(self, graph, metric, ef_search):
-        self.proposers = (self._by_links,)
-        self.graph, self._metric, self._ef_search = graph, metric, ef_search
+    Args:
+        index: A graph, or binary codes.
+        kind: One of `KINDS`.
+        ef_search: Size of the candidate list in a query.
+    """
+
+    def __init__(self, index, kind, ef_search):
+        self.proposers = (self._propose,)
+        self.index, self._kind, self._ef_search = index, kind, ef_search
         self._lock = threading.Lock()  # faiss must not search while it adds
+
+    def __len__(self):
+        return self.index.ntotal
+
+    @property
+    def nbytes(self) -> int:
+        if self._kind == "binary":
+            return self.index.codes.size()
+        links = self.index.hnsw
+        graph = 4 * (links.levels.size() + links.neighbors.size()) + 8 * links.offsets.size()
+        return faiss.downcast_index(self.index.storage).codes.size() + graph
 
     def add(self, reduced):
         with self._lock:
-            self.graph.add(reduced)
+            self.index.add(reduced)
 
-    def _by_links(self, reduced, count):
+    def clone(self) -> "_Approximate":
+        return _Approximate(faiss.clone_index(self.index), self._kind, self._ef_search)
+
+    def count(self, k: int) -> int:
+        """Returns how many candidates `k` neighbors need."""
+        return max(k + _MORE, _DECIDED * self._ef_search if self._kind == "binary" else 0)
+
+    def _propose(self, reduced, count):
         """Returns `(n, count)` candidates, -1 for none; what was not proposed may be nearer."""
-        settings = faiss.SearchParametersHNSW(efSearch=max(self._ef_search, count))
+        settings = None
+        if self._kind != "binary":
+            settings = faiss.SearchParametersHNSW(efSearch=max(self._ef_search, count))
         with self._lock:
-            candidates = self.graph.search(reduced, count, params=settings)[1]
+            candidates = self.index.search(reduced, count, params=settings)[1]
         # A graph of few links may lead to fewer than asked for: ask again for more.
         return candidates, np.where(candidates.min(axis=1) < 0, -np.inf, np.inf)
 
-    def flat(self):
-        """Returns a `_Flat` of the vectors in the graph."""
-        stored = faiss.downcast_index(self.graph.storage)
-        values = faiss.rev_swig_ptr(stored.get_xb(), self.graph.ntotal * self.graph.d)
-        return _Flat(values.reshape(self.graph.ntotal, self.graph.d), self._metric)
+
+def _add_links(graph, reduced, links, m: int) -> None:
+    """Adds vectors whose links are known to an empty graph."""
+    ends = np.cumsum(_link_counts(links.levels, m), dtype="uint64")
+    faiss.copy_array_to_vector(links.levels, graph.hnsw.levels)
+    faiss.copy_array_to_vector(links.neighbors, graph.hnsw.neighbors)
+    faiss.copy_array_to_vector(np.append(np.uint64(0), ends), graph.hnsw.offsets)
+    graph.hnsw.entry_point = links.entry_point
+    graph.hnsw.max_level = int(links.levels.max()) - 1
+    graph.storage.add(reduced)
+    graph.ntotal = len(reduced)
 
 
 def _portions(rows, width: int = 1) -> Iterator[slice]:

@@ -27,7 +27,7 @@ def images():
     return np.random.default_rng(0).random((20, 4, 4, 1), dtype="float32")
 
 
-@pytest.fixture(params=["exact", "hnsw"])
+@pytest.fixture(params=["exact", "hnsw", "hnsw_sq8", "binary"])
 def gallery(request, images):
     made = Gallery(flat_embedder(), "euclidean", request.param)
     made.add(images, labels=LABELS)

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import faiss
 import keras
 import numpy as np
 import pytest
@@ -649,11 +650,89 @@ def test_a_graph_answers_for_every_vector_that_it_holds():
 def test_a_graph_is_saved_and_not_built_again(metric, vectors, tmp_path, monkeypatch):
     index = NeighborIndex(metric, "hnsw", m=4, ef_search=9).fit(vectors)
     index.save(tmp_path / "index")
-    monkeypatch.setattr(NeighborIndex, "_build", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(faiss.IndexHNSWFlat, "add", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(NeighborIndex, "_recall", lambda *_: pytest.fail("measured again"))
     loaded = NeighborIndex.load(tmp_path / "index")
     assert loaded.get_params() == index.get_params() and loaded.recall_ == index.recall_
     for one, other in zip(index.query(vectors, 5), loaded.query(vectors, 5), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+SMALLER = ["hnsw_sq8", "binary"]  # kinds that search in less memory than the vectors need
+
+
+def vectors_of_features(n, dim=64, latent=12, seed=0):
+    """Returns float32 vectors near a linear subspace, as those of a trained network are."""
+    rng = np.random.default_rng(seed)
+    basis = np.random.default_rng(1).normal(size=(latent, dim))
+    x = rng.normal(size=(n, latent)) @ basis + 0.3 * rng.normal(size=(n, dim))
+    return x.astype("float32")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("kind", SMALLER)
+def test_smaller_codes_find_most_neighbors_at_exact_distances(kind, metric):
+    x, queries = vectors_of_features(3000), vectors_of_features(100, seed=2)
+    index, exact = NeighborIndex(metric, kind).fit(x), NeighborIndex(metric).fit(x)
+    distances, indices = index.query(queries)
+    found = (distances <= exact.query(queries)[0][:, -1:]).mean()
+    assert found > {"hnsw_sq8": 0.98, "binary": 0.9}[kind]
+    assert abs(found - index.recall_) < 0.06
+    for row in range(5):
+        wanted = NeighborIndex(metric).fit(x[indices[row]]).query(queries[row : row + 1])[0]
+        np.testing.assert_array_equal(distances[row : row + 1], wanted)
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_smaller_codes_need_less_memory_once_vectors_stay_on_the_disk(kind, tmp_path):
+    x = vectors_of_features(2000)
+    plain = NeighborIndex("euclidean", "hnsw" if kind == "hnsw_sq8" else "exact").fit(x)
+    index = NeighborIndex("euclidean", kind).fit(x)
+    plain.save(tmp_path / "plain")
+    index.save(tmp_path / "index")
+    loaded = NeighborIndex.load(tmp_path / "index", mmap_mode="r")
+    assert isinstance(loaded.embeddings, np.memmap) and index.nbytes - loaded.nbytes == x.nbytes
+    links = plain.nbytes - 2 * x.nbytes
+    assert loaded.nbytes == {"hnsw_sq8": x.nbytes // 4 + links, "binary": x.nbytes // 8}[kind]
+    kept = NeighborIndex.load(tmp_path / "plain", mmap_mode="r")
+    assert loaded.nbytes < 0.66 * kept.nbytes
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_smaller_codes_answer_the_same_after_loading_and_growing(kind, tmp_path, monkeypatch):
+    x = vectors_of_features(1500)
+    index = NeighborIndex("cosine", kind).fit(x)
+    grown = index._grown(vectors_of_features(50, seed=3))
+    assert len(index) == 1500 and len(grown) == 1550
+    grown.save(tmp_path / "index")
+    assert grown.query(grown.embeddings[-3:], 1)[1].tolist() == [[1547], [1548], [1549]]
+    monkeypatch.setattr(NeighborIndex, "_recall", lambda *_: pytest.fail("measured again"))
+    loaded = NeighborIndex.load(tmp_path / "index", mmap_mode="r")
+    assert loaded.recall_ == grown.recall_ and repr(loaded) == repr(grown)
+    for one, other in zip(grown.query(x[:50], 5), loaded.query(x[:50], 5), strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.undo()
+    loaded.add(x[:5])
+    assert len(loaded) == 1555 and loaded.query(x[:1], 2)[1].tolist() == [[0, 1550]]
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+@pytest.mark.parametrize("n", [1, 2, 30, 300])
+def test_smaller_codes_of_few_equal_or_far_vectors(kind, n):
+    x = np.random.default_rng(0).normal(size=(n, 3)).astype("float32")
+    x[n // 2] *= 1e6  # the levels of the others must not follow it
+    x = np.concatenate([x, np.repeat(x[:1], 5, axis=0)])
+    index = NeighborIndex("euclidean", kind).fit(x)
+    assert index.recall_ > 0.9
+    k = min(3, n)
+    found, exact = index.query(x, k)[0], NeighborIndex("euclidean").fit(x).query(x, k)[0]
+    assert (found <= exact[:, -1:]).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_smaller_codes_are_refused_for_manhattan_distances(kind):
+    with pytest.raises(ArgumentError, match=f"kind='{kind}' does not search by Manhattan"):
+        NeighborIndex("manhattan", kind)
 
 
 def test_the_recall_of_a_graph_counts_equal_distances_as_equal(vectors):
