@@ -5,7 +5,7 @@ embedder places near each other are taken for similar. They propose what a perso
 and change nothing.
 """
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike
 from kerasim import _checks, _distances
 from kerasim._distances import METRICS, Metric
 from kerasim.errors import ArgumentError
-from kerasim.neighbors import NeighborIndex
-
-Kind: TypeAlias = Literal["exact", "hnsw"]
+from kerasim.neighbors import Kind, NeighborIndex
 
 __all__ = [
     "SuspectLabels",
@@ -57,7 +55,7 @@ def outlier_scores(
         embeddings: `(n, dim)`, n of 2 or more.
         k: Rank of the neighbor, 1 or more; with fewer other vectors the last one, with a warning.
         metric: "cosine", "euclidean" or "manhattan".
-        kind: "exact", or "hnsw" for a graph, which is faster for many vectors and misses a few
+        kind: "exact", or an approximate kind, which is faster for many vectors and misses a few
             neighbors (see `NeighborIndex`).
 
     Returns:
@@ -105,7 +103,7 @@ def suspect_labels(
         labels: `(n,)` integers, booleans or strings; None, NaN, `pandas.NA` or "" for no label.
         k: Number of neighbors, 1 or more.
         metric: "cosine", "euclidean" or "manhattan".
-        kind: "exact", or "hnsw" for a graph, which is faster for many vectors and misses a few
+        kind: "exact", or an approximate kind, which is faster for many vectors and misses a few
             neighbors (see `NeighborIndex`).
 
     Returns:

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from kerasim import cli
 from kerasim.errors import ArgumentError, ArtifactError
 from kerasim.gallery import Gallery
+from kerasim.neighbors import KINDS
 
 
 def flat_embedder(shape=(8, 8, 1)):
@@ -82,7 +83,7 @@ def test_a_report_needs_no_labels_and_no_files(digits):
     assert (table["suggested_label"] != "").all()
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_items_that_were_removed_are_in_no_report(digits, kind):
     images, labels = digits
     gallery = Gallery(flat_embedder(), kind=kind)

@@ -138,8 +138,8 @@ def log_likelihood_bound(
         >>> network = vae((8, 8, 1), latent_dim=2, widths=(4,), dense_width=8)
         >>> binary = np.random.default_rng(0).integers(0, 2, (3, 8, 8, 1)).astype("float32")
         >>> bound = log_likelihood_bound(network, binary, samples=10)
-        >>> bound.round(-1).tolist()  # near 64 log(1 / 2) = -44 before training
-        [-40.0, -40.0, -40.0]
+        >>> bool(np.all(abs(bound + 44) < 6))  # near 64 log(1 / 2) = -44 before training
+        True
 
     Reference:
         Burda et al., 2016. https://arxiv.org/abs/1509.00519
