@@ -1538,7 +1538,7 @@ def _map_groups(groups, items: Items, kept, distances, metric) -> dict[str, Any]
         scores = distances[:, -1]  # as `curation.outlier_scores`
         steps = [(scores > np.quantile(scores, share)).astype(int) for share in (0.95, 0.99)]
         names = np.array(
-            ["the other images", "5 % farthest from others", "1 % farthest from others"]
+            ["no", "among the 5 % farthest from others", "among the 1 % farthest from others"]
         )
         found.setdefault("outlier", names[sum(steps)])
     if 2 * _CLUSTER <= len(kept) <= _MAP_CLUSTERED and distances is not None:

@@ -359,7 +359,7 @@ def test_a_map_has_the_metric_of_the_gallery_with_distances_and_groups_of_its_it
         np.testing.assert_array_equal(rows, found[1])
     assert given["groups"]["camera"] == ["a", None, *"defgh"]
     farthest = given["distances"]["euclidean"][:, -1].argmax()
-    assert given["groups"]["outlier"][farthest] == "1 % farthest from others"
+    assert given["groups"]["outlier"][farthest] == "among the 1 % farthest from others"
 
 
 def test_groups_of_a_map_that_do_not_fit_the_items_are_refused(mapped):
