@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
-from kerasim import data, duplicates
+from kerasim import data, duplicates, images
 from kerasim.errors import ArgumentError, ArtifactError, ImageError
 
 
@@ -36,6 +36,17 @@ def test_pairs_come_in_the_order_of_the_table_at_the_size_of_the_first(folder):
     assert [file.stem for file in pairs.left.files] == [f"l{n}" for n in range(6)]
     assert [file.stem for file in pairs.right.files] == [f"r{n}" for n in range(6)]
     assert data.pair_folder(folder, 8).right[0].shape == (8, 8, 3)
+
+
+def test_pairs_of_another_aspect_ratio_are_cropped_or_padded(folder):
+    padded = data.pair_folder(folder, 24, resize="pad")
+    assert not padded.left[0][:, :2].any() and data.pair_folder(folder, 24).left[0][:, :2].any()
+    cropped = data.pair_folder(folder, 24, resize="crop").right
+    np.testing.assert_array_equal(
+        cropped[1], images.read_image(cropped.files[1], (24, 24), 3, resize="crop")
+    )
+    with pytest.raises(ArgumentError, match="resize='stretch' is not known"):
+        data.pair_folder(folder, 24, resize="stretch")
 
 
 def test_pairs_joined_by_near_copies_are_one_group(folder):

@@ -11,7 +11,7 @@ from kerasim._folders import ImageFolder, image_folder
 from kerasim.data._candidates import read_candidates
 from kerasim.duplicates import find_near_duplicates
 from kerasim.errors import ArtifactError
-from kerasim.images import check_size, read_image
+from kerasim.images import Resize, check_resize, check_size, read_image
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -47,7 +47,11 @@ class PairFolder:
         return f"<PairFolder: {len(self.groups)} pairs of images of {shape}; {groups} groups>"
 
 
-def pair_folder(path: Path | str, image_size: int | tuple[int, int] | None = None) -> PairFolder:
+def pair_folder(
+    path: Path | str,
+    image_size: int | tuple[int, int] | None = None,
+    resize: Resize = "squash",
+) -> PairFolder:
     """Lists the pairs of a folder with `pairs.csv`, `left` and `right`.
 
     `pairs.csv` has the columns left and right: names of files in those folders, without suffix.
@@ -59,11 +63,14 @@ def pair_folder(path: Path | str, image_size: int | tuple[int, int] | None = Non
     Args:
         path: The folder.
         image_size: `(height, width)` or one number; None for the size of the first left image.
+        resize: How images of another aspect ratio get to this size: "squash", "crop" or "pad", as
+            for `image_folder`.
 
     Returns:
         `PairFolder`, with `left`, `right` and `groups`.
 
     Raises:
+        ArgumentError: If `image_size` or `resize` is not known.
         ArtifactError: If `pairs.csv` is missing, has other columns or no rows, or names an image
             that does not have exactly one file.
         ImageError: If an image cannot be decoded.
@@ -88,6 +95,7 @@ def pair_folder(path: Path | str, image_size: int | tuple[int, int] | None = Non
         raise ArtifactError(
             f"{_checks.shown(root / 'pairs.csv')} has no rows. Write one row for each pair."
         )
+    check_resize(resize)
     size, sides = check_size(image_size), []
     for side in ("left", "right"):
         folder = image_folder(root / side, size or 1, labels=None)
@@ -104,7 +112,7 @@ def pair_folder(path: Path | str, image_size: int | tuple[int, int] | None = Non
         named = {file.stem: file for file in folder.files}
         files = [named[name] for name in pairs[side]]
         size = size or read_image(files[0]).shape[:2]
-        sides.append(ImageFolder(files, None, [], folder.skipped, size, 3))
+        sides.append(ImageFolder(files, None, [], folder.skipped, size, 3, resize))
     return PairFolder(*sides, groups=_join(*sides))
 
 
