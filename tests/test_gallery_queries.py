@@ -203,3 +203,18 @@ def test_labels_are_one_or_several_and_not_none(gallery, images):
         assert set(found["label"]) == {label}
     with pytest.raises(ArgumentError, match="labels is empty"):
         gallery.query(images[:1], labels=[])
+
+
+def test_a_gallery_whose_vectors_stay_on_the_disk_answers_and_grows(gallery, images, tmp_path):
+    gallery.save(tmp_path / "gallery")
+    loaded = Gallery.load(tmp_path / "gallery", mmap_mode="r")
+    pd.testing.assert_frame_equal(loaded.query(images[:3], k=5), gallery.query(images[:3], k=5))
+    np.testing.assert_array_equal(loaded.vectors, gallery.vectors)
+    loaded.remove([3])
+    loaded.add(1 - images[:2])
+    loaded.save(tmp_path / "gallery")  # in place of the files that it reads from
+    assert loaded.query(1 - images[:2], k=1)["id"].tolist() == [20, 21]
+    again = Gallery.load(tmp_path / "gallery", mmap_mode="r")
+    pd.testing.assert_frame_equal(again.query(images[:3], k=5), loaded.query(images[:3], k=5))
+    with pytest.raises(ArgumentError, match="mmap_mode='w' is not known"):
+        Gallery.load(tmp_path / "gallery", mmap_mode="w")
