@@ -61,7 +61,7 @@ from kerasim._sources import are_integers, encoded, label_texts, sources
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, ImageError
 from kerasim.explorer import write_explorer
 from kerasim.images import Resize, check_channels, check_resize, decode
-from kerasim.neighbors import METRICS, Kind, NeighborIndex
+from kerasim.neighbors import METRICS, Kind, NeighborIndex, check_mmap_mode
 from kerasim.projection import Projection
 
 if TYPE_CHECKING:
@@ -1226,8 +1226,7 @@ class Gallery:
             3
         """
 
-        if mmap_mode is not None:
-            _checks.one_of("mmap_mode", mmap_mode, ("r",))
+        mapped = check_mmap_mode(mmap_mode)
 
         def load(folder, manifest):
             info = manifest.info
@@ -1237,7 +1236,6 @@ class Gallery:
             gallery = cls(model, **info["settings"], thumbnail_size=size, resize=resize)
             table, vectors = _items.read_table(folder), gallery._items.vectors
             if info["index"]:
-                mapped = mmap_mode == "r"
                 index = NeighborIndex._from_files(folder, info["index"], manifest, mapped)
                 gallery._built, vectors = (0, index), index.embeddings
             if vectors.shape[1] != gallery._items.vectors.shape[1]:

@@ -561,12 +561,11 @@ class NeighborIndex:
             ArgumentError: If `mmap_mode` is something else.
             ArtifactError: If the folder is missing or damaged, or was not saved with `embedder`.
         """
-        if mmap_mode is not None:
-            _checks.one_of("mmap_mode", mmap_mode, ("r",))
+        mapped = check_mmap_mode(mmap_mode)
         expected = None if embedder is None else _model_identity.fingerprint(embedder)
 
         def load(folder, manifest):
-            index = cls._from_files(folder, manifest.info, manifest, mmap_mode == "r")
+            index = cls._from_files(folder, manifest.info, manifest, mapped)
             index._saved.note(path, folder)
             return index
 
@@ -853,6 +852,15 @@ def _add_links(graph, reduced, links, m: int) -> None:
     graph.hnsw.max_level = int(links.levels.max()) - 1
     graph.storage.add(reduced)
     graph.ntotal = len(reduced)
+
+
+def check_mmap_mode(mmap_mode) -> bool:
+    """Returns whether vectors stay on the disk; raises an `ArgumentError` if it is not known."""
+    if mmap_mode is None:
+        return False
+    if not isinstance(mmap_mode, str) or mmap_mode != "r":
+        raise ArgumentError(f"mmap_mode={mmap_mode!r} is not known: pass 'r' or None.")
+    return True
 
 
 def _portions(rows, width: int = 1) -> Iterator[slice]:
