@@ -671,13 +671,17 @@ class _Run(keras.callbacks.Callback):
         else:
             self._remove_earlier()
             self.saved = _arrays(self.variables), {}
+        lent = [_Lent(self.batches, hooks=False)]
+        if self.validation is not None:
+            lent.append(_Lent(self.validation, hooks=True))
+        batches, validation, *_ = *(self.devices.part(each) for each in lent), None
         try:
             with translate_errors(self.batches, self.validation, kept=self.kept):
                 self.network.fit(
-                    self.devices.part(_in_order(self.batches)),
+                    batches,
                     epochs=epochs,
                     initial_epoch=done,
-                    validation_data=self.devices.part(self.validation),
+                    validation_data=validation,
                     callbacks=self.around(),
                     shuffle=False,  # True draws the order from a generator that no state holds
                     verbose=verbose,
@@ -687,6 +691,9 @@ class _Run(keras.callbacks.Callback):
             if isinstance(error, KeyboardInterrupt):
                 print(f"{self.name}: stopped after epoch {len(self.history)}{self._how_to_go_on()}")
             raise
+        finally:
+            for each in lent:
+                each.give_back()
         if self.swap:  # on JAX a weight now has the memory of its average, freed by `predict`
             for weight in self.network.trainable_variables:
                 weight.assign(keras.ops.copy(weight))
@@ -876,31 +883,29 @@ def _has_hooks(batches) -> bool:
     return any(getattr(type(batches), name) is not getattr(base, name) for name in names)
 
 
-def _in_order(batches):
-    """Returns `batches`, wrapped where Keras would draw batches of the wrong epoch or order.
+class _Lent(keras.utils.PyDataset):
+    """Batches that are lent to Keras for one call of `Model.fit`.
 
-    Keras starts the workers of a data set before it calls `on_epoch_begin`, so that their first
-    batches would be those of the previous epoch. Therefore `fit` calls it earlier. With workers
-    Keras 3.15 also begins the first epoch on JAX with the second batch, so that there one thread
-    draws all batches.
+    TensorFlow keeps the generator of a data set until the process ends, and with it whatever the
+    generator refers to. Therefore Keras receives this object, which forgets the batches once
+    `give_back` is called: otherwise their images would fill the memory, run after run.
+
+    With `hooks=False`, `_Run` calls `on_epoch_begin` and `on_epoch_end` of the batches: Keras
+    starts the workers of a data set before it calls `on_epoch_begin`, so that the first batches
+    would be those of the previous epoch. With workers Keras 3.15 also begins the first epoch on JAX
+    with the second batch, so that there one thread draws batches that depend on their order.
     """
-    threads = batches.workers > 1 or batches.use_multiprocessing
-    if _has_hooks(batches) or threads and not isinstance(batches, SeededBatches):
-        return _InOrder(batches)
-    return batches
 
-
-class _InOrder(keras.utils.PyDataset):
-    """Batches whose `on_epoch_begin` and `on_epoch_end` are called by `fit`, not by Keras."""
-
-    def __init__(self, batches):
-        many = keras.backend.backend() == "tensorflow"
+    def __init__(self, batches, hooks: bool):
+        threads = batches.workers > 1 or batches.use_multiprocessing
+        ordered = _has_hooks(batches) or threads and not isinstance(batches, SeededBatches)
+        alone = ordered and not hooks and keras.backend.backend() != "tensorflow"
         super().__init__(
-            workers=batches.workers if many else 1,
-            use_multiprocessing=batches.use_multiprocessing and many,
+            workers=1 if alone else batches.workers,
+            use_multiprocessing=batches.use_multiprocessing and not alone,
             max_queue_size=batches.max_queue_size,
         )
-        self.batches = batches
+        self.batches, self.hooks = batches, hooks
 
     @property
     def num_batches(self):
@@ -908,6 +913,17 @@ class _InOrder(keras.utils.PyDataset):
 
     def __getitem__(self, index):
         return self.batches[index]
+
+    def on_epoch_begin(self):
+        if self.hooks:
+            self.batches.on_epoch_begin()
+
+    def on_epoch_end(self):
+        if self.hooks:
+            self.batches.on_epoch_end()
+
+    def give_back(self):
+        self.batches = None
 
 
 def _rows_are_equal(arrays, tolerance) -> bool:

@@ -1,3 +1,5 @@
+import contextlib
+import gc
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 from pathlib import Path
 
 import keras
@@ -153,6 +156,38 @@ def test_two_threads_that_draw_many_batches_change_no_bit_nor_does_an_interrupt(
         fit(tmp_path / "two", 3, build(eager=False), two, callbacks=[AtEachEpoch(interrupt)])
     fit(tmp_path / "two", 3, build(eager=False), two)
     assert_equal(read_state(tmp_path / "one")[0], read_state(tmp_path / "two")[0])
+
+
+@pytest.mark.parametrize("images", [12, 60], ids=["one thread", "threads"])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_batches_are_freed_after_training(images, error):
+    images = np.random.default_rng(1).random((images, 4, 4, 1), dtype="float32")
+    batches, validation = (draw_batches(images, batch_size=1) for _ in range(2))
+
+    def stop(epoch, model):
+        if epoch == 1:
+            raise error
+
+    callbacks = [AtEachEpoch(stop)] if error else []
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        fit(None, 2, None, batches, validation_data=validation, callbacks=callbacks)
+    left = [weakref.ref(batches), weakref.ref(validation)]
+    del batches, validation
+    gc.collect()
+    assert [reference() for reference in left] == [None, None]
+
+
+class CountsEpochs(ImageBatches):
+    ended = 0
+
+    def on_epoch_end(self):
+        self.ended += 1
+
+
+def test_validation_batches_are_told_of_the_end_of_each_epoch(tmp_path):
+    validation = CountsEpochs(IMAGES, batch_size=4, seed=0)
+    fit(tmp_path, 3, validation_data=validation)
+    assert validation.ended >= 3  # Keras 3.15 calls it twice
 
 
 @pytest.mark.fault("restart-of-finished-run")
