@@ -93,14 +93,12 @@ class Files:
         Raises:
             ArgumentError: If one file is given twice, with different labels.
         """
+        if not any(given.files):  # images of an array are always new
+            return Comparison([*range(len(given.files))], {}, items)
         ids, labels = items.table["id"].tolist(), items.table["label"].tolist()
-        stamps, known = items.stamps(), self.rows(items)
-        names = set(items.table["file"])
+        known, names = self.rows(items), set(items.table["file"])
         new, seen, looked = [], {}, []  # the position at which each path came first
         for n, (file, real) in enumerate(zip(given.files, _real_paths(given.files), strict=True)):
-            if not file:  # an image of an array: always new
-                new.append(n)
-                continue
             # An item whose file has become a link to another file is compared under its own name.
             if file in seen or real in seen and file not in names:
                 _refuse_two_labels(given, seen[file if file in seen else real], n)
@@ -112,13 +110,16 @@ class Files:
                 new.append(n)
             else:
                 looked.append((n, row))
-        states = self.states([(given.files[n], stamps[row]) for n, row in looked])
+        stamps = items.stamps([row for _, row in looked])
+        pairs = [(given.files[n], stamp) for (n, _), stamp in zip(looked, stamps, strict=True)]
         replaced, relabeled, restamped = {}, {}, {}
-        for (n, row), (state, stamp) in zip(looked, states, strict=True):
+        for (n, row), before, (state, stamp) in zip(
+            looked, stamps, self.states(pairs), strict=True
+        ):
             if state != "same":
                 replaced[n] = ids[row]
                 continue
-            if stamp != stamps[row]:
+            if stamp != before:
                 restamped[ids[row]] = stamp
             label, old = given.labels[n], labels[row]
             if label and label != old and (given.explicit or not old):

@@ -191,8 +191,10 @@ class Items:
     def id_at(self, row: int) -> int:
         return int(self.table["id"].to_numpy()[row])
 
-    def stamps(self) -> list[Stamp]:
-        columns = (self.table[name].tolist() for name in ("size", "modified", "changed", "sha256"))
+    def stamps(self, rows=slice(None)) -> list[Stamp]:
+        """Returns the stamps of all rows, or of the rows at these positions."""
+        table = self.table.iloc[rows]
+        columns = (table[name].tolist() for name in ("size", "modified", "changed", "sha256"))
         return [Stamp(*values) for values in zip(*columns, strict=True)]
 
     def with_more(self, ids, files, labels, stamps, vectors, thumbnails) -> "Items":
@@ -245,9 +247,13 @@ class Items:
 
         In CSV, a spreadsheet would execute names such as "=A1".
         """
-        columns = {name: self.table[name].tolist() for name in _WRITTEN}
         with open(folder / FILE, "w", **_ENCODING) as file:
-            json.dump(columns, file, ensure_ascii=False)
+            # Column by column: `json.dump` is six times slower than `json.dumps`, which would need
+            # memory for all columns at once.
+            for before, name in zip("{" + "," * len(_WRITTEN), _WRITTEN, strict=False):
+                column = json.dumps(self.table[name].tolist(), ensure_ascii=False)
+                file.writelines((before, json.dumps(name), ":", column))
+            file.write("}")
         _thumbnails.write(self.table["thumbnail"].tolist(), folder)
 
 

@@ -1303,7 +1303,7 @@ class Gallery:
             if index is None or version != items.version:
                 index = NeighborIndex(**self.settings).fit(items.vectors)
             elif len(index) < len(items.vectors):
-                index = index._grown(items.vectors[len(index) :])
+                index = index._grown(items.vectors)
             self._built = items.version, index
             with self._assigning:
                 if self._items is items:  # one copy of the vectors is enough

@@ -231,13 +231,16 @@ class NeighborIndex:
             return self.fit(embeddings)
         width = self.embeddings.shape[1]
         embeddings = _checks.vectors("embeddings", embeddings, width, 0, self.metric)
-        both = np.concatenate([self.embeddings, embeddings])
+        return self._extend(np.concatenate([self.embeddings, embeddings]))
+
+    def _extend(self, embeddings):
+        """Adds the rows of `embeddings`, checked ones, that follow those in the index."""
         fingerprint, first = self.fingerprint, self._state.first
         # The center and the scale of a few rows may not suit those that come later.
-        if self.kind == "exact" or (first < _REFIT and len(both) >= 4 * first):
-            self._fit(both)
+        if self.kind == "exact" or (first < _REFIT and len(embeddings) >= 4 * first):
+            self._fit(embeddings)
         else:
-            self._append(both)
+            self._append(embeddings)
         self.fingerprint = fingerprint
         return self
 
@@ -259,20 +262,23 @@ class NeighborIndex:
         self.recall_ = self._recall(self._state, distinct)
         return self
 
-    def _grown(self, embeddings: ArrayLike) -> "NeighborIndex":
+    def _grown(self, embeddings: np.ndarray) -> "NeighborIndex":
         """Returns a copy of the index with more vectors. Other threads can still query this one.
 
         Args:
-            embeddings: `(n, dim)`, of any real dtype.
+            embeddings: `(n, dim)`, all vectors, not copied: those in the index, and more after
+                them.
 
         Raises:
-            ArgumentError: If a vector holds NaN or infinity or, under "cosine", only zeros, or has
-                another dimension than those in the index.
+            ArgumentError: If one of the new vectors holds NaN or infinity or, under "cosine", only
+                zeros.
         """
+        more = embeddings[len(self) :]
+        _checks.vectors("embeddings", more, self.embeddings.shape[1], 0, self.metric)
         grown = copy.copy(self)
         if self.kind != "exact":
             grown._state = dataclasses.replace(self._state, engine=self._state.engine.clone())
-        return grown.add(embeddings)
+        return grown._extend(embeddings)
 
     def query(self, x: ArrayLike | None = None, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
         """Finds the `k` nearest vectors of each row.

@@ -702,7 +702,7 @@ def test_smaller_codes_need_less_memory_once_vectors_stay_on_the_disk(kind, tmp_
 def test_smaller_codes_answer_the_same_after_loading_and_growing(kind, tmp_path, monkeypatch):
     x = vectors_of_features(1500)
     index = NeighborIndex("cosine", kind).fit(x)
-    grown = index._grown(vectors_of_features(50, seed=3))
+    grown = index._grown(np.concatenate([x, vectors_of_features(50, seed=3)]))
     assert len(index) == 1500 and len(grown) == 1550
     grown.save(tmp_path / "index")
     assert grown.query(grown.embeddings[-3:], 1)[1].tolist() == [[1547], [1548], [1549]]
