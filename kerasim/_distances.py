@@ -227,47 +227,70 @@ class Bounds:
     """Lower and upper bounds of the distances to `x`, by one matrix product.
 
     The bounds tell which of two distances of a query is smaller; their unit and their zero are
-    those of the query. Of centered vectors `a` and `b` a float64 matrix product gives
-    `|a|**2 - 2 a b + |b|**2` with an error of at most `2 (dim + 4) 2**-53 (|a|**2 + |b|**2)`, of
-    which twice as much is allowed for. `|a|**2`, the same for all `b`, is left out.
+    those of the query. Of centered vectors `a` and `b` a matrix product gives
+    `|a|**2 - 2 a b + |b|**2` with an error of at most `2 (dim + 4) u (|a|**2 + |b|**2)`, where `u`
+    is the rounding of the dtype, of which twice as much is allowed for. This includes the rounding
+    of the coordinates to that dtype. `|a|**2`, the same for all `b`, is left out.
 
     Args:
         x: `(m, dim)` vectors, that passed through `without_overflow` with the queries.
         queries: Those whose distances are asked for later, for the scale.
         metric: One of `METRICS`.
+        dtype: "float32" for wide bounds in half of the time, or "float64". Manhattan distances are
+            always computed in float64.
     """
 
-    def __init__(self, x, queries, metric: str):
-        self._metric = metric
-        self._error = 4 * (x.shape[1] + 4) * _UNIT_ROUNDOFF
+    def __init__(self, x, queries, metric: str, dtype: str = "float64"):
+        self._metric, self._dtype = metric, dtype
         self._rows = prepare(x, metric)
         if metric == "manhattan":
+            self._error = 4 * (x.shape[1] + 4) * _UNIT_ROUNDOFF
+            self._widths = np.zeros(len(x))
             return
+        self._error = 2 * (x.shape[1] + 4) * float(np.finfo(dtype).eps)
         largest = max(np.abs(self._rows).max(), np.abs(prepare(queries, metric)).max())
         exponent = int(np.frexp(largest)[1])
         self._factors = 2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)
         self._center = self._scaled(middle(spread(self._rows)))
         self._rows = self._scaled(self._rows) - self._center
-        self._squares = np.square(self._rows).sum(axis=1)
-        self._least = 1e-290  # underflow
+        squares = np.square(self._rows).sum(axis=1)
+        self._widths = 2 * self._error * squares
+        self._rows = self._rows.astype(dtype, copy=False)
+        self._squares = ((1 - self._error) * squares).astype(dtype)
+        self._least = x.shape[1] * 1e-36 if dtype == "float32" else 1e-290  # underflow
         if metric == "cosine":
             # Where `paired` does not use unit vectors, a squared distance of these is off by this.
-            self._least = 2 * UNIT_ERROR * np.sqrt(2 * _SMALL_COSINE)
+            self._least += 2 * UNIT_ERROR * np.sqrt(2 * _SMALL_COSINE)
 
     def _scaled(self, x):
         return x * self._factors[0] * self._factors[1]
 
-    def __call__(self, queries) -> tuple[np.ndarray, np.ndarray]:
-        """Returns bounds `(lower, upper)`, each `(n, m)`, of the distances of `queries` to all."""
+    def lower(self, queries) -> tuple[np.ndarray, np.ndarray]:
+        """Returns lower bounds `(n, m)` of the distances of `queries` to all, and `(n,)` widths.
+
+        What `upper` needs are the widths of the queries.
+        """
         if self._metric == "manhattan":
             from scipy.spatial.distance import cdist
 
             distances = cdist(prepare(queries, self._metric), self._rows, "cityblock")
-            return distances * (1 - self._error), distances * (1 + self._error)
+            distances *= 1 - self._error
+            return distances, np.zeros(len(queries))
         rows = self._scaled(prepare(queries, self._metric)) - self._center
-        own_error = self._error * np.square(rows).sum(axis=1) + self._least
-        lower = (-2 * rows) @ self._rows.T
-        lower += (1 - self._error) * self._squares
-        upper = lower + 2 * self._error * self._squares
-        upper += 2 * own_error[:, None]
-        return lower, upper
+        widths = 2 * (self._error * np.square(rows).sum(axis=1) + self._least)
+        lower = (-2 * rows).astype(self._dtype, copy=False) @ self._rows.T
+        lower += self._squares
+        return lower, widths
+
+    def upper(self, lower, widths, places) -> np.ndarray:
+        """Returns upper bounds of distances.
+
+        Args:
+            lower: Lower bounds of some distances, of any shape.
+            widths: The width of the query of each.
+            places: Position of the vector of each.
+        """
+        lower = lower.astype("float64")
+        if self._metric == "manhattan":
+            return lower * (1 + 4 * self._error)
+        return lower + widths + self._widths[places]

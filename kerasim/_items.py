@@ -191,7 +191,7 @@ class Items:
     def id_at(self, row: int) -> int:
         return int(self.table["id"].to_numpy()[row])
 
-    def stamps(self, rows=slice(None)) -> list[Stamp]:
+    def stamps(self, rows: slice | list[int] = slice(None)) -> list[Stamp]:
         """Returns the stamps of all rows, or of the rows at these positions."""
         table = self.table.iloc[rows]
         columns = (table[name].tolist() for name in ("size", "modified", "changed", "sha256"))

@@ -16,7 +16,9 @@ distances ordered by position.
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,9 @@ __all__ = [
 ]
 
 _BLOCK = 64  # MiB of distances worked on at a time
+_THREADS = min(4, os.cpu_count() or 1)  # of more the blocks would be too small
+# Bounds in float32 are given up where they leave more candidates than this for each neighbor.
+_FLOAT32_CANDIDATES = 2
 _EXACT_PAIRS = 2**21  # up to this number `pairwise_verification` keeps all distances
 _BINS = 2**14  # of distances, for the intervals, and for more pairs than that
 _REACH = 10.0  # interquartile ranges beyond the quartiles at which a calibration clips distances
@@ -337,13 +342,15 @@ def retrieval(
 
     queries, gallery = _distances.without_overflow(queries, gallery)
     search = _Search(queries, gallery, metric, alone, groups)
-    step = max(1, int(_BLOCK * 2**20 / (len(gallery) * 8 * 4)))
-    columns = []
-    for start in range(0, len(queries), step):
+    step = max(1, int(_BLOCK * 2**20 / (len(gallery) * 8 * 4 * _THREADS)))
+
+    def scores_from(start):
         rows = np.arange(start, min(start + step, len(queries)))
         counts = relevant[rows], available[rows]
-        columns.append(_scores(search, rows, query_labels[rows], gallery_labels, *counts, ks))
-    columns = np.concatenate(columns).T
+        return _scores(search, rows, query_labels[rows], gallery_labels, *counts, ks)
+
+    with ThreadPoolExecutor(_THREADS) as pool:  # NumPy computes outside the global lock
+        columns = np.concatenate([*pool.map(scores_from, range(0, len(queries), step))]).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
     scores: dict = dict(zip(keys, columns, strict=True))
@@ -395,8 +402,7 @@ def _scores(search, rows, labels, gallery_labels, relevant, available, ks):
     """
     wanted = relevant.clip(min=0)
     depth = min(len(gallery_labels), max(wanted.max(), *ks, 1))
-    bounds = search.bounds(rows)
-    nearest = search.nearest(rows, *bounds, depth)
+    bounds, nearest = search.nearest(rows, depth)
     ranks = np.arange(1, depth + 1)
     hits = (gallery_labels[nearest] == labels[:, None]) & (ranks <= available[:, None])
     found = np.cumsum(hits, axis=1)
@@ -404,7 +410,7 @@ def _scores(search, rows, labels, gallery_labels, relevant, available, ks):
     rank = 1.0 + hits.argmax(axis=1)
     for n in np.flatnonzero((found[:, -1] == 0) & (wanted > 0)):  # the first hit is farther away
         same = np.flatnonzero(gallery_labels == labels[n])
-        rank[n] = search.first_rank(rows[n], bounds[0][n], bounds[1][n], same)
+        rank[n] = search.first_rank(rows[n], bounds[n], same)
     with np.errstate(invalid="ignore"):
         r_precision = within.sum(axis=1) / wanted
         # The rounding of a running sum does not depend on the number of zeros that follow.
@@ -429,42 +435,51 @@ class _Search:
     def __init__(self, queries, gallery, metric, alone, groups=None):
         self._queries, self._gallery, self._metric, self._alone = queries, gallery, metric, alone
         self._groups = groups
-        self._bounds = _distances.Bounds(gallery, queries, metric)
+        self._use_float32 = metric != "manhattan"
 
-    def bounds(self, rows):
-        """Returns lower and upper bounds of distances to the gallery.
+    @functools.cached_property
+    def _wide(self):
+        return _distances.Bounds(self._gallery, self._queries, self._metric, "float32")
 
-        They are infinite for the query itself and for its group: what it cannot find.
-        """
-        lower, upper = self._bounds(self._queries[rows])
+    @functools.cached_property
+    def _narrow(self):
+        return _distances.Bounds(self._gallery, self._queries, self._metric)
+
+    def _bounds(self, rows, bounds) -> "_QueryBounds":
+        """Returns the bounds of queries, infinite for what they cannot find."""
+        lower, widths = bounds.lower(self._queries[rows])
         if self._groups is not None:
-            excluded = self._groups[0][rows, None] == self._groups[1]
-            lower[excluded] = upper[excluded] = np.inf
+            lower[self._groups[0][rows, None] == self._groups[1]] = np.inf
         elif self._alone:
-            lower[np.arange(len(rows)), rows] = upper[np.arange(len(rows)), rows] = np.inf
-        return lower, upper
+            lower[np.arange(len(rows)), rows] = np.inf
+        return _QueryBounds(bounds, lower, widths)
 
     def _exact(self, rows, which, places):
         queries = self._queries[rows]
         return _distances.paired_rows(queries, self._gallery, which, places, self._metric)
 
-    def nearest(self, rows, lower, upper, depth):
-        """Returns `(len(rows), depth)` positions in the gallery, in order of distance.
+    def nearest(self, rows, depth) -> tuple["_QueryBounds", np.ndarray]:
+        """Returns bounds of queries, and `(len(rows), depth)` positions in the gallery, in order.
 
         A query that can find fewer has position 0 in the places that are left over.
         """
-        size = lower.shape[1]
-        # The depth-th smallest upper bound is at least the depth-th distance. Groups of bounds are
-        # reduced to their minima first, of which it takes a fraction of the time to find it.
-        width = max(1, size // (4 * depth))
-        groups = upper[:, : size // width * width].reshape(len(rows), width, -1)
-        limit = np.partition(groups.min(axis=1), depth - 1, axis=1)[:, depth - 1 : depth]
-        row, place = np.nonzero((lower <= limit) & (lower < np.inf))
+        if self._use_float32:
+            bounds = self._bounds(rows, self._wide)
+            row, place = bounds.candidates(depth)
+            if len(row) <= _FLOAT32_CANDIDATES * len(rows) * depth:
+                return bounds, self._ordered(rows, bounds, row, place, depth)
+            self._use_float32 = False  # so many are too close to each other, or far from the center
+        bounds = self._bounds(rows, self._narrow)
+        return bounds, self._ordered(rows, bounds, *bounds.candidates(depth), depth)
+
+    def _ordered(self, rows, bounds, row, place, depth):
+        """Returns the nearest of candidates, which are in the order of `row`."""
         counts = np.bincount(row, minlength=len(rows))
         filled = np.arange(max(depth, counts.max())) < counts[:, None]
         low, high = np.full(filled.shape, np.inf), np.full(filled.shape, np.inf)
         places = np.zeros(filled.shape, "int64")
-        low[filled], high[filled], places[filled] = lower[row, place], upper[row, place], place
+        low[filled], high[filled] = bounds.lower[row, place], bounds.upper(row, place)
+        places[filled] = place
         order = low.argsort(axis=1, kind="stable")
         low, high, places = (np.take_along_axis(x, order, axis=1) for x in (low, high, places))
         filled = np.isfinite(low)
@@ -483,8 +498,9 @@ class _Search:
         order = np.lexsort((places, exact, run), axis=1)[:, :depth]
         return np.take_along_axis(places, order, axis=1)
 
-    def first_rank(self, row, lower, upper, same):
+    def first_rank(self, row, bounds, same):
         """Returns the rank of the nearest of the positions `same`, from 1 on, for one query."""
+        lower, upper = bounds
         same = same[np.isfinite(lower[same])]
         distances = self._exact([row], np.zeros(len(same), "int64"), same)
         own = distances.min()
@@ -494,6 +510,53 @@ class _Search:
         distances = self._exact([row], np.zeros(len(unclear), "int64"), unclear)
         ahead = (distances < own) | ((distances == own) & (unclear < place))
         return 1 + closer.sum() + ahead.sum()
+
+
+class _QueryBounds:
+    """Bounds of the distances of some queries to a gallery.
+
+    Args:
+        bounds: `_distances.Bounds`.
+        lower: `(queries, gallery)` lower bounds; infinite for what a query cannot find.
+        widths: `(queries,)`, what `Bounds.upper` needs.
+    """
+
+    def __init__(self, bounds, lower, widths):
+        self._bounds, self.lower, self._widths = bounds, lower, widths
+
+    def __getitem__(self, row):
+        """Returns the lower and the upper bounds of one query to all."""
+        lower, everywhere = self.lower[row].astype("float64"), np.arange(self.lower.shape[1])
+        return lower, self._bounds.upper(lower, self._widths[row], everywhere)
+
+    def upper(self, row, place):
+        return self._bounds.upper(self.lower[row, place], self._widths[row], place)
+
+    def candidates(self, depth):
+        """Returns rows and places of all that can be among the `depth` nearest of a query.
+
+        They are in the order of rows, `depth` or more for a query, or all that it can find.
+        """
+        lower = self.lower
+        rows, size = lower.shape
+        # At least `depth` of the gallery are below the depth-th smallest lower bound of groups, of
+        # which it takes a fraction of the time to find it.
+        width = max(1, size // (4 * depth))
+        groups = lower[:, : size // width * width].reshape(rows, width, -1).min(axis=1)
+        limit = np.partition(groups, depth - 1, axis=1)[:, depth - 1]
+        largest = np.finfo(lower.dtype).max
+        row, place = _places(lower <= np.minimum(limit, largest)[:, None])
+        # None of these is farther away than the largest of their upper bounds.
+        limit = np.full(rows, -np.inf)
+        np.maximum.at(limit, row, self.upper(row, place))
+        with np.errstate(over="ignore"):
+            limit = np.nextafter(limit.astype(lower.dtype), np.inf, dtype=lower.dtype)
+        return _places(lower <= np.minimum(limit, largest)[:, None])
+
+
+def _places(mask):
+    """Returns what `np.nonzero` does of a mask in which few are true, in half of its time."""
+    return np.divmod(np.flatnonzero(mask), mask.shape[1])
 
 
 def neighbor_overlap(indices_a: ArrayLike, indices_b: ArrayLike) -> np.ndarray:

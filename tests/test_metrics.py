@@ -239,6 +239,60 @@ def test_the_size_of_a_block_does_not_matter(monkeypatch):
         np.testing.assert_array_equal(values, whole[key])
 
 
+def hard_vectors(kind):
+    """Draws vectors whose distances float32 tells apart badly, or not at all."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((240, 16))
+    centers = np.repeat(x[:8], 30, axis=0)
+    return {
+        "clusters": centers + 1e-3 * x,
+        "tight clusters": centers + 1e-8 * x,
+        "far from zero": x + 1e6,
+        "one far vector": x * np.where(np.arange(240) == 7, 1e4, 1)[:, None],
+        "of all sizes": x * 10.0 ** rng.integers(-20, 20, (240, 1)),
+        "tiny": x * 1e-200,
+        "huge": x * 1e200,
+        "one dimension": x[:, :1],
+    }[kind]
+
+
+HARD = "clusters, tight clusters, far from zero, one far vector, of all sizes, tiny, huge".split(
+    ", "
+)
+
+
+@pytest.mark.parametrize("kind", [*HARD, "one dimension"])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "manhattan"])
+@pytest.mark.parametrize("classes", [2, 200])
+def test_scores_of_hard_vectors_equal_those_by_sorting_all_distances(kind, metric, classes):
+    x = hard_vectors(kind)
+    labels = np.random.default_rng(1).integers(0, classes, len(x))
+    distances = np.stack([metrics.pair_distances(x[[n] * len(x)], x, metric) for n in range(240)])
+    np.fill_diagonal(distances, np.inf)
+    hits = labels[distances.argsort(axis=1, kind="stable")[:, :-1]] == labels[:, None]
+    counts = hits.sum(axis=1)
+    found = metrics.retrieval(x, labels, metric=metric, ks=(1, 9), per_query=True)
+    some = counts > 0
+    np.testing.assert_array_equal(found["precision@9"][some], hits[some, :9].mean(axis=1))
+    np.testing.assert_array_equal(found["mrr"][some], 1 / (1 + hits[some].argmax(axis=1)))
+    at_r = [row[:n].mean() for row, n in zip(hits[some], counts[some], strict=True)]
+    np.testing.assert_allclose(found["r_precision"][some], at_r, rtol=1e-12)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_float32_is_given_up_where_it_decides_too_little(given_up, monkeypatch):
+    used, bounds = [], metrics._distances.Bounds
+
+    def noted(*args):
+        used.append(args[3:])
+        return bounds(*args)
+
+    monkeypatch.setattr(metrics._distances, "Bounds", noted)
+    x = hard_vectors("tight clusters" if given_up else "one far vector")
+    metrics.retrieval(x, np.arange(len(x)) // 2, metric="euclidean", ks=(1,))
+    assert used == [("float32",), ()][: 1 + given_up]
+
+
 def test_labels_may_be_strings():
     names = np.array(list("abcde"))
     assert metrics.retrieval(QUERIES, names[QUERY_LABELS]) == metrics.retrieval(
