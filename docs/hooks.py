@@ -6,6 +6,7 @@ changed to links between pages. Public names in code font become links to the AP
 """
 
 import ast
+import json
 import posixpath
 import re
 import subprocess
@@ -156,12 +157,25 @@ def _notebook_files(notebook: Path) -> dict[str, str | bytes]:
         str(notebook), resources={"unique_key": notebook.stem}
     )
     text = re.sub(r"<style scoped>.*?</style>", "", text, flags=re.S)
-    text = re.sub(r"!\[(?:png|svg|jpeg)\]", "![Output of the cell above]", text)
+    alternatives = iter(_alternative_texts(notebook))
+    text = re.sub(r"!\[(?:png|svg|jpeg)\]", lambda _: f"![{next(alternatives)}]", text)
     # A page that the notebook writes and shows is not in the repository.
     text = re.sub(r"<iframe.*?</iframe>", "*The notebook shows the page here.*", text, flags=re.S)
     # A file name of an output has the name of the page as its prefix.
     images = {f"notebooks/{name}": data for name, data in resources["outputs"].items()}
     return {f"notebooks/{notebook.stem}.md": text, **images}
+
+
+def _alternative_texts(notebook: Path) -> list[str]:
+    """Returns the alternative text of each figure of a notebook, in order."""
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return [
+        output["metadata"].get(kind, {}).get("alt", "Output of the cell above")
+        for output in outputs
+        for kind in output.get("data", {})
+        if kind.startswith("image/")
+    ]
 
 
 # Links.

@@ -4,10 +4,13 @@ import argparse
 import ast
 import io
 import os
+import platform
 import re
+import subprocess
 import sys
 import time
 from base64 import b64decode, b64encode
+from importlib.metadata import version
 from pathlib import Path
 
 import nbformat
@@ -21,9 +24,9 @@ LOG_LINE = re.compile(
     r"WARNING: All log messages before absl|[IWE]\d{4} \S|To enable the foll|INFO:"
     # TensorFlow counts the first call of each model as a retracing.
     r"|WARNING:tensorflow:\d+ out of the last"
-    # The folder of the data is another one on each machine.
-    r"|Data set: \S+, from "
 )
+# The folder of the data is another one on each machine.
+DATA_FOLDER = re.compile(r"^(Data set: [^,\n]+), from .*$", re.MULTILINE)
 # Starts the paragraph at the top of a notebook whose committed outputs are older than its code.
 COMMITTED_OUTPUTS = "Outputs from commit"
 
@@ -94,7 +97,7 @@ def remove_log_lines(executed: Path) -> None:
             if output.output_type == "stream":
                 lines = output.text.splitlines(keepends=True)
                 kept = [line for line in lines if line.strip() and not LOG_LINE.match(line)]
-                output.text = "".join(kept)
+                output.text = DATA_FOLDER.sub(r"\1.", "".join(kept))
         cell.outputs = [output for output in cell.outputs if output.get("text", True)]
     nbformat.write(notebook, executed)
 
@@ -122,35 +125,87 @@ def save_figures(executed: Path) -> None:
         (folder / f"{executed.stem}-{n}.png").write_bytes(b64decode(output["data"]["image/png"]))
 
 
-def shrink(png: str) -> str:
-    """Returns a base64 PNG in 256 colors, about a third of its size."""
-    small = io.BytesIO()
+def compress(png: str) -> tuple[str, str]:
+    """Returns the type and the base64 content of a figure, as it is committed.
+
+    A figure of photographs becomes a JPEG file, which has less than half of the size of a PNG file
+    of all colors; lines and text stay as they are.
+    """
+    whole, lossy = io.BytesIO(), io.BytesIO()
     with Image.open(io.BytesIO(b64decode(png))) as image:
-        # This method keeps the few colors of a legend as they are.
-        few = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1)
-        few.save(small, "PNG", optimize=True)
-    return b64encode(small.getvalue()).decode()
+        image.convert("RGB").save(whole, "PNG", optimize=True)
+        image.convert("RGB").save(lossy, "JPEG", quality=88, subsampling=0)
+    if 2 * len(lossy.getvalue()) < len(whole.getvalue()):
+        return "image/jpeg", b64encode(lossy.getvalue()).decode()
+    return "image/png", b64encode(whole.getvalue()).decode()
 
 
-def keep(executed: Path) -> None:
-    """Puts the outputs of an executed copy into the committed notebook."""
+def keep(executed: Path, minutes: float) -> None:
+    """Puts the outputs of an executed copy into the committed notebook.
+
+    Its metadata record the run (`run_record`). A cell whose metadata have `alt`, a list of a text
+    for each figure, gives its figures these alternative texts.
+    """
     notebook = nbformat.read(executed, 4)
     notebook.cells = [
         c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])
     ]
     count = 0
     for cell in notebook.cells:
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        cell.metadata = {
+            key: cell.metadata[key] for key in ("tags", "alt") if cell.metadata.get(key)
+        }
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output.execution_count = count
-                if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = shrink(output.data["image/png"])
+            keep_outputs(cell)
     notebook.metadata.pop("papermill", None)
+    notebook.metadata["kerasim"] = run_record(notebook, minutes)
     nbformat.write(notebook, HERE / executed.name)
+
+
+def keep_outputs(cell) -> None:
+    """Numbers the outputs of a cell, compresses its figures and adds their alternative texts."""
+    texts = iter(cell.metadata.get("alt", []))
+    for output in cell.outputs:
+        if "execution_count" in output:
+            output.execution_count = cell.execution_count
+        if "image/png" in output.get("data", {}):
+            kind, content = compress(output.data.pop("image/png"))
+            output.data[kind] = content
+            text = next(texts, None)
+            output.metadata = {kind: {"alt": text}} if text else {}
+
+
+def run_record(notebook, minutes: float) -> dict:
+    """Returns where the outputs of a notebook come from."""
+    streams = [
+        output.get("text", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
+    )
+    return {
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "data": sorted(set(re.findall(r"^Data set: (\w+)", "".join(streams), re.MULTILINE))),
+        "minutes": round(minutes, 1),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "versions": {name: version(name) for name in ("kerasim", "keras", "numpy")},
+    }
+
+
+def processor() -> str:
+    """Returns the name of the processor, as the system gives it."""
+    if os.path.exists("/proc/cpuinfo"):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1]
+    return platform.machine()
 
 
 def print_summary(folder: Path, minutes: dict[str, float], headlines: dict[str, dict]) -> None:
@@ -205,7 +260,7 @@ def main() -> int:
             headlines[notebook.stem] = headline(executed)
             save_figures(executed)
             if arguments.keep:
-                keep(executed)
+                keep(executed, (time.perf_counter() - start) / 60)
         minutes[notebook.stem] = (time.perf_counter() - start) / 60
         print(f"{notebook.name}: {60 * minutes[notebook.stem]:.0f} s", flush=True)
     print_summary(arguments.folder, minutes, headlines)

@@ -96,7 +96,8 @@ def test_every_notebook_has_a_page_with_its_figures(pages):
     for notebook in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
         page = pages[f"notebooks/{notebook.stem}.html"]
         figures = [address for address in page.loaded if address.startswith(notebook.stem)]
-        assert len(figures) == notebook.read_text("utf-8").count('"image/png": "'), notebook.stem
+        stored = re.findall(r'"image/(?:png|jpeg)": "', notebook.read_text("utf-8"))
+        assert len(figures) == len(stored), notebook.stem
 
 
 def test_no_page_loads_anything_from_another_server(pages):

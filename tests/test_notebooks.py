@@ -274,6 +274,44 @@ def test_command_prints_headlines_and_no_log_line(tmp_path, monkeypatch, capfd):
     assert "oneDNN" not in json.dumps(outputs)
 
 
+DRAW = """
+import matplotlib.pyplot as plt
+import numpy as np
+
+plt.figure(figsize=(4, 3))
+plt.plot([0, 1, 0])
+plt.show()
+plt.figure(figsize=(4, 3))
+waves = np.sin(np.arange(300)[:, None, None] / [40, 60, 90] + np.arange(400)[:, None] / 50)
+plt.imshow(0.5 + 0.3 * waves + np.random.default_rng(0).normal(0, 0.02, waves.shape))
+plt.axis("off")
+print("Data set: cifar10, from /elsewhere/cifar10.npz.")
+"""
+
+
+def test_kept_outputs_have_compressed_figures_alternative_texts_and_a_record(tmp_path, monkeypatch):
+    cells = [(["parameters"], "runs = 'elsewhere'"), ([], DRAW), (["headline"], "{'error': 0.5}")]
+    monkeypatch.setattr("sys.argv", [])
+    run_command(cells, tmp_path, monkeypatch)  # which writes the notebook, too
+    notebook = nbformat.read(tmp_path / "01-small.ipynb", 4)
+    notebook.cells[1].metadata["alt"] = ["A line that rises and falls", "Waves of many colors"]
+    nbformat.write(notebook, tmp_path / "01-small.ipynb")
+    command = ["notebooks", str(tmp_path / "out"), "--keep"]
+    monkeypatch.setattr("sys.argv", command)
+    assert notebooks.main() == 0
+    kept = json.loads((tmp_path / "01-small.ipynb").read_text())
+    outputs = [output for output in kept["cells"][1]["outputs"] if "data" in output]
+    kinds = [[kind for kind in out["data"] if kind.startswith("image/")] for out in outputs]
+    assert kinds == [["image/png"], ["image/jpeg"]]
+    texts = [out["metadata"][kind[0]]["alt"] for out, kind in zip(outputs, kinds, strict=True)]
+    assert texts == ["A line that rises and falls", "Waves of many colors"]
+    record = kept["metadata"]["kerasim"]
+    assert record["data"] == ["cifar10"] and 0 < record["minutes"] < 5
+    assert record["cores"] == os.cpu_count() and record["processor"]
+    assert "/elsewhere" not in json.dumps([cell["outputs"] for cell in kept["cells"]])
+    assert "papermill" not in kept["metadata"]
+
+
 def test_command_exits_with_an_error_if_a_notebook_fails(tmp_path, monkeypatch, capfd):
     cells = [(["parameters"], "seed = 0"), ([], "raise ValueError('this cell is wrong')")]
     assert run_command(cells, tmp_path, monkeypatch) == 1
