@@ -25,6 +25,8 @@ LOG_LINE = re.compile(
     # TensorFlow counts the first call of each model as a retracing.
     r"|WARNING:tensorflow:\d+ out of the last"
 )
+# A line that names the data set, such as "Data set: mnist." or "tll: 1600 pairs".
+DATA_SET = re.compile(r"^(?:Data set: )?(cifar10|mnist|tll|digits)\b", re.MULTILINE)
 # The folder of the data is another one on each machine.
 DATA_FOLDER = re.compile(r"^(Data set: [^,\n]+), from .*$", re.MULTILINE)
 # Starts the paragraph at the top of a notebook whose committed outputs are older than its code.
@@ -191,7 +193,7 @@ def run_record(notebook, minutes: float) -> dict:
     return {
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
-        "data": sorted(set(re.findall(r"^Data set: (\w+)", "".join(streams), re.MULTILINE))),
+        "data": sorted(set(DATA_SET.findall("".join(streams)))),
         "minutes": round(minutes, 1),
         "processor": processor(),
         "cores": os.cpu_count(),
