@@ -96,17 +96,16 @@ class Files:
         if not any(given.files):  # images of an array are always new
             return Comparison([*range(len(given.files))], {}, items)
         ids, labels = items.table["id"].tolist(), items.table["label"].tolist()
-        known, names = self.rows(items), set(items.table["file"])
-        new, seen, looked = [], {}, []  # the position at which each path came first
+        known = self.rows(items)
+        new, looked = [], []
+        seen: dict[str | int, int] = {}  # the position at which each file or item came first
         for n, (file, real) in enumerate(zip(given.files, _real_paths(given.files), strict=True)):
             # An item whose file has become a link to another file is compared under its own name.
-            if file in seen or real in seen and file not in names:
-                _refuse_two_labels(given, seen[file if file in seen else real], n)
-                continue
-            seen.setdefault(file, n)
-            seen.setdefault(real, n)
             row = known.get(file, known.get(real))
-            if row is None:
+            first = seen.setdefault(real if row is None else row, n)
+            if first != n:
+                _refuse_two_labels(given, first, n)
+            elif row is None:
                 new.append(n)
             else:
                 looked.append((n, row))

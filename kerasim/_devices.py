@@ -101,7 +101,13 @@ class _Part(keras.utils.PyDataset):
         self.batches, self.count, self.own = batches, devices.processes, devices.process
 
     def __len__(self):
-        return len(self.batches)
+        return self.batches.num_batches
+
+    def on_epoch_begin(self):
+        self.batches.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self.batches.on_epoch_end()
 
     def __getitem__(self, index):
         return keras.tree.map_structure(

@@ -460,7 +460,8 @@ def _open(path: Path):
             "--embedder vgg16"
         )
     _import_keras()
-    return kerasim.gallery.Gallery.load(path)
+    # Of the vectors, those of the candidates of a query are read, and no others.
+    return kerasim.gallery.Gallery.load(path, mmap_mode="r")
 
 
 def _check_setting(name: str, value, gallery, path: Path) -> None:

@@ -80,6 +80,7 @@ _TRAINED_ON = 20_000  # vectors by which the levels of 8 bits, and of binary cod
 _OUTSIDE = 0.001  # share of the values of a coordinate below, and above, the levels of 8 bits
 _BITS = 4  # of a binary code, for each number of a vector
 _DECIDED = 4  # how many times as many candidates binary codes need as a graph
+_LOW_RECALL = 0.8  # below which a warning is given
 _TOO_FAR = "a vector whose neighbors are farther away than 1.8e308, the largest float64,"
 
 
@@ -98,7 +99,10 @@ class NeighborIndex:
             fraction of the time; "hnsw_sq8" for a graph whose vectors have 8 bits for each number
             instead of 32; or "binary" for codes of 4 bits for each number, which are compared with
             all codes and need the least memory. The distances that they return are exact, too.
-            "hnsw_sq8" and "binary" are for "euclidean" and "cosine".
+            "hnsw_sq8" and "binary" are for "euclidean" and "cosine", and for vectors such as those
+            of networks. They find little where a few vectors, a single dimension or the distances
+            between clusters are hundreds of times as large as the distances to be found: the codes
+            then have too few values for these. A warning is given if `recall_` is below 0.8.
         m: Links of each vector in the graph, 2 or more. More links need more memory and increase
             recall.
         ef_construction: Size of the candidate list while the graph is built, 1 or more.
@@ -197,6 +201,7 @@ class NeighborIndex:
             recall = 1.0
         elif recall is None:
             recall = self._recall(state, distinct)
+            self._warn_of_low_recall(recall)
         self._state, self.recall_, self.fingerprint = state, recall, None
         return self
 
@@ -218,7 +223,9 @@ class NeighborIndex:
         """Adds vectors to the index. An exact index is fitted again, the others are extended.
 
         Args:
-            embeddings: `(n, dim)`, of any real dtype; `n` may be 0 unless the index is empty.
+            embeddings: `(n, dim)`, of any real dtype; `n` may be 0 unless the index is empty. All
+                vectors are kept in the dtype that holds both these and those in the index, in
+                memory, even those that were loaded with `mmap_mode="r"`.
 
         Returns:
             The index itself.
@@ -231,6 +238,8 @@ class NeighborIndex:
             return self.fit(embeddings)
         width = self.embeddings.shape[1]
         embeddings = _checks.vectors("embeddings", embeddings, width, 0, self.metric)
+        if not len(embeddings):
+            return self
         return self._extend(np.concatenate([self.embeddings, embeddings]))
 
     def _extend(self, embeddings):
@@ -260,7 +269,16 @@ class NeighborIndex:
         self._state = dataclasses.replace(state, embeddings=embeddings, groups=groups)
         distinct = reduced if groups.trivial else reduced[groups.first]
         self.recall_ = self._recall(self._state, distinct)
+        self._warn_of_low_recall(self.recall_)
         return self
+
+    def _warn_of_low_recall(self, recall: float) -> None:
+        if recall < _LOW_RECALL:
+            kinds = "exact" if self.kind == "hnsw" else "hnsw' or 'exact"
+            _checks.warn(
+                f"kind={self.kind!r} finds a share of {recall:.2f} of the 10 nearest of these "
+                f"vectors (recall_): pass kind='{kinds}', or a larger ef_search."
+            )
 
     def _grown(self, embeddings: np.ndarray) -> "NeighborIndex":
         """Returns a copy of the index with more vectors. Other threads can still query this one.
@@ -341,7 +359,8 @@ class NeighborIndex:
             unproven = []
             for start in range(0, len(waiting), step):
                 rows = waiting[start : start + step]
-                *found, proven = self._search(state, proposers[0], x[rows], k, count)
+                propose = getattr(engine, proposers[0])
+                *found, proven = self._search(state, propose, x[rows], k, count)
                 distances[rows[proven]], indices[rows[proven]] = found
                 unproven.append(rows[~proven])
             asked, waiting = len(waiting), np.concatenate(unproven)
@@ -557,8 +576,9 @@ class NeighborIndex:
             embedder: If given, the model that will embed the queries.
             mmap_mode: "r" leaves the vectors on the disk, as `numpy.load` does, and reads those of
                 the candidates of a query only. With kind="hnsw_sq8" or "binary" the memory is then
-                that of the links and codes (`nbytes`). The folder must stay on a local disk while
-                the index is used. None reads everything into memory.
+                that of the links and codes (`nbytes`), and while the index is loaded that of a
+                float32 copy of all vectors besides. The folder must stay on a local disk while the
+                index is used. None reads everything into memory.
 
         Returns:
             The index, which returns the same answers as before.
@@ -747,16 +767,17 @@ class _Flat:
     """Proposes candidates by the computed distance to every vector, with a bound for all others.
 
     Attributes:
-        proposers: Functions from reduced queries and a count to `(n, count)` candidates and a lower
-            bound of the distance to all other vectors, the fastest first.
+        proposers: Names of methods from reduced queries and a count to `(n, count)` candidates and
+            a lower bound of the distance to all other vectors, the fastest first. Kept as methods
+            they would refer to the object, which would stay in memory until garbage is collected.
     """
 
     def __init__(self, reduced, metric):
         self._reduced = reduced
         if metric == "manhattan":
-            self.proposers = (self._by_city_blocks,)
+            self.proposers = ("_by_city_blocks",)
         else:
-            self.proposers = (self._by_product, self._in_float64)
+            self.proposers = ("_by_product", "_in_float64")
 
     @property
     def nbytes(self) -> int:
@@ -811,9 +832,15 @@ class _Approximate:
     """
 
     def __init__(self, index, kind, ef_search):
-        self.proposers = (self._propose,)
+        self.proposers = ("_propose",)
         self.index, self._kind, self._ef_search = index, kind, ef_search
         self._lock = threading.Lock()  # faiss must not search while it adds
+
+    def __getstate__(self):
+        return {**vars(self), "_lock": None}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _lock=threading.Lock())
 
     def __len__(self):
         return self.index.ntotal

@@ -129,7 +129,8 @@ def fit(
     After each epoch the whole state (weights, optimizer, generators of Dropout and of sampling
     layers, callbacks, history) is saved in `run_dir`. On a CPU, a run that was killed and started
     again ends with weights that are bit-identical to those of an uninterrupted run. After an
-    interrupt or an error the model has the state of the last complete epoch.
+    interrupt or an error the model has the state of the last complete epoch. Without `run_dir` it
+    has that of the last complete step.
 
     A model built under `distribute.strategy` is trained on all its devices.
 

@@ -142,10 +142,10 @@ def compress(png: str) -> tuple[str, str]:
     return "image/png", b64encode(whole.getvalue()).decode()
 
 
-def keep(executed: Path, minutes: float) -> None:
+def keep(executed: Path, minutes: float, commit: str) -> None:
     """Puts the outputs of an executed copy into the committed notebook.
 
-    Its metadata record the run (`run_record`). A cell whose metadata have `alt`, a list of a text
+    Its metadata record the run: its commit, minutes, data and machine. A cell whose metadata have `alt`, a list of a text
     for each figure, gives its figures these alternative texts.
     """
     notebook = nbformat.read(executed, 4)
@@ -162,7 +162,7 @@ def keep(executed: Path, minutes: float) -> None:
             cell.execution_count = count
             keep_outputs(cell)
     notebook.metadata.pop("papermill", None)
-    notebook.metadata["kerasim"] = run_record(notebook, minutes)
+    notebook.metadata["kerasim"] = {"commit": commit, **run_record(notebook, minutes)}
     nbformat.write(notebook, HERE / executed.name)
 
 
@@ -187,11 +187,7 @@ def run_record(notebook, minutes: float) -> dict:
         for output in cell.get("outputs", [])
         if output.output_type == "stream"
     ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    )
     return {
-        "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
         "data": sorted(set(DATA_SET.findall("".join(streams)))),
         "minutes": round(minutes, 1),
@@ -199,6 +195,12 @@ def run_record(notebook, minutes: float) -> dict:
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in ("kerasim", "keras", "numpy")},
     }
+
+
+def current_commit() -> str:
+    """Returns the commit of the checkout, "" if this is none."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True).stdout.strip()
 
 
 def processor() -> str:
@@ -252,7 +254,7 @@ def main() -> int:
     minutes, headlines = {}, {}
     for notebook in chosen:
         print(f"{notebook.name}: running", flush=True)
-        start = time.perf_counter()
+        start, commit = time.perf_counter(), current_commit()
         headlines[notebook.stem] = {}
         try:
             executed = run(notebook, arguments.folder, parameters)
@@ -262,7 +264,7 @@ def main() -> int:
             headlines[notebook.stem] = headline(executed)
             save_figures(executed)
             if arguments.keep:
-                keep(executed, (time.perf_counter() - start) / 60)
+                keep(executed, (time.perf_counter() - start) / 60, commit)
         minutes[notebook.stem] = (time.perf_counter() - start) / 60
         print(f"{notebook.name}: {60 * minutes[notebook.stem]:.0f} s", flush=True)
     print_summary(arguments.folder, minutes, headlines)

@@ -302,6 +302,22 @@ def link_to(link, target):
     return link
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_changed_file_is_embedded_again_beside_an_item_that_became_a_link_to_it(turned, root):
+    gallery = filled(root)
+    files = [root / "cat" / "a.bmp", root / "cat" / "b.bmp"]
+    link_to(files[0], files[1].name)
+    write_random_image(files[1], 9)
+    given, labels = (files[::-1], ["B", "A"]) if turned else (files, ["A", "B"])
+    assert sorted(gallery.add(given, labels=labels).tolist()) == [0, 1]
+    assert sorted(gallery.changed) == [str(file) for file in files]
+    assert gallery.items["label"].tolist()[:2] == ["A", "B"]
+    assert gallery.add(root).tolist() == []
+    found = gallery.query(files[1:], k=2)
+    assert sorted(found["id"]) == [0, 1]
+    np.testing.assert_allclose(found["distance"], 0, atol=1e-4)
+
+
 def test_a_link_that_leads_elsewhere_no_longer_stands_for_its_first_file(root):
     link = link_to(root.parent / "links" / "one.bmp", root / "cat" / "a.bmp")
     gallery = filled(link.parent)

@@ -1,6 +1,11 @@
+import copy
+import gc
 import json
+import pickle
 import subprocess
 import sys
+import warnings
+import weakref
 
 import faiss
 import keras
@@ -698,6 +703,51 @@ def test_smaller_codes_need_less_memory_once_vectors_stay_on_the_disk(kind, tmp_
     assert loaded.nbytes < 0.66 * kept.nbytes
 
 
+@pytest.mark.parametrize("kind", ["exact", "hnsw", *SMALLER])
+def test_an_index_can_be_pickled_and_copied(kind):
+    x = vectors_of_features(300)
+    index = NeighborIndex("cosine", kind).fit(x)
+    for other in (pickle.loads(pickle.dumps(index)), copy.deepcopy(index)):
+        assert repr(other) == repr(index)
+        for one, same in zip(index.query(k=5), other.query(k=5), strict=True):
+            np.testing.assert_array_equal(one, same)
+        other.add(x[:2])
+        assert len(other) == 302 and len(index) == 300
+
+
+@pytest.mark.parametrize("kind", ["exact", "hnsw", *SMALLER])
+def test_an_index_that_is_replaced_is_freed_at_once(kind):
+    index = NeighborIndex("euclidean", kind).fit(vectors_of_features(300))
+    index.query(k=3)
+    engine = weakref.ref(index._state.engine)
+    gc.disable()
+    try:
+        index.fit(vectors_of_features(100))
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", SMALLER)
+def test_a_low_recall_is_warned_of_and_a_usual_one_is_not(kind):
+    x = vectors_of_features(1500)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index = NeighborIndex("euclidean", kind).fit(x)
+    far = x + 1e6 * (np.arange(1500) % 2)[:, None]
+    with pytest.warns(UserWarning, match=rf"kind='{kind}' finds a share of 0\.\d\d .*'exact'"):
+        index.fit(far)
+    with pytest.warns(UserWarning, match="or a larger ef_search"):
+        index.add(far[:3])
+
+
+def test_adding_no_vector_leaves_the_others_on_the_disk(tmp_path):
+    NeighborIndex("cosine", "binary").fit(vectors_of_features(300)).save(tmp_path / "index")
+    loaded = NeighborIndex.load(tmp_path / "index", mmap_mode="r")
+    width = loaded.embeddings.shape[1]
+    assert isinstance(loaded.add(np.empty((0, width))).embeddings, np.memmap)
+
+
 @pytest.mark.parametrize("kind", SMALLER)
 def test_smaller_codes_answer_the_same_after_loading_and_growing(kind, tmp_path, monkeypatch):
     x = vectors_of_features(1500)
@@ -843,7 +893,8 @@ def test_no_vector_that_was_not_proposed_is_nearer_than_the_bound(metric, querie
     asked = reduced[:queries] + np.float32(1e-4)
     # The distances of the vectors before they are rounded are those that count.
     true = float64_distances(x, asked, "manhattan" if metric == "manhattan" else "euclidean")
-    for propose in neighbors._Flat(reduced, metric).proposers:
+    flat = neighbors._Flat(reduced, metric)
+    for propose in (getattr(flat, name) for name in flat.proposers):
         candidates, bound = propose(asked, 16)
         others = true.copy()
         np.put_along_axis(others, candidates, np.inf, axis=1)
