@@ -145,8 +145,8 @@ def compress(png: str) -> tuple[str, str]:
 def keep(executed: Path, minutes: float, commit: str) -> None:
     """Puts the outputs of an executed copy into the committed notebook.
 
-    Its metadata record the run: its commit, minutes, data and machine. A cell whose metadata have `alt`, a list of a text
-    for each figure, gives its figures these alternative texts.
+    Its metadata record the run: its commit, minutes, data and machine. A cell whose metadata have
+    `alt`, a list of a text for each figure, gives its figures these alternative texts.
     """
     notebook = nbformat.read(executed, 4)
     notebook.cells = [
