@@ -54,7 +54,8 @@ COLORS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #8C6D1F #99999
 MARKERS = "os^DvPX<>p"
 
 # The details of photographs stay visible below the maps that explain them.
-_EXPLANATION_DPI, _EXPLANATION_WIDTH = 110, 2.6
+_DPI = 110  # of figures of images
+_EXPLANATION_WIDTH = 2.6
 
 # A map of a few cells is interpolated to this width and height, as much as its image is wide.
 _MAP_PIXELS = 240
@@ -119,6 +120,7 @@ def image_grid(
     titles: Sequence[Any] | np.ndarray | None = None,
     columns: int = 10,
     size: float = 1.0,
+    row_labels: Sequence[Any] | np.ndarray | None = None,
 ) -> Figure:
     """Draws images in rows.
 
@@ -127,12 +129,14 @@ def image_grid(
         titles: `n` strings or numbers to write above the images, or None.
         columns: Images per row, 1 or more.
         size: Width of an image in inches.
+        row_labels: A string or number to write to the left of each row, or None.
 
     Returns:
         The figure.
 
     Raises:
-        ArgumentError: If there are no images, or the number of titles is not that of images.
+        ArgumentError: If there are no images, or the number of titles is not that of images, or
+            that of `row_labels` not that of rows.
 
     Example:
         >>> figure = image_grid(np.zeros((6, 8, 8, 1)), titles=range(6), columns=3)
@@ -146,8 +150,13 @@ def image_grid(
     size = _checks.number("size", size, 0.01, 100)
     rows = -(-len(checked) // columns)
     height, width = np.shape(checked[0])[:2]
+    if row_labels is not None:
+        _checks.same_length("row_labels", row_labels, rows, "rows")
     room = 0.25 if titles is not None else 0
-    figure, axes = _figure(rows, columns, size, size * height / width + room)
+    left = _width_of(row_labels)
+    figure, axes = _figure(rows, columns, size, size * height / width + room, left)
+    for line, name in zip(axes, () if row_labels is None else row_labels, strict=False):
+        _name_row(line[0], name)
     for n, ax in enumerate(axes.flat[: len(checked)]):
         _show(ax, checked[n], "" if titles is None else str(titles[n]))
     return figure
@@ -190,7 +199,7 @@ def reconstructions(
     for label, row, line in zip(labels, rows, axes, strict=True):
         for ax, image in zip(line, row, strict=True):
             _show(ax, image)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
+        _name_row(line[0], label)
     return figure
 
 
@@ -570,6 +579,7 @@ def neighbors(
     distances: ArrayLike | None = None,
     labels: ArrayLike | Sequence[Any] | None = None,
     query_labels: ArrayLike | Sequence[Any] | None = None,
+    row_labels: Sequence[Any] | np.ndarray | None = None,
 ) -> Figure:
     """Draws each query beside its neighbors, nearest first.
 
@@ -581,6 +591,8 @@ def neighbors(
             class of the query has a solid frame, and one of another class a dashed frame. There is
             no frame if either label is missing.
         query_labels: `(n,)` labels of the queries, or None.
+        row_labels: A string or number to write to the left of each query, such as the name of its
+            class, or None.
 
     Returns:
         The figure.
@@ -593,7 +605,7 @@ def neighbors(
         >>> indices, distances = np.array([[3, 5], [7, 2]]), np.array([[0.1, 0.2], [0.3, 0.4]])
         >>> figure = neighbors(images[:2], images[indices], distances)
         >>> [ax.get_title() for ax in figure.axes[:3]]
-        ['query', '0.1', '0.2']
+        ['query', '0.100', '0.200']
     """
     query_images, found = _check_some("queries", queries), _checks.array("found", found)
     _checks.shape("found", found, (len(query_images), *[None] * 4), "pass images[indices]")
@@ -613,12 +625,18 @@ def neighbors(
         for row, column in np.argwhere(~(absent | own_absent[:, None])):
             same[row, column] = bool(found_labels[row, column] == own_labels[row])
     above = None if distances is None else np.asarray(distances)
-    figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15)
+    if row_labels is not None:
+        _checks.same_length("row_labels", row_labels, len(found), "queries")
+    left = _width_of(row_labels)
+    # With this padding the frames do not touch.
+    figure, axes = _figure(len(found), found.shape[1] + 1, 0.95, 1.15, left, pad=0.04)
+    for line, name in zip(axes, () if row_labels is None else row_labels, strict=False):
+        _name_row(line[0], name)
     for row, line in enumerate(axes):
         _show(line[0], query_images[row], "query" if row == 0 else "")
         _frame(line[0], "black", "-", 2)
         for column, ax in enumerate(line[1:]):
-            title = "" if above is None else f"{above[row, column]:.3g}"
+            title = "" if above is None else f"{above[row, column]:#.3g}".removesuffix(".")
             _show(ax, found[row, column], title)
             if same[row, column] is not None:
                 color, style = (COLORS[2], "-") if same[row, column] else (COLORS[1], "--")
@@ -679,7 +697,6 @@ def pair_explanation(
     ratio = max(np.shape(one[0])[0] / np.shape(one[0])[1] for one in images)
     room = 0.0 if similarities is None else 0.25
     figure, axes = _figure(count, 2, _EXPLANATION_WIDTH, _EXPLANATION_WIDTH * ratio + room)
-    figure.set_dpi(_EXPLANATION_DPI)
     for row, line in enumerate(axes):
         pair = [found[row] for found in maps]
         limit = max(np.abs(found).max() for found in pair) or 1.0
@@ -959,13 +976,12 @@ def _legend(ax, *entries, **style):
     return legend
 
 
-def _figure(rows, columns, width, height, left=0.0):
+def _figure(rows, columns, width, height, left=0.0, pad=0.02):
     import matplotlib.pyplot as plt
 
     size = (columns * width + left, rows * height)
-    # At 72 dpi a 32 x 32 image is drawn at about twice its size, so that notebooks stay small.
-    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=72, squeeze=False)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=_DPI, squeeze=False)
+    figure.set_layout_engine("constrained", w_pad=pad, h_pad=pad, wspace=0.02, hspace=0.02)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         _frame(ax, "none", "-", 0)
@@ -980,4 +996,15 @@ def _frame(ax, color, style, width):
 def _show(ax, image, title=""):
     image = as_float(image)
     ax.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-    ax.set_title(title, fontsize=8, pad=2, parse_math=False)
+    ax.set_title(title, fontsize=9, pad=3, parse_math=False)
+
+
+def _width_of(names) -> float:
+    """Returns the width of the longest line of some names in inches, 0 without names."""
+    lines = [line for name in (() if names is None else names) for line in str(name).split("\n")]
+    return 0.1 + 0.08 * max(map(len, lines)) if lines else 0.0
+
+
+def _name_row(ax, name):
+    """Writes the name of a row to the left of its first image."""
+    ax.set_ylabel(str(name), rotation=0, ha="right", va="center", fontsize=9, parse_math=False)

@@ -175,6 +175,34 @@ def test_every_image_has_its_title():
     assert [ax.get_title() for ax in figure.axes] == ["7", "two", "x"]
 
 
+def test_rows_of_a_grid_and_of_neighbors_are_named():
+    grid = plots.image_grid(images(4), columns=2, row_labels=["airplane", 7])
+    strips = plots.neighbors(
+        images(2), images(4).reshape(2, 2, *images(4).shape[1:]), row_labels=["a", "b"]
+    )
+    assert [ax.get_ylabel() for ax in grid.axes] == ["airplane", "", "7", ""]
+    assert [ax.get_ylabel() for ax in strips.axes] == ["a", "", "", "b", "", ""]
+    bare = plots.image_grid(images(4), columns=2)
+    assert grid.get_figwidth() > bare.get_figwidth() + 0.5
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+def test_as_many_names_of_rows_as_rows_are_needed(names):
+    with pytest.raises(ArgumentError, match="row_labels"):
+        plots.image_grid(images(4), columns=2, row_labels=names)
+    with pytest.raises(ArgumentError, match="row_labels"):
+        plots.neighbors(images(2), images(2)[:, None], row_labels=names)
+
+
+def test_figures_of_images_have_the_resolution_and_letters_of_a_page():
+    for figure in (
+        plots.image_grid(images(2), titles=["a", "b"]),
+        plots.neighbors(images(1), images(1)[None]),
+    ):
+        assert figure.get_dpi() >= 110
+        assert all(ax.title.get_fontsize() >= 9 for ax in figure.axes)
+
+
 def test_rows_of_reconstructions_are_named():
     figure = plots.reconstructions(images(2), images(2), images(2), labels=("a", "b", "c"))
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["a", "b", "c"]
@@ -267,7 +295,7 @@ def test_neighbors_show_their_distance_and_whether_they_have_the_class_of_the_qu
     distances, labels = np.array([[0.25, 12.0]]), np.array([[4, 5]])
     figure = plots.neighbors(images(1), images(2)[None], distances, labels, np.array([4]))
     query, same, other = figure.axes
-    assert [ax.get_title() for ax in figure.axes] == ["query", "0.25", "12"]
+    assert [ax.get_title() for ax in figure.axes] == ["query", "0.250", "12.0"]
     assert same.spines["left"].get_linestyle() == "-"
     assert other.spines["left"].get_linestyle() == "--"
 
