@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from threadpoolctl import threadpool_limits
 
 from kerasim import _checks, _distances
 from kerasim._distances import METRICS, Metric
@@ -47,8 +48,8 @@ __all__ = [
     "verification",
 ]
 
-_BLOCK = 64  # MiB of distances worked on at a time
-_THREADS = min(4, os.cpu_count() or 1)  # of more the blocks would be too small
+_BLOCK = 128  # MiB of distances worked on at a time
+_THREADS = min(16, os.cpu_count() or 1)  # of more the blocks would be too small
 # Bounds in float32 are given up where they leave more candidates than this for each neighbor.
 _FLOAT32_CANDIDATES = 2
 _EXACT_PAIRS = 2**21  # up to this number `pairwise_verification` keeps all distances
@@ -349,7 +350,8 @@ def retrieval(
         counts = relevant[rows], available[rows]
         return _scores(search, rows, query_labels[rows], gallery_labels, *counts, ks)
 
-    with ThreadPoolExecutor(_THREADS) as pool:  # NumPy computes outside the global lock
+    # NumPy computes outside the global lock. Threads of a matrix product would only wait for these.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_THREADS) as pool:
         columns = np.concatenate([*pool.map(scores_from, range(0, len(queries), step))]).T
     keys = [f"recall@{k}" for k in ks] + [f"precision@{k}" for k in ks]
     keys += ["r_precision", "map@r", "mrr"]
@@ -1032,7 +1034,7 @@ def pairwise_verification(
 
 def _pair_blocks(x, metric):
     """Yields distances, and the positions of both images, of each pair once."""
-    step = max(1, int(_BLOCK * 2**15 / len(x)))  # a block needs indices, too
+    step = max(1, int(_BLOCK * 2**14 / len(x)))  # a block needs indices, too
     for start in range(0, len(x) - 1, step):
         distances = _distances.pairwise(x[start : start + step], x[start:], metric)
         own, other = np.triu_indices(len(distances), 1, distances.shape[1])
