@@ -54,7 +54,7 @@ JAX_SUITES := $(addprefix tests/test_, $(addsuffix .py, backends losses layers m
 TORCH_VENV := .venv-torch
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 
-.PHONY: demo notebooks-demo check test test-jax test-torch test-learn torture coverage cluster browser lint docs notebooks bench lock clean
+.PHONY: demo notebooks-demo check test test-jax test-torch test-learn torture coverage cluster browser lint docs notebooks figures bench lock clean
 
 # Trains, maps, searches, verifies and exports on the bundled digits, and prints each figure beside
 # its baseline. It fails if a trained network is not better than its baseline.
@@ -124,6 +124,11 @@ docs: $(VENV)/.ok
 # Runs every notebook in full on the data in KERASIM_DATA_DIR, and keeps their outputs.
 notebooks: $(VENV)/.ok
 	$(BIN)/python -m notebooks runs/notebooks --keep
+
+# Fails if README, docs/results.md or the time that a notebook states differs from what the outputs of
+# the notebooks record. `make figures WRITE=1` writes what they record.
+figures: $(VENV)/.ok
+	$(BIN)/python -m notebooks.results $(if $(WRITE),--write)
 
 # Writes what the benchmarks print into runs/benchmarks.md; see benchmarks/README.md.
 bench: $(VENV)/.peers

@@ -25,8 +25,8 @@ LOG_LINE = re.compile(
     # TensorFlow counts the first call of each model as a retracing.
     r"|WARNING:tensorflow:\d+ out of the last"
 )
-# A line that names the data set, such as "Data set: mnist." or "tll: 1600 pairs".
-DATA_SET = re.compile(r"^(?:Data set: )?(cifar10|mnist|tll|digits)\b", re.MULTILINE)
+# A line that names the data set, such as "Data set: mnist.", "images: tll" or "tll: 1600 pairs".
+DATA_SET = re.compile(r"^(?:Data set: |images: )?(cifar10|mnist|tll|digits)\b", re.MULTILINE)
 # The folder of the data is another one on each machine.
 DATA_FOLDER = re.compile(r"^(Data set: [^,\n]+), from .*$", re.MULTILINE)
 # Starts the paragraph at the top of a notebook whose committed outputs are older than its code.
