@@ -2,6 +2,8 @@
 
 import ast
 import builtins
+import functools
+import json
 import posixpath
 import re
 import subprocess
@@ -53,6 +55,14 @@ def code_of(guide: Path) -> list[ast.AST]:
     """Returns the syntax nodes of the Python code of a page."""
     blocks = re.findall(r"^```python\n(.*?)^```", guide.read_text("utf-8"), re.S | re.M)
     return list(ast.walk(ast.parse("\n".join(blocks))))
+
+
+@functools.cache
+def headings_of(notebook: str) -> set[str]:
+    """Returns the titles of the sections of a notebook."""
+    cells = json.loads((ROOT / "notebooks" / notebook).read_text("utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    return set(re.findall(r"^#+ (.+)$", "\n".join(texts), re.M))
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +158,22 @@ def test_the_citation_names_the_version_of_the_package():
 def test_a_link_to_a_notebook_leads_to_its_page(pages):
     assert "notebooks/06-triplets-and-mining.html" in pages["index.html"].links
     assert "../background.html" in pages["notebooks/index.html"].links
+
+
+def test_the_lines_of_the_reports_are_numbered_and_answered_by_sections_that_exist():
+    text = (ROOT / "docs/background.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", text, re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 100))
+    broken = []
+    for number, row in rows:
+        # A section: [notebook 05, *Training*](../notebooks/05-siamese-contrastive.ipynb).
+        link = r"\[notebook (\d\d), \*([^*]+)\*\]\(\.\./notebooks/(\1-[\w-]+\.ipynb)\)"
+        links = re.findall(link, row)
+        assert len(links) == row.count("../notebooks/"), f"line {number}: a link without a section"
+        broken += [
+            (number, name, title) for _, title, name in links if title not in headings_of(name)
+        ]
+    assert broken == []
 
 
 def test_a_name_in_code_font_links_to_the_api_reference(pages):
