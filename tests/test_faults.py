@@ -471,7 +471,7 @@ def public(root):
         ),
         "metrics.bootstrap_interval": (
             metrics.bootstrap_interval,
-            {"values": VECTORS[0], "seed": 0, "resamples": 9},
+            {"values": VECTORS[0], "seed": 0, "resamples": 9, "level": 0.9},
         ),
         "metrics.neighbor_overlap": (
             metrics.neighbor_overlap,

@@ -489,6 +489,19 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_law_for_many_values():
     )
 
 
+def test_an_interval_of_a_higher_level_is_that_of_the_normal_law_at_this_level():
+    values = np.random.default_rng(1).standard_normal(2000)
+    low, high = metrics.bootstrap_interval(values, resamples=10_000, level=0.99)
+    half = 2.576 * values.std() / np.sqrt(2000)
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.01)
+
+
+@pytest.mark.parametrize("level", [0.05, 95, -1.0])
+def test_a_level_that_is_that_of_a_test_or_a_percentage_is_refused(level):
+    with pytest.raises(ArgumentError, match=f"level={level} is out of range"):
+        metrics.bootstrap_interval([0.0, 1.0], level=level)
+
+
 def test_the_interval_leaves_out_what_is_not_a_number():
     rng = np.random.default_rng(1)
     values = rng.random(50)
