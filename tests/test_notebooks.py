@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -180,6 +181,21 @@ def test_solutions_belong_to_notebooks_that_link_to_them():
 
 def test_every_notebook_has_a_claim():
     assert list(CLAIMS) == [path.stem for path in NOTEBOOKS]
+
+
+@EVERY_NOTEBOOK
+def test_a_notebook_without_kerasim_installs_the_wheel_beside_it(path, tmp_path, monkeypatch):
+    (cell,) = [c for c in code_cells(path) if "install" in c["metadata"].get("tags", [])]
+    (tmp_path / "kerasim-1.0-py3-none-any.whl").touch()
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    shell = SimpleNamespace(run_line_magic=lambda *arguments: calls.append(arguments))
+    code = compile("".join(cell["source"]), path.name, "exec")
+    exec(code, {"get_ipython": lambda: shell})
+    assert calls == []  # kerasim is installed here
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    exec(code, {"get_ipython": lambda: shell})
+    assert calls == [("pip", "install --quiet kerasim-1.0-py3-none-any.whl")]
 
 
 @EVERY_NOTEBOOK
