@@ -100,6 +100,10 @@ CLAIMS = {
         and figures["embeddings: positive pairs rejected"] < 0.1
         and figures["pixels: positive pairs rejected"] > 0.25
     ),
+    "15-fast-training": lambda figures: (
+        figures["MAP@R, fast network"] > 0.3 + figures["MAP@R, pixels"]
+        and figures["precision@1, fast network"] > 0.3 + figures["precision@1, untrained"]
+    ),
 }
 
 
@@ -209,6 +213,20 @@ def test_committed_notebook_is_a_clean_restart_and_run_all(path):
     assert len(text) < 1_500_000
     outputs = json.dumps([cell["outputs"] for cell in code])
     assert not any(root in outputs for root in ("/home/", "/root/", "/tmp/", "/work/", "/Users/"))
+
+
+@EVERY_NOTEBOOK
+def test_every_committed_figure_has_an_alternative_text(path):
+    for cell in code_cells(path):
+        figures = [
+            output["metadata"].get(kind, {}).get("alt", "")
+            for output in cell["outputs"]
+            for kind in output.get("data", {})
+            if kind.startswith("image/")
+        ]
+        assert all(len(text) >= 40 for text in figures), cell["id"]
+        # `--keep` takes the texts of the next outputs from here.
+        assert figures == cell["metadata"].get("alt", [])[: len(figures)], cell["id"]
 
 
 @EVERY_NOTEBOOK
