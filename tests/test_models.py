@@ -101,6 +101,32 @@ def test_an_unknown_dtype_policy_is_refused_and_changes_nothing(policy):
     assert keras.config.dtype_policy() == before
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "amx", "policy"),
+    [
+        ("cpu", (), False, "float32"),
+        ("cpu", (), True, "mixed_bfloat16"),
+        ("tpu", (), False, "mixed_bfloat16"),
+        ("gpu", (9, 0), False, "mixed_bfloat16"),
+        ("gpu", (7, 5), False, "mixed_float16"),
+        ("gpu", (6, 1), False, "float32"),
+        ("gpu", (), True, "float32"),  # not of NVIDIA
+    ],
+)
+def test_the_automatic_policy_is_that_of_the_first_device(
+    device, capability, amx, policy, monkeypatch
+):
+    monkeypatch.setattr("kerasim.models._policy._first_device", lambda: (device, capability))
+    monkeypatch.setattr("kerasim.models._policy._has_amx", lambda: amx)
+    with models.dtype_policy("auto") as name:
+        assert name == keras.config.dtype_policy().name == policy
+
+
+def test_the_automatic_policy_can_be_found_on_this_machine():
+    with models.dtype_policy("auto") as name:
+        assert name in ("float32", "mixed_bfloat16", "mixed_float16")
+
+
 def test_the_dtype_policy_of_a_block_ends_with_it_even_after_an_error():
     before = keras.config.dtype_policy()
     with pytest.raises(ZeroDivisionError), models.dtype_policy("mixed_bfloat16"):
