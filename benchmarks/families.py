@@ -180,7 +180,9 @@ def device():
     """Returns the devices of the backend, for readers."""
     import keras
 
-    names = keras.distribution.list_devices()
+    from kerasim import distribute
+
+    names = distribute.device_names()
     return f"Keras {keras.__version__}, {keras.backend.backend()}, {', '.join(names)}"
 
 

@@ -1,4 +1,4 @@
-"""The devices and processes that a model is distributed over, for internal use by `training.fit`.
+"""The devices of the backend, and the devices and processes that a model is distributed over.
 
 `distribute.strategy` distributes a model. This module determines from the model how many devices
 share a batch, which rows of it this process computes, and which process writes files. So
@@ -12,6 +12,44 @@ import keras
 import numpy as np
 
 from kerasim.errors import ArgumentError
+
+
+def device_names() -> list[str]:
+    """Returns the names of the devices on which Keras computes, on any backend.
+
+    Returns:
+        Names such as `["gpu:0", "gpu:1"]`: all GPUs or TPUs, or `["cpu:0"]` if there are none.
+
+    Example:
+        >>> device_names()[0].split(":")[0] in ("cpu", "gpu", "tpu")
+        True
+    """
+    if keras.backend.backend() != "torch":
+        return keras.distribution.list_devices()
+    # Keras lists no devices of PyTorch.
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return [f"gpu:{index}" for index in range(torch.cuda.device_count())] or ["cpu:0"]
+
+
+def first_device() -> tuple[str, tuple[int, ...]]:
+    """Returns the kind of the first device, and the compute capability of a GPU of NVIDIA."""
+    kind = device_names()[0].split(":")[0].lower()
+    if kind in ("cpu", "tpu"):
+        return kind, ()
+    if keras.backend.backend() == "torch":
+        import torch  # pyright: ignore[reportMissingImports]
+
+        return kind, torch.cuda.get_device_capability()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        version = str(getattr(jax.devices()[0], "compute_capability", ""))
+        return kind, tuple(int(part) for part in version.split(".") if part.isdigit())
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+    return kind, tuple(details.get("compute_capability", ()))
 
 
 class Devices:

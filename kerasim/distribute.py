@@ -23,12 +23,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from kerasim import _checks, _image_checks, _keras_files, data, embedding
+from kerasim._devices import device_names
 from kerasim._folders import ImageFolder
 from kerasim.errors import ArgumentError, ClusterError, DependencyError, KerasimError
 from kerasim.neighbors import Kind, NeighborIndex
 
 __all__ = [
     "ShardedIndex",
+    "device_names",
     "embed_folder",
     "strategy",
 ]
@@ -67,7 +69,7 @@ def strategy(devices: Sequence[str] | None = None) -> _Strategy:
     Dropout draws the same mask on each device.
 
     Args:
-        devices: Some of `keras.distribution.list_devices()`, such as `["gpu:0", "gpu:1"]`; None
+        devices: Some of `device_names()`, such as `["gpu:0", "gpu:1"]`; None
             for all of them: every GPU, or the CPU if there is none.
 
     Returns:
@@ -102,7 +104,7 @@ def strategy(devices: Sequence[str] | None = None) -> _Strategy:
 
         if not jax.distributed.is_initialized():
             keras.distribution.initialize()
-    known = keras.distribution.list_devices()
+    known = device_names()
     chosen = known if devices is None else devices if np.iterable(devices) else [devices]
     chosen = [str(name).lower() for name in chosen]
     if not chosen or set(chosen) - set(known):

@@ -26,3 +26,10 @@ def test_an_export_names_the_backend_and_what_to_do(write, tmp_path):
 def test_a_strategy_names_the_backend_and_what_to_do():
     with pytest.raises(DependencyError, match="runs on 'torch': .*KERAS_BACKEND=jax"):
         distribute.strategy()
+
+
+def test_the_devices_are_named_on_every_backend():
+    names = distribute.device_names()
+    assert names and all(name.split(":")[0] in ("cpu", "gpu", "tpu") for name in names)
+    if BACKEND != "torch":
+        assert names == keras.distribution.list_devices()

@@ -116,7 +116,7 @@ def test_an_unknown_dtype_policy_is_refused_and_changes_nothing(policy):
 def test_the_automatic_policy_is_that_of_the_first_device(
     device, capability, amx, policy, monkeypatch
 ):
-    monkeypatch.setattr("kerasim.models._policy._first_device", lambda: (device, capability))
+    monkeypatch.setattr("kerasim.models._policy.first_device", lambda: (device, capability))
     monkeypatch.setattr("kerasim.models._policy._has_amx", lambda: amx)
     with models.dtype_policy("auto") as name:
         assert name == keras.config.dtype_policy().name == policy

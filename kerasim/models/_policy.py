@@ -6,6 +6,7 @@ from pathlib import Path
 
 import keras
 
+from kerasim._devices import first_device
 from kerasim.errors import ArgumentError
 
 # Compute capability of the first NVIDIA GPUs whose tensor cores multiply in this format.
@@ -53,34 +54,12 @@ def dtype_policy(policy: str | keras.dtype_policies.DTypePolicy) -> Iterator[str
 
 def _fastest_policy() -> str:
     """Returns the policy in which the first device of the backend trains fastest."""
-    kind, capability = _first_device()
+    kind, capability = first_device()
     if kind == "cpu":
         return "mixed_bfloat16" if _has_amx() else "float32"
     if kind == "tpu" or capability >= BFLOAT16_CAPABILITY:
         return "mixed_bfloat16"
     return "mixed_float16" if capability >= FLOAT16_CAPABILITY else "float32"
-
-
-def _first_device() -> tuple[str, tuple[int, ...]]:
-    """Returns the kind of the first device, and the compute capability of a GPU of NVIDIA."""
-    if keras.backend.backend() == "torch":  # of which Keras lists no devices
-        import torch  # pyright: ignore[reportMissingImports]
-
-        if torch.cuda.is_available():
-            return "gpu", torch.cuda.get_device_capability()
-        return "cpu", ()
-    kind = keras.distribution.list_devices()[0].split(":")[0].lower()
-    if kind in ("cpu", "tpu"):
-        return kind, ()
-    if keras.backend.backend() == "jax":
-        import jax
-
-        version = str(getattr(jax.devices()[0], "compute_capability", ""))
-        return kind, tuple(int(part) for part in version.split(".") if part.isdigit())
-    import tensorflow as tf
-
-    details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
-    return kind, tuple(details.get("compute_capability", ()))
 
 
 def _has_amx() -> bool:
