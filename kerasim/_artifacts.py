@@ -43,6 +43,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -393,21 +394,14 @@ def lock(path, locked=None) -> Iterator[None]:
     try:
         try:
             made = _make_parents(path.parent)
-            descriptor = _open_lock(path, locked or path.parent)
         except OSError as error:
             raise _write_error(path, None, error) from error
-        try:
+        # An interrupt at any line closes the file: otherwise this process would keep the lock.
+        with _open_lock(path, locked or path.parent) as file, _removed_at_end(path, file):
             with contextlib.suppress(OSError):  # of a full disk: the number is for messages alone
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+                os.ftruncate(file.fileno(), 0)
+                os.pwrite(file.fileno(), str(os.getpid()).encode(), 0)
             yield
-        finally:
-            # Removed while it is still held: another process that has opened this file meanwhile
-            # finds that the name is gone once it gets the lock, and opens a new one.
-            with contextlib.suppress(OSError):
-                if _is_at(descriptor, path):
-                    path.unlink()
-            os.close(descriptor)
     finally:
         _remove_if_empty(made)
 
@@ -712,26 +706,53 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _open_lock(path: Path, locked) -> int:
+def _open_lock(path: Path, locked) -> io.FileIO:
     """Opens the file at `path`, made if it is missing, and locks it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        try:
-            # guard: lock
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                return descriptor
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
-            os.close(descriptor)
-            raise ArtifactError(
-                f"{locked} is in use by process {holder}. Wait for it, stop it, or choose another "
-                "folder."
-            ) from error
-        except OSError:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # another process has removed this file as it released it
+    try:
+        while True:
+            file = open(path, "r+b", buffering=0, opener=_open_or_make)
+            try:
+                if _is_locked(file, path, locked):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # another process has removed this file as it released it
+    except OSError as error:
+        raise _write_error(path, None, error) from error
+
+
+def _is_locked(file: io.FileIO, path: Path, locked) -> bool:
+    """Locks an open file; returns whether it still is the one at `path`."""
+    try:
+        # guard: lock
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = file.read(20).decode(errors="replace") or "unknown"
+        raise ArtifactError(
+            f"{locked} is in use by process {holder}. Wait for it, stop it, or choose another "
+            "folder."
+        ) from error
+    return _is_at(file.fileno(), path)
+
+
+@contextlib.contextmanager
+def _removed_at_end(path: Path, file: io.FileIO) -> Iterator[None]:
+    """Removes the file of a lock at the end of the block, unless another one is there by then.
+
+    It is removed while it is still held: another process that has opened it meanwhile finds that
+    the name is gone once it gets the lock, and opens a new one.
+    """
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if _is_at(file.fileno(), path):
+                path.unlink()
+
+
+def _open_or_make(path, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def _remove_stale(path: Path) -> None:

@@ -22,6 +22,7 @@ from kerasim import _artifacts, _model_identity
 from kerasim.errors import ArgumentError, ArgumentTypeError, ArtifactError, KerasimError
 from tests.helpers.damaged_artifacts import mutate, reseal
 from tests.helpers.file_access import unprivileged
+from tests.helpers.interrupted import at_line
 
 KIND = "numbers"
 FILES = ("arrays.npz", "table.csv", "sub/codes.npy")
@@ -1303,6 +1304,22 @@ def test_a_lock_is_free_after_its_block_even_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(ZeroDivisionError), _artifacts.lock(tmp_path / ".lock"):
             raise ZeroDivisionError
+
+
+@pytest.mark.fault("interrupt")
+def test_a_lock_is_free_after_an_interrupt_at_any_line(tmp_path):
+    kept = []  # with the frames of the call, as IPython keeps the last error
+    for line in range(1, 200):
+        try:
+            with at_line(line), _artifacts.lock(tmp_path / ".lock"):
+                pass
+        except KeyboardInterrupt as error:
+            kept.append(error)
+        else:
+            break
+        with _artifacts.lock(tmp_path / ".lock"):
+            pass
+    assert 10 < len(kept) < 199 and os.listdir(tmp_path) == []
 
 
 def test_a_lock_is_held_on_a_full_disk_too(tmp_path, monkeypatch):

@@ -1,14 +1,19 @@
 """The short form of make torture: the same functions, with small sizes."""
 
+import re
+
 import pytest
 
-from tests.torture import children
+from tests.torture import children, files
 from tests.torture.goals import GOALS
 
 FAULTS = {  # of docs/faults.md that a goal covers
     "kills": ("killed-save", "killed-export"),
+    "interrupts": ("interrupt",),
     "restarts": ("killed-training",),
     "mutants": ("random-damage",),
+    "configs": ("malicious-model",),
+    "weights": ("weights-of-another-model",),
     "bombs": ("archive-bomb", "oversized-claim", "huge-image"),
     "images": ("unreadable-images", "pixel-formats", "exif-rotation"),
     "failing-calls": ("failing-write",),
@@ -39,3 +44,10 @@ def test_a_goal_is_reached_at_small_sizes(name):
 def test_a_child_that_dies_or_raises_is_an_error(task, said):
     with pytest.raises(AssertionError, match=said):
         children.run_child(task)
+
+
+def test_the_tests_that_open_hostile_files_exist():
+    name, selection = files.HOSTILE
+    source = (children.ROOT / "tests" / name).read_text("utf-8")
+    for words in selection.split(" or "):
+        assert re.search(rf"^def test_\w*{words}", source, re.M), words

@@ -44,7 +44,7 @@ def main(args) -> int:
             broken.append(name)
             continue
         seconds = time.perf_counter() - start
-        print(f"{name:14} {goal.asked:40} | {reached} | {seconds:.0f} s", flush=True)
+        print(f"{name:14} {goal.asked:46} | {reached} | {seconds:.0f} s", flush=True)
         for text in wrong[:20]:
             print(f"     {text}", flush=True)
         missed += [name] if wrong else []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def embedder(value=0.0):
     return model
 
 
-def save_index(path, value, kind="exact"):
+def save_index(path, value, kind: Any = "exact"):
     from kerasim.neighbors import NeighborIndex
 
     NeighborIndex("euclidean", kind=kind, m=4).fit(VECTORS + value).save(path, replace=True)
@@ -92,7 +93,8 @@ def _load_gallery(path):
     assert set(gallery.items["label"]) == {str(gallery.threshold)}, "torn"
     found = gallery.index.query(gallery.index.embeddings[:2], 3)
     made = _model_identity.fingerprint(gallery.embedder), gallery.items.to_csv(), gallery.settings
-    return float(gallery.threshold), digest(*found, *made, gallery.index.embeddings)
+    threshold: Any = gallery.threshold
+    return float(threshold), digest(*found, *made, gallery.index.embeddings)
 
 
 def _save_export(path, value):
@@ -109,7 +111,7 @@ def _load_export(path):
 
 
 def _save_state(path, value):
-    arrays = {f"model/{n}": np.full((40, 40), value + n, "float32") for n in range(3)}
+    arrays: Any = {f"model/{n}": np.full((40, 40), value + n, "float32") for n in range(3)}
     fill = lambda folder: np.savez(folder / "arrays.npz", **arrays)  # noqa: E731 (as training does)
     info = {"settings": {}, "history": [value], "stopped": False, "states": {}}
     _artifacts.write(path, "training_state", fill, info)

@@ -16,6 +16,7 @@ import traceback
 import warnings
 import xml.etree.ElementTree
 from pathlib import Path
+from typing import Any
 
 import tqdm
 
@@ -51,7 +52,7 @@ def _run(task, args, sender):
         sender.send(("error", traceback.format_exc()))
 
 
-def run_child(task, *args):
+def run_child(task, *args) -> Any:
     """Returns what `task` returns in a child, and fails if the child dies or raises an error."""
     with start_child(task, *args) as (process, messages):
         what, value = last_message(messages)
@@ -61,13 +62,42 @@ def run_child(task, *args):
         return value
 
 
-def last_message(messages):
+def last_message(messages) -> tuple[str, Any]:
     """Waits for the end of a child, and returns its last message; ("nothing", None) for none."""
     found = "nothing", None
     with contextlib.suppress(EOFError):
         while True:
             found = messages.recv()
     return found
+
+
+_DANGEROUS_EVENTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen"} | {
+    *("pickle.find_class", "socket.connect", "shutil.rmtree")
+}
+
+
+class Watch:
+    """Notes what a loader must not do, while `on` is True: it lasts as long as the process.
+
+    Args:
+        scratch: The one folder in which a loader may write, and remove what it wrote there itself.
+        canary: Name of a module that it must not import.
+    """
+
+    def __init__(self, scratch, canary=None):
+        self.on, self.found = False, []
+        self._scratch, self._canary = Path(scratch), canary
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event, args):
+        if not self.on:
+            return
+        dangerous = event in _DANGEROUS_EVENTS or (event == "import" and args[0] == self._canary)
+        if event == "open" and isinstance(args[0], str) and isinstance(args[2], int):
+            written = args[2] & os.O_ACCMODE and not args[0].startswith("/dev/")
+            dangerous = written and "__pycache__" not in args[0]
+        if dangerous and self._scratch not in Path(str(args[0])).resolve().parents:
+            self.found.append((event, str(args)[:80]))
 
 
 def die(send):
@@ -99,7 +129,7 @@ def drain(messages, found):
     return found
 
 
-def run_tests(args, path=ROOT, cwd=ROOT):
+def run_tests(args, path: Path | str = ROOT, cwd=ROOT):
     """Runs tests in a process of its own, and returns how many passed and failed."""
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         env = {**os.environ, "PYTHONPATH": str(path)}
@@ -110,6 +140,8 @@ def run_tests(args, path=ROOT, cwd=ROOT):
         if done.returncode not in (0, 1):
             raise AssertionError(f"{args}: {done.stdout.decode()[-2000:]}{done.stderr.decode()}")
         suite = xml.etree.ElementTree.parse(report.name).getroot()[0]
-        counts = {key: int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")}
+        counts = {
+            key: int(suite.get(key) or 0) for key in ("tests", "failures", "errors", "skipped")
+        }
     failed = counts["failures"] + counts["errors"]
     return counts["tests"] - failed - counts["skipped"], failed

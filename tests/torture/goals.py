@@ -6,7 +6,18 @@ Each goal is a function of its sizes. It returns what was reached, and a list of
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from tests.torture import files, guards, saving, search, training
+from tests.torture import (
+    artifact_kinds,
+    denoiser,
+    files,
+    galleries,
+    guards,
+    interrupts,
+    models,
+    saving,
+    search,
+    training,
+)
 
 
 class Goal(NamedTuple):
@@ -25,11 +36,29 @@ class Goal(NamedTuple):
     full: dict = {}
 
 
+FOLDERS = tuple(kind for kind in artifact_kinds.ARTIFACTS if kind != "file")
+
 GOALS = {
     "faults": Goal("the fault table: all faults pass", guards.fault_table, None),
     "kills": Goal("kill -9 in mid-save, 7 x 200: none lost", saving.killed_saves, {"times": 2}),
+    "renames": Goal(
+        "kill -9 between renames, 6 x 100: none lost",
+        saving.killed_saves,
+        None,
+        {"times": 100, "kinds": FOLDERS, "exchange": False},
+    ),
+    "interrupts": Goal(
+        "Ctrl-C, 11 x 200, 2 runs: nothing lost",
+        interrupts.interrupts,
+        {
+            "times": 20,
+            "kinds": ("index", "file"),
+            "galleries": ("exact", "hnsw"),
+            "runs": (),  # tests/test_resume.py interrupts training
+        },
+    ),
     "restarts": Goal(
-        "kill -9 in training, 5 x 10: bit-equal",
+        "kill -9 in training, 6 x 10: bit-equal",
         training.killed_runs,
         {"times": 1, "names": ("vae",), "epochs": 4},
     ),
@@ -38,8 +67,18 @@ GOALS = {
         files.mutants,
         {"count": 300, "forged": 20, "together": 99},
     ),
+    "configs": Goal(
+        "forged configs, 3 x 2,000: refused, 0 run",
+        models.forged_configs,
+        {"count": 40, "names": ("file",)},
+    ),
+    "weights": Goal(
+        "changed weights, 3 x 1,000: refused or equal",
+        models.changed_weights,
+        {"count": 25, "names": ("file",)},
+    ),
     "hostile-files": Goal(
-        "12 hostile files refused, two versions",
+        "60 hostile files refused, two versions",
         files.hostile_files,
         None,
         {"lowest": True},
@@ -47,6 +86,11 @@ GOALS = {
     "unsafe-loaders": Goal("unsafe loaders: 0", files.unsafe_loaders, {}),
     "bombs": Goal("6 bombs refused, < 200 MB, < 2 s", files.bombs, {}),
     "images": Goal("24 images upright or named", files.images_of_every_kind, {}),
+    "tiles": Goal(
+        "800 images and files by tiles: as a whole",
+        denoiser.tiles,
+        {"count": 3, "files": 3},
+    ),
     "search": Goal("3,000 cases, 60k x 60k in 1 GB", search.exact_search, None),
     "failing-calls": Goal(
         "n-th call fails, 7 x 100: none lost",
@@ -57,6 +101,16 @@ GOALS = {
         "2 x 200 appends, 1,000 reads: all",
         saving.concurrent_access,
         {"appends": 5, "reads": 60},
+    ),
+    "removals": Goal(
+        "8,000 changes, 80 kills: as a model in Python",
+        galleries.removals,
+        {"runs": 1, "steps": 15, "kills": 1, "kinds": ("exact", "hnsw")},
+    ),
+    "threads": Goal(
+        "2,400 queries while a thread changes: right",
+        galleries.threads,
+        {"queries": 20},
     ),
     "nan": Goal(
         "11 injections of NaN: error, finite",

@@ -14,22 +14,41 @@ from tests.torture.artifact_kinds import ARTIFACTS, IMAGES, contents, embedder, 
 from tests.torture.children import drain, last_message, run_child, start_child
 
 
-def _save_forever(kind, path, value, send):
+def _rename_twice():
+    """Renames twice, slowly, as on a system that cannot exchange two names."""
+
+    def slow(*args):
+        time.sleep(0.02)
+        real(*args)
+
+    real, os.rename = os.rename, slow
+    _artifacts._exchange = lambda one, other: False
+
+
+def _save_forever(kind, path, value, exchange, send):
+    if not exchange:
+        _rename_twice()
     while True:
         send(value)
         value += 1
         ARTIFACTS[kind][0](path, float(value))
 
 
-def killed_saves(times=200, kinds=tuple(ARTIFACTS)):
-    """Kills writers at random moments; the artifact must then be the old or the new one."""
-    wrong, midway = [], 0
+def killed_saves(times=200, kinds=tuple(ARTIFACTS), exchange=True):
+    """Kills writers at random moments; the artifact must then be the old or the new one.
+
+    Args:
+        times: Kills of each kind.
+        kinds: Kinds of artifacts.
+        exchange: Whether the system can exchange two names in one step.
+    """
+    wrong, midway, aside = [], 0, 0
     for kind in kinds:
         rng = random.Random(kind)
         with tempfile.TemporaryDirectory() as folder:
             path, saved, duration = Path(folder, "it"), 0, None
             while duration is None:  # how long a first save takes
-                with start_child(_save_forever, kind, path, 0) as (process, messages):
+                with start_child(_save_forever, kind, path, 0, exchange) as (process, messages):
                     messages.recv()
                     start = time.perf_counter()
                     saved = messages.recv()
@@ -37,12 +56,13 @@ def killed_saves(times=200, kinds=tuple(ARTIFACTS)):
                     process.kill()
                     saved = drain(messages, saved)  # it went on saving meanwhile
             for n in range(times):
-                with start_child(_save_forever, kind, path, saved) as (process, messages):
+                with start_child(_save_forever, kind, path, saved, exchange) as (process, messages):
                     messages.recv()
                     time.sleep(rng.uniform(0, 1.2 * duration))
                     process.kill()
                     saved = drain(messages, saved)
                 midway += any(name.endswith(".tmp") for name in os.listdir(folder))
+                aside += not path.exists()  # the old one stands under its other name
                 try:
                     value = ARTIFACTS[kind][1](path)[0]
                     if value not in (saved, saved + 1):
@@ -56,7 +76,8 @@ def killed_saves(times=200, kinds=tuple(ARTIFACTS)):
                 strays = [name for name in os.listdir(folder) if name != "it"]
                 wrong += [f"{kind}: {strays} stay after the next save"] if strays else []
     kills = times * len(kinds)
-    return f"{kills} kills, {midway} of them midway, {len(wrong)} lost or corrupt", wrong
+    between = "" if exchange else f", {aside} between two renames"
+    return f"{kills} kills, {midway} of them midway{between}, {len(wrong)} lost or corrupt", wrong
 
 
 def _fail_calls(kind, turns, folder, send):
@@ -178,8 +199,9 @@ def concurrent_access(appends=200, reads=1000):
         kept = len(found & {f"{who}-{n}" for who in "ab" for n in range(appends)})
         wrong += [f"{kept} of {2 * appends} appends are kept"] if kept < 2 * appends else []
         path, seen = Path(folder, "it"), [0.0]
-        with start_child(_save_forever, "index", path, 0) as (_, messages):
-            messages.recv(), messages.recv()
+        with start_child(_save_forever, "index", path, 0, True) as (_, messages):
+            for _ in range(2):
+                messages.recv()
             for n in range(max(reads // 2, reads - done)):
                 while messages.poll():  # or the writer would wait
                     messages.recv()
