@@ -136,7 +136,7 @@ def test_found_images_are_drawn_beside_their_queries(gallery, images):
     found = gallery.query(images[:3], k=4, query_labels=LABELS[:3])
     figure = gallery.show(found, images[:3], images)
     assert len(figure.axes) == 15 and figure.axes[0].get_title() == "query"
-    assert figure.axes[1].get_title() == "0"
+    assert figure.axes[1].get_title() == "0.00"
     by_id = gallery.show(gallery.query(ids=[5, 6], k=2), [5, 6], images)
     assert len(by_id.axes) == 6
 

@@ -640,13 +640,17 @@ def test_a_graph_finds_nearly_what_exact_search_finds_at_true_distances(metric):
 
 def test_a_graph_of_poor_settings_says_so():
     base = np.random.default_rng(0).normal(size=(3000, 32))
-    poor = NeighborIndex("euclidean", kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
+    poor = NeighborIndex("euclidean", kind="hnsw", m=2, ef_construction=4, ef_search=4)
+    with pytest.warns(UserWarning, match="kind='hnsw' finds a share of 0.1.*larger ef_search"):
+        poor.fit(base)
     assert poor.recall_ < 0.8 < NeighborIndex("euclidean", kind="hnsw").fit(base).recall_
 
 
 def test_a_graph_answers_for_every_vector_that_it_holds():
     base = np.random.default_rng(0).normal(size=(300, 4))
-    index = NeighborIndex("euclidean", kind="hnsw", m=2, ef_construction=4, ef_search=4).fit(base)
+    index = NeighborIndex("euclidean", kind="hnsw", m=2, ef_construction=4, ef_search=4)
+    with pytest.warns(UserWarning, match="finds a share of 0.62"):
+        index.fit(base)
     distances, indices = index.query(base[:5], 299)
     assert all(len(set(row)) == 299 for row in indices.tolist())
 
