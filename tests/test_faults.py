@@ -727,7 +727,7 @@ def quiet():
 
 # Tested elsewhere: classes that functions return, functions of the disk and of the network.
 OTHERWISE = {
-    "dtype_policy",
+    *("device_names", "dtype_policy"),  # which take no argument, or one of Keras
     *("Candidates", "Dataset", "Denoised", "ImageFolder", "OpenSetIdentification", "PairFolder"),
     *("SavedModel", "SuspectLabels", "Verification"),
     *("as_float", "data_dir", "embed_folder", "fetch", "load_embedder", "resolve_dataset"),
