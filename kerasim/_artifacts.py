@@ -712,7 +712,7 @@ def _open_lock(path: Path, locked) -> io.FileIO:
         while True:
             file = open(path, "r+b", buffering=0, opener=_open_or_make)
             try:
-                if _is_locked(file, path, locked):
+                if _lock_file(file, path, locked):
                     return file
             except BaseException:
                 file.close()
@@ -722,7 +722,7 @@ def _open_lock(path: Path, locked) -> io.FileIO:
         raise _write_error(path, None, error) from error
 
 
-def _is_locked(file: io.FileIO, path: Path, locked) -> bool:
+def _lock_file(file: io.FileIO, path: Path, locked) -> bool:
     """Locks an open file; returns whether it still is the one at `path`."""
     try:
         # guard: lock

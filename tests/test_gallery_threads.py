@@ -1,6 +1,5 @@
 """A gallery that is interrupted, and one that several threads use."""
 
-import sys
 import threading
 import time
 
@@ -12,34 +11,20 @@ from kerasim import _adding, _items, embedding
 from kerasim import gallery as module
 from kerasim.gallery import Gallery
 from kerasim.neighbors import NeighborIndex
+from tests.helpers.interrupted import at_line
 from tests.helpers.small_embedder import EMBEDDER
 
 IMAGES = np.random.default_rng(0).random((60, 4, 4, 1), dtype="float32")
 TRACED = {module.__file__, _adding.__file__, _items.__file__}
 
 
-def traced(call, interrupt_at=None) -> int:
+def traced(call, interrupt_at=0) -> int:
     """Calls `call` and returns how many lines of the gallery's modules ran.
 
     With `interrupt_at` it raises KeyboardInterrupt at that line, counted from 1.
     """
-    lines = [0]
-
-    def trace(frame, event, argument):
-        if frame.f_code.co_filename not in TRACED:
-            return None
-        lines[0] += event == "line"
-        if event == "line" and lines[0] == interrupt_at:
-            sys.settrace(None)
-            raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
+    with at_line(interrupt_at, TRACED) as lines:
         call()
-    finally:
-        sys.settrace(before)
     return lines[0]
 
 

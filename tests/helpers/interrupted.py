@@ -10,11 +10,12 @@ _PACKAGE = os.path.dirname(kerasim.__file__)
 
 
 @contextlib.contextmanager
-def at_line(number):
+def at_line(number, files=None):
     """Raises KeyboardInterrupt when that many lines of kerasim have run in the block.
 
     Args:
         number: Counted from 1; 0 for no interrupt.
+        files: The files whose lines count; None for all of kerasim.
 
     Yields:
         A list of one number, the lines that have run so far.
@@ -22,7 +23,8 @@ def at_line(number):
     lines = [0]
 
     def trace(frame, event, argument):
-        if not frame.f_code.co_filename.startswith(_PACKAGE):
+        file = frame.f_code.co_filename
+        if not (file.startswith(_PACKAGE) if files is None else file in files):
             return None
         lines[0] += event == "line"
         if event == "line" and lines[0] == number:
